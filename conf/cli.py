@@ -1,0 +1,267 @@
+"""The one wrapper around Hydra: `KEY=VALUE` overrides in, a checked dataclass out, clear errors in between.
+
+Nothing here or in the config modules imports torch, so a bad command line fails before the heavy start-up.
+"""
+
+import ast
+import difflib
+import importlib.util
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, fields, is_dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("model", "sft", "rewards", "rollouts", "rlhf", "conf")
+USER_ERROR = 2
+Config = TypeVar("Config")
+
+
+class UsageError(ValueError):
+    """A command line or config file that cannot be used; the message says what to do."""
+
+
+def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]) -> int:
+    """Parse the command line of an entry point and run it; returns the exit code.
+
+    0: done. 2: the user's input was refused, with one message. Other failures raise.
+    """
+    arguments = sys.argv[1:]
+    try:
+        check_packages()
+        if "--help" in arguments or "-h" in arguments:
+            print(help_text(entry, schema))
+            return 0
+        overrides, show = _split_arguments(arguments)
+        config, resolved = load_config(entry, overrides)
+        if show:
+            print(resolved, end="")
+            return 0
+        run(config, resolved)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    except KeyboardInterrupt:
+        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        return 130
+    except RuntimeError as error:
+        exit_code = getattr(error, "exit_code", None)
+        if exit_code is None:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return exit_code
+    return 0
+
+
+def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
+    """(typed config, its resolved YAML) of an entry point. `UsageError` with the nearest key for a typo."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import DictConfig, OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from conf.schema import register
+
+    register()
+    plain, stage_overrides = _take_stage_overrides(entry, overrides)
+    search_path = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"):
+            groups = [_check_choice(o, entry) for o in plain if _key(o) in _groups(entry)]
+            known = compose("config", [search_path, *groups])
+            assert isinstance(known, DictConfig)
+            checked = [_check_key(override, known, entry) for override in plain]
+            composed = compose("config", [search_path, *checked])
+            for stage, extra in stage_overrides.items():
+                composed.stages[stage] = [*composed.stages[stage], *extra]
+            config = OmegaConf.to_object(composed)
+            return config, OmegaConf.to_yaml(OmegaConf.structured(config))
+    except (HydraException, OmegaConfBaseException) as error:
+        raise UsageError(_explain(error, entry)) from None
+
+
+def check_packages() -> None:
+    """Refuse to run when a file in the working directory hides one of our packages."""
+    for name in PACKAGES:
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve() if spec and spec.origin else None
+        if origin != ROOT / name / "__init__.py":
+            where = origin or (list(spec.submodule_search_locations or []) if spec else "nowhere")
+            raise UsageError(
+                f"package {name!r}: expected {ROOT / name}, found {where}, which hides it; "
+                "rename that file or folder, or start from another directory"
+            )
+
+
+def help_text(entry: str, schema: type) -> str:
+    """Every key with its type, default and documentation, and the choices of every group."""
+    module = {"pretrain": "model.pretrain.train", "sft": "sft.train"}.get(entry)
+    module = module or {"rlhf": "rlhf.train"}.get(entry, f"rlhf.{entry}")
+    lines = [f"usage: python -m {module} [KEY=VALUE ...] [--cfg job] [--help]", ""]
+    for group, choices in _groups(entry).items():
+        lines.append(f"  {group}={'|'.join(choices)}")
+    lines += ["", "keys:"]
+    lines += [f"  {line}" for line in _describe(schema, "")]
+    if entry == "pipeline":
+        lines += ["", "  stages.NAME.KEY=VALUE passes an override to a stage, e.g. stages.rl.algorithm.group_size=4"]
+    return "\n".join(lines)
+
+
+def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
+    overrides, show = [], False
+    rest = iter(arguments)
+    for argument in rest:
+        if argument in ("--cfg", "-c"):
+            if next(rest, None) != "job":
+                raise UsageError("--cfg: expected 'job'")
+            show = True
+        elif argument.startswith("-") or "=" not in argument:
+            raise UsageError(f"{argument!r}: expected KEY=VALUE, --cfg job or --help")
+        else:
+            overrides.append(argument)
+    return overrides, show
+
+
+def _take_stage_overrides(entry: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
+    """Split `stages.rl.KEY=VALUE` off a pipeline's overrides; the stage's own entry point checks them."""
+    plain: list[str] = []
+    by_stage: dict[str, list[str]] = {}
+    for override in overrides:
+        match = re.match(r"stages\.(\w+)\.(.+)", override) if entry == "pipeline" else None
+        if match is None:
+            plain.append(override)
+            continue
+        from rlhf.config import StagesConfig
+
+        stages = [f.name for f in fields(StagesConfig)]
+        if match[1] not in stages:
+            raise UsageError(f"{override!r}: no stage {match[1]!r}; {_nearest(match[1], stages)}")
+        by_stage.setdefault(match[1], []).append(match[2])
+    return plain, by_stage
+
+
+def _groups(entry: str) -> dict[str, list[str]]:
+    """Config groups of an entry point and their choices."""
+    folders = {"recipe": ROOT / "conf" / entry / "recipe"}
+    if entry == "rlhf":
+        folders["algorithm"] = ROOT / "conf" / "algorithm"
+    return {name: sorted(p.stem for p in folder.glob("*.yaml")) for name, folder in folders.items() if folder.is_dir()}
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
+
+
+def _check_choice(override: str, entry: str) -> str:
+    key, choice = _key(override), override.partition("=")[2]
+    choices = _groups(entry)[key]
+    if choice not in choices:
+        raise UsageError(f"{key}: no choice {choice!r}; {_nearest(choice, choices)}")
+    return f"{key}={choice}"
+
+
+def _check_key(override: str, known: Any, entry: str) -> str:
+    """The override without a needless `+`. `UsageError` for a key that the schema does not have."""
+    key = _key(override)
+    if key in _groups(entry):
+        return _check_choice(override, entry)
+    if override.startswith("~"):
+        raise UsageError(f"{override!r}: deleting keys is not supported; set the value you want")
+    keys = list(_flatten(known, ""))
+    if key in keys:
+        return override.lstrip("+")
+    parent = key.rpartition(".")[0]
+    if parent in keys and _is_free_mapping(known, parent):
+        return f"+{override.lstrip('+')}"
+    raise UsageError(f"{key}: no such key; {_nearest(key, [*keys, *_groups(entry)])}")
+
+
+def _flatten(node: Any, prefix: str) -> Iterator[str]:
+    from omegaconf import DictConfig
+
+    for key in node:
+        name = f"{prefix}{key}"
+        yield name
+        if isinstance(node[key], DictConfig):
+            yield from _flatten(node[key], f"{name}.")
+
+
+def _is_free_mapping(known: Any, key: str) -> bool:
+    from omegaconf import OmegaConf
+
+    node = OmegaConf.select(known, key)
+    return OmegaConf.is_dict(node) and OmegaConf.get_type(node) is dict
+
+
+def _nearest(word: str, known: Sequence[str]) -> str:
+    """A suggestion: the nearest full key, or the nearest last part."""
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
+    if not close:
+        by_tail = {key.rpartition(".")[2]: key for key in known}
+        close = [by_tail[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(by_tail), n=1, cutoff=0.6)]
+    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted({key.partition('.')[0] for key in known}))}; --help lists all"
+
+
+def _explain(error: Exception, entry: str) -> str:
+    """Hydra's error in one line, with the nearest key when a YAML file or an override names an unknown one."""
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    text = " ".join(str(cause).partition("full_key:")[0].split())
+    full_key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
+    match = re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text)
+    if match:
+        from conf.schema import ENTRIES
+
+        key = str(full_key or match[1])
+        known = [line.split("=")[0].split(":")[0] for line in _describe(ENTRIES[entry], "") if line[:1].isalpha()]
+        return f"{key}: no such key in the schema (from a YAML file or an override); {_nearest(key, known)}"
+    return f"{full_key}: {text}" if full_key and str(full_key) not in text else text
+
+
+def _describe(schema: type, prefix: str) -> Iterator[str]:
+    """`key: type = default` and the field's own docstring, indented; nested sections follow their parent's name."""
+    hints = get_type_hints(schema)
+    documentation = _field_documentation(schema)
+    defaults = _defaults(schema)
+    for f in fields(schema):
+        kind = hints[f.name]
+        if is_dataclass(kind):
+            actual = type(defaults[f.name]) if is_dataclass(defaults[f.name]) else kind
+            yield from _describe(actual, f"{prefix}{f.name}.")
+            continue
+        default = defaults[f.name]
+        shown = default.value if isinstance(default, Enum) else default
+        is_enum = isinstance(kind, type) and issubclass(kind, Enum)
+        name = "|".join(m.value for m in kind) if is_enum else getattr(kind, "__name__", str(kind))
+        yield f"{prefix}{f.name}: {name} = {shown!r}"
+        yield from textwrap.wrap(documentation.get(f.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
+
+
+def _defaults(schema: type) -> dict[str, Any]:
+    """Default values of a dataclass without constructing it (required ones would be refused)."""
+    values: dict[str, Any] = {}
+    for f in fields(schema):
+        values[f.name] = f.default if f.default_factory is MISSING else f.default_factory()
+    return values
+
+
+def _field_documentation(schema: type) -> dict[str, str]:
+    """The string literal behind each field, base classes included."""
+    documentation: dict[str, str] = {}
+    for cls in reversed(schema.__mro__[:-1]):
+        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for statement, following in zip(body.body, body.body[1:], strict=False):
+            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
+                continue
+            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
+                documentation[statement.target.id] = str(following.value.value)
+    return documentation

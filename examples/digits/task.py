@@ -1,0 +1,49 @@
+"""The quickstart's task: read four handwritten digits in a 2x2 image and compute with them. Answers are exact.
+
+Two question families over the digits a b (top row) c d (bottom row):
+sum        a + b + c + d                        0..36
+gap        |(a + b) - (c + d)|                  0..18
+Two correct ways to think, both taught: *terse* (only the reading) and *full* (the reading, then each step).
+"""
+
+from collections.abc import Sequence
+from enum import Enum
+
+
+class Family(Enum):
+    """A kind of question; the value is its text."""
+
+    sum = "What is the sum of the four digits?"
+    gap = "How far apart are the sums of the two rows?"
+
+
+CAPTION_PREFIX = "Digits:"
+
+
+def answer(family: Family, digits: Sequence[int]) -> int:
+    a, b, c, d = digits
+    return a + b + c + d if family is Family.sum else abs(a + b - c - d)
+
+
+def reading(digits: Sequence[int]) -> str:
+    """The four digits in reading order, no separators."""
+    return "".join(map(str, digits))
+
+
+def full_thought(family: Family, digits: Sequence[int]) -> str:
+    """For example `3719:3+7=10,10+1=11,11+9=20`."""
+    a, b, c, d = digits
+    if family is Family.sum:
+        steps = f"{a}+{b}={a + b},{a + b}+{c}={a + b + c},{a + b + c}+{d}={a + b + c + d}"
+    else:
+        high, low = max(a + b, c + d), min(a + b, c + d)
+        steps = f"{a}+{b}={a + b},{c}+{d}={c + d},{high}-{low}={high - low}"
+    return f"{reading(digits)}:{steps}"
+
+
+def boxed(value: int) -> str:
+    return f"\\boxed{{{value}}}"
+
+
+def thinking_text(thought: str, value: int) -> str:
+    return f"<think>{thought}</think>{boxed(value)}"

@@ -1,0 +1,179 @@
+"""Write the digits task as JSONL and PNG: `python -m examples.digits.write out=DIR [seed=0]`.
+
+Source: scikit-learn's `load_digits`, 1,797 real 8x8 scans. Training, validation and test scans are disjoint; the set
+carries no writer labels, so a writer may appear in more than one split.
+"""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from examples.digits import task
+
+NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
+NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 256, 16384, 600
+SIDE = 16
+DONE = "READY"
+
+
+def write(out: Path, seed: int) -> None:
+    """Fill `out` with pretrain.jsonl, demonstrations.jsonl, train.jsonl, validation.jsonl, test.jsonl and images/.
+
+    The folder appears whole or not at all; an existing finished folder is left as it is.
+    """
+    if (out / DONE).exists():
+        return
+    rng = np.random.default_rng(seed)
+    splits = _load_scans(rng)
+    staging = out.with_name(out.name + ".partial")
+    shutil.rmtree(staging, ignore_errors=True)
+    train = _canvases(staging, "train", splits["train"], NUM_TRAIN, rng, augment=True)
+    shown = _canvases(staging, "demonstrations", splits["train"], NUM_DEMONSTRATIONS, rng, augment=True)
+    _write_lines(staging / "pretrain.jsonl", _pretraining(train, rng))
+    _write_lines(staging / "demonstrations.jsonl", _demonstrations(shown))
+    _write_lines(staging / "train.jsonl", _prompts("train", train))
+    for name in ("validation", "test"):
+        canvases = _canvases(staging, name, splits[name], NUM_EVAL, rng, augment=False)
+        _write_lines(staging / f"{name}.jsonl", _prompts(name, canvases))
+    (staging / DONE).write_text(f"seed {seed}\n")
+    shutil.rmtree(out, ignore_errors=True)
+    os.replace(staging, out)
+
+
+def _load_scans(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError:
+        raise ValueError("examples.digits needs scikit-learn: pip install 'sailvl2-rl[demo]'") from None
+    digits = load_digits()
+    order = rng.permutation(len(digits.target))
+    cuts = np.split(order, [NUM_TEST_SCANS, NUM_TEST_SCANS + NUM_VALIDATION_SCANS])
+    names = ("test", "validation", "train")
+    return {name: (digits.images[cut] / 16.0, digits.target[cut]) for name, cut in zip(names, cuts, strict=True)}
+
+
+def _canvases(
+    folder: Path,
+    split: str,
+    scans: tuple[np.ndarray, np.ndarray],
+    count: int,
+    rng: np.random.Generator,
+    augment: bool,
+) -> list[tuple[str, list[int]]]:
+    """Compose and save `count` images of four scans each: [(file name, digits)]."""
+    images, labels = scans
+    (folder / "images" / split).mkdir(parents=True)
+    canvases = []
+    for index in range(count):
+        picked = rng.integers(0, len(labels), 4)
+        cells = [_enlarge(images[i], rng if augment else None) for i in picked]
+        canvas = np.block([[cells[0], cells[1]], [cells[2], cells[3]]])
+        if augment:
+            canvas = canvas + rng.normal(0.0, 0.05, canvas.shape)
+        name = f"images/{split}/{index:05d}.png"
+        grey = (np.clip(canvas, 0.0, 1.0) * 255).round().astype(np.uint8)
+        Image.fromarray(grey).save(folder / name, compress_level=1)
+        canvases.append((name, [int(labels[i]) for i in picked]))
+    return canvases
+
+
+def _enlarge(scan: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
+    """8x8 -> 16x16 bilinear; with `rng` also a shift of up to 2 pixels and a contrast of 0.8 to 1.2."""
+    image = np.asarray(Image.fromarray(scan.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
+    if rng is None:
+        return image
+    dy, dx = rng.integers(-2, 3, 2)
+    padded = np.pad(image, 2)
+    return padded[2 + dy : 2 + dy + SIDE, 2 + dx : 2 + dx + SIDE] * rng.uniform(0.8, 1.2)
+
+
+def _family(index: int) -> task.Family:
+    return (task.Family.sum, task.Family.gap)[index % 2]
+
+
+def _pretraining(canvases: list[tuple[str, list[int]]], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+    """Captions, and text-only worked questions, and direct visual questions; `kind` names the mixture part."""
+    for index, (name, digits) in enumerate(canvases):
+        yield {
+            "id": f"caption-{index}",
+            "kind": "caption",
+            "images": [name],
+            "prefix": task.CAPTION_PREFIX,
+            "text": task.reading(digits),
+        }
+        yield {
+            "id": f"direct-{index}",
+            "kind": "direct",
+            "images": [name],
+            "prefix": _family(index).value,
+            "text": task.boxed(task.answer(_family(index), digits)),
+        }
+    for index in range(NUM_WORKED):
+        family, digits = _family(index), [int(d) for d in rng.integers(0, 10, 4)]
+        text = task.full_thought(family, digits)
+        yield {"id": f"worked-{index}", "kind": "worked", "images": [], "prefix": family.value, "text": text}
+
+
+def _messages(name: str, family: task.Family) -> list[dict[str, Any]]:
+    content = [{"type": "image", "image": name}, {"type": "text", "text": family.value}]
+    return [{"role": "user", "content": content}]
+
+
+def _demonstrations(canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:
+    """Both ways to think for every prompt; they share the prompt in one packed row."""
+    for index, (name, digits) in enumerate(canvases):
+        family = _family(index)
+        value = task.answer(family, digits)
+        yield {
+            "id": f"demonstration-{index}",
+            "mode": "think",
+            "messages": _messages(name, family),
+            "completions": [
+                task.thinking_text(task.full_thought(family, digits), value),
+                task.thinking_text(task.reading(digits), value),
+            ],
+        }
+
+
+def _prompts(split: str, canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:
+    for index, (name, digits) in enumerate(canvases):
+        family = _family(index)
+        yield {
+            "id": f"{split}-{index}",
+            "messages": _messages(name, family),
+            "reference": str(task.answer(family, digits)),
+            "family": family.name,
+        }
+
+
+def _write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8") as file:
+        for record in records:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def main(arguments: list[str]) -> int:
+    values = {"out": "data/digits", "seed": "0"}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key not in values or not equals:
+            print(f"error: {argument!r}: expected out=DIR or seed=NUMBER", file=sys.stderr)
+            return 2
+        values[key] = value
+    try:
+        write(Path(values["out"]), int(values["seed"]))
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

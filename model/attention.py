@@ -1,0 +1,103 @@
+"""Attention over packed token rows whose completions share a prefix.
+
+`Layout` says where the T packed tokens sit: *roots* are causal sequences of their own; *branches* continue a root and
+see it and themselves only. A group of RL is one root (the prompt) with G branches; an ordinary sequence is a root
+without branches. Portable reference: SDPA on padded batches, exact for values and gradients.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Slots of T packed tokens in padded roots [R, P] and padded branches [B, C]."""
+
+    root_tokens: Tensor  # [R, P] token in each slot, 0 in padding
+    branch_tokens: Tensor  # [B, C] token in each slot, 0 in padding; B may be 0
+    branch_root: Tensor  # [B] the root each branch continues
+    branch_mask: Tensor  # [B, 1, C, P + C] True where a branch slot may attend
+    slot_of_token: Tensor  # [T] position in (roots flattened, then branches flattened)
+    token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
+
+
+def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """q [T, H, K], k and v [T, Hkv, K] -> [T, H, K]; scale 1/sqrt(K)."""
+    num_heads, num_kv_heads = q.shape[1], k.shape[1]
+    slots = _Regroup.apply(
+        torch.cat((q, k, v), dim=1),
+        torch.cat((layout.root_tokens.flatten(), layout.branch_tokens.flatten())),
+        layout.slot_of_token,
+    )
+    num_roots, prefix = layout.root_tokens.shape
+    num_branches, length = layout.branch_tokens.shape
+    split = (num_heads, num_kv_heads, num_kv_heads)
+    root_slots = slots[: num_roots * prefix].unflatten(0, (num_roots, prefix)).transpose(1, 2)
+    root_q, root_k, root_v = root_slots.split(split, dim=1)
+    out = [_sdpa(root_q, root_k, root_v, None)]
+    if num_branches:
+        own_slots = slots[num_roots * prefix :].unflatten(0, (num_branches, length)).transpose(1, 2)
+        own_q, own_k, own_v = own_slots.split(split, dim=1)
+        branch_k = torch.cat((root_k.index_select(0, layout.branch_root), own_k), dim=2)
+        branch_v = torch.cat((root_v.index_select(0, layout.branch_root), own_v), dim=2)
+        out.append(_sdpa(own_q, branch_k, branch_v, layout.branch_mask))
+    flat = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out])
+    return _Regroup.apply(flat, layout.slot_of_token, layout.token_of_slot)
+
+
+def grouped_decode_attention(
+    q: Tensor,
+    prefix_k: Tensor,
+    prefix_v: Tensor,
+    own_k: Tensor,
+    own_v: Tensor,
+    bias: Tensor,
+) -> Tensor:
+    """One new token of G siblings of each of N prompts, over a prefix that is stored once per prompt.
+
+    q [N, G, H, K]; prefix_k/v [N, Hkv, P, K]; own_k/v [N, G, Hkv, C, K]; bias [N, G, P + C] (0 or -inf) -> [N, G, H, K].
+    """
+    num_prompts, group, num_heads, width = q.shape
+    num_kv_heads, prefix = prefix_k.shape[1:3]
+    share = num_heads // num_kv_heads
+    q = q.unflatten(2, (num_kv_heads, share)) * width**-0.5  # [N, G, Hkv, S, K]
+    by_prompt = q.permute(0, 2, 1, 3, 4).reshape(num_prompts, num_kv_heads, group * share, width)
+    prefix_scores = (by_prompt @ prefix_k.transpose(-1, -2)).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
+    own_scores = q @ own_k.transpose(-1, -2)
+    scores = torch.cat((prefix_scores, own_scores), dim=-1) + bias[:, :, None, None, :]
+    weights = scores.float().softmax(-1).to(q.dtype)
+    prefix_weights = weights[..., :prefix].permute(0, 2, 1, 3, 4).flatten(2, 3)
+    from_prefix = (prefix_weights @ prefix_v).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
+    return (from_prefix + weights[..., prefix:] @ own_v).flatten(2, 3)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    share = q.shape[1] // k.shape[1]
+    if share > 1:
+        k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+
+
+class _Regroup(torch.autograd.Function):
+    """rows[index] whose backward is a gather too (every row is read by at most one real slot).
+
+    A plain `rows[index]` accumulates gradients in an order that two CPU threads do not repeat.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.num_out = index.shape[0]
+        return rows.index_select(0, index)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        (inverse,) = ctx.saved_tensors
+        (grad,) = grads
+        # One zero row stands behind the real ones: padding slots point at it.
+        padded = torch.cat((grad, grad.new_zeros(1, *grad.shape[1:])))
+        return padded.index_select(0, inverse), None, None

@@ -1,0 +1,40 @@
+"""Reading JSONL data rows with errors that name file and line."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+
+def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
+    """Rows of a JSONL file; each must have a unique `id` and the `required` fields of the given types.
+
+    `ValueError` naming the line, what was expected and what came.
+    """
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it first or correct the path") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
+    records, seen = [], set()
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"data: {path}:{number}: expected a JSON object, found: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"data: {path}:{number}: expected a JSON object, found {type(record).__name__}")
+        for name, kind in {"id": str, **required}.items():
+            if not isinstance(record.get(name), kind):
+                raise ValueError(
+                    f"data: {path}:{number}: {name}: expected {kind.__name__}, found {record.get(name)!r:.80}"
+                )
+        if record["id"] in seen:
+            raise ValueError(f"data: {path}:{number}: id: expected a unique value, found {record['id']!r} again")
+        seen.add(record["id"])
+        records.append(record)
+    if not records:
+        raise ValueError(f"data: {path}: expected at least one row, found none")
+    return records

@@ -1,0 +1,88 @@
+"""Settings of optimisation and of a run's folder, shared by every training entry point."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Schedule(Enum):
+    """How the learning rate goes from its peak to `final_share` of it after the warm-up."""
+
+    constant = "constant"
+    linear = "linear"
+    cosine = "cosine"
+
+
+class Start(Enum):
+    """`resume` continues from the newest checkpoint that verifies; `fresh` deletes the run's files first."""
+
+    resume = "resume"
+    fresh = "fresh"
+
+
+class Normalisation(Enum):
+    """What one update's loss is divided by: `tokens` that train, or `samples` (the report's equations 2 and 3)."""
+
+    tokens = "tokens"
+    samples = "samples"
+
+
+@dataclass
+class OptimizerConfig:
+    learning_rate: float = 1e-3
+    """peak learning rate of AdamW"""
+    warmup_steps: int = 10
+    """optimizer updates of linear warm-up"""
+    schedule: Schedule = Schedule.cosine
+    """decay after the warm-up: constant, linear or cosine"""
+    final_share: float = 0.1
+    """learning rate at the end, as a share of the peak"""
+    beta1: float = 0.9
+    """AdamW beta 1"""
+    beta2: float = 0.95
+    """AdamW beta 2"""
+    weight_decay: float = 0.05
+    """AdamW decoupled weight decay, on matrices only"""
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this global norm"""
+
+    def __post_init__(self) -> None:
+        if not self.learning_rate > 0:
+            raise ValueError(f"optimizer.learning_rate: expected a positive number, found {self.learning_rate}")
+        if self.warmup_steps < 0:
+            raise ValueError(f"optimizer.warmup_steps: expected 0 or more, found {self.warmup_steps}")
+        if not self.max_grad_norm > 0:
+            raise ValueError(f"optimizer.max_grad_norm: expected a positive number, found {self.max_grad_norm}")
+
+
+@dataclass
+class EngineConfig:
+    num_threads: int = 2
+    """CPU threads inside an operation; part of the run's identity, because it changes last bits"""
+    micro_batch_tokens: int = 2600
+    """packed tokens of one forward and backward"""
+
+    def __post_init__(self) -> None:
+        for name in ("num_threads", "micro_batch_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass
+class RunConfig:
+    dir: str = ""
+    """folder of this run; holds the config, metrics, events, checkpoints and the final model"""
+    seed: int = 0
+    """seed of everything random; draws are keyed by it, not streamed"""
+    start: Start = Start.resume
+    """resume: continue where the run stopped; fresh: start anew and delete what is there"""
+    save_every: int = 20
+    """steps between checkpoints"""
+    keep_checkpoints: int = 2
+    """newest checkpoints that stay"""
+
+    def __post_init__(self) -> None:
+        if not self.dir:
+            raise ValueError("run.dir: expected a folder for the run, found nothing; set run.dir=runs/NAME")
+        for name in ("save_every", "keep_checkpoints"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"run.{name}: expected at least 1, found {getattr(self, name)}")

@@ -1,0 +1,158 @@
+"""The reference engine: one process, CPU or one GPU."""
+
+import copy
+import json
+import math
+from typing import Any
+
+import torch
+from safetensors.torch import load as from_safetensors
+from safetensors.torch import save as to_safetensors
+from torch import Tensor
+
+from model.batch import ModelInputs
+from model.engine.base import LossFn, NonFiniteError, StepResult
+from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.logprobs import TokenScores
+from model.sail_vl2 import SailVL2
+
+MAX_SKIPPED = 3
+
+
+class LocalEngine:
+    """`TrainEngine` on one device with fp32 weights and fused AdamW."""
+
+    def __init__(
+        self,
+        model: SailVL2,
+        config: EngineConfig,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        temperature: float = 1.0,
+        barred_ids: list[int] | None = None,
+    ) -> None:
+        """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
+        use_deterministic_cpu(config.num_threads)
+        self.model = model
+        self.config = config
+        self.optimizer_config = optimizer
+        self.total_steps = total_steps
+        self.step_count = 0
+        self._temperature = temperature
+        self._barred_ids = torch.tensor(barred_ids) if barred_ids else None
+        self._device = next(model.parameters()).device
+        matrices = [p for p in model.parameters() if p.dim() >= 2]
+        vectors = [p for p in model.parameters() if p.dim() < 2]
+        self._optimizer = torch.optim.AdamW(
+            [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+            lr=optimizer.learning_rate,
+            betas=(optimizer.beta1, optimizer.beta2),
+            fused=True,
+        )
+        self._loss_is_finite = True
+        self._skipped_in_a_row = 0
+
+    def forward_backward(self, batch: Any, loss_fn: LossFn, denominator: float) -> dict[str, float]:
+        batch = batch.to(self._device)
+        loss_sum, metrics = loss_fn(self._scores(batch.inputs), batch)
+        self._loss_is_finite &= bool(torch.isfinite(loss_sum))
+        (loss_sum / denominator).backward()
+        return {**metrics, "loss": loss_sum.item() / denominator}
+
+    @torch.no_grad()
+    def logprobs(self, inputs: ModelInputs) -> TokenScores:
+        return self._scores(inputs.to(self._device))
+
+    def step(self) -> StepResult:
+        learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm).item()
+        applied = self._loss_is_finite and math.isfinite(norm)
+        if applied:
+            self._optimizer.step()
+        self._optimizer.zero_grad()
+        self._loss_is_finite = True
+        self.step_count += 1
+        self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise NonFiniteError(
+                f"loss or gradient was not finite in {MAX_SKIPPED} updates in a row (latest gradient norm {norm}); "
+                "the weights are those before them: lower optimizer.learning_rate or look at the data of these steps"
+            )
+        return StepResult(learning_rate, norm, applied)
+
+    def save(self) -> dict[str, bytes]:
+        moments = {}
+        for name, parameter in self.model.named_parameters():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                moments[f"{name}/{key}"] = value.detach().cpu().contiguous()
+        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
+        state = {
+            "step_count": self.step_count,
+            "skipped_in_a_row": self._skipped_in_a_row,
+            "num_threads": self.config.num_threads,
+            "total_steps": self.total_steps,
+        }
+        return {
+            "weights.safetensors": to_safetensors(weights),
+            "optimizer.safetensors": to_safetensors(moments),
+            "engine.json": json.dumps(state).encode(),
+        }
+
+    def load(self, files: dict[str, bytes]) -> None:
+        state = json.loads(files["engine.json"])
+        for name, ours in (("num_threads", self.config.num_threads), ("total_steps", self.total_steps)):
+            if state[name] != ours:
+                raise ValueError(
+                    f"resume: {name}: the checkpoint was made with {state[name]}, this run has {ours}; "
+                    f"use {state[name]} again, or start anew with run.start=fresh"
+                )
+        weights = from_safetensors(files["weights.safetensors"])
+        moments = from_safetensors(files["optimizer.safetensors"])
+        with torch.no_grad():
+            for name, parameter in self.model.named_parameters():
+                parameter.copy_(weights[name])
+                saved = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
+                if saved:
+                    self._optimizer.state[parameter] = {
+                        key: value.to(parameter.device) if value.dim() else value.clone() for key, value in saved.items()
+                    }
+        self.step_count = state["step_count"]
+        self._skipped_in_a_row = state["skipped_in_a_row"]
+
+    def publish_weights(self) -> tuple[int, dict[str, Tensor]]:
+        return self.step_count, {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+
+    def frozen_copy(self) -> "LocalEngine":
+        """An engine over a copy of the present weights, for reference log-probabilities only."""
+        model = copy.deepcopy(self.model).requires_grad_(False)
+        frozen = copy.copy(self)
+        frozen.model = model
+        return frozen
+
+    def _scores(self, inputs: ModelInputs) -> TokenScores:
+        return self.model(inputs, self._temperature, self._barred_ids)
+
+
+def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
+    """Learning rate of update `step` (0-based): linear warm-up, then the schedule down to its final share."""
+    if step < config.warmup_steps:
+        return config.learning_rate * (step + 1) / config.warmup_steps
+    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
+    match config.schedule:
+        case Schedule.constant:
+            share = 1.0
+        case Schedule.linear:
+            share = 1.0 - (1.0 - config.final_share) * progress
+        case Schedule.cosine:
+            share = config.final_share + (1.0 - config.final_share) * (1.0 + math.cos(math.pi * progress)) / 2.0
+    return config.learning_rate * share
+
+
+def use_deterministic_cpu(num_threads: int) -> None:
+    """Make CPU arithmetic repeatable for a given thread count."""
+    torch.set_num_threads(num_threads)
+    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False

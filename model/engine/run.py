@@ -1,0 +1,182 @@
+"""A run's folder: resolved config, metrics, events, progress, checkpoints, and exact restart."""
+
+import fcntl
+import json
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Protocol
+
+from model.engine.config import RunConfig, Start
+from model.engine.durable import STAGING_SUFFIX, verify_folder, write_file, write_folder
+from model.engine.failpoints import reach
+
+STATE = "state.json"
+_OWN_FILES = ("config.yaml", "metrics.jsonl", "events", "checkpoints", "final", "ledger.jsonl", "rollouts", "done.json")
+
+
+class Saves(Protocol):
+    """An engine, as far as a checkpoint is concerned."""
+
+    def save(self) -> dict[str, bytes]: ...
+
+    def load(self, files: dict[str, bytes]) -> None: ...
+
+
+class Run:
+    """Owns one run folder. Only one process may hold it at a time."""
+
+    def __init__(self, config: RunConfig, resolved_config: str) -> None:
+        """Lock the folder and write the config. `ValueError` if it is held, or belongs to another config."""
+        self.config = config
+        self.folder = Path(config.dir)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.folder / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"run.dir: {self.folder} is in use by another process; wait for it or choose another") from None
+        if config.start is Start.fresh:
+            self._clear()
+        self._check_config(resolved_config)
+        self._metrics: Any = None
+        self._events: Any = None
+        self._times: dict[str, float] = {}
+
+    @property
+    def final_folder(self) -> Path:
+        return self.folder / "final"
+
+    @property
+    def is_done(self) -> bool:
+        return (self.folder / "done.json").exists()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the timed phases since the last log line."""
+        return sum(self._times.values())
+
+    def restore(self, engine: Saves) -> dict[str, Any]:
+        """Load the newest checkpoint that verifies; returns its state, {"step": 0} when there is none.
+
+        Rejected checkpoints are named with the reason; if all are damaged that is an error, never a silent new start.
+        Lines past the restored step are cut from every log.
+        """
+        found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"), reverse=True)
+        state: dict[str, Any] = {"step": 0}
+        rejected = []
+        for folder in found:
+            problem = verify_folder(folder)
+            if not problem:
+                files = {path.name: path.read_bytes() for path in folder.iterdir()}
+                state = json.loads(files[STATE])
+                engine.load(files)
+                break
+            rejected.append(f"{folder.name}: {problem}")
+            print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
+        if found and len(rejected) == len(found):
+            raise ValueError(
+                f"resume: no checkpoint in {self.folder / 'checkpoints'} is intact: {'; '.join(rejected)}; "
+                "start anew with run.start=fresh"
+            )
+        self._open_logs(state["step"])
+        return state
+
+    def save(self, engine: Saves, state: dict[str, Any]) -> None:
+        """Write a checkpoint of `state["step"]`, then prune the oldest."""
+        self._metrics.flush()
+        root = self.folder / "checkpoints"
+        files = {**engine.save(), STATE: json.dumps(state).encode()}
+        write_folder(root / f"step_{state['step']:08d}", files)
+        for old in sorted(root.glob("step_*[0-9]"))[: -self.config.keep_checkpoints]:
+            reach("save.prune")
+            shutil.rmtree(old)
+
+    def finish(self, summary: dict[str, Any]) -> None:
+        """Mark the run as complete; a later start with the same command returns at once."""
+        self._metrics.flush()
+        if self._events is not None:
+            self._events.close()
+        write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
+
+    def is_due(self, step: int, last: int) -> bool:
+        return step % self.config.save_every == 0 or step == last
+
+    def log(self, step: int, metrics: dict[str, float]) -> None:
+        """Append one step's metrics, with the time of each phase since the last call under `time/`."""
+        metrics = {**metrics, **{f"time/{name}": round(seconds, 4) for name, seconds in self._times.items()}}
+        self._times = {}
+        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._metrics.flush()
+        self._write_events(step, metrics)
+        reach("log")
+
+    def append(self, file: str, step: int, records: list[dict[str, Any]]) -> None:
+        """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
+        path = self.folder / file
+        path.parent.mkdir(exist_ok=True)
+        with path.open("a", encoding="utf-8") as log:
+            log.writelines(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records)
+        reach(f"append.{Path(file).stem}")
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Count the seconds of a block under `time/PHASE` of the next log line."""
+        reach(phase)
+        begin = time.monotonic()
+        yield
+        self._times[phase] = self._times.get(phase, 0.0) + time.monotonic() - begin
+
+    def _clear(self) -> None:
+        for name in _OWN_FILES:
+            path = self.folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+    def _check_config(self, resolved: str) -> None:
+        path = self.folder / "config.yaml"
+        if path.exists() and path.read_text(encoding="utf-8") != resolved:
+            raise ValueError(
+                f"run.dir: {self.folder} holds a run with another config ({path}); "
+                "choose another run.dir, or start anew with run.start=fresh"
+            )
+        write_file(path, resolved.encode())
+
+    def _open_logs(self, step: int) -> None:
+        for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        for path in [self.folder / "metrics.jsonl", self.folder / "ledger.jsonl", *self.folder.glob("rollouts/*.jsonl")]:
+            cut_lines(path, step)
+        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+        # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
+        shutil.rmtree(self.folder / "events", ignore_errors=True)
+        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+            metrics = json.loads(line)
+            self._write_events(metrics.pop("step"), metrics)
+
+    def _write_events(self, step: int, metrics: dict[str, float]) -> None:
+        if self._events is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self.folder / "events"))
+        for name, value in metrics.items():
+            self._events.add_scalar(name, value, step)
+
+
+def cut_lines(path: Path, last_step: int) -> None:
+    """Drop lines of later steps, and a torn last line, from a JSONL log."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
+                kept.append(line)
+        except ValueError:
+            continue
+    write_file(path, "".join(kept).encode())

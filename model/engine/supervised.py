@@ -1,0 +1,70 @@
+"""The supervised loop that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
+from model.engine.base import TrainEngine
+from model.engine.config import Normalisation
+from model.engine.progress import StageProgress
+from model.engine.run import Run
+from model.logprobs import TokenScores
+from model.processor import Processor
+
+
+def train_supervised(
+    engine: TrainEngine,
+    rows_of_step: Callable[[int], Sequence[Row]],
+    processor: Processor,
+    run: Run,
+    max_steps: int,
+    micro_batch_tokens: int,
+    normalisation: Normalisation,
+    progress: StageProgress,
+) -> None:
+    """Train to `max_steps`, resuming from the run's newest checkpoint. Every completion token has weight 1."""
+    run.restore(engine)
+    while engine.step_count < max_steps:
+        with run.timed("data"):
+            rows = rows_of_step(engine.step_count)
+            num_samples = sum(len(row.completions) for row in rows)
+            num_tokens = sum(len(completion) for row in rows for completion in row.completions)
+            denominator = num_tokens if normalisation is Normalisation.tokens else num_samples
+        with run.timed("update"):
+            totals: dict[str, float] = {}
+            for part in split_by_tokens(rows, micro_batch_tokens):
+                batch = make_train_batch(rows[part], processor)
+                for name, value in engine.forward_backward(batch, cross_entropy, denominator).items():
+                    totals[name] = totals.get(name, 0.0) + value
+            result = engine.step()
+        step = engine.step_count
+        run.log(
+            step,
+            {
+                "loss": totals["loss"],
+                "nll_per_token": totals["nll"] / num_tokens,
+                "tokens_above_half": totals["sure"] / num_tokens,
+                "tokens": float(sum(row.num_tokens for row in rows)),
+                "learning_rate": result.learning_rate,
+                "grad_norm": result.grad_norm,
+                "skipped": float(not result.applied),
+            },
+        )
+        progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}")
+        if run.is_due(step, max_steps):
+            run.save(engine, {"step": step})
+
+
+def make_train_batch(rows: Sequence[Row], processor: Processor) -> TrainBatch:
+    """Pack rows; all completion tokens train."""
+    inputs = pack_rows(rows, processor.placeholder_id, processor.config.num_image_tokens)
+    return TrainBatch(inputs, torch.ones(inputs.target_ids.shape[0]))
+
+
+def cross_entropy(scores: TokenScores, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
+    """Sum of weighted negative log-likelihoods in nats; also how many tokens had probability above one half."""
+    loss_sum = -(scores.logprobs * batch.loss_weights).sum()
+    sure = (scores.logprobs.detach() > -0.6931471805599453).sum()
+    return loss_sum, {"nll": loss_sum.item(), "sure": float(sure)}

@@ -1,0 +1,90 @@
+"""Qwen3 dense decoder over packed token rows, with a decode path for sampling."""
+
+from typing import Protocol
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import LanguageConfig
+from model.layers import RMSNorm, apply_rope, rope_tables
+
+
+class Attend(Protocol):
+    """How keys and values are found: packed rows when training, a cache when sampling."""
+
+    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q [..., H, K], k and v [..., Hkv, K] -> [..., H, K]."""
+        ...
+
+
+class SelfAttention(nn.Module):
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        width, head = config.hidden_size, config.head_dim
+        self.q_proj = nn.Linear(width, config.num_attention_heads * head, bias=False)
+        self.k_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
+        self.v_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
+        self.o_proj = nn.Linear(config.num_attention_heads * head, width, bias=False)
+        self.q_norm = RMSNorm(head, config.rms_norm_eps)
+        self.k_norm = RMSNorm(head, config.rms_norm_eps)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        heads = (-1, self.head_dim)
+        q = apply_rope(self.q_norm(self.q_proj(x).unflatten(-1, heads)), rope)
+        k = apply_rope(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rope)
+        v = self.v_proj(x).unflatten(-1, heads)
+        return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class DecoderLayer(nn.Module):
+    def __init__(self, config: LanguageConfig, layer: int) -> None:
+        super().__init__()
+        self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.self_attn = SelfAttention(config, layer)
+        self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
+        return x + self.mlp(self.post_attention_layernorm(x))
+
+
+class Decoder(nn.Module):
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
+        """embeddings [..., D] at integer positions [...] -> final hidden states [..., D]."""
+        rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
+        x = embeddings
+        for layer in self.layers:
+            x = layer(x, rope, attend)
+        return self.norm(x)
+
+
+class LanguageModel(nn.Module):
+    """`language_model.model` and `language_model.lm_head`; a tied head is the embedding itself."""
+
+    def __init__(self, config: LanguageConfig) -> None:
+        super().__init__()
+        self.model = Decoder(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.embed_tokens.weight

@@ -1,0 +1,36 @@
+"""Settings of multimodal pre-training."""
+
+from dataclasses import dataclass, field
+
+from model.config import Flavour
+from model.engine.config import EngineConfig, Normalisation, OptimizerConfig, RunConfig
+
+
+@dataclass
+class PretrainDataConfig:
+    path: str = "data/digits/pretrain.jsonl"
+    """JSONL rows: id, kind, images (paths beside the file), prefix (not trained), text (trained)"""
+    mixture: dict[str, int] = field(default_factory=lambda: {"caption": 32, "worked": 32, "direct": 16})
+    """rows per step of each kind"""
+
+    def __post_init__(self) -> None:
+        if not self.mixture or any(count < 0 for count in self.mixture.values()) or not any(self.mixture.values()):
+            raise ValueError(f"data.mixture: expected rows per step of at least one kind, found {self.mixture}")
+
+
+@dataclass
+class PretrainConfig:
+    model: Flavour = Flavour.tiny
+    """flavour to build from nothing"""
+    max_steps: int = 400
+    """optimizer updates"""
+    normalise: Normalisation = Normalisation.tokens
+    """what the loss of an update is divided by: tokens or samples"""
+    data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pretrain"))
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 1:
+            raise ValueError(f"max_steps: expected at least 1, found {self.max_steps}")

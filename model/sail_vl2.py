@@ -1,0 +1,148 @@
+"""SAIL-VL2: vision tower, adapter and decoder joined at the image placeholders."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from model.attention import grouped_decode_attention, packed_attention
+from model.batch import ModelInputs
+from model.config import SailVL2Config
+from model.language import LanguageModel
+from model.logprobs import TokenScores, score_tokens
+from model.projector import build_adapter, pixel_shuffle
+from model.vision import VisionModel
+
+
+@dataclass
+class GroupCache:
+    """Keys and values of N prompts and their G completions; one prefix per prompt, one list entry per layer."""
+
+    prefix_k: list[Tensor]  # [N, Hkv, P, K]
+    prefix_v: list[Tensor]
+    own_k: list[Tensor]  # [N, G, Hkv, C, K]
+    own_v: list[Tensor]
+    prefix_lengths: Tensor  # [N]
+
+    def select(self, keep: Tensor) -> "GroupCache":
+        """The cache of the prompts with indices `keep` [n]."""
+
+        def pick(tensors: list[Tensor]) -> list[Tensor]:
+            return [tensor.index_select(0, keep) for tensor in tensors]
+
+        return GroupCache(
+            pick(self.prefix_k),
+            pick(self.prefix_v),
+            pick(self.own_k),
+            pick(self.own_v),
+            self.prefix_lengths.index_select(0, keep),
+        )
+
+
+class SailVL2(nn.Module):
+    """Module names are the released state-dict names: `vision_model`, `mlp1`, `language_model`."""
+
+    def __init__(self, config: SailVL2Config) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = VisionModel(config.vision)
+        self.mlp1 = build_adapter(config.vision.hidden_size, config.language.hidden_size, config.merge_side)
+        self.language_model = LanguageModel(config.language)
+
+    def initialise(self, seed: int) -> None:
+        """Fresh weights from a seed: std 1/sqrt(fan_in), residual outputs divided by sqrt(2 L)."""
+        generator = torch.Generator().manual_seed(seed)
+        depths = {
+            "vision_model": self.config.vision.num_hidden_layers,
+            "language_model": self.config.language.num_hidden_layers,
+        }
+        residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
+        with torch.no_grad():
+            for name, weight in self.named_parameters():
+                if name.endswith("embed_tokens.weight") or name.endswith("lm_head.weight"):
+                    std = self.config.language.initializer_range
+                elif name.endswith("pos_embed"):
+                    std = 0.02
+                elif weight.dim() >= 2:
+                    std = weight[0].numel() ** -0.5
+                    if name.endswith(residual):
+                        std /= (2 * depths[name.split(".")[0]]) ** 0.5
+                else:
+                    weight.zero_() if name.endswith("bias") else weight.fill_(1.0)
+                    continue
+                weight.normal_(0.0, std, generator=generator)
+
+    def visual_tokens(self, pixels: Tensor) -> Tensor:
+        """Tiles [I, 3, S, S] -> [I * tokens per tile, D]."""
+        features = pixel_shuffle(self.vision_model(pixels), self.config.merge_side)
+        return self.mlp1(features).flatten(0, 1)
+
+    def embed(self, inputs: ModelInputs) -> Tensor:
+        """Token embeddings [T, D] with visual tokens at the placeholders; the vision tower runs once per tile."""
+        embeddings = self.language_model.model.embed_tokens(inputs.token_ids)
+        if not inputs.num_tiles:
+            return embeddings
+        return embeddings.index_copy(0, inputs.visual_index, self.visual_tokens(inputs.pixels))
+
+    def hidden_states(self, inputs: ModelInputs) -> Tensor:
+        """[T, D] after the final norm."""
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            return packed_attention(q, k, v, inputs.layout)
+
+        return self.language_model.model(self.embed(inputs), inputs.positions, attend)
+
+    def forward(self, inputs: ModelInputs, temperature: float = 1.0, barred_ids: Tensor | None = None) -> TokenScores:
+        """Log-probabilities and entropies [N] of the batch's target tokens, as the sampler defines them."""
+        hidden = self.hidden_states(inputs).index_select(0, inputs.source_index)
+        return score_tokens(hidden, self.language_model.lm_head.weight, inputs.target_ids, temperature, barred_ids)
+
+    @torch.no_grad()
+    def prefill(self, inputs: ModelInputs, group_size: int, prefix_slots: int, own_slots: int) -> tuple[Tensor, GroupCache]:
+        """Run N prompts (roots only) once. Returns next-token logits [N, V] and a cache with room for G completions.
+
+        `prefix_slots` and `own_slots` are the fixed room of the cache: equal room gives equal arithmetic whatever
+        else is in the batch.
+        """
+        layout = inputs.layout
+        num_prompts, longest = layout.root_tokens.shape
+        lengths = inputs.root_lengths
+        if longest > prefix_slots:
+            raise ValueError(f"prompt: expected at most {prefix_slots} tokens, found {longest}; raise max_prompt_tokens")
+        cache = GroupCache([], [], [], [], lengths)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            for tensor, prefix, own in ((k, cache.prefix_k, cache.own_k), (v, cache.prefix_v, cache.own_v)):
+                heads, width = tensor.shape[1:]
+                room = tensor.new_zeros(num_prompts, heads, prefix_slots, width)
+                room[:, :, :longest] = tensor[layout.root_tokens].transpose(1, 2)
+                prefix.append(room)
+                own.append(tensor.new_zeros(num_prompts, group_size, heads, own_slots, width))
+            return packed_attention(q, k, v, layout)
+
+        hidden = self.language_model.model(self.embed(inputs), inputs.positions, attend)
+        last = hidden[layout.root_tokens[torch.arange(num_prompts), lengths - 1]]
+        return self.language_model.lm_head(last), cache
+
+    @torch.no_grad()
+    def decode(self, token_ids: Tensor, step: int, cache: GroupCache) -> Tensor:
+        """Feed the completion token at index `step` of every row, [N, G] ids -> next-token logits [N, G, V]."""
+        prefix_slots, own_slots = cache.prefix_k[0].shape[2], cache.own_k[0].shape[3]
+        num_prompts, group = token_ids.shape
+        slot = torch.arange(prefix_slots + own_slots, device=token_ids.device)
+        in_prefix = slot < prefix_slots
+        visible = torch.where(in_prefix, slot < cache.prefix_lengths[:, None], slot - prefix_slots <= step)
+        bias = torch.zeros(visible.shape, dtype=cache.prefix_k[0].dtype, device=token_ids.device)
+        bias = bias.masked_fill(~visible, float("-inf"))[:, None].expand(-1, group, -1)
+        positions = (cache.prefix_lengths + step)[:, None].expand(-1, group)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            cache.own_k[layer][:, :, :, step] = k
+            cache.own_v[layer][:, :, :, step] = v
+            return grouped_decode_attention(
+                q, cache.prefix_k[layer], cache.prefix_v[layer], cache.own_k[layer], cache.own_v[layer], bias
+            )
+
+        embeddings = self.language_model.model.embed_tokens(token_ids)
+        hidden = self.language_model.model(embeddings, positions, attend)
+        return self.language_model.lm_head(hidden)

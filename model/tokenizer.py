@@ -1,0 +1,120 @@
+"""Byte-level BPE in which control tokens are ids, never text.
+
+The vocabulary lives in an ordinary `tokenizer.json` (Qwen2 style). On loading, its added tokens are taken out of the
+text matcher, so no string can ever encode to one of them; code that is entitled to a control token asks for its id.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer as Engine
+
+from model.interface import CONTROL_TOKENS, END_OF_TEXT, IM_END, THINK_END, THINK_START
+
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+_THINK_TAGS = re.compile(f"({re.escape(THINK_START)}|{re.escape(THINK_END)})")
+
+
+class Tokenizer:
+    """Text <-> ids. `control` maps each control token's text to its id."""
+
+    def __init__(self, raw: str, where: str) -> None:
+        try:
+            description = json.loads(raw)
+            added = {token["content"]: int(token["id"]) for token in description.pop("added_tokens")}
+            self._engine = Engine.from_str(json.dumps({**description, "added_tokens": []}))
+        except Exception as error:  # the engine raises bare Exception on a bad file
+            raise ValueError(f"{where}: expected a tokenizer.json with added_tokens, found: {error}") from None
+        missing = [name for name in CONTROL_TOKENS if name not in added]
+        if missing:
+            raise ValueError(f"{where}: added_tokens: expected {missing}, found only {sorted(added)}")
+        self.control = added
+        self.raw = raw
+        self._control_text = {index: text for text, index in added.items()}
+        self._kept_on_decode = {added[THINK_START], added[THINK_END]}
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Tokenizer":
+        path = Path(folder) / "tokenizer.json"
+        if not path.is_file():
+            raise ValueError(f"{folder}: expected a tokenizer.json in the checkpoint folder, found none")
+        return cls(path.read_text(encoding="utf-8"), str(path))
+
+    @property
+    def num_entries(self) -> int:
+        return 1 + max(max(self.control.values()), self._engine.get_vocab_size() - 1)
+
+    @property
+    def end_id(self) -> int:
+        """The id that ends a turn."""
+        return self.control[IM_END]
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of untrusted text: only byte-level BPE entries, whatever the text spells."""
+        return self._engine.encode(text, add_special_tokens=False).ids
+
+    def encode_with_think_tags(self, text: str) -> list[int]:
+        """Ids of text that may use the think tags: our own instruction, and completions."""
+        ids: list[int] = []
+        for part in _THINK_TAGS.split(text):
+            ids += [self.control[part]] if part in (THINK_START, THINK_END) else self.encode(part)
+        return ids
+
+    def decode(self, ids: Sequence[int], keep_control: bool = False) -> str:
+        """Text of ids. Control tokens are dropped, the think tags kept; `keep_control` shows all.
+
+        A completion may stop inside a character: undecodable bytes become U+FFFD.
+        """
+        pieces: list[str] = []
+        run: list[int] = []
+        for index in ids:
+            name = self._control_text.get(index)
+            if name is None:
+                run.append(index)
+                continue
+            pieces.append(self._engine.decode(run))
+            run = []
+            if keep_control or index in self._kept_on_decode:
+                pieces.append(name)
+        return "".join([*pieces, self._engine.decode(run)])
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer.json and a tokenizer_config.json that transformers reads."""
+        (folder / "tokenizer.json").write_text(self.raw, encoding="utf-8")
+        settings = {
+            "tokenizer_class": "Qwen2Tokenizer",
+            "eos_token": IM_END,
+            "pad_token": END_OF_TEXT,
+            "add_prefix_space": False,
+            "clean_up_tokenization_spaces": False,
+            "model_max_length": 131072,
+        }
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def train_tokenizer(texts: Iterable[str], num_entries: int) -> Tokenizer:
+    """A byte-level BPE with single digits and the control tokens at the end; deterministic for given texts."""
+    engine = Engine(models.BPE())
+    engine.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    engine.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=num_entries - len(CONTROL_TOKENS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    engine.train_from_iterator(texts, trainer)
+    think = (THINK_START, THINK_END)
+    engine.add_tokens(
+        [AddedToken(name, normalized=False, special=name not in think) for name in CONTROL_TOKENS]
+    )
+    return Tokenizer(engine.to_str(pretty=False), "trained tokenizer")

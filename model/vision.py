@@ -1,0 +1,93 @@
+"""SAIL-ViT (fixed resolution): AIMv2 topology under the released key names."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from model.config import VisionConfig
+from model.layers import RMSNorm
+
+
+class Patchifier(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        side = config.patch_size
+        self.proj = nn.Conv2d(config.num_channels, config.hidden_size, kernel_size=side, stride=side)
+        self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """[I, channels, height, width] -> [I, P, D], patches row by row."""
+        side = self.proj.kernel_size[0]
+        patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
+        return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
+
+
+class Preprocessor(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.patchifier = Patchifier(config)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, config.hidden_size))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tokens = self.patchifier(pixels)
+        return tokens + self.pos_embed[:, : tokens.shape[1]]
+
+
+class VisionAttention(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.num_heads = config.num_attention_heads
+        self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
+        self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
+        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class VisionMLP(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+        self.fc3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+
+
+class VisionBlock(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.norm_1 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.attn = VisionAttention(config)
+        self.norm_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.mlp = VisionMLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x + self.attn(self.norm_1(x))
+        return x + self.mlp(self.norm_2(x))
+
+
+class Trunk(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
+        self.post_trunk_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return self.post_trunk_norm(x)
+
+
+class VisionModel(nn.Module):
+    """Pixels [I, 3, S, S] -> patch features [I, P, D]; bidirectional, no RoPE, no class token."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.preprocessor = Preprocessor(config)
+        self.trunk = Trunk(config)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.trunk(self.preprocessor(pixels))

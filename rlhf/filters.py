@@ -1,0 +1,26 @@
+"""Which groups are worth training on: pure functions of a group."""
+
+from rlhf.config import GroupFilter
+from rlhf.trajectory import Group
+
+
+def drop_reason(group: Group, group_filter: GroupFilter) -> str:
+    """Empty when the group trains, otherwise why it does not.
+
+    A group needs two scored trajectories. `correctness_spread` judges the answer part alone: spread in format only
+    teaches a policy to shorten its thinking.
+    """
+    scored = group.scored
+    if len(scored) < min(2, len(group.trajectories)):
+        return "unscorable"
+    match group_filter:
+        case GroupFilter.none:
+            return ""
+        case GroupFilter.reward_spread:
+            values = [t.shaped_reward for t in scored]
+            return "" if max(values) > min(values) else "equal_rewards"
+        case GroupFilter.correctness_spread:
+            num_right = sum(t.reward.correct for t in scored)
+            if 0 < num_right < len(scored):
+                return ""
+            return "all_right" if num_right else "all_wrong"

@@ -1,0 +1,57 @@
+"""Who owns the draws: every ordinal is given out once and ends as trained or dropped for a named reason."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class Ledger:
+    """Synchronous ledger: between steps nothing is in flight, so its state is the next ordinal and the totals."""
+
+    next_draw: int = 0
+    trained: int = 0
+    dropped: dict[str, int] = field(default_factory=dict)
+    in_flight: dict[int, str] = field(default_factory=dict)
+    closed: list[dict[str, Any]] = field(default_factory=list)
+
+    def draw(self, prompt_id: str) -> int:
+        """A new ordinal for a draw of `prompt_id`."""
+        ordinal, self.next_draw = self.next_draw, self.next_draw + 1
+        self.in_flight[ordinal] = prompt_id
+        return ordinal
+
+    def train(self, draw: int) -> None:
+        self._close(draw, "trained", "")
+        self.trained += 1
+
+    def drop(self, draw: int, reason: str) -> None:
+        self._close(draw, "dropped", reason)
+        self.dropped[reason] = self.dropped.get(reason, 0) + 1
+
+    def take_closed(self) -> list[dict[str, Any]]:
+        """The lines to append to ledger.jsonl since the last call, in draw order."""
+        lines, self.closed = sorted(self.closed, key=lambda line: line["draw"]), []
+        return lines
+
+    def check(self) -> None:
+        """Raise `RuntimeError` unless draws = trained + dropped + in flight."""
+        total = self.trained + sum(self.dropped.values()) + len(self.in_flight)
+        if total != self.next_draw:
+            raise RuntimeError(
+                f"ledger: {self.next_draw} draws, but {self.trained} trained + {self.dropped} dropped + "
+                f"{len(self.in_flight)} in flight"
+            )
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps. Only legal between steps, when nothing is in flight."""
+        if self.in_flight:
+            raise RuntimeError(f"ledger: {len(self.in_flight)} draws are still in flight at a checkpoint")
+        return {"next_draw": self.next_draw, "trained": self.trained, "dropped": dict(self.dropped)}
+
+    @classmethod
+    def from_state(cls, state: dict[str, Any]) -> "Ledger":
+        return cls(state["next_draw"], state["trained"], dict(state["dropped"]))
+
+    def _close(self, draw: int, end: str, reason: str) -> None:
+        prompt_id = self.in_flight.pop(draw)
+        self.closed.append({"draw": draw, "prompt_id": prompt_id, "end": end, "reason": reason})

@@ -1,0 +1,67 @@
+"""The RL data set: prompts, ready as token ids and pixels, in keyed order."""
+
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from torch import Tensor
+
+from model.data.loader import KeyedOrder
+from model.data.records import read_records
+from model.interface import Mode
+from model.processor import Processor, PromptTokens
+from rollouts.rollout import Prompt, RolloutRequest
+
+_COLUMNS = ("id", "messages", "reference")
+
+
+@dataclass(frozen=True)
+class Task:
+    """A prompt as the model reads it."""
+
+    prompt: Prompt
+    tokens: PromptTokens
+    tiles: Tensor | None  # [I, 3, S, S]
+
+    def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
+        return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.tiles, group_size, greedy)
+
+
+class PromptSet:
+    """Rows of a JSONL file; every prompt is checked against the token limit when the set is opened."""
+
+    def __init__(self, path: Path, processor: Processor, mode: Mode, max_prompt_tokens: int, seed: int = 0) -> None:
+        records = read_records(path, {"messages": list, "reference": str})
+        self.root = Path(path).parent
+        self.prompts = [
+            Prompt(r["id"], r["messages"], r["reference"], {k: v for k, v in r.items() if k not in _COLUMNS})
+            for r in records
+        ]
+        self._processor = processor
+        self._tokens = []
+        for prompt in self.prompts:
+            if not prompt.reference.strip():
+                raise ValueError(f"data: {path}: row {prompt.id}: reference: expected an answer, found nothing")
+            tokens = processor.prompt(prompt.messages, mode)
+            if len(tokens.ids) > max_prompt_tokens:
+                raise ValueError(
+                    f"rollouts.max_prompt_tokens: expected at least {len(tokens.ids)} for row {prompt.id} of {path}, "
+                    f"found {max_prompt_tokens}"
+                )
+            self._tokens.append(tokens)
+        self._order = KeyedOrder(len(self.prompts), seed, "prompts")
+        self._task = cache(self._build)
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def __getitem__(self, index: int) -> Task:
+        return self._task(index)
+
+    def at(self, draw: int) -> Task:
+        """The prompt of a draw ordinal, in keyed epochs."""
+        return self._task(self._order.rows(draw, 1)[0])
+
+    def _build(self, index: int) -> Task:
+        tokens = self._tokens[index]
+        return Task(self.prompts[index], tokens, self._processor.tiles(self.root, tokens.images))

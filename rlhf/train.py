@@ -1,0 +1,70 @@
+"""RL with verifiable rewards: `python -m rlhf.train recipe=quickstart checkpoint=DIR algorithm=dapo`."""
+
+import sys
+
+from conf.cli import launch
+from rlhf.config import RlConfig
+
+
+def run_stage(config: RlConfig, resolved: str) -> None:
+    """Train and write `run.dir/final`; continues where an earlier call stopped."""
+    from pathlib import Path
+
+    from model.checkpoint import load_model, save_model
+    from model.engine.local import LocalEngine
+    from model.engine.progress import StageProgress
+    from model.engine.run import Run
+    from model.interface import Mode
+    from rewards.rubric import Rubric
+    from rlhf.algorithms import build_algorithm
+    from rlhf.prompts import PromptSet
+    from rlhf.report import StepReporter
+    from rlhf.trainer import Policy, train
+    from rollouts.embedded import EmbeddedWorker
+
+    sampler, limits = config.rollouts, config.trainer
+    model, processor = load_model(Path(config.checkpoint))
+    check_context(config, model.config.language.max_position_embeddings)
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens, config.run.seed)
+    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
+    with Rubric(config.reward) as rubric:
+        rubric.check_functions()
+        run = Run(config.run, resolved)
+        if run.is_done:
+            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            return
+        updates_per_step = limits.passes * -(-limits.groups_per_step * config.algorithm.group_size // limits.mini_batch_size)
+        engine = LocalEngine(
+            model,
+            config.engine,
+            config.optimizer,
+            limits.max_steps * updates_per_step,
+            sampler.temperature,
+            processor.barred_ids,
+        )
+        reference = engine.frozen_copy() if algorithm.needs_reference else None
+        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens)
+        worker = EmbeddedWorker(model, processor, sampler, config.run.seed)
+        with StageProgress("rl", limits.max_steps) as progress:
+            reporter = StepReporter(progress, processor.tokenizer, limits.show_every)
+            train(limits, policy, worker, prompts, rubric, algorithm, run, reporter)
+        save_model(run.final_folder, model, processor)
+        run.finish({"updates": engine.step_count})
+
+
+def check_context(config: RlConfig, context: int) -> None:
+    """`ValueError` unless prompt and completion fit the model's positions."""
+    sampler = config.rollouts
+    if sampler.max_prompt_tokens + sampler.max_completion_tokens > context:
+        raise ValueError(
+            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
+            f"max_position_embeddings = {context}, found {sampler.max_prompt_tokens} + {sampler.max_completion_tokens}"
+        )
+
+
+def main() -> int:
+    return launch("rlhf", RlConfig, run_stage)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,107 @@
+"""Groups of rewarded rollouts, and their way into packed tensors: one row per group, one vision pass per group."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.batch import ModelInputs, Row, move_batch, pack_rows, split_by_tokens
+from rewards.rubric import RewardResult, Status
+from rollouts.rollout import Prompt, Rollout
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A rollout with its reward; `advantage` is 0 until the algorithm assigns it."""
+
+    rollout: Rollout
+    reward: RewardResult
+    shaped_reward: float  # the reward after the algorithm's own terms, such as the overlong penalty
+    advantage: float = 0.0
+
+
+@dataclass(frozen=True)
+class Group:
+    """Siblings of one draw."""
+
+    draw: int
+    prompt: Prompt
+    tiles: Tensor | None  # [I, 3, S, S]
+    trajectories: tuple[Trajectory, ...]
+
+    @property
+    def scored(self) -> tuple[Trajectory, ...]:
+        """Those whose reward is known; the others never enter means or the loss."""
+        return tuple(t for t in self.trajectories if t.reward.status is Status.ok)
+
+    def with_trajectories(self, trajectories: Sequence[Trajectory]) -> "Group":
+        return replace(self, trajectories=tuple(trajectories))
+
+
+@dataclass(frozen=True)
+class PolicyBatch:
+    """RL micro-batch over N completion tokens of S trajectories."""
+
+    inputs: ModelInputs
+    loss_mask: Tensor  # [N] True where a token trains
+    advantages: Tensor  # [N] fp32, the trajectory's advantage at each of its tokens
+    rollout_logprobs: Tensor  # [N] by the sampler
+    old_logprobs: Tensor | None  # [N] by the policy at the start of the step; None: detach the policy's own
+    ref_logprobs: Tensor | None  # [N] by the frozen reference; None when no KL is asked for
+    sequence: Tensor  # [N] trajectory number within this micro-batch, 0 .. S-1
+    token_weights: Tensor  # [N] what each token's loss is multiplied by before the sum
+
+    def to(self, device: torch.device) -> "PolicyBatch":
+        return move_batch(self, device)
+
+
+def pack(
+    groups: Sequence[Group], budget: int, placeholder_id: int, tokens_per_tile: int, mean_per_sequence: bool
+) -> list[PolicyBatch]:
+    """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
+
+    `mean_per_sequence` gives each token the weight 1 / (trained tokens of its trajectory), otherwise 1.
+    """
+    pieces = [piece for group in groups for piece in _split_group(group, budget)]
+    rows = [
+        Row(piece[0].rollout.prompt_ids, [t.rollout.completion_ids for t in piece], tiles) for piece, tiles in pieces
+    ]
+    batches = []
+    for part in split_by_tokens(rows, budget):
+        trajectories = [t for piece, _ in pieces[part] for t in piece]
+        inputs = pack_rows(rows[part], placeholder_id, tokens_per_tile)
+        batches.append(_policy_batch(inputs, trajectories, mean_per_sequence))
+    return batches
+
+
+def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Tensor | None]]:
+    pieces: list[list[Trajectory]] = [[]]
+    prefix = len(group.trajectories[0].rollout.prompt_ids)
+    used = prefix
+    for trajectory in group.scored:
+        length = len(trajectory.rollout.completion_ids)
+        if pieces[-1] and used + length > budget:
+            pieces.append([])
+            used = prefix
+        pieces[-1].append(trajectory)
+        used += length
+    return [(piece, group.tiles) for piece in pieces if piece]
+
+
+def _policy_batch(inputs: ModelInputs, trajectories: Sequence[Trajectory], mean_per_sequence: bool) -> PolicyBatch:
+    lengths = torch.tensor([len(t.rollout.completion_ids) for t in trajectories])
+    sequence = torch.repeat_interleave(torch.arange(len(trajectories)), lengths)
+    mask = torch.tensor([bit for t in trajectories for bit in t.rollout.completion_mask], dtype=torch.bool)
+    trained = torch.zeros(len(trajectories)).index_add(0, sequence, mask.float())
+    weights = 1.0 / trained.clamp(min=1.0) if mean_per_sequence else torch.ones(len(trajectories))
+    return PolicyBatch(
+        inputs=inputs,
+        loss_mask=mask,
+        advantages=torch.tensor([t.advantage for t in trajectories], dtype=torch.float32)[sequence],
+        rollout_logprobs=torch.tensor([x for t in trajectories for x in t.rollout.rollout_logprobs]),
+        old_logprobs=None,
+        ref_logprobs=None,
+        sequence=sequence,
+        token_weights=weights[sequence],
+    )

@@ -1,0 +1,25 @@
+"""Settings of the sampler."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class RolloutConfig:
+    max_prompt_tokens: int = 96
+    """longest prompt in tokens, visual ones included; also the fixed room of the prefix cache"""
+    max_completion_tokens: int = 40
+    """longest completion in tokens; a completion that reaches it is overlong"""
+    temperature: float = 1.0
+    """sampling temperature; the policy's log-probabilities use the same"""
+    max_rows: int = 512
+    """completions decoded side by side"""
+
+    def __post_init__(self) -> None:
+        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"rollouts.{name}: expected at least 1, found {getattr(self, name)}")
+        if not self.temperature > 0:
+            raise ValueError(
+                f"rollouts.temperature: expected a positive number, found {self.temperature}; "
+                "greedy decoding belongs to evaluation"
+            )

@@ -1,0 +1,90 @@
+"""What samplers take and give, as plain data."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any, Protocol
+
+from torch import Tensor
+
+
+class FinishReason(Enum):
+    stop = "stop"  # the policy ended its turn
+    length = "length"  # overlong: the token limit came first
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Messages, images and the reference answer of one data row."""
+
+    id: str
+    messages: list[dict[str, Any]]
+    reference: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RolloutRequest:
+    """G completions of one prompt. `draw` is the ordinal that, with the run seed, keys all randomness."""
+
+    draw: int
+    prompt_id: str
+    prompt_ids: Sequence[int]  # expanded form
+    tiles: Tensor | None  # [I, 3, S, S]
+    group_size: int
+    greedy: bool = False
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """One completion as sampled. The ids are the only truth: text is decoded from them, never encoded back."""
+
+    draw: int
+    prompt_id: str
+    sample_index: int
+    prompt_ids: Sequence[int]
+    completion_ids: list[int]  # includes the end of turn when finish_reason is stop
+    completion_mask: list[int]  # 1 where the policy wrote
+    rollout_logprobs: list[float]  # of each completion token, at the sampling temperature
+    policy_versions: tuple[tuple[int, int], ...]  # (first token, policy version) runs
+    finish_reason: FinishReason
+
+
+class RolloutWorker(Protocol):
+    """Samples completions. `finish_update` proves which weights it holds before sampling goes on."""
+
+    def submit(self, request: RolloutRequest) -> int:
+        """Queue a request; returns its handle."""
+        ...
+
+    def poll(self) -> list[tuple[int, list[Rollout]]]:
+        """Work until at least one request is complete (or none is queued); return the complete ones."""
+        ...
+
+    def abort(self, handle: int) -> None:
+        """Forget a queued request."""
+        ...
+
+    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
+        """Announce weights: tensor name -> checksum."""
+        ...
+
+    def load(self, name: str, tensor: Tensor) -> None:
+        """Receive one announced tensor."""
+        ...
+
+    def finish_update(self, version: int) -> dict[str, int]:
+        """Switch to the new weights; returns the checksums of what is now held."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def generate(worker: RolloutWorker, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
+    """Rollouts of every request, in request order."""
+    order = {worker.submit(request): position for position, request in enumerate(requests)}
+    done: list[list[Rollout]] = [[] for _ in requests]
+    while order:
+        for handle, rollouts in worker.poll():
+            done[order.pop(handle)] = rollouts
+    return done

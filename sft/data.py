@@ -1,0 +1,120 @@
+"""Samples for SFT: demonstrations, and the think-fusion mix of own correct rollouts with direct answers.
+
+The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sampled from RL's rollouts with direct pairs;
+thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
+"""
+
+import json
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from model.batch import Row
+from model.data.loader import KeyedOrder
+from model.data.records import read_records
+from model.interface import Mode
+from model.processor import Processor
+from sft.config import SftConfig
+
+
+def build_samples(config: SftConfig, processor: Processor) -> Callable[[int], list[Row]]:
+    """step -> rows of that step: about `batch_size` completions, `direct_share` of them direct."""
+    data, seed = config.data, config.run.seed
+    num_direct = round(config.batch_size * data.direct_share)
+    num_thinking = config.batch_size - num_direct
+    sources: list[Callable[[int], list[Row]]] = []
+    if data.demonstrations:
+        sources.append(_Demonstrations(Path(data.demonstrations), processor, num_thinking, seed))
+    else:
+        sources.append(_Rollouts(config, processor, num_thinking))
+    if num_direct:
+        sources.append(_DirectPairs(Path(data.prompts), processor, num_direct, seed))
+    return lambda step: [row for source in sources for row in source(step)]
+
+
+class _Demonstrations:
+    """Prompts with one or more completions each, which share the prompt in one packed row."""
+
+    def __init__(self, path: Path, processor: Processor, per_step: int, seed: int) -> None:
+        self._records = read_records(path, {"mode": str, "messages": list, "completions": list})
+        widest = max(len(record["completions"]) for record in self._records)
+        if not widest:
+            raise ValueError(f"data: {path}: completions: expected at least one per row, found none")
+        self._per_step = max(1, per_step // widest)
+        self._order = KeyedOrder(len(self._records), seed, "demonstrations")
+        self._processor, self._root = processor, path.parent
+        self._row = cache(self._build)
+
+    def __call__(self, step: int) -> list[Row]:
+        return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
+
+    def _build(self, index: int) -> Row:
+        record = self._records[index]
+        prompt = self._processor.prompt(record["messages"], Mode(record["mode"]))
+        completions = [self._processor.completion(text) for text in record["completions"]]
+        return Row(prompt.ids, completions, self._processor.tiles(self._root, prompt.images))
+
+
+class _DirectPairs:
+    """Prompts without the thinking instruction, answered by the boxed reference alone."""
+
+    def __init__(self, path: Path, processor: Processor, per_step: int, seed: int) -> None:
+        self._records = read_records(path, {"messages": list, "reference": str})
+        self._per_step = per_step
+        self._order = KeyedOrder(len(self._records), seed, "direct")
+        self._processor, self._root = processor, path.parent
+        self._row = cache(self._build)
+
+    def __call__(self, step: int) -> list[Row]:
+        return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
+
+    def _build(self, index: int) -> Row:
+        record = self._records[index]
+        prompt = self._processor.prompt(record["messages"], Mode.direct)
+        completion = self._processor.completion(f"\\boxed{{{record['reference']}}}")
+        return Row(prompt.ids, [completion], self._processor.tiles(self._root, prompt.images))
+
+
+class _Rollouts:
+    """Correct, well-formed rollouts that an RL run stored, by token ids exactly as sampled."""
+
+    def __init__(self, config: SftConfig, processor: Processor, per_step: int) -> None:
+        path = Path(config.data.prompts)
+        prompts = {record["id"]: record for record in read_records(path, {"messages": list})}
+        self._chosen = select_rollouts(Path(config.data.rollouts), config.data.last_rollout_steps)
+        unknown = {rollout["prompt_id"] for rollout in self._chosen} - prompts.keys()
+        if unknown:
+            raise ValueError(
+                f"data.prompts: {path}: expected the prompts of data.rollouts, found no row for {sorted(unknown)[:3]}"
+            )
+        self._prompts, self._root, self._processor = prompts, path.parent, processor
+        self._per_step = per_step
+        self._order = KeyedOrder(len(self._chosen), config.run.seed, "rollouts")
+
+    def __call__(self, step: int) -> list[Row]:
+        return [self._build(index) for index in self._order.rows(step * self._per_step, self._per_step)]
+
+    def _build(self, index: int) -> Row:
+        rollout = self._chosen[index]
+        messages = self._prompts[rollout["prompt_id"]]["messages"]
+        prompt = self._processor.prompt(messages, Mode.think)
+        tiles = self._processor.tiles(self._root, prompt.images)
+        return Row(prompt.ids, [rollout["completion_ids"]], tiles)
+
+
+def select_rollouts(folder: Path, last_steps: int) -> list[dict[str, Any]]:
+    """Rejection sampling: stored rollouts of the last steps that are correct, well-formed and complete, once each."""
+    files = sorted(folder.glob("step_*.jsonl"))[-last_steps:]
+    if not files:
+        raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
+    chosen: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    for file in files:
+        for line in file.read_text(encoding="utf-8").splitlines():
+            rollout = json.loads(line)
+            parts = rollout["parts"]
+            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout["finish_reason"] == "stop":
+                chosen.setdefault((rollout["prompt_id"], tuple(rollout["completion_ids"])), rollout)
+    if not chosen:
+        raise ValueError(f"data.rollouts: expected correct, well-formed rollouts in {folder}, found none")
+    return list(chosen.values())
