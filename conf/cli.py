@@ -206,7 +206,9 @@ def _nearest(word: str, known: Sequence[str]) -> str:
     if not close:
         by_tail = {key.rpartition(".")[2]: key for key in known}
         close = [by_tail[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(by_tail), n=1, cutoff=0.6)]
-    return f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(sorted({key.partition('.')[0] for key in known}))}; --help lists all"
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"expected one of {', '.join(sorted({key.partition('.')[0] for key in known}))}; --help lists all"
 
 
 def _explain(error: Exception, entry: str) -> str:
@@ -232,23 +234,24 @@ def _describe(schema: type, prefix: str) -> Iterator[str]:
     documentation = _field_documentation(schema)
     defaults = _defaults(schema)
     for f in fields(schema):
-        kind = hints[f.name]
+        kind: Any = hints[f.name]
         if is_dataclass(kind):
-            actual = type(defaults[f.name]) if is_dataclass(defaults[f.name]) else kind
+            actual: Any = type(defaults[f.name]) if is_dataclass(defaults[f.name]) else kind
             yield from _describe(actual, f"{prefix}{f.name}.")
             continue
         default = defaults[f.name]
         shown = default.value if isinstance(default, Enum) else default
-        is_enum = isinstance(kind, type) and issubclass(kind, Enum)
-        name = "|".join(m.value for m in kind) if is_enum else getattr(kind, "__name__", str(kind))
+        choices = [member.value for member in type(default)] if isinstance(default, Enum) else []
+        name = "|".join(choices) or getattr(kind, "__name__", str(kind))
         yield f"{prefix}{f.name}: {name} = {shown!r}"
-        yield from textwrap.wrap(documentation.get(f.name, ""), 100, initial_indent="      ", subsequent_indent="      ")
+        indent = "      "
+        yield from textwrap.wrap(documentation.get(f.name, ""), 100, initial_indent=indent, subsequent_indent=indent)
 
 
 def _defaults(schema: type) -> dict[str, Any]:
     """Default values of a dataclass without constructing it (required ones would be refused)."""
     values: dict[str, Any] = {}
-    for f in fields(schema):
+    for f in fields(schema):  # pyright: ignore
         values[f.name] = f.default if f.default_factory is MISSING else f.default_factory()
     return values
 

@@ -59,7 +59,8 @@ def grouped_decode_attention(
 ) -> Tensor:
     """One new token of G siblings of each of N prompts, over a prefix that is stored once per prompt.
 
-    q [N, G, H, K]; prefix_k/v [N, Hkv, P, K]; own_k/v [N, G, Hkv, C, K]; bias [N, G, P + C] (0 or -inf) -> [N, G, H, K].
+    q [N, G, H, K]; prefix_k/v [N, Hkv, P, K]; own_k/v [N, G, Hkv, C, K]; bias [N, G, P + C] 0 or -inf.
+    Returns [N, G, H, K].
     """
     num_prompts, group, num_heads, width = q.shape
     num_kv_heads, prefix = prefix_k.shape[1:3]

@@ -129,7 +129,7 @@ class Processor:
         if image.size != (self.image_size, self.image_size):
             image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
         array = np.asarray(image, np.float32) / 255.0
-        array = (array - np.float32(PIXEL_MEAN)) / np.float32(PIXEL_STD)
+        array = (array - np.asarray(PIXEL_MEAN, np.float32)) / np.asarray(PIXEL_STD, np.float32)
         return torch.from_numpy(array.transpose(2, 0, 1).copy())[None]
 
     def save(self, folder: Path) -> None:
@@ -179,9 +179,7 @@ class Processor:
                     images.append(name)
                     parts += self._image()
                 case _:
-                    raise ValueError(
-                        f"messages[{index}].content: expected parts of type text or image, found {part!r}"
-                    )
+                    raise ValueError(f"messages[{index}].content: expected parts of type text or image, found {part!r}")
         return parts
 
     def _encode(self, parts: Sequence[Part]) -> list[int]:

@@ -98,7 +98,9 @@ class SailVL2(nn.Module):
         return score_tokens(hidden, self.language_model.lm_head.weight, inputs.target_ids, temperature, barred_ids)
 
     @torch.no_grad()
-    def prefill(self, inputs: ModelInputs, group_size: int, prefix_slots: int, own_slots: int) -> tuple[Tensor, GroupCache]:
+    def prefill(
+        self, inputs: ModelInputs, group_size: int, prefix_slots: int, own_slots: int
+    ) -> tuple[Tensor, GroupCache]:
         """Run N prompts (roots only) once. Returns next-token logits [N, V] and a cache with room for G completions.
 
         `prefix_slots` and `own_slots` are the fixed room of the cache: equal room gives equal arithmetic whatever
@@ -108,7 +110,9 @@ class SailVL2(nn.Module):
         num_prompts, longest = layout.root_tokens.shape
         lengths = inputs.root_lengths
         if longest > prefix_slots:
-            raise ValueError(f"prompt: expected at most {prefix_slots} tokens, found {longest}; raise max_prompt_tokens")
+            raise ValueError(
+                f"prompt: expected at most {prefix_slots} tokens, found {longest}; raise max_prompt_tokens"
+            )
         cache = GroupCache([], [], [], [], lengths)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -128,7 +132,7 @@ class SailVL2(nn.Module):
     def decode(self, token_ids: Tensor, step: int, cache: GroupCache) -> Tensor:
         """Feed the completion token at index `step` of every row, [N, G] ids -> next-token logits [N, G, V]."""
         prefix_slots, own_slots = cache.prefix_k[0].shape[2], cache.own_k[0].shape[3]
-        num_prompts, group = token_ids.shape
+        group = token_ids.shape[1]
         slot = torch.arange(prefix_slots + own_slots, device=token_ids.device)
         in_prefix = slot < prefix_slots
         visible = torch.where(in_prefix, slot < cache.prefix_lengths[:, None], slot - prefix_slots <= step)

@@ -114,7 +114,5 @@ def train_tokenizer(texts: Iterable[str], num_entries: int) -> Tokenizer:
     )
     engine.train_from_iterator(texts, trainer)
     think = (THINK_START, THINK_END)
-    engine.add_tokens(
-        [AddedToken(name, normalized=False, special=name not in think) for name in CONTROL_TOKENS]
-    )
+    engine.add_tokens([AddedToken(name, normalized=False, special=name not in think) for name in CONTROL_TOKENS])
     return Tokenizer(engine.to_str(pretty=False), "trained tokenizer")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 @dataclass
 class RewardConfig:
     answer_weight: float = 0.9
-    """weight of the answer part (1 when the boxed answer equals the reference, else 0); our choice, the report gives none"""
+    """weight of the answer part: 1 when the boxed answer equals the reference, else 0 (the report states no weights)"""
     format_weight: float = 0.1
     """weight of the format part (1 for exactly one think block followed by one boxed answer, else 0)"""
     functions: list[str] = field(default_factory=list)

@@ -19,7 +19,6 @@ from rlhf.losses import clipped_surrogate, k3_kl
 from rlhf.trajectory import Group, PolicyBatch
 from rollouts.rollout import Rollout
 
-
 Config = TypeVar("Config", bound=AlgorithmConfig)
 
 

@@ -122,9 +122,7 @@ class TrainerConfig:
 
 
 def _rl_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(
-        learning_rate=5e-4, warmup_steps=5, schedule=Schedule.linear, beta2=0.99, weight_decay=0.0
-    )
+    return OptimizerConfig(learning_rate=5e-4, warmup_steps=5, schedule=Schedule.linear, beta2=0.99, weight_decay=0.0)
 
 
 @dataclass
@@ -203,6 +201,8 @@ class PipelineConfig:
     stages: StagesConfig = field(default_factory=StagesConfig)
     prepare: str = "examples.digits.write"
     """module that writes the data, called with out=DIR; it makes pretrain, demonstrations, train and test JSONL"""
+    prepare_arguments: list[str] = field(default_factory=list)
+    """KEY=VALUE arguments of `prepare`"""
     data: str = "data/digits"
     """folder of the data; written if it is not there"""
     split: str = "test"

@@ -5,11 +5,13 @@ The same command after an interruption continues where it stopped.
 """
 
 import ctypes
+import importlib
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +71,8 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         stages = [Stage(s.name, s.entry, s.module, [*s.overrides, "run.start=fresh"]) for s in stages]
         for result in run.folder.glob("evaluations/*.json"):
             result.unlink()
+    # Evaluation runs in this process; its imports take seconds that the first stage's process can hide.
+    threading.Thread(target=importlib.import_module, args=("model.checkpoint",), daemon=True).start()
     earlier = _read(run.folder / "elapsed.json").get("seconds", 0.0)
     _prepare_data(config)
     results = []
@@ -154,7 +158,7 @@ def _finish(
 
 
 def _prepare_data(config: PipelineConfig) -> None:
-    command = [sys.executable, "-m", config.prepare, f"out={config.data}"]
+    command = [sys.executable, "-m", config.prepare, f"out={config.data}", *config.prepare_arguments]
     code = subprocess.run(command, preexec_fn=_die_with_parent).returncode
     if code:
         raise StageFailed("prepare", code)
@@ -164,7 +168,9 @@ class StageFailed(RuntimeError):
     """A stage ended with an error, which it has printed itself."""
 
     def __init__(self, stage: str, exit_code: int) -> None:
-        super().__init__(f"stage {stage} ended with exit code {exit_code}; mend what it says and run the same command again")
+        super().__init__(
+            f"stage {stage} ended with exit code {exit_code}; mend what it says, then run the same command"
+        )
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
 
 

@@ -40,7 +40,7 @@ class StepReporter:
 
 def printable(text: str, limit: int = 400) -> str:
     """One line without control characters: completions are data and may hold terminal escapes."""
-    clean = "".join(c if c.isprintable() else "\\x%02x" % ord(c) for c in text)
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
     return clean if len(clean) <= limit else f"{clean[:limit]}... ({len(clean)} characters)"
 
 

@@ -1,5 +1,6 @@
 """RL with verifiable rewards: `python -m rlhf.train recipe=quickstart checkpoint=DIR algorithm=dapo`."""
 
+import math
 import sys
 
 from conf.cli import launch
@@ -33,7 +34,8 @@ def run_stage(config: RlConfig, resolved: str) -> None:
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
-        updates_per_step = limits.passes * -(-limits.groups_per_step * config.algorithm.group_size // limits.mini_batch_size)
+        rollouts_per_step = limits.groups_per_step * config.algorithm.group_size
+        updates_per_step = limits.passes * math.ceil(rollouts_per_step / limits.mini_batch_size)
         engine = LocalEngine(
             model,
             config.engine,

@@ -1,4 +1,4 @@
-"""Write the digits task as JSONL and PNG: `python -m examples.digits.write out=DIR [seed=0]`.
+"""Write the digits task as JSONL and PNG: `python -m examples.digits.write out=DIR [seed=0] [share=1.0]`.
 
 Source: scikit-learn's `load_digits`, 1,797 real 8x8 scans. Training, validation and test scans are disjoint; the set
 carries no writer labels, so a writer may appear in more than one split.
@@ -23,9 +23,10 @@ SIDE = 16
 DONE = "READY"
 
 
-def write(out: Path, seed: int) -> None:
+def write(out: Path, seed: int, share: float = 1.0) -> None:
     """Fill `out` with pretrain.jsonl, demonstrations.jsonl, train.jsonl, validation.jsonl, test.jsonl and images/.
 
+    `share` scales the number of rows. The scans of the splits are disjoint whatever the seed.
     The folder appears whole or not at all; an existing finished folder is left as it is.
     """
     if (out / DONE).exists():
@@ -34,13 +35,14 @@ def write(out: Path, seed: int) -> None:
     splits = _load_scans(rng)
     staging = out.with_name(out.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)
-    train = _canvases(staging, "train", splits["train"], NUM_TRAIN, rng, augment=True)
-    shown = _canvases(staging, "demonstrations", splits["train"], NUM_DEMONSTRATIONS, rng, augment=True)
-    _write_lines(staging / "pretrain.jsonl", _pretraining(train, rng))
+    train = _canvases(staging, "train", splits["train"], round(NUM_TRAIN * share), rng, augment=True)
+    num_shown = round(NUM_DEMONSTRATIONS * share)
+    shown = _canvases(staging, "demonstrations", splits["train"], num_shown, rng, augment=True)
+    _write_lines(staging / "pretrain.jsonl", _pretraining(train, round(NUM_WORKED * share), rng))
     _write_lines(staging / "demonstrations.jsonl", _demonstrations(shown))
     _write_lines(staging / "train.jsonl", _prompts("train", train))
     for name in ("validation", "test"):
-        canvases = _canvases(staging, name, splits[name], NUM_EVAL, rng, augment=False)
+        canvases = _canvases(staging, name, splits[name], round(NUM_EVAL * share), rng, augment=False)
         _write_lines(staging / f"{name}.jsonl", _prompts(name, canvases))
     (staging / DONE).write_text(f"seed {seed}\n")
     shutil.rmtree(out, ignore_errors=True)
@@ -52,7 +54,7 @@ def _load_scans(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndar
         from sklearn.datasets import load_digits
     except ImportError:
         raise ValueError("examples.digits needs scikit-learn: pip install 'sailvl2-rl[demo]'") from None
-    digits = load_digits()
+    digits: Any = load_digits()
     order = rng.permutation(len(digits.target))
     cuts = np.split(order, [NUM_TEST_SCANS, NUM_TEST_SCANS + NUM_VALIDATION_SCANS])
     names = ("test", "validation", "train")
@@ -67,38 +69,43 @@ def _canvases(
     rng: np.random.Generator,
     augment: bool,
 ) -> list[tuple[str, list[int]]]:
-    """Compose and save `count` images of four scans each: [(file name, digits)]."""
+    """Compose and save `count` images of four scans each: [(file name, digits)].
+
+    `augment`: each scan is shifted by up to 2 pixels and its contrast scaled by 0.8 to 1.2; noise covers the canvas.
+    """
     images, labels = scans
     (folder / "images" / split).mkdir(parents=True)
-    canvases = []
+    enlarged = np.pad(np.stack([_enlarge(image) for image in images]), ((0, 0), (2, 2), (2, 2)))
+    picked = rng.integers(0, len(labels), (count, 4))
+    shifts = rng.integers(0, 5, (count, 4, 2)) if augment else np.full((count, 4, 2), 2)
+    contrasts = rng.uniform(0.8, 1.2, (count, 4)) if augment else np.ones((count, 4))
+    canvas = np.empty((2 * SIDE, 2 * SIDE))
+    names = []
     for index in range(count):
-        picked = rng.integers(0, len(labels), 4)
-        cells = [_enlarge(images[i], rng if augment else None) for i in picked]
-        canvas = np.block([[cells[0], cells[1]], [cells[2], cells[3]]])
-        if augment:
-            canvas = canvas + rng.normal(0.0, 0.05, canvas.shape)
-        name = f"images/{split}/{index:05d}.png"
-        grey = (np.clip(canvas, 0.0, 1.0) * 255).round().astype(np.uint8)
-        Image.fromarray(grey).save(folder / name, compress_level=1)
-        canvases.append((name, [int(labels[i]) for i in picked]))
-    return canvases
+        for cell in range(4):
+            top, left = SIDE * (cell // 2), SIDE * (cell % 2)
+            dy, dx = shifts[index, cell]
+            scan = enlarged[picked[index, cell], dy : dy + SIDE, dx : dx + SIDE]
+            canvas[top : top + SIDE, left : left + SIDE] = scan * contrasts[index, cell]
+        noisy = canvas + rng.normal(0.0, 0.05, canvas.shape) if augment else canvas
+        names.append(f"images/{split}/{index:05d}.png")
+        grey = (noisy.clip(0.0, 1.0) * 255).round().astype(np.uint8)
+        Image.fromarray(grey).save(folder / names[-1], compress_level=1)
+    return list(zip(names, labels[picked].tolist(), strict=True))
 
 
-def _enlarge(scan: np.ndarray, rng: np.random.Generator | None) -> np.ndarray:
-    """8x8 -> 16x16 bilinear; with `rng` also a shift of up to 2 pixels and a contrast of 0.8 to 1.2."""
-    image = np.asarray(Image.fromarray(scan.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
-    if rng is None:
-        return image
-    dy, dx = rng.integers(-2, 3, 2)
-    padded = np.pad(image, 2)
-    return padded[2 + dy : 2 + dy + SIDE, 2 + dx : 2 + dx + SIDE] * rng.uniform(0.8, 1.2)
+def _enlarge(scan: np.ndarray) -> np.ndarray:
+    """8x8 -> 16x16, bilinear."""
+    return np.asarray(Image.fromarray(scan.astype(np.float32)).resize((SIDE, SIDE), Image.Resampling.BILINEAR))
 
 
 def _family(index: int) -> task.Family:
     return (task.Family.sum, task.Family.gap)[index % 2]
 
 
-def _pretraining(canvases: list[tuple[str, list[int]]], rng: np.random.Generator) -> Iterator[dict[str, Any]]:
+def _pretraining(
+    canvases: list[tuple[str, list[int]]], num_worked: int, rng: np.random.Generator
+) -> Iterator[dict[str, Any]]:
     """Captions, and text-only worked questions, and direct visual questions; `kind` names the mixture part."""
     for index, (name, digits) in enumerate(canvases):
         yield {
@@ -115,10 +122,18 @@ def _pretraining(canvases: list[tuple[str, list[int]]], rng: np.random.Generator
             "prefix": _family(index).value,
             "text": task.boxed(task.answer(_family(index), digits)),
         }
-    for index in range(NUM_WORKED):
+    for index in range(num_worked):
         family, digits = _family(index), [int(d) for d in rng.integers(0, 10, 4)]
-        text = task.full_thought(family, digits)
-        yield {"id": f"worked-{index}", "kind": "worked", "images": [], "prefix": family.value, "text": text}
+        # The digits stand in the prefix: nothing can predict them, so training on them would only add noise.
+        digits_and_steps = task.full_thought(family, digits)
+        given, steps = digits_and_steps[:4], digits_and_steps[4:]
+        yield {
+            "id": f"worked-{index}",
+            "kind": "worked",
+            "images": [],
+            "prefix": f"{family.value}{given}",
+            "text": steps + task.boxed(task.answer(family, digits)),
+        }
 
 
 def _messages(name: str, family: task.Family) -> list[dict[str, Any]]:
@@ -160,15 +175,15 @@ def _write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    values = {"out": "data/digits", "seed": "0"}
+    values = {"out": "data/digits", "seed": "0", "share": "1.0"}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if key not in values or not equals:
-            print(f"error: {argument!r}: expected out=DIR or seed=NUMBER", file=sys.stderr)
+            print(f"error: {argument!r}: expected out=DIR, seed=NUMBER or share=NUMBER", file=sys.stderr)
             return 2
         values[key] = value
     try:
-        write(Path(values["out"]), int(values["seed"]))
+        write(Path(values["out"]), int(values["seed"]), float(values["share"]))
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

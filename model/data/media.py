@@ -25,8 +25,8 @@ def open_image(root: Path, name: str) -> Image.Image:
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(f"image {path}: expected at most {MAX_PIXELS} pixels, found {image.size}")
-            if getattr(image, "n_frames", 1) > 1:
-                raise MediaError(f"image {path}: expected a still image, found {image.n_frames} frames")
+            if (frames := getattr(image, "n_frames", 1)) > 1:
+                raise MediaError(f"image {path}: expected a still image, found {frames} frames")
             return _to_rgb(ImageOps.exif_transpose(image))
     except FileNotFoundError:
         raise MediaError(f"image {path}: expected a file, found none") from None

@@ -13,7 +13,7 @@ def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it first or correct the path") from None
+        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it or correct the path") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
     records, seen = [], set()

@@ -116,7 +116,8 @@ class LocalEngine:
                 saved = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
                 if saved:
                     self._optimizer.state[parameter] = {
-                        key: value.to(parameter.device) if value.dim() else value.clone() for key, value in saved.items()
+                        key: value.to(parameter.device) if value.dim() else value.clone()
+                        for key, value in saved.items()
                     }
         self.step_count = state["step_count"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
@@ -155,4 +156,4 @@ def use_deterministic_cpu(num_threads: int) -> None:
     torch.set_num_threads(num_threads)
     torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore

@@ -38,7 +38,7 @@ class Run:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(f"run.dir: {self.folder} is in use by another process; wait for it or choose another") from None
+            raise ValueError(f"run.dir: {self.folder} is in use by another process") from None
         if config.start is Start.fresh:
             self._clear()
         self._check_config(resolved_config)
@@ -150,7 +150,11 @@ class Run:
     def _open_logs(self, step: int) -> None:
         for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for path in [self.folder / "metrics.jsonl", self.folder / "ledger.jsonl", *self.folder.glob("rollouts/*.jsonl")]:
+        for path in [
+            self.folder / "metrics.jsonl",
+            self.folder / "ledger.jsonl",
+            *self.folder.glob("rollouts/*.jsonl"),
+        ]:
             cut_lines(path, step)
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.

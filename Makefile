@@ -1,0 +1,53 @@
+# Everything happens in .venv, which these targets make with pip alone and then reuse. Remove it with `make clean`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# A CPU build of torch is taken where the installer offers one; a GPU machine gets what its package index gives.
+TORCH ?= torch==2.13.0
+ARGS ?=
+
+.PHONY: help install core quickstart smoke test test-slow check clean
+
+help:
+	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
+	@echo "make install                            core packages and what tests and checks need"
+	@echo "make test | test-slow | check           tests, long tests, linters and types"
+	@echo "make clean                              remove .venv and caches (runs/ and data/ stay)"
+
+core: $(VENV)/.core
+install: $(VENV)/.dev
+
+$(VENV)/.core: pyproject.toml constraints.txt
+	@echo "== making $(VENV) and installing the core packages"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; set PYTHON=')"
+	@$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.core
+	@echo "== installing what tests and checks need"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/.core
+	$(BIN)/python -m rlhf.pipeline recipe=quickstart $(ARGS)
+
+smoke: $(VENV)/.core
+	$(BIN)/python -m rlhf.pipeline recipe=quickstart_smoke $(ARGS)
+
+test: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+
+test-slow: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+
+check: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,59 @@
+"""Shared pieces: a tiny model, a tiny data set, deterministic CPU arithmetic."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model.checkpoint import build_flavour, save_model
+from model.config import Flavour
+from model.engine.local import use_deterministic_cpu
+
+
+@pytest.fixture(autouse=True)
+def deterministic_cpu() -> None:
+    use_deterministic_cpu(1)
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """(model, processor) with fresh weights; tests must not change the weights."""
+    torch.set_num_threads(1)
+    return build_flavour(Flavour.tiny, seed=0)
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tiny, tmp_path_factory) -> Path:
+    """A checkpoint folder of `tiny`."""
+    folder = tmp_path_factory.mktemp("checkpoint") / "tiny"
+    save_model(folder, *tiny)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def digits_folder(tmp_path_factory) -> Path:
+    """The digits task, two per cent of its size."""
+    from examples.digits.write import write
+
+    folder = tmp_path_factory.mktemp("data") / "digits"
+    write(folder, seed=0, share=0.02)
+    return folder
+
+
+@pytest.fixture
+def easy_prompts(tmp_path) -> Path:
+    """Twelve one-image prompts as JSONL; references are plain digits."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for index in range(12):
+        name = f"{index}.png"
+        Image.fromarray(rng.integers(0, 255, (32, 32), np.uint8)).save(tmp_path / name)
+        content = [{"type": "image", "image": name}, {"type": "text", "text": f"Question {index}?"}]
+        messages = [{"role": "user", "content": content}]
+        rows.append({"id": f"p{index}", "messages": messages, "reference": str(index % 10), "family": "easy"})
+    path = tmp_path / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
