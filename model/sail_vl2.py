@@ -101,7 +101,8 @@ class SailVL2(nn.Module):
     def prefill(
         self, inputs: ModelInputs, group_size: int, prefix_slots: int, own_slots: int
     ) -> tuple[Tensor, GroupCache]:
-        """Run N prompts (roots only) once. Returns next-token logits [N, V] and a cache with room for G completions.
+        """Run N prompts (roots only) once. Returns next-token logits [N, G, V], the same for all siblings, and a
+        cache with room for their completions.
 
         `prefix_slots` and `own_slots` are the fixed room of the cache: equal room gives equal arithmetic whatever
         else is in the batch.
@@ -126,7 +127,8 @@ class SailVL2(nn.Module):
 
         hidden = self.language_model.model(self.embed(inputs), inputs.positions, attend)
         last = hidden[layout.root_tokens[torch.arange(num_prompts), lengths - 1]]
-        return self.language_model.lm_head(last), cache
+        # One head row per sibling: on CPU a matrix product of few rows has other last bits than one of many.
+        return self.language_model.lm_head(last[:, None].expand(-1, group_size, -1)), cache
 
     @torch.no_grad()
     def decode(self, token_ids: Tensor, step: int, cache: GroupCache) -> Tensor:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 THINK_START, THINK_END = "<think>", "</think>"
 _BOX = re.compile(r"\\boxed\s*\{")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is skipped as a pair
 _STRICT = re.compile(r"\s*<think>(.*?)</think>\s*(\\boxed\s*\{.*)", re.DOTALL)
 
 
@@ -29,9 +30,10 @@ def parse_completion(text: str) -> Parsed:
 
 def complete_boxes(text: str) -> list[tuple[int, str]]:
     """(end position, content) of every box whose braces close, outermost boxes only, in order."""
+    closing = _closing_braces(text)
     boxes, position = [], 0
     while match := _BOX.search(text, position):
-        end = _closing_brace(text, match.end())
+        end = closing.get(match.end() - 1)
         if end is None:
             position = match.end()
             continue
@@ -49,19 +51,16 @@ def _split_thinking(text: str) -> tuple[str, str]:
     return before.removeprefix(THINK_START), after
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    depth, escaped = 1, False
-    for position in range(start, len(text)):
-        character = text[position]
-        if escaped:
-            escaped = False
-        elif character == "\\":
-            escaped = True
-        elif character in "{}":
-            depth += 1 if character == "{" else -1
-            if depth == 0:
-                return position
-    return None
+def _closing_braces(text: str) -> dict[int, int]:
+    """Opening brace -> its closing one, in one pass: a policy may write thousands of boxes and close none."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace[0] == "{":
+            opened.append(brace.start())
+        elif brace[0] == "}" and opened:
+            closing[opened.pop()] = brace.start()
+    return closing
 
 
 def _is_well_formed(text: str) -> bool:

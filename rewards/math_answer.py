@@ -26,10 +26,10 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
 def verify_symbolic(answer: str, reference: str) -> bool:
     """math-verify on both sides wrapped as LaTeX, so that bare LaTeX is not read up to its first number.
 
-    Raises `UnparsableReference`, and whatever math-verify raises; an answer that does not parse is wrong.
+    Raises `UnparsableReference`, and whatever math-verify's comparison raises; an answer that does not parse is wrong.
     """
     gold = _parse(reference)
-    if not gold:
+    if all(isinstance(reading, str) for reading in gold):  # math-verify hands back text that it cannot parse
         raise UnparsableReference(f"reference {reference[:80]!r} does not parse as mathematics")
     candidate = _parse(answer)
     if not candidate:
@@ -46,4 +46,6 @@ def _parse(text: str) -> list:
 
     logging.getLogger("math_verify").setLevel(logging.ERROR)  # says at every call that deadlines are ours
     text = text.strip().strip("$").strip()
-    return parse(f"${text}$", parsing_timeout=0, raise_on_error=True) if text else []
+    # math-verify reads a percent sign behind the dollars only; between them it drops it or fails to parse.
+    formula, percent = (text.rstrip("%\\$ "), "%") if text.endswith("%") else (text, "")
+    return parse(f"${formula}${percent}", parsing_timeout=0, raise_on_error=False) if formula else []

@@ -1,5 +1,6 @@
 """From prompts to rewarded groups, refilling what the algorithm's filter drops."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,24 +40,29 @@ def collect(
 ) -> Collected:
     """Draw until `num_groups` groups pass the filter or `max_draws` prompts were drawn.
 
-    Each round draws as many prompts as are still missing, so nothing useful is left over.
+    Each round draws what is still missing, divided by the share of draws that were useful in the last step: few large
+    rounds sample faster than many small ones. Useful groups beyond `num_groups` are dropped as surplus.
     """
     useful: list[Group] = []
     dropped: list[tuple[Group, str]] = []
     while len(useful) < num_groups and (drawn := len(useful) + len(dropped)) < max_draws:
-        count = min(num_groups - len(useful), max_draws - drawn)
+        wanted = math.ceil((num_groups - len(useful)) / max(ledger.useful_share, num_groups / max_draws))
+        count = min(wanted, max_draws - drawn)
         tasks = [prompts.at(ledger.next_draw + i) for i in range(count)]
         draws = [ledger.draw(task.prompt.id) for task in tasks]
         group_size = algorithm.config.group_size
         requests = [task.request(draw, group_size) for task, draw in zip(tasks, draws, strict=True)]
         rollouts = generate(worker, requests)
         for group in score_groups(tasks, rollouts, rubric, tokenizer, algorithm, prompts.root):
-            if reason := algorithm.drop_reason(group):
+            reason = algorithm.drop_reason(group) or ("surplus" if len(useful) == num_groups else "")
+            if reason:
                 ledger.drop(group.draw, reason)
                 dropped.append((group, reason))
             else:
                 ledger.train(group.draw)
                 useful.append(group)
+    num_useful = len(useful) + sum(reason == "surplus" for _, reason in dropped)
+    ledger.useful_share = num_useful / max(1, len(useful) + len(dropped))
     return Collected(useful, dropped)
 
 

@@ -11,6 +11,7 @@ class Ledger:
     next_draw: int = 0
     trained: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
+    useful_share: float = 1.0  # of the last step's draws; how many prompts the next step asks for at once
     in_flight: dict[int, str] = field(default_factory=dict)
     closed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -46,11 +47,16 @@ class Ledger:
         """What a checkpoint keeps. Only legal between steps, when nothing is in flight."""
         if self.in_flight:
             raise RuntimeError(f"ledger: {len(self.in_flight)} draws are still in flight at a checkpoint")
-        return {"next_draw": self.next_draw, "trained": self.trained, "dropped": dict(self.dropped)}
+        return {
+            "next_draw": self.next_draw,
+            "trained": self.trained,
+            "dropped": dict(self.dropped),
+            "useful_share": self.useful_share,
+        }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Ledger":
-        return cls(state["next_draw"], state["trained"], dict(state["dropped"]))
+        return cls(state["next_draw"], state["trained"], dict(state["dropped"]), state["useful_share"])
 
     def _close(self, draw: int, end: str, reason: str) -> None:
         prompt_id = self.in_flight.pop(draw)

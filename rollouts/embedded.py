@@ -86,7 +86,6 @@ class EmbeddedWorker:
         rows = [Row(request.prompt_ids, [], request.tiles) for request in padded]
         inputs = pack_rows(rows, self._processor.placeholder_id, self._model.config.num_image_tokens)
         logits, cache = self._model.prefill(inputs, group, self.config.max_prompt_tokens, limit)
-        logits = logits[:, None].expand(-1, group, -1)
         seeds = np.array(
             [[sample_seed(self.run_seed, r.draw, i) for i in range(group)] for r in padded], dtype=np.uint64
         )

@@ -2,7 +2,7 @@
 
 Two question families over the digits a b (top row) c d (bottom row):
 sum        a + b + c + d                        0..36
-gap        |(a + b) - (c + d)|                  0..18
+gap        |a - b|                              0..9
 Two correct ways to think, both taught: *terse* (only the reading) and *full* (the reading, then each step).
 """
 
@@ -14,7 +14,7 @@ class Family(Enum):
     """A kind of question; the value is its text."""
 
     sum = "What is the sum of the four digits?"
-    gap = "How far apart are the sums of the two rows?"
+    gap = "How far apart are the top two digits?"
 
 
 CAPTION_PREFIX = "Digits:"
@@ -22,23 +22,25 @@ CAPTION_PREFIX = "Digits:"
 
 def answer(family: Family, digits: Sequence[int]) -> int:
     a, b, c, d = digits
-    return a + b + c + d if family is Family.sum else abs(a + b - c - d)
+    return a + b + c + d if family is Family.sum else abs(a - b)
 
 
-def reading(digits: Sequence[int]) -> str:
-    """The four digits in reading order, no separators."""
-    return "".join(map(str, digits))
+def reading(family: Family, digits: Sequence[int]) -> str:
+    """The digits that the question is about, in reading order, no separators."""
+    return "".join(map(str, digits if family is Family.sum else digits[:2]))
 
 
 def full_thought(family: Family, digits: Sequence[int]) -> str:
-    """For example `3719:3+7=10,10+1=11,11+9=20`."""
+    """For example `3719:3+7=10,10+1=11,11+9=20`, or `37:7-3=4`."""
+    return f"{reading(family, digits)}:{worked_steps(family, digits)}"
+
+
+def worked_steps(family: Family, digits: Sequence[int]) -> str:
+    """The arithmetic of a full thought."""
     a, b, c, d = digits
     if family is Family.sum:
-        steps = f"{a}+{b}={a + b},{a + b}+{c}={a + b + c},{a + b + c}+{d}={a + b + c + d}"
-    else:
-        high, low = max(a + b, c + d), min(a + b, c + d)
-        steps = f"{a}+{b}={a + b},{c}+{d}={c + d},{high}-{low}={high - low}"
-    return f"{reading(digits)}:{steps}"
+        return f"{a}+{b}={a + b},{a + b}+{c}={a + b + c},{a + b + c}+{d}={a + b + c + d}"
+    return f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
 
 
 def boxed(value: int) -> str:

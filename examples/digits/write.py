@@ -113,7 +113,7 @@ def _pretraining(
             "kind": "caption",
             "images": [name],
             "prefix": task.CAPTION_PREFIX,
-            "text": task.reading(digits),
+            "text": "".join(map(str, digits)),
         }
         yield {
             "id": f"direct-{index}",
@@ -125,14 +125,12 @@ def _pretraining(
     for index in range(num_worked):
         family, digits = _family(index), [int(d) for d in rng.integers(0, 10, 4)]
         # The digits stand in the prefix: nothing can predict them, so training on them would only add noise.
-        digits_and_steps = task.full_thought(family, digits)
-        given, steps = digits_and_steps[:4], digits_and_steps[4:]
         yield {
             "id": f"worked-{index}",
             "kind": "worked",
             "images": [],
-            "prefix": f"{family.value}{given}",
-            "text": steps + task.boxed(task.answer(family, digits)),
+            "prefix": f"{family.value}{task.reading(family, digits)}:",
+            "text": task.worked_steps(family, digits) + task.boxed(task.answer(family, digits)),
         }
 
 
@@ -152,7 +150,7 @@ def _demonstrations(canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str,
             "messages": _messages(name, family),
             "completions": [
                 task.thinking_text(task.full_thought(family, digits), value),
-                task.thinking_text(task.reading(digits), value),
+                task.thinking_text(task.reading(family, digits), value),
             ],
         }
 

@@ -1,0 +1,185 @@
+"""kill -9 at seeded instants, same command again: every file of the run is bit-identical to an undisturbed run.
+
+Bit-identical: metrics outside time/, weights, optimizer state, ledger, stored rollouts, the exported model.
+"""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+RL_PHASES = ["sync", "collect", "update", "append.ledger", "append.step_000002", "append.step_000005", "log"]
+SUPERVISED_PHASES = ["data", "update", "log"]
+SAVES = ["save.begin", "save.file", "save.before_rename", "save.after_rename", "save.prune"]
+
+
+class Runner:
+    """One forking process for the whole module."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, str(Path(__file__).with_name("fork_runner.py"))],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        )
+
+    def run(self, module: str, arguments: list[str], failpoint: str = "") -> int:
+        assert self.process.stdin and self.process.stdout
+        log = self.folder / "log.txt"
+        job = {"module": module, "arguments": arguments, "failpoint": failpoint, "log": str(log)}
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        status = json.loads(self.process.stdout.readline())["status"]
+        assert status in (0, -signal.SIGKILL), log.read_text()[-3000:]
+        return status
+
+
+@pytest.fixture(scope="module")
+def runner(tmp_path_factory):
+    runner = Runner(tmp_path_factory.mktemp("kills"))
+    yield runner
+    runner.process.kill()
+    runner.process.wait()
+
+
+@pytest.fixture(scope="module")
+def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[str, tuple[str, list[str]]]:
+    evenness = tmp_path_factory.mktemp("rewards") / "evenness.py"
+    evenness.write_text("def even(item):\n    return sum(t % 2 == 0 for t in item.token_ids) / len(item.token_ids)\n")
+    common = ["engine.num_threads=1", "run.save_every=2"]
+    rl = [
+        f"checkpoint={tiny_folder}",
+        f"prompts={digits_folder / 'train.jsonl'}",
+        "trainer.max_steps=6",
+        "trainer.groups_per_step=3",
+        "trainer.max_draws=4",
+        "trainer.mini_batch_size=8",
+        "trainer.passes=2",
+        "algorithm.group_size=4",
+        "algorithm.group_filter=reward_spread",
+        f"reward.functions=[{evenness}:even]",
+        "rollouts.max_completion_tokens=16",
+    ]
+    sft = [
+        f"checkpoint={tiny_folder}",
+        f"data.demonstrations={digits_folder / 'demonstrations.jsonl'}",
+        f"data.prompts={digits_folder / 'train.jsonl'}",
+        "data.direct_share=0.5",
+        "max_steps=6",
+        "batch_size=4",
+    ]
+    pretrain = [
+        f"data.path={digits_folder / 'pretrain.jsonl'}",
+        "data.mixture={caption: 2, worked: 2, direct: 2}",
+        "max_steps=6",
+    ]
+    return {
+        "rl": ("rlhf.train", [*rl, *common]),
+        "sft": ("sft.train", [*sft, *common]),
+        "pretrain": ("model.pretrain.train", [*pretrain, *common]),
+    }
+
+
+@pytest.fixture(scope="module")
+def straight(runner: Runner, commands) -> dict[str, dict[str, object]]:
+    """What undisturbed runs leave."""
+    left = {}
+    for name, (module, arguments) in commands.items():
+        folder = runner.folder / f"straight_{name}"
+        assert runner.run(module, [*arguments, f"run.dir={folder}"]) == 0
+        left[name] = contents(folder)
+    return left
+
+
+def contents(folder: Path) -> dict[str, object]:
+    """Everything of a run that must be repeatable."""
+    found: dict[str, object] = {}
+    for path in sorted(folder.rglob("*")):
+        name = str(path.relative_to(folder))
+        if path.is_dir() or name.startswith("events") or name in ("config.yaml", ".lock"):
+            continue
+        if name == "metrics.jsonl":
+            rows = [json.loads(line) for line in path.read_text().splitlines()]
+            found[name] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def check(runner: Runner, commands, straight, stage: str, failpoints: list[str], label: str) -> int:
+    """Kill once per failpoint, then finish; returns how many kills really happened."""
+    module, arguments = commands[stage]
+    folder = runner.folder / f"{stage}_{label}"
+    kills = 0
+    for failpoint in failpoints:
+        kills += runner.run(module, [*arguments, f"run.dir={folder}"], failpoint) == -signal.SIGKILL
+    assert runner.run(module, [*arguments, f"run.dir={folder}"]) == 0
+    left, wanted = contents(folder), straight[stage]
+    assert left.keys() == wanted.keys()
+    assert [name for name in wanted if left[name] != wanted[name]] == []
+    assert not list(folder.rglob("*.partial"))
+    return kills
+
+
+def seeded_failpoint(seed: int) -> str:
+    """Instants 0..2 of every ten lie in saves at a named step, 3 at a byte; the others in named phases."""
+    rng = random.Random(seed)
+    match seed % 10:
+        case 0 | 1 | 2:
+            name = rng.choice(SAVES)
+            return f"{name}:{rng.randint(1, 8 if name == 'save.file' else 1 if name == 'save.prune' else 3)}"
+        case 3:
+            return f"bytes:{rng.randint(1, 50_000_000)}"
+        case _:
+            name = rng.choice(RL_PHASES)
+            return f"{name}:{1 if name.startswith('append.step') else rng.randint(1, 6)}"
+
+
+def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, straight):
+    assert check(runner, commands, straight, "rl", [], "again") == 0
+    rows = straight["rl"]["metrics.jsonl"]
+    assert isinstance(rows, list) and len(rows) == 6
+    assert all(row["grad_norm"] > 0 for row in rows)
+    assert all(row["reward/even"] > 0 for row in rows)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_rl_survives_a_kill(runner, commands, straight, seed):
+    failpoint = seeded_failpoint(seed)
+    assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
+
+
+def test_three_kills_in_one_run(runner, commands, straight):
+    points = ["save.after_rename:1", "collect:2", "save.file:2"]
+    assert check(runner, commands, straight, "rl", points, "thrice") == 3
+
+
+@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+def test_supervised_stages_survive_kills(runner, commands, straight, stage):
+    points = ["update:4", "save.before_rename:1", "log:1", "bytes:9000000"]
+    assert check(runner, commands, straight, stage, points, "kills") == 4
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(10, 40))
+def test_rl_survives_more_kills(runner, commands, straight, seed):
+    failpoint = seeded_failpoint(seed)
+    assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
+
+
+def test_a_complete_run_returns_at_once(runner, commands, straight):
+    module, arguments = commands["rl"]
+    folder = runner.folder / "straight_rl"
+    before = contents(folder)
+    assert runner.run(module, [*arguments, f"run.dir={folder}"], "collect:1") == 0
+    assert contents(folder) == before

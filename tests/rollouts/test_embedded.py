@@ -1,0 +1,167 @@
+"""The sampler: cached decoding equals the full forward; draws depend on their key alone."""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import Row, pack_rows
+from model.checkpoint import load_model
+from model.interface import Mode
+from model.sail_vl2 import SailVL2
+from rlhf.prompts import PromptSet
+from rollouts.config import RolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.randomness import sample_seed, uniforms
+from rollouts.rollout import FinishReason, generate
+from rollouts.weight_sync import sync_weights
+
+CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12)
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny, digits_folder: Path):
+    prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, 96)
+    return [prompts[i] for i in range(10)]
+
+
+def make_worker(tiny, seed: int = 7, **changes) -> EmbeddedWorker:
+    return EmbeddedWorker(*tiny, dataclasses.replace(CONFIG, **changes), seed)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_sampler_logprobs_equal_the_trainers(tiny, tasks, temperature):
+    """fp32: both run the same sums in another order; log-probs of size 6 differ by some 1e-6."""
+    model, processor = tiny
+    worker = make_worker(tiny, temperature=temperature)
+    groups = generate(worker, [task.request(draw, 4) for draw, task in enumerate(tasks[:5])])
+    rows = [
+        Row(group[0].prompt_ids, [r.completion_ids for r in group], task.tiles)
+        for task, group in zip(tasks[:5], groups, strict=True)
+    ]
+    with torch.no_grad():
+        inputs = pack_rows(rows, processor.placeholder_id, 4)
+        scores = model(inputs, temperature, torch.tensor(processor.barred_ids))
+    sampled = torch.tensor([x for group in groups for r in group for x in r.rollout_logprobs])
+    assert (scores.logprobs - sampled).abs().max() < 2e-5
+    assert scores.logprobs.std() > 0.1  # the comparison is not between constants
+
+
+def test_greedy_cached_decoding_equals_a_full_forward_per_token(tiny, tasks):
+    model, processor = tiny
+    rollouts = generate(make_worker(tiny), [task.request(0, 1, greedy=True) for task in tasks[:2]])
+    for task, (rollout,) in zip(tasks[:2], rollouts, strict=True):
+        ids: list[int] = []
+        for token in rollout.completion_ids:
+            row = Row([*rollout.prompt_ids, *ids], [[0]], task.tiles)
+            inputs = pack_rows([row], processor.placeholder_id, 4)
+            with torch.no_grad():
+                logits = model.language_model.lm_head(model.hidden_states(inputs)[-2])
+            logits[processor.barred_ids] = float("-inf")
+            assert logits.argmax().item() == token
+            ids.append(token)
+
+
+def test_draws_do_not_depend_on_batch_composition_or_order(tiny, tasks):
+    """One thread, at least 8 decode rows: bit-identical tokens and log-probs."""
+    together = generate(make_worker(tiny), [task.request(draw, 8) for draw, task in enumerate(tasks)])
+    alone = [generate(make_worker(tiny), [task.request(draw, 8)])[0] for draw, task in enumerate(tasks[:3])]
+    backwards = generate(make_worker(tiny, max_rows=24), [t.request(d, 8) for d, t in reversed(list(enumerate(tasks)))])
+    for draw in range(3):
+        assert [r.completion_ids for r in together[draw]] == [r.completion_ids for r in alone[draw]]
+        assert [r.rollout_logprobs for r in together[draw]] == [r.rollout_logprobs for r in alone[draw]]
+    assert [r.completion_ids for g in together for r in g] == [r.completion_ids for g in backwards[::-1] for r in g]
+
+
+def test_siblings_draws_and_run_seeds_differ(tiny, tasks):
+    def texts(seed: int, draw: int) -> list[list[int]]:
+        return [r.completion_ids for r in generate(make_worker(tiny, seed), [tasks[0].request(draw, 4)])[0]]
+
+    first = texts(7, 0)
+    assert len({tuple(ids) for ids in first}) == 4
+    assert first == texts(7, 0)
+    assert first != texts(7, 1)
+    assert first != texts(8, 0)
+
+
+def test_no_barred_token_is_ever_sampled(tiny, tasks):
+    barred = set(tiny[1].barred_ids)
+    groups = generate(make_worker(tiny, temperature=5.0), [task.request(d, 16) for d, task in enumerate(tasks)])
+    sampled = {token for group in groups for r in group for token in r.completion_ids}
+    assert len(sampled) > 200
+    assert not sampled & barred
+
+
+def test_completions_end_at_the_first_end_of_turn(tiny, tasks):
+    """A model whose head loves the end of turn stops at different lengths, and finished rows do not disturb others."""
+    model, processor = tiny
+    eager = SailVL2(model.config)
+    eager.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        eager.language_model.model.embed_tokens.weight[processor.tokenizer.end_id] *= 3.0
+    worker = EmbeddedWorker(eager, processor, CONFIG, 1)
+    groups = generate(worker, [task.request(d, 8) for d, task in enumerate(tasks)])
+    rollouts = [r for group in groups for r in group]
+    reasons = {r.finish_reason for r in rollouts}
+    assert reasons == {FinishReason.stop, FinishReason.length}
+    for r in rollouts:
+        ended = r.completion_ids[-1] == processor.tokenizer.end_id
+        assert ended == (r.finish_reason is FinishReason.stop)
+        assert processor.tokenizer.end_id not in r.completion_ids[:-1]
+        assert len(r.completion_ids) == 12 or ended
+
+
+def test_weight_sync_is_proven(tiny, tiny_folder):
+    model, _ = load_model(tiny_folder)
+    worker = make_worker(tiny)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.01)
+    assert sync_weights(lambda: (5, model.state_dict()), worker) == 5
+    assert worker.version == 5
+    held = worker._model.state_dict()
+    assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items())
+    worker.begin_update(6, {"language_model.model.norm.weight": 1, "mlp1.0.weight": 2})
+    worker.load("mlp1.0.weight", model.state_dict()["mlp1.0.weight"])
+    with pytest.raises(RuntimeError, match="never arrived.*language_model.model.norm.weight"):
+        worker.finish_update(6)
+
+
+def test_a_corrupted_tensor_stops_the_sync_by_name(tiny, monkeypatch):
+    worker = make_worker(tiny)
+    receive = worker.load
+
+    def corrupt(name: str, tensor: torch.Tensor) -> None:
+        receive(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
+
+    monkeypatch.setattr(worker, "load", corrupt)
+    with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
+        sync_weights(lambda: (1, tiny[0].state_dict()), worker)
+
+
+def test_prompt_longer_than_the_cache_is_refused(tiny, tasks):
+    with pytest.raises(ValueError, match=r"rollouts.max_prompt_tokens = 20 tokens, found 7\d"):
+        make_worker(tiny, max_prompt_tokens=20).submit(tasks[0].request(0, 2))
+
+
+def test_abort_forgets_a_request(tiny, tasks):
+    worker = make_worker(tiny)
+    first, second = worker.submit(tasks[0].request(0, 8)), worker.submit(tasks[1].request(1, 8))
+    worker.abort(first)
+    assert [handle for handle, _ in worker.poll()] == [second]
+    assert worker.poll() == []
+
+
+def test_uniforms_are_uniform_and_keyed():
+    """Kolmogorov distance of 20,000 draws: below 1.63 / sqrt(n) with probability 0.99; seeds are fixed here."""
+    seeds = np.array([sample_seed(0, draw, i) for draw in range(500) for i in range(8)], dtype=np.uint64)
+    values = np.concatenate([uniforms(seeds, position) for position in range(5)])
+    assert values.min() >= 0.0 and values.max() < 1.0
+    n = len(values)
+    distance = np.abs(np.sort(values) - (np.arange(n) + 0.5) / n).max()
+    assert distance < 1.63 / n**0.5
+    assert len(np.unique(values)) == n
+    assert abs(np.corrcoef(uniforms(seeds, 0), uniforms(seeds, 1))[0, 1]) < 0.05
+    assert 0 <= int(seeds.max()) < 2**63
