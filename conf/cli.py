@@ -7,6 +7,7 @@ import ast
 import difflib
 import importlib.util
 import inspect
+import os
 import re
 import sys
 import textwrap
@@ -32,8 +33,9 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
     0: done. 2: the user's input was refused, with one message. Other failures raise.
     """
     arguments = sys.argv[1:]
+    # Read when torch loads its thread pool: idle threads sleep. Spinning ones slow a busy machine down many times over.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
-        check_packages()
         if "--help" in arguments or "-h" in arguments:
             print(help_text(entry, schema))
             return 0
@@ -65,6 +67,7 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
     from hydra.errors import HydraException
     from omegaconf import DictConfig, OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from conf.schema import register
 
@@ -83,7 +86,7 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
                 composed.stages[stage] = [*composed.stages[stage], *extra]
             config = OmegaConf.to_object(composed)
             return config, OmegaConf.to_yaml(OmegaConf.structured(config))
-    except (HydraException, OmegaConfBaseException) as error:
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
 
 
@@ -109,6 +112,12 @@ def help_text(entry: str, schema: type) -> str:
         lines.append(f"  {group}={'|'.join(choices)}")
     lines += ["", "keys:"]
     lines += [f"  {line}" for line in _describe(schema, "")]
+    if entry == "rlhf":
+        from conf.schema import ALGORITHM_CONFIGS
+
+        for name, variant in ALGORITHM_CONFIGS.items():
+            lines += ["", f"keys that algorithm={name} adds or sets otherwise:"]
+            lines += [f"  {line}" for line in _describe(variant, "algorithm.") if f"  {line}" not in lines]
     if entry == "pipeline":
         lines += ["", "  stages.NAME.KEY=VALUE passes an override to a stage, e.g. stages.rl.algorithm.group_size=4"]
     return "\n".join(lines)
@@ -212,34 +221,43 @@ def _nearest(word: str, known: Sequence[str]) -> str:
 
 
 def _explain(error: Exception, entry: str) -> str:
-    """Hydra's error in one line, with the nearest key when a YAML file or an override names an unknown one."""
+    """Hydra's error in one line: the YAML file if it stands in one, the key, what is wrong, the nearest key."""
     cause: BaseException = error
     while cause.__cause__ is not None:
         cause = cause.__cause__
-    text = " ".join(str(cause).partition("full_key:")[0].split())
-    full_key = getattr(cause, "full_key", None) or getattr(error, "full_key", None)
-    match = re.search(r"Key '([^']+)' (?:is not in struct|not in '(\w+)')", text)
-    if match:
+    text, _, details = str(cause).partition("full_key:")
+    key = details.partition("\n")[0].strip() or getattr(error, "full_key", None) or ""
+    text = " ".join(text.split())
+    if override := getattr(error, "override", None):
+        return f"{override!r}: {text.partition(' See ')[0]}; quote a value with special characters: KEY='\"VALUE\"'"
+    file = ""
+    if match := re.match(r"In '([^']+)': (?:\w+ raised while composing config: )?", text):
+        text = text[match.end() :]
+        places = [Path("conf", entry, f"{match[1]}.yaml"), Path("conf", f"{match[1]}.yaml")]
+        file = f"{next((place for place in places if (ROOT / place).exists()), match[1])}: "
+    if match := re.match(r"Key '([^']+)' (?:is not in struct|not in )", text):
         from conf.schema import ENTRIES
 
-        key = str(full_key or match[1])
+        key = key or match[1]
         known = [line.split("=")[0].split(":")[0] for line in _describe(ENTRIES[entry], "") if line[:1].isalpha()]
-        return f"{key}: no such key in the schema (from a YAML file or an override); {_nearest(key, known)}"
-    return f"{full_key}: {text}" if full_key and str(full_key) not in text else text
+        return f"{file}{key}: no such key; {_nearest(key, known)}"
+    return f"{file}{key}: {text}" if key and key not in text else f"{file}{text}"
 
 
-def _describe(schema: type, prefix: str) -> Iterator[str]:
-    """`key: type = default` and the field's own docstring, indented; nested sections follow their parent's name."""
+def _describe(schema: type, prefix: str, section: Any = None) -> Iterator[str]:
+    """`key: type = default` and the field's own docstring, indented; nested sections follow their parent's name.
+
+    `section`: an instance whose values are the defaults, where they are not the schema's own.
+    """
     hints = get_type_hints(schema)
     documentation = _field_documentation(schema)
-    defaults = _defaults(schema)
+    defaults = _defaults(schema) if section is None else vars(section)
     for f in fields(schema):
         kind: Any = hints[f.name]
-        if is_dataclass(kind):
-            actual: Any = type(defaults[f.name]) if is_dataclass(defaults[f.name]) else kind
-            yield from _describe(actual, f"{prefix}{f.name}.")
-            continue
         default = defaults[f.name]
+        if is_dataclass(default):
+            yield from _describe(type(default), f"{prefix}{f.name}.", default)
+            continue
         shown = default.value if isinstance(default, Enum) else default
         choices = [member.value for member in type(default)] if isinstance(default, Enum) else []
         name = "|".join(choices) or getattr(kind, "__name__", str(kind))
@@ -268,3 +286,11 @@ def _field_documentation(schema: type) -> dict[str, str]:
             if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
                 documentation[statement.target.id] = str(following.value.value)
     return documentation
+
+
+# On import, which precedes that of an entry point's own package: a hidden one would end it in a bare traceback.
+try:
+    check_packages()
+except UsageError as error:
+    print(f"error: {error}", file=sys.stderr)
+    raise SystemExit(USER_ERROR) from None

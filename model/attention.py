@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_SHORT = 80  # keys
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -38,13 +40,13 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     split = (num_heads, num_kv_heads, num_kv_heads)
     root_slots = slots[: num_roots * prefix].unflatten(0, (num_roots, prefix)).transpose(1, 2)
     root_q, root_k, root_v = root_slots.split(split, dim=1)
-    out = [_sdpa(root_q, root_k, root_v, None)]
+    out = [sdpa(root_q, root_k, root_v, None, is_causal=True)]
     if num_branches:
         own_slots = slots[num_roots * prefix :].unflatten(0, (num_branches, length)).transpose(1, 2)
         own_q, own_k, own_v = own_slots.split(split, dim=1)
         branch_k = torch.cat((root_k.index_select(0, layout.branch_root), own_k), dim=2)
         branch_v = torch.cat((root_v.index_select(0, layout.branch_root), own_v), dim=2)
-        out.append(_sdpa(own_q, branch_k, branch_v, layout.branch_mask))
+        out.append(sdpa(own_q, branch_k, branch_v, layout.branch_mask, is_causal=False))
     flat = torch.cat([part.transpose(1, 2).flatten(0, 1) for part in out])
     return _Regroup.apply(flat, layout.slot_of_token, layout.token_of_slot)
 
@@ -76,11 +78,22 @@ def grouped_decode_attention(
     return (from_prefix + weights[..., prefix:] @ own_v).flatten(2, 3)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:
+    """q [B, H, L, K], k and v [B, Hkv, S, K], mask True where allowed -> [B, H, L, K]; scale 1/sqrt(K).
+
+    On CPU the flash kernel takes twice the time of plain products on short sequences (benchmarks/RESULTS.md).
+    """
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None)
+    if q.device.type != "cpu" or k.shape[2] > _SHORT or q.dtype not in (torch.float32, torch.float64):
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+    if is_causal:
+        mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril()
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1) @ v
 
 
 class _Regroup(torch.autograd.Function):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import LanguageConfig
-from model.layers import RMSNorm, apply_rope, rope_tables
+from model.layers import RMSNorm, apply_rope, joint_linear, rope_tables
 
 
 class Attend(Protocol):
@@ -22,6 +22,7 @@ class SelfAttention(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         width, head = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(width, config.num_attention_heads * head, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
@@ -31,10 +32,9 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        heads = (-1, self.head_dim)
-        q = apply_rope(self.q_norm(self.q_proj(x).unflatten(-1, heads)), rope)
-        k = apply_rope(self.k_norm(self.k_proj(x).unflatten(-1, heads)), rope)
-        v = self.v_proj(x).unflatten(-1, heads)
+        heads = joint_linear(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
+        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
+        q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
 
 
@@ -46,7 +46,8 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = joint_linear(x, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+        return self.down_proj(F.silu(gate) * up)
 
 
 class DecoderLayer(nn.Module):

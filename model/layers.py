@@ -6,6 +6,7 @@ RMSNorm and RoPE have hand-written backwards: on CPU the composed ones cost abou
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -42,6 +43,14 @@ class _RMSNorm(torch.autograd.Function):
         mean = (product @ weight).unsqueeze(-1) / -weight.shape[0]
         grad_x = torch.addcmul(grad * weight, normed, mean).mul_(scale)
         return grad_x, product.flatten(0, -2).sum(0), None
+
+
+def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """Outputs of several bias-free layers side by side, [..., sum of widths], as one matrix product.
+
+    Narrow products leave cores idle; joining the weights costs one small copy.
+    """
+    return F.linear(x, torch.cat([layer.weight for layer in layers]))
 
 
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ from model.interface import (
     Mode,
     verify_interface_strings,
 )
-from model.tokenizer import Tokenizer
+from model.tokenizer import THINK_TAGS, Tokenizer
 
 PIXEL_MEAN = (0.485, 0.456, 0.406)
 PIXEL_STD = (0.229, 0.224, 0.225)
@@ -90,6 +90,9 @@ class Processor:
         `messages`: role system | user | assistant, content a string or parts {"type": "text", "text": ...} and
         {"type": "image", "image": file name}. The last message must be the user's. `ValueError` otherwise.
         """
+        for index, message in enumerate(messages):
+            if not isinstance(message, dict):
+                raise ValueError(f"messages[{index}]: expected an object with role and content, found {message!r:.80}")
         turns = [dict(message) for message in messages]
         if not turns or turns[-1].get("role") != "user":
             raise ValueError("messages: expected a list that ends with a user message")
@@ -155,12 +158,8 @@ class Processor:
         return [self._control(IMAGE_START), self.placeholder_id, self._control(IMAGE_END), "\n"]
 
     def _with_think_tags(self, text: str) -> list[Part]:
-        """Trusted text in which the think tags are tokens."""
-        parts: list[Part] = []
-        for tag in (THINK_START, THINK_END):
-            before, _, text = text.partition(tag)
-            parts += [before, self._control(tag)]
-        return [*parts, text]
+        """Trusted text in which the think tags are tokens, each where it stands."""
+        return [self._control(part) if part in (THINK_START, THINK_END) else part for part in THINK_TAGS.split(text)]
 
     def _content(self, turn: dict[str, Any], index: int, images: list[str]) -> list[Part]:
         content = turn.get("content")

@@ -17,7 +17,7 @@ from model.interface import CONTROL_TOKENS, END_OF_TEXT, IM_END, THINK_END, THIN
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_THINK_TAGS = re.compile(f"({re.escape(THINK_START)}|{re.escape(THINK_END)})")
+THINK_TAGS = re.compile(f"({re.escape(THINK_START)}|{re.escape(THINK_END)})")
 
 
 class Tokenizer:
@@ -55,13 +55,16 @@ class Tokenizer:
         return self.control[IM_END]
 
     def encode(self, text: str) -> list[int]:
-        """Ids of untrusted text: only byte-level BPE entries, whatever the text spells."""
-        return self._engine.encode(text, add_special_tokens=False).ids
+        """Ids of untrusted text: only byte-level BPE entries, whatever the text spells. `ValueError` if not UTF-8."""
+        try:
+            return self._engine.encode(text, add_special_tokens=False).ids
+        except TypeError:  # what the engine raises for half a surrogate pair, which JSON can spell
+            raise ValueError(f"text: expected what UTF-8 can hold, found a lone surrogate in {text[:80]!r}") from None
 
     def encode_with_think_tags(self, text: str) -> list[int]:
         """Ids of text that may use the think tags: our own instruction, and completions."""
         ids: list[int] = []
-        for part in _THINK_TAGS.split(text):
+        for part in THINK_TAGS.split(text):
             ids += [self.control[part]] if part in (THINK_START, THINK_END) else self.encode(part)
         return ids
 
@@ -87,7 +90,7 @@ class Tokenizer:
         """Write tokenizer.json and a tokenizer_config.json that transformers reads."""
         (folder / "tokenizer.json").write_text(self.raw, encoding="utf-8")
         settings = {
-            "tokenizer_class": "Qwen2Tokenizer",
+            "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is; Qwen2Tokenizer adds NFC
             "eos_token": IM_END,
             "pad_token": END_OF_TEXT,
             "add_prefix_space": False,

@@ -4,8 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.attention import sdpa
 from model.config import VisionConfig
-from model.layers import RMSNorm
+from model.layers import RMSNorm, joint_linear
 
 
 class Patchifier(nn.Module):
@@ -42,7 +43,7 @@ class VisionAttention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        return self.proj(sdpa(q, k, v, None, is_causal=False).transpose(1, 2).flatten(2))
 
 
 class VisionMLP(nn.Module):
@@ -53,7 +54,8 @@ class VisionMLP(nn.Module):
         self.fc3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.fc2(F.silu(self.fc1(x)) * self.fc3(x))
+        gate, up = joint_linear(x, self.fc1, self.fc3).chunk(2, dim=-1)
+        return self.fc2(F.silu(gate) * up)
 
 
 class VisionBlock(nn.Module):

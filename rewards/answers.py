@@ -6,7 +6,7 @@ from dataclasses import dataclass
 THINK_START, THINK_END = "<think>", "</think>"
 _BOX = re.compile(r"\\boxed\s*\{")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is skipped as a pair
-_STRICT = re.compile(r"\s*<think>(.*?)</think>\s*(\\boxed\s*\{.*)", re.DOTALL)
+_STRICT = re.compile(r"\s*<think>(.*?)</think>\s*\\boxed\s*\{", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,8 @@ def _closing_braces(text: str) -> dict[int, int]:
 
 
 def _is_well_formed(text: str) -> bool:
-    match = _STRICT.fullmatch(text)
+    match = _STRICT.match(text)
     if match is None or text.count(THINK_START) != 1 or text.count(THINK_END) != 1 or not match[1].strip():
         return False
-    boxes = complete_boxes(match[2])
-    return len(boxes) == 1 and bool(boxes[0][1]) and not match[2][boxes[0][0] :].strip()
+    end = _closing_braces(text).get(match.end() - 1)
+    return end is not None and bool(text[match.end() : end].strip()) and not text[end + 1 :].strip()

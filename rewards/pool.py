@@ -1,4 +1,7 @@
-"""Worker processes that can be killed: one task at a time each, a deadline from dispatch, results as plain data."""
+"""Worker processes that can be killed: one task at a time each, a deadline for each, results as plain data.
+
+A worker answers a task with two lines: `started` once what the task imports is loaded, then the outcome.
+"""
 
 import contextlib
 import json
@@ -12,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-_START_SECONDS = 60.0
+_START_SECONDS = 60.0  # until `started`: the worker's own imports and those of a user's file
 
 
 @dataclass(frozen=True)
@@ -61,7 +64,7 @@ class ScoringPool:
 
 
 class _Worker:
-    """One process. Its first reply may take as long as its imports."""
+    """One process. The deadline of a task begins when the worker says that it started."""
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parent.parent)
@@ -74,14 +77,14 @@ class _Worker:
         )
         self.task: int | None = None
         self.alive = True
-        self._warm = False
-        self._deadline = 0.0
+        self._since = 0.0
+        self._limit = _START_SECONDS
         self._buffer = b""
 
     def send(self, position: int, tasks: Sequence[dict[str, Any]]) -> None:
         assert self._process.stdin is not None
         self.task = position
-        self._deadline = time.monotonic()
+        self._since, self._limit = time.monotonic(), _START_SECONDS
         with contextlib.suppress(BrokenPipeError):  # a dead worker shows at receive
             self._process.stdin.write(json.dumps(tasks[position]).encode() + b"\n")
             self._process.stdin.flush()
@@ -89,20 +92,22 @@ class _Worker:
     def receive(self, timeout: float) -> Outcome | None:
         """The outcome of the current task, or None if it is still running after a short wait."""
         assert self._process.stdout is not None
-        limit = timeout + (0.0 if self._warm else _START_SECONDS)
-        left = self._deadline + limit - time.monotonic()
+        left = self._since + self._limit - time.monotonic()
         ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, min(left, 0.02)))
         if ready:
             chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            self._buffer += chunk
-            if self._buffer.endswith(b"\n"):
-                reply, self._buffer, self.task, self._warm = json.loads(self._buffer), b"", None, True
-                return Outcome(reply.get("value"), reply.get("reason", ""), reply.get("traceback", ""))
             if not chunk:
                 return self._fail(f"scoring process died with exit code {self._process.wait()}")
+            *lines, self._buffer = (self._buffer + chunk).split(b"\n")
+            for line in lines:
+                reply = json.loads(line)
+                if "started" not in reply:
+                    self.task = None
+                    return Outcome(reply.get("value"), reply.get("reason", ""), reply.get("traceback", ""))
+                self._since, self._limit = time.monotonic(), timeout
             return None
         if left <= 0:
-            return self._fail(f"timeout after {timeout} s")
+            return self._fail(f"timeout after {self._limit:g} s")
         return None
 
     def _fail(self, reason: str) -> Outcome:

@@ -74,9 +74,10 @@ class Rubric:
     def check_functions(self) -> None:
         """Load every user function in a worker now, so that a bad path fails before anything runs."""
         outcomes = self._pool.run([{"kind": "load", "function": spec} for spec in self.config.functions])
-        for outcome in outcomes:
+        for spec, outcome in zip(self.config.functions, outcomes, strict=True):
             if outcome.value is None:
-                raise ValueError(outcome.reason)
+                reason = outcome.reason
+                raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
         """One result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""

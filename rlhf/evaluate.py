@@ -101,8 +101,14 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
-    """Print the result; the last line is one JSON object."""
-    print(json.dumps(evaluate_folder(config)))
+    """Print a summary; without `output`, also the whole result as one JSON object in the last line."""
+    result = evaluate_folder(config)
+    print(
+        f"{config.checkpoint}: think {result['accuracy_think']:.1%} (T=1 {result['accuracy_think_sampled']:.1%}), "
+        f"direct {result['accuracy_direct']:.1%}, mean length {result['mean_length']:.1f}, n {result['num_eval']}"
+    )
+    if not config.output:
+        print(json.dumps(result))
 
 
 def main() -> int:

@@ -2,13 +2,20 @@
 
 import math
 import sys
+from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from rlhf.config import RlConfig
 
+if TYPE_CHECKING:
+    from rewards.rubric import Rubric
 
-def run_stage(config: RlConfig, resolved: str) -> None:
-    """Train and write `run.dir/final`; continues where an earlier call stopped."""
+
+def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | None" = None) -> None:
+    """Train and write `run.dir/final`; continues where an earlier call stopped.
+
+    `rubric_class` replaces the rubric, for control experiments.
+    """
     from pathlib import Path
 
     from model.checkpoint import load_model, save_model
@@ -28,7 +35,7 @@ def run_stage(config: RlConfig, resolved: str) -> None:
     check_context(config, model.config.language.max_position_embeddings)
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens, config.run.seed)
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
-    with Rubric(config.reward) as rubric:
+    with (rubric_class or Rubric)(config.reward) as rubric:
         rubric.check_functions()
         run = Run(config.run, resolved)
         if run.is_done:

@@ -27,10 +27,13 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     """Fill `out` with pretrain.jsonl, demonstrations.jsonl, train.jsonl, validation.jsonl, test.jsonl and images/.
 
     `share` scales the number of rows. The scans of the splits are disjoint whatever the seed.
-    The folder appears whole or not at all; an existing finished folder is left as it is.
+    The folder appears whole or not at all; an existing finished folder is left as it is, and so is any other that holds
+    files: that is a `ValueError`.
     """
     if (out / DONE).exists():
         return
+    if out.is_dir() and any(out.iterdir()):
+        raise ValueError(f"out: expected a new folder or one that this command finished, found {out} with other files")
     rng = np.random.default_rng(seed)
     splits = _load_scans(rng)
     staging = out.with_name(out.name + ".partial")
@@ -45,7 +48,6 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
         canvases = _canvases(staging, name, splits[name], round(NUM_EVAL * share), rng, augment=False)
         _write_lines(staging / f"{name}.jsonl", _prompts(name, canvases))
     (staging / DONE).write_text(f"seed {seed}\n")
-    shutil.rmtree(out, ignore_errors=True)
     os.replace(staging, out)
 
 
@@ -140,18 +142,16 @@ def _messages(name: str, family: task.Family) -> list[dict[str, Any]]:
 
 
 def _demonstrations(canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:
-    """Both ways to think for every prompt; they share the prompt in one packed row."""
+    """Both ways to think; they share the prompt in one packed row. Every third prompt shows the full way only."""
     for index, (name, digits) in enumerate(canvases):
         family = _family(index)
         value = task.answer(family, digits)
+        thoughts = [task.full_thought(family, digits), task.reading(family, digits)]
         yield {
             "id": f"demonstration-{index}",
             "mode": "think",
             "messages": _messages(name, family),
-            "completions": [
-                task.thinking_text(task.full_thought(family, digits), value),
-                task.thinking_text(task.reading(family, digits), value),
-            ],
+            "completions": [task.thinking_text(thought, value) for thought in thoughts[: 1 if index % 3 == 0 else 2]],
         }
 
 

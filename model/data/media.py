@@ -2,11 +2,20 @@
 
 from pathlib import Path
 
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
 MAX_PIXELS = 16_777_216
 MAX_BYTES = 32 * 2**20
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 class MediaError(ValueError):
@@ -15,6 +24,8 @@ class MediaError(ValueError):
 
 def open_image(root: Path, name: str) -> Image.Image:
     """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, or a damaged file."""
+    if "\0" in name:
+        raise MediaError(f"image {name!r}: expected a file name, found a NUL character in it")
     path = (root / name).resolve()
     if not path.is_relative_to(root.resolve()):
         raise MediaError(f"image {name!r}: expected a path inside {root}, found {path}")
@@ -27,7 +38,7 @@ def open_image(root: Path, name: str) -> Image.Image:
                 raise MediaError(f"image {path}: expected at most {MAX_PIXELS} pixels, found {image.size}")
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 raise MediaError(f"image {path}: expected a still image, found {frames} frames")
-            return _to_rgb(ImageOps.exif_transpose(image))
+            return _to_rgb(_upright(image))
     except FileNotFoundError:
         raise MediaError(f"image {path}: expected a file, found none") from None
     except UnidentifiedImageError:
@@ -36,6 +47,12 @@ def open_image(root: Path, name: str) -> Image.Image:
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"image {path}: expected a whole image, found damage: {error}") from None
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says. Not by `ImageOps.exif_transpose`: it writes all of EXIF anew and fails on odd fields."""
+    turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    return image if turn is None else image.transpose(turn)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

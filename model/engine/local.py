@@ -154,6 +154,7 @@ def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> fl
 def use_deterministic_cpu(num_threads: int) -> None:
     """Make CPU arithmetic repeatable for a given thread count."""
     torch.set_num_threads(num_threads)
-    torch.use_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # The public torch.use_deterministic_algorithms does this too, and imports the whole compiler: 1.1 s a process.
+    torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore

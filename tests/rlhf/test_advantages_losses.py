@@ -24,7 +24,9 @@ def test_equal_rewards_give_exactly_zero():
     assert group_advantages([0.7] * 3, divide_by_std=False) == [0.0] * 3
 
 
-@pytest.mark.parametrize(("length", "expected"), [(1, 0), (32, 0), (33, 1 / 8), (36, 0.5), (39, 7 / 8), (40, 1), (99, 1)])
+@pytest.mark.parametrize(
+    ("length", "expected"), [(1, 0), (32, 0), (33, 1 / 8), (36, 0.5), (39, 7 / 8), (40, 1), (99, 1)]
+)
 def test_soft_overlong_punishment(length, expected):
     assert overlong_penalty(length, limit=40, buffer=8, penalty=1.0) == pytest.approx(expected)
     assert overlong_penalty(length, limit=40, buffer=0, penalty=2.0) == (2.0 if length >= 40 else 0.0)

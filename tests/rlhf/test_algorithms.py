@@ -111,7 +111,9 @@ def test_soft_overlong_punishment_spares_a_turn_that_ended():
 def test_unknown_algorithm_names_the_known():
     with pytest.raises(ValueError, match=r"expected one of \['dapo', 'grpo'\], found 'ppo'"):
         build_algorithm(AlgorithmConfig(name="ppo"), LIMIT)
-    unscaled = dataclasses.replace(DapoConfig(), group_size=1, group_filter=GroupFilter.none, advantage_scale=AdvantageScale.none)
+    unscaled = dataclasses.replace(
+        DapoConfig(), group_size=1, group_filter=GroupFilter.none, advantage_scale=AdvantageScale.none
+    )
     assert unscaled.group_size == 1
 
 

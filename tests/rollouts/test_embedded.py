@@ -125,7 +125,7 @@ def test_weight_sync_is_proven(tiny, tiny_folder):
     assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items())
     worker.begin_update(6, {"language_model.model.norm.weight": 1, "mlp1.0.weight": 2})
     worker.load("mlp1.0.weight", model.state_dict()["mlp1.0.weight"])
-    with pytest.raises(RuntimeError, match="never arrived.*language_model.model.norm.weight"):
+    with pytest.raises(RuntimeError, match=r"never arrived.*language_model.model.norm.weight"):
         worker.finish_update(6)
 
 

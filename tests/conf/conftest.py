@@ -1,0 +1,55 @@
+"""Running entry points in this process, and what each needs to have a valid configuration."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import conf.cli
+from conf.schema import ENTRIES
+
+REQUIRED = {
+    "pretrain": [],
+    "sft": ["checkpoint=c", "data.demonstrations=d", "data.prompts=p"],
+    "rlhf": ["checkpoint=c", "prompts=p"],
+    "evaluate": ["checkpoint=c", "prompts=p"],
+    "pipeline": [],
+}
+
+
+class Outcome(NamedTuple):
+    code: int
+    config: Any  # what the entry point's function was given, None if it was not called
+    out: str
+    err: str
+
+
+@pytest.fixture
+def required() -> dict[str, list[str]]:
+    """Overrides without which an entry point refuses to start."""
+    return REQUIRED
+
+
+@pytest.fixture
+def run(monkeypatch, capsys) -> Callable[..., Outcome]:
+    """Call `launch` as the command line would."""
+
+    def launch(entry: str, *arguments: str, function: Callable[[Any, str], None] | None = None) -> Outcome:
+        given: list[Any] = []
+        monkeypatch.setattr(sys, "argv", ["program", *arguments])
+        code = conf.cli.launch(entry, ENTRIES[entry], function or (lambda config, _: given.append(config)))
+        return Outcome(code, given[0] if given else None, *capsys.readouterr())
+
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # launch sets a default; this undoes it afterwards
+    return launch
+
+
+@pytest.fixture
+def own_conf(tmp_path, monkeypatch) -> Path:
+    """A copy of conf/ that stands in for it and may be changed."""
+    shutil.copytree(conf.cli.ROOT / "conf", tmp_path / "conf", ignore=shutil.ignore_patterns("__pycache__"))
+    monkeypatch.setattr(conf.cli, "ROOT", tmp_path)
+    return tmp_path / "conf"

@@ -1,0 +1,214 @@
+"""The command line: refusals name the field, what was expected and what was found; nothing runs then."""
+
+import pytest
+
+from conf.cli import load_config
+from rlhf.pipeline import run_pipeline
+
+SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "parts"),
+    [
+        ("rlhf", ["trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
+        ("rlhf", ["+trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
+        ("rlhf", ["++trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
+        ("rlhf", ["max_steps=3"], ["max_steps", "no such key", "'trainer.max_steps'"]),
+        ("rlhf", ["+zebra=1"], ["zebra", "no such key", "expected one of algorithm", "trainer"]),
+        ("rlhf", ["trainer={max_stepz: 3}"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
+        ("rlhf", ["trainer.max_steps.x=3"], ["trainer.max_steps.x", "no such key"]),
+        ("rlhf", ["hydra.run.dir=x"], ["hydra.run.dir", "no such key"]),
+        ("rlhf", ["~trainer=x"], ["~trainer", "deleting keys is not supported"]),
+        ("rlhf", ["algorithm=grpo", "algorithm.overlong_buffer=4"], ["algorithm.overlong_buffer", "no such key"]),
+        ("rlhf", ["algorithm=dappo"], ["algorithm", "no choice 'dappo'", "'dapo'"]),
+        ("rlhf", ["+algorithm=dappo"], ["algorithm", "no choice 'dappo'", "'dapo'"]),
+        ("rlhf", ["algorithm=zebra"], ["algorithm", "no choice 'zebra'", "expected one of dapo, grpo"]),
+        ("rlhf", ["recipe=quickstrat"], ["recipe", "no choice 'quickstrat'", "'quickstart'"]),
+        ("evaluate", ["recipe=quickstart"], ["recipe", "no such key"]),
+        ("rlhf", ["trainer.max_steps=many"], ["trainer.max_steps", "'many'", "Integer"]),
+        ("rlhf", ["trainer.max_steps=1.5"], ["trainer.max_steps", "1.5", "Integer"]),
+        ("rlhf", ["trainer.max_steps=null"], ["trainer.max_steps", "not Optional"]),
+        ("rlhf", ["trainer.max_steps=1,2"], ["trainer.max_steps=1,2", "Ambiguous"]),
+        ("rlhf", ["trainer=null"], ["trainer", "not Optional"]),
+        ("rlhf", ["run.start=again"], ["run.start", "'again'", "resume, fresh"]),
+        ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
+        ("rlhf", ["reward.functions=a.py:f"], ["reward.functions", "str is not a ListConfig"]),
+        ("rlhf", ["run.dir=${nowhere}"], ["run.dir", "'nowhere' not found"]),
+        ("rlhf", ["run.dir=lr=3"], ["run.dir=lr=3", "quote a value with special characters"]),
+        ("rlhf", ["run.dir='open"], ["run.dir='open", "quote a value with special characters"]),
+        ("pretrain", ["model=tinny"], ["model", "'tinny'", "tiny"]),
+        ("pretrain", ["data.mixture.caption=x"], ["data.mixture.caption", "'x'", "Integer"]),
+        ("sft", ["batch_size=x"], ["batch_size", "'x'", "Integer"]),
+        ("pipeline", ["stages.rll.trainer.max_steps=3"], ["stages.rll", "no stage 'rll'", "'rl'"]),
+        ("pipeline", ["+stages.rll.trainer.max_steps=3"], ["stages.rll.trainer.max_steps", "no such key"]),
+        ("pipeline", ["stage.rl.trainer.max_steps=3"], ["stage.rl.trainer.max_steps", "no such key"]),
+    ],
+)
+def test_what_the_schema_does_not_have_is_refused(run, required, entry, arguments, parts):
+    outcome = run(entry, *required[entry], *arguments)
+    assert (outcome.code, outcome.config, outcome.out) == (2, None, "")
+    assert outcome.err.startswith("error: ") and "Traceback" not in outcome.err
+    assert not [part for part in parts if part not in outcome.err], outcome.err
+
+
+@pytest.mark.parametrize(
+    ("entry", "arguments", "parts"),
+    [
+        (
+            "rlhf",
+            ["trainer.mini_batch_size=100", "algorithm.group_size=8"],
+            ["trainer.mini_batch_size", "group_size = 8", "found 100"],
+        ),
+        ("rlhf", SPREAD, ["algorithm.group_size", "at least 2", "advantage_scale=group_std", "found 1"]),
+        (
+            "rlhf",
+            ["algorithm.group_size=1", "algorithm.advantage_scale=none", "algorithm.group_filter=reward_spread"],
+            ["algorithm.group_filter", "expected none", "group_size=1"],
+        ),
+        (
+            "rlhf",
+            ["algorithm=dapo", "algorithm.overlong_buffer=41", "rollouts.max_completion_tokens=40"],
+            ["algorithm.overlong_buffer", "at most rollouts.max_completion_tokens = 40", "found 41"],
+        ),
+        (
+            "rlhf",
+            ["trainer.max_draws=7", "trainer.groups_per_step=8"],
+            ["trainer.max_draws", "at least trainer.groups_per_step = 8", "found 7"],
+        ),
+        ("rlhf", ["algorithm.clip_low=1.5"], ["algorithm.clip_low", "expected 0 < clip_low < 1", "found 1.5"]),
+        ("rlhf", ["algorithm.kl_coefficient=-1"], ["algorithm.kl_coefficient", "0 or more", "found -1.0"]),
+        ("rlhf", ["trainer.passes=0"], ["trainer.passes", "at least 1", "found 0"]),
+        ("rlhf", ["rollouts.temperature=0"], ["rollouts.temperature", "positive", "found 0.0"]),
+        ("rlhf", ["optimizer.learning_rate=nan"], ["optimizer.learning_rate", "positive", "found nan"]),
+        ("rlhf", ["run.dir="], ["run.dir", "expected a folder", "found nothing"]),
+        ("rlhf", ["checkpoint="], ["checkpoint", "expected a path", "found nothing"]),
+        ("rlhf", ["reward.functions=[a.py]"], ["reward.functions", "FILE.py:NAME", "'a.py'"]),
+        ("evaluate", ["num_prompts=-1"], ["num_prompts", "0 or more", "found -1"]),
+        ("pretrain", ["data.mixture.caption=-1"], ["data.mixture", "at least one kind", "-1"]),
+        ("sft", ["data.rollouts=r"], ["data.demonstrations", "data.rollouts", "found both"]),
+        ("sft", ["data.direct_share=2"], ["data.direct_share", "between 0 and 1", "found 2.0"]),
+    ],
+)
+def test_values_that_contradict_are_refused(run, required, entry, arguments, parts):
+    outcome = run(entry, *required[entry], *arguments)
+    assert (outcome.code, outcome.config, outcome.out) == (2, None, "")
+    assert not [part for part in ["error: ", *parts] if part not in outcome.err], outcome.err
+
+
+@pytest.mark.parametrize("argument", ["max_steps", "--max_steps=3", "--cfg=job", "-m"])
+def test_what_is_not_an_override_is_refused(run, argument):
+    outcome = run("rlhf", argument)
+    assert outcome.code == 2 and f"{argument!r}: expected KEY=VALUE" in outcome.err
+
+
+def test_cfg_needs_job(run):
+    assert "--cfg: expected 'job'" in run("rlhf", "--cfg").err
+    assert "--cfg: expected 'job'" in run("rlhf", "--cfg", "hydra").err
+
+
+class TestTypoInYaml:
+    def test_nested_key_of_a_recipe(self, run, own_conf, required):
+        recipe = own_conf / "rlhf" / "recipe" / "quickstart.yaml"
+        recipe.write_text(recipe.read_text().replace("groups_per_step", "group_per_step"))
+        outcome = run("rlhf", *required["rlhf"], "recipe=quickstart")
+        assert outcome.code == 2
+        assert "conf/rlhf/recipe/quickstart.yaml: trainer.group_per_step: no such key" in outcome.err
+        assert "did you mean 'trainer.groups_per_step'?" in outcome.err
+
+    def test_section_of_a_recipe(self, run, own_conf):
+        recipe = own_conf / "pretrain" / "recipe" / "quickstart.yaml"
+        recipe.write_text(recipe.read_text().replace("optimizer:", "optimiser:"))
+        outcome = run("pretrain")
+        assert outcome.code == 2
+        assert "recipe/quickstart.yaml: optimiser: no such key" in outcome.err and "'optimizer" in outcome.err
+
+    def test_value_of_a_recipe(self, run, own_conf):
+        (own_conf / "sft" / "recipe" / "mine.yaml").write_text("# @package _global_\nmax_steps: several\n")
+        outcome = run("sft", "recipe=mine")
+        assert outcome.code == 2 and "conf/sft/recipe/mine.yaml: max_steps: Value 'several'" in outcome.err
+
+    def test_key_of_an_algorithm(self, run, own_conf, required):
+        file = own_conf / "algorithm" / "dapo.yaml"
+        file.write_text(file.read_text() + "clip_hihg: 0.3\n")
+        outcome = run("rlhf", *required["rlhf"], "algorithm=dapo")
+        assert outcome.code == 2 and "conf/algorithm/dapo.yaml: algorithm.clip_hihg: no such key" in outcome.err
+        assert "did you mean 'algorithm.clip_high'?" in outcome.err
+
+    def test_yaml_that_does_not_parse(self, run, own_conf):
+        (own_conf / "sft" / "recipe" / "mine.yaml").write_text("# @package _global_\ndata:\n\t- [\n")
+        outcome = run("sft", "recipe=mine")
+        assert outcome.code == 2 and "recipe/mine.yaml" in outcome.err and "line 3" in outcome.err
+
+    def test_recipe_that_sets_one_algorithms_own_field(self, run, own_conf, required):
+        """Such a recipe would compose with one algorithm only; it is refused with the others, by name."""
+        text = "# @package _global_\nalgorithm:\n  overlong_buffer: 4\n"
+        (own_conf / "rlhf" / "recipe" / "mine.yaml").write_text(text)
+        outcome = run("rlhf", *required["rlhf"], "recipe=mine", "algorithm=grpo")
+        assert outcome.code == 2 and "algorithm.overlong_buffer: no such key" in outcome.err
+
+
+class TestOverrides:
+    def test_reach_the_function_typed(self, run, required):
+        outcome = run("rlhf", *required["rlhf"], "trainer.max_steps=7", "+algorithm.clip_high=0.5", "run.dir=a b")
+        assert (outcome.code, outcome.err) == (0, "")
+        assert (outcome.config.trainer.max_steps, outcome.config.algorithm.clip_high) == (7, 0.5)
+        assert outcome.config.run.dir == "a b"
+
+    def test_do_not_depend_on_their_order(self, required):
+        overrides = [*required["rlhf"], "algorithm.group_size=4", "algorithm=grpo", "recipe=quickstart"]
+        assert load_config("rlhf", overrides) == load_config("rlhf", overrides[::-1])
+
+    def test_a_mapping_takes_new_keys(self):
+        config, _ = load_config("pretrain", ["data.mixture.web=5"])
+        assert config.data.mixture["web"] == 5 and len(config.data.mixture) > 1
+
+    def test_of_a_stage_come_after_the_recipes(self, run):
+        config = run("pipeline", "stages.rl.trainer.max_steps=7", "stages.rl.algorithm=grpo").config
+        assert config.stages.rl[-2:] == ["trainer.max_steps=7", "algorithm=grpo"] and len(config.stages.rl) > 2
+
+    @pytest.mark.parametrize(
+        ("override", "parts"),
+        [
+            ("stages.rl.algorithm.group_sise=4", ["algorithm.group_sise", "'algorithm.group_size'"]),
+            ("stages.longcot_sft.batch_sise=4", ["batch_sise", "'batch_size'"]),
+            ("stages.pretrain.recipe=quick", ["recipe", "no choice 'quick'"]),
+            ("stages.rl.trainer.mini_batch_size=1", ["trainer.mini_batch_size", "algorithm.group_size"]),
+        ],
+    )
+    def test_of_a_stage_are_checked_before_any_stage_runs(self, run, tmp_path, override, parts):
+        folder, data = tmp_path / "run", tmp_path / "data"
+        outcome = run("pipeline", f"run.dir={folder}", f"data={data}", override, function=run_pipeline)
+        assert outcome.code == 2 and not [part for part in parts if part not in outcome.err], outcome.err
+        assert not folder.exists() and not data.exists()
+
+
+class TestExitCodes:
+    def test_refusal_by_the_function(self, run):
+        def refuse(config, resolved):
+            raise ValueError("data: expected more")
+
+        outcome = run("pretrain", function=refuse)
+        assert (outcome.code, outcome.err) == (2, "error: data: expected more\n")
+
+    def test_interruption(self, run):
+        def interrupt(config, resolved):
+            raise KeyboardInterrupt
+
+        outcome = run("pretrain", function=interrupt)
+        assert outcome.code == 130 and "continues from the newest checkpoint" in outcome.err
+
+    def test_failure_of_a_stage_keeps_its_code(self, run):
+        def fail(config, resolved):
+            error = RuntimeError("stage rl ended")
+            error.exit_code = 9
+            raise error
+
+        assert run("pretrain", function=fail).code == 9
+
+    def test_a_bug_of_ours_is_not_the_users_error(self, run):
+        def crash(config, resolved):
+            raise RuntimeError("bug")
+
+        with pytest.raises(RuntimeError, match="bug"):
+            run("pretrain", function=crash)

@@ -1,0 +1,78 @@
+"""Every shipped recipe, with everything that it may be combined with."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+import conf.cli
+from conf.cli import load_config
+from conf.schema import ALGORITHM_CONFIGS, ENTRIES
+from rlhf.config import AlgorithmConfig
+from rlhf.pipeline import STAGE_NAMES, plan
+
+CONF = conf.cli.ROOT / "conf"
+RECIPES = [(path.parts[-3], path.stem) for path in sorted(CONF.glob("*/recipe/*.yaml"))]
+
+
+def test_every_choice_of_algorithm_is_registered():
+    assert {path.stem for path in (CONF / "algorithm").glob("*.yaml")} == set(ALGORITHM_CONFIGS)
+    assert {entry for entry, _ in RECIPES} <= set(ENTRIES)
+
+
+@pytest.mark.parametrize(("entry", "recipe"), RECIPES)
+def test_recipe_composes_and_holds_what_its_file_says(required, entry, recipe):
+    config, _ = load_config(entry, [*required[entry], f"recipe={recipe}"])
+    assert type(config) is ENTRIES[entry]
+    composed = OmegaConf.structured(config)
+    written = OmegaConf.load(CONF / entry / "recipe" / f"{recipe}.yaml")
+    assert len(written) > 0 and OmegaConf.merge(composed, written) == composed
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHM_CONFIGS)
+@pytest.mark.parametrize("recipe", [recipe for entry, recipe in RECIPES if entry == "rlhf"])
+def test_recipe_keeps_the_algorithms_own_class_and_fields(required, recipe, algorithm):
+    """With `_self_` last in a defaults list the base class would come back, without the subclass's fields."""
+    config, resolved = load_config("rlhf", [*required["rlhf"], f"recipe={recipe}", f"algorithm={algorithm}"])
+    schema = ALGORITHM_CONFIGS[algorithm]
+    assert type(config.algorithm) is schema and issubclass(schema, AlgorithmConfig)
+    assert config.algorithm.name == algorithm
+    shared = {field.name for field in dataclasses.fields(AlgorithmConfig)}
+    for field in dataclasses.fields(schema):
+        if field.name not in shared:  # a recipe may set shared ones only
+            assert getattr(config.algorithm, field.name) == field.default
+            assert f"\n  {field.name}: " in resolved
+
+
+@pytest.mark.parametrize("recipe", [recipe for entry, recipe in RECIPES if entry == "rlhf"])
+def test_recipes_own_values_hold_whatever_the_algorithm(required, recipe):
+    configs = [
+        load_config("rlhf", [*required["rlhf"], f"algorithm={algorithm}", f"recipe={recipe}"])[0]
+        for algorithm in ALGORITHM_CONFIGS
+    ]
+    for other in configs[1:]:
+        assert dataclasses.replace(other, algorithm=configs[0].algorithm) == configs[0]
+        assert other.algorithm.group_size == configs[0].algorithm.group_size
+
+
+def test_an_algorithm_named_by_a_recipes_override_beats_the_default(required):
+    default, _ = load_config("rlhf", required["rlhf"])
+    grpo, _ = load_config("rlhf", [*required["rlhf"], "algorithm=grpo"])
+    assert (type(default.algorithm), type(grpo.algorithm)) == (ALGORITHM_CONFIGS["dapo"], ALGORITHM_CONFIGS["grpo"])
+    assert grpo.algorithm.kl_coefficient == 0.04 and default.algorithm.kl_coefficient == 0.0
+
+
+@pytest.mark.parametrize("recipe", [recipe for entry, recipe in RECIPES if entry == "pipeline"])
+def test_pipeline_recipe_plans_stages_that_compose(recipe):
+    config, _ = load_config("pipeline", [f"recipe={recipe}", "run.seed=5", "num_threads=3"])
+    stages = plan(config)
+    assert tuple(stage.name for stage in stages) == STAGE_NAMES
+    previous = None
+    for stage in stages:
+        planned, _ = load_config(stage.entry, stage.overrides)
+        assert planned.run.seed == 5 and planned.engine.num_threads == 3
+        assert Path(planned.run.dir) == Path(config.run.dir) / stage.name
+        if previous is not None:
+            assert Path(planned.checkpoint) == Path(previous.run.dir) / "final"
+        previous = planned

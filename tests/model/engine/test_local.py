@@ -1,0 +1,138 @@
+"""The reference engine: accumulation, clipping, schedules, non-finite gates, exact save and load."""
+
+import pytest
+import torch
+
+from model.batch import Row, TrainBatch, pack_rows
+from model.engine.base import NonFiniteError
+from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.local import LocalEngine, learning_rate_at
+from model.engine.supervised import cross_entropy
+from model.sail_vl2 import SailVL2
+
+
+def make_engine(tiny, **optimizer) -> LocalEngine:
+    model = SailVL2(tiny[0].config)
+    model.load_state_dict(tiny[0].state_dict())
+    return LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(**optimizer), total_steps=10)
+
+
+def make_batch(seed: int, count: int = 2) -> TrainBatch:
+    generator = torch.Generator().manual_seed(seed)
+    rows = [Row([1, 2], [torch.randint(0, 500, (6,), generator=generator).tolist()]) for _ in range(count)]
+    inputs = pack_rows(rows, 519, 4)
+    return TrainBatch(inputs, torch.ones(inputs.target_ids.shape[0]))
+
+
+def weights_of(engine: LocalEngine) -> torch.Tensor:
+    return torch.cat([p.detach().flatten() for p in engine.model.parameters()])
+
+
+def test_two_micro_batches_equal_one_batch(tiny):
+    """The denominator is the whole update's; fp32 sums in another order, 1e-5 relative."""
+    a, b = make_batch(0), make_batch(1)
+    together = make_engine(tiny)
+    rows = pack_rows([Row([1, 2], [x.inputs.target_ids[i : i + 6].tolist()]) for x in (a, b) for i in (0, 6)], 519, 4)
+    together.forward_backward(TrainBatch(rows, torch.ones(24)), cross_entropy, 24.0)
+    apart = make_engine(tiny)
+    for batch in (a, b):
+        apart.forward_backward(batch, cross_entropy, 24.0)
+    first, second = ([p.grad for p in e.model.language_model.parameters()] for e in (together, apart))
+    for x, y in zip(first, second, strict=True):
+        assert x is not None and y is not None
+        assert (x - y).norm() <= 1e-5 * x.norm()
+
+
+def test_training_lowers_the_loss(tiny):
+    engine, batch = make_engine(tiny, learning_rate=3e-3, warmup_steps=0), make_batch(2)
+    losses = []
+    for _ in range(8):
+        losses.append(engine.forward_backward(batch, cross_entropy, 12.0)["loss"])
+        engine.step()
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("site", ["loss", "gradient"])
+def test_non_finite_numbers_never_reach_weights_or_moments(tiny, site):
+    engine = make_engine(tiny)
+    engine.forward_backward(make_batch(3), cross_entropy, 12.0)
+    assert engine.step().applied
+    before, moments = weights_of(engine), engine.save()["optimizer.safetensors"]
+
+    def poisoned(scores, batch):
+        loss, metrics = cross_entropy(scores, batch)
+        return (loss * float("nan") if site == "loss" else loss), metrics
+
+    for attempt in range(3):
+        engine.forward_backward(make_batch(4), poisoned, 12.0)
+        if site == "gradient":
+            grad = engine.model.mlp1[1].weight
+            grad.grad = torch.full_like(grad, float("inf"))
+        if attempt < 2:
+            assert not engine.step().applied
+        else:
+            with pytest.raises(NonFiniteError, match="3 updates in a row"):
+                engine.step()
+        assert torch.equal(weights_of(engine), before)
+        assert engine.save()["optimizer.safetensors"] == moments
+
+
+def test_one_good_step_resets_the_count_of_bad_ones(tiny):
+    engine = make_engine(tiny)
+    for bad in (True, True, False, True, True):
+        factor = float("nan") if bad else 1.0
+        engine.forward_backward(make_batch(3), lambda s, b, f=factor: (cross_entropy(s, b)[0] * f, {}), 12.0)
+        assert engine.step().applied is not bad
+    assert engine.step_count == 5
+
+
+def test_save_and_load_continue_to_the_bit(tiny):
+    straight, stopped = make_engine(tiny), make_engine(tiny)
+    for engine in (straight, stopped):
+        for seed in range(3):
+            engine.forward_backward(make_batch(seed), cross_entropy, 12.0)
+            engine.step()
+    resumed = make_engine(tiny)
+    resumed.load(stopped.save())
+    for engine in (straight, resumed):
+        for seed in range(3, 6):
+            engine.forward_backward(make_batch(seed), cross_entropy, 12.0)
+            engine.step()
+    assert torch.equal(weights_of(straight), weights_of(resumed))
+    assert straight.save() == resumed.save()
+
+
+def test_resume_refuses_another_thread_count_or_length(tiny):
+    files = make_engine(tiny).save()
+    model = make_engine(tiny).model
+    other = LocalEngine(model, EngineConfig(num_threads=2), OptimizerConfig(), 10)
+    with pytest.raises(ValueError, match="num_threads: the checkpoint was made with 1, this run has 2"):
+        other.load(files)
+    longer = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(), 11)
+    with pytest.raises(ValueError, match="total_steps"):
+        longer.load(files)
+
+
+def test_schedules_by_hand():
+    def rate(step: int, schedule: Schedule) -> float:
+        return learning_rate_at(step, 110, OptimizerConfig(1.0, 10, schedule, 0.1))
+
+    for schedule in Schedule:
+        assert rate(0, schedule) == pytest.approx(0.1)
+        assert rate(9, schedule) == rate(10, schedule) == 1.0
+    assert rate(60, Schedule.constant) == 1.0
+    assert rate(60, Schedule.linear) == pytest.approx(0.55)
+    assert rate(60, Schedule.cosine) == pytest.approx(0.55)
+    assert rate(35, Schedule.cosine) == pytest.approx(0.1 + 0.9 * (1 + 2**-0.5) / 2)
+    assert [rate(110, Schedule.linear), rate(500, Schedule.cosine)] == pytest.approx([0.1, 0.1])
+
+
+def test_frozen_copy_stays_behind(tiny):
+    engine = make_engine(tiny, learning_rate=1e-2, warmup_steps=0)
+    reference, batch = engine.frozen_copy(), make_batch(6)
+    before = reference.logprobs(batch.inputs).logprobs
+    assert torch.equal(before, engine.logprobs(batch.inputs).logprobs)
+    engine.forward_backward(batch, cross_entropy, 12.0)
+    engine.step()
+    assert torch.equal(before, reference.logprobs(batch.inputs).logprobs)
+    assert not torch.equal(before, engine.logprobs(batch.inputs).logprobs)

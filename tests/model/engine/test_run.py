@@ -1,0 +1,139 @@
+"""Run folders: damaged checkpoints are rejected by name, logs are cut, one owner, one config."""
+
+import json
+import random
+import shutil
+
+import pytest
+
+from model.engine.config import RunConfig, Start
+from model.engine.durable import verify_folder, write_folder
+from model.engine.run import Run, cut_lines
+
+
+class Counter:
+    """An engine that is one number."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def save(self) -> dict[str, bytes]:
+        return {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
+
+    def load(self, files: dict[str, bytes]) -> None:
+        self.value = json.loads(files["value.json"])
+
+
+def make_run(folder, start: Start = Start.resume, config: str = "a: 1\n") -> Run:
+    return Run(RunConfig(dir=str(folder), save_every=2, keep_checkpoints=3, start=start), config)
+
+
+def fill(folder, steps: int = 6) -> None:
+    run, engine = make_run(folder), Counter()
+    run.restore(engine)
+    for step in range(1, steps + 1):
+        engine.value = step
+        run.log(step, {"loss": 1.0 / step})
+        run.append("ledger.jsonl", step, [{"draw": step}])
+        if run.is_due(step, steps):
+            run.save(engine, {"step": step})
+    run._lock.close()
+
+
+def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd):
+    """Forty seeded damages of the two newest checkpoints: truncated, flipped, deleted."""
+    fill(tmp_path / "master")
+    rng = random.Random(0)
+    for trial in range(40):
+        folder = shutil.copytree(tmp_path / "master", tmp_path / f"run{trial}")
+        victims = [folder / "checkpoints" / f"step_{step:08d}" for step in rng.choice([(6,), (6, 4)])]
+        for victim in victims:
+            file = rng.choice(sorted(victim.iterdir()))
+            content = bytearray(file.read_bytes())
+            match rng.randrange(3):
+                case 0:
+                    file.unlink()
+                case 1:
+                    file.write_bytes(content[: rng.randrange(len(content))])
+                case 2:
+                    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+                    file.write_bytes(content)
+        run, engine = make_run(folder), Counter()
+        state = run.restore(engine)
+        expected = 6 - 2 * len(victims)
+        assert (state["step"], engine.value) == (expected, expected)
+        assert capfd.readouterr().err.count("checkpoint rejected: step_") == len(victims)
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, expected + 1))
+        run._lock.close()
+
+
+def test_only_damaged_checkpoints_is_an_error_never_a_new_start(tmp_path):
+    fill(tmp_path)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("[]")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"no checkpoint .* is intact.*run.start=fresh"):
+        make_run(tmp_path).restore(Counter())
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_fresh_start_deletes_the_runs_own_files_only(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    run = make_run(tmp_path, Start.fresh)
+    assert run.restore(Counter()) == {"step": 0}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "checkpoints").exists() and (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_old_checkpoints_are_pruned_newest_stay(tmp_path):
+    fill(tmp_path, steps=12)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step_{s:08d}" for s in (8, 10, 12)]
+
+
+def test_another_process_or_another_config_is_refused(tmp_path):
+    held = make_run(tmp_path)
+    with pytest.raises(ValueError, match="in use by another process"):
+        make_run(tmp_path)
+    held._lock.close()
+    with pytest.raises(ValueError, match=r"another config .*run.start=fresh"):
+        make_run(tmp_path, config="a: 2\n")
+    make_run(tmp_path, Start.fresh, config="a: 2\n")._lock.close()
+
+
+def test_events_hold_exactly_the_kept_steps(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fill(tmp_path, steps=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000005")
+    run, engine = make_run(tmp_path), Counter()
+    assert run.restore(engine)["step"] == 4
+    run.log(5, {"loss": 0.5})
+    run.finish({})
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.3333),
+        (4, 0.25),
+        (5, 0.5),
+    ]
+
+
+def test_cut_lines_drops_later_steps_and_a_torn_end(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "to')
+    cut_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_write_folder_replaces_whole_folders_and_verifies(tmp_path):
+    folder = tmp_path / "x"
+    write_folder(folder, {"a": b"1", "b": b"2"})
+    write_folder(folder, {"a": b"3"})
+    assert verify_folder(folder) == "" and not (folder / "b").exists()
+    (folder / "a").write_bytes(b"4")
+    assert "differ from the checksum" in verify_folder(folder)
+    assert "manifest.json is missing" in verify_folder(tmp_path / "y")

@@ -1,0 +1,129 @@
+"""Model folders: exact round trip, and errors that name what does not fit."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from model.checkpoint import build_flavour, load_model, save_model
+from model.config import Flavour, SailVL2Config
+
+HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+@pytest.fixture
+def folder(tiny_folder, tmp_path):
+    return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+
+def edit_weights(folder, change) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    change(tensors)
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_round_trip_is_exact_and_keeps_both_head_and_embedding(tiny, tiny_folder):
+    model, _ = load_model(tiny_folder)
+    stored = load_file(tiny_folder / "model.safetensors")
+    assert torch.equal(stored[HEAD], stored[EMBEDDING])
+    for name, tensor in tiny[0].state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor) and torch.equal(stored[name], tensor)
+    assert model.language_model.lm_head.weight is model.language_model.model.embed_tokens.weight
+
+
+def test_state_dict_names_are_the_released_ones(tiny):
+    names = set(tiny[0].state_dict())
+    layer, block = "language_model.model.layers.0", "vision_model.trunk.blocks.2"
+    expected = {
+        "vision_model.preprocessor.patchifier.proj.weight",
+        "vision_model.preprocessor.patchifier.proj.bias",
+        "vision_model.preprocessor.patchifier.norm.weight",
+        "vision_model.preprocessor.pos_embed",
+        "vision_model.trunk.post_trunk_norm.weight",
+        "language_model.model.norm.weight",
+        HEAD,
+        EMBEDDING,
+        *(f"mlp1.{i}.{kind}" for i in (0, 1, 3) for kind in ("weight", "bias")),
+        *(
+            f"{block}.{part}.weight"
+            for part in ("norm_1", "norm_2", "attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "mlp.fc3")
+        ),
+        *(f"{layer}.{part}.weight" for part in ("input_layernorm", "post_attention_layernorm")),
+        *(f"{layer}.self_attn.{part}.weight" for part in ("q_proj", "k_proj", "v_proj", "o_proj", "q_norm", "k_norm")),
+        *(f"{layer}.mlp.{part}.weight" for part in ("gate_proj", "up_proj", "down_proj")),
+    }
+    assert expected <= names
+    per_block = {
+        name.replace(".0.", ".N.").replace(".1.", ".N.").replace(".2.", ".N.").replace(".3.", ".N.") for name in names
+    }
+    assert len(per_block) == len(
+        {n.replace(".0.", ".N.").replace(".1.", ".N.").replace(".2.", ".N.").replace(".3.", ".N.") for n in expected}
+    )
+
+
+def test_a_missing_tied_head_loads_and_a_different_one_is_refused(folder):
+    edit_weights(folder, lambda t: t.pop(HEAD))
+    load_model(folder)
+    edit_weights(folder, lambda t: t.__setitem__(HEAD, t[EMBEDDING] + 1))
+    with pytest.raises(ValueError, match=r"lm_head.*differs from the\s+embedding"):
+        load_model(folder)
+
+
+def test_one_error_lists_every_tensor_that_does_not_fit(folder):
+    def change(tensors) -> None:
+        del tensors["mlp1.0.weight"]
+        tensors["surplus"] = torch.zeros(1)
+        tensors["mlp1.3.bias"] = torch.zeros(7)
+        tensors["mlp1.1.bias"][3] = float("nan")
+
+    edit_weights(folder, change)
+    with pytest.raises(ValueError) as caught:
+        load_model(folder)
+    text = str(caught.value)
+    for part in ("missing mlp1.0.weight", "unexpected surplus", "mlp1.3.bias: expected [128], found [7]", "NaN"):
+        assert part in text
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "found no config.json"),
+        (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+        (lambda f: (f / "config.json").write_text('{"model_type": "qwen3"}'), "expected 'sailvl', found 'qwen3'"),
+        (lambda f: (f / "tokenizer.json").unlink(), "expected a tokenizer.json"),
+        (lambda f: (f / "tokenizer.json").write_text("{}"), "added_tokens"),
+        (lambda f: (f / "model.safetensors").unlink(), r"expected \*.safetensors"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), "expected a whole safetensors file"),
+    ],
+)
+def test_foreign_or_damaged_folders(folder, damage, message):
+    damage(folder)
+    with pytest.raises(ValueError, match=message):
+        load_model(folder)
+
+
+def test_missing_folder(tmp_path):
+    with pytest.raises(ValueError, match=r"expected a folder at .*nowhere, found none"):
+        load_model(tmp_path / "nowhere")
+
+
+def test_config_keeps_published_keys_it_does_not_read(folder, tmp_path):
+    raw = json.loads((folder / "config.json").read_text())
+    raw["auto_map"] = {"AutoConfig": "x"}
+    again = SailVL2Config.from_published(SailVL2Config.from_published(raw).to_published())
+    assert again.to_published()["auto_map"] == {"AutoConfig": "x"}
+    assert again.language == SailVL2Config.from_published(raw).language
+
+
+def test_weights_depend_on_the_seed_alone(tmp_path):
+    first, processor = build_flavour(Flavour.tiny, 5)
+    second, _ = build_flavour(Flavour.tiny, 5)
+    other, _ = build_flavour(Flavour.tiny, 6)
+    name = "language_model.model.layers.1.mlp.up_proj.weight"
+    assert torch.equal(first.state_dict()[name], second.state_dict()[name])
+    assert not torch.equal(first.state_dict()[name], other.state_dict()[name])
+    save_model(tmp_path / "a", first, processor)
+    save_model(tmp_path / "a", other, processor)  # replaces the folder as a whole
+    assert torch.equal(load_model(tmp_path / "a")[0].state_dict()[name], other.state_dict()[name])

@@ -1,0 +1,142 @@
+"""Which part of a completion counts as its answer."""
+
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rewards.answers import complete_boxes, parse_completion
+
+PIECES = [
+    "\\boxed",
+    "\\boxed{",
+    "{",
+    "}",
+    "\\{",
+    "\\}",
+    "\\",
+    "<think>",
+    "</think>",
+    "<think",
+    "7",
+    " ",
+    "\n",
+    "$",
+    "思",
+]
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("so \\boxed{7}", "7"),
+        ("\\boxed{1} no, \\boxed{2}", "2"),
+        ("\\boxed {7}", "7"),
+        ("\\boxed{ 7 }", "7"),
+        ("\\boxed{}", ""),
+        ("\\boxed{\\frac{1}{2}}", "\\frac{1}{2}"),
+        ("\\boxed{\\{1, 2\\}}", "\\{1, 2\\}"),
+        ("\\boxed{a\\}b}", "a\\}b"),
+        ("\\boxed{a\\\\}", "a\\\\"),
+        ("\\boxed{x\\boxed{7}}", "x\\boxed{7}"),
+        ("\\boxed{\\boxed{7}", "7"),
+        ("\\boxed{1} then \\boxed{2", "1"),
+        ("} \\boxed{7}", "7"),
+        ("{ \\boxed{7}", "7"),
+    ],
+)
+def test_box_of_a_text_without_think_tags(text, answer):
+    assert parse_completion(text).answer == answer
+
+
+@pytest.mark.parametrize(
+    "text", ["7", "", "\\boxed", "\\boxed{7", "\\boxed{7\\}", "\\boxed 7", "\\boxed[7]", "boxed{7}"]
+)
+def test_no_complete_box_is_no_answer(text):
+    assert parse_completion(text).answer is None
+
+
+@pytest.mark.parametrize(
+    ("text", "thinking", "answer"),
+    [
+        ("<think>a</think>\\boxed{7}", "a", "7"),
+        ("<think>\\boxed{1}</think>\\boxed{7}", "\\boxed{1}", "7"),
+        ("<think>\\boxed{1}</think>7", "\\boxed{1}", None),
+        ("<think>\\boxed{1}", "\\boxed{1}", None),
+        ("\\boxed{1}<think>a", "a", None),
+        ("<think>a</think>\\boxed{1}<think>b", "b", None),
+        ("<think>a</think>\\boxed{1}<think>b</think>\\boxed{2}", "a</think>\\boxed{1}<think>b", "2"),
+        ("a</think>\\boxed{7}", "a", "7"),
+        ("\\boxed{<think>}</think>7}", "\\boxed{<think>}", None),
+    ],
+)
+def test_only_what_follows_the_closed_think_block_counts(text, thinking, answer):
+    parsed = parse_completion(text)
+    assert (parsed.thinking, parsed.answer) == (thinking, answer)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "<think>a</think>\\boxed{7}",
+        " \n<think>a\nb</think>\n\\boxed{7}\n",
+        "<think>a</think>\\boxed {\\frac{1}{2}}",
+        "<think>\\boxed{1}</think>\\boxed{7}",
+    ],
+)
+def test_well_formed(text):
+    assert parse_completion(text).well_formed
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "\\boxed{7}",
+        "<think>a</think>7",
+        "<think></think>\\boxed{7}",
+        "<think> \n</think>\\boxed{7}",
+        "x<think>a</think>\\boxed{7}",
+        "<think>a</think>so \\boxed{7}",
+        "<think>a</think>\\boxed{7}.",
+        "<think>a</think>\\boxed{7}\\boxed{7}",
+        "<think>a</think>\\boxed{}",
+        "<think>a</think>\\boxed{7",
+        "<think>a</think>\\boxed{\\boxed{7}",
+        "<think>a<think>b</think>\\boxed{7}",
+        "<think>a</think></think>\\boxed{7}",
+        "<think>a</think>\\boxed{<think>}",
+        "<think>a\\boxed{7}",
+        "a</think>\\boxed{7}",
+    ],
+)
+def test_not_well_formed(text):
+    assert not parse_completion(text).well_formed
+
+
+@given(st.one_of(st.text(), st.lists(st.sampled_from(PIECES), max_size=20).map("".join)))
+def test_any_text_parses_and_the_answer_stands_in_it(text):
+    parsed = parse_completion(text)
+    assert parsed.thinking in text
+    if parsed.answer is not None:
+        assert parsed.answer in text.rpartition("</think>")[2]
+        assert parsed.answer == parsed.answer.strip()
+    assert not parsed.well_formed or (parsed.answer and parsed.thinking.strip())
+
+
+@given(st.lists(st.sampled_from(PIECES), max_size=20).map("".join))
+def test_boxes_are_balanced_disjoint_and_in_order(text):
+    end_of_last = 0
+    for end, content in complete_boxes(text):
+        box = text[end_of_last:end]
+        assert box.endswith("}") and content in box
+        unescaped = content.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
+        assert unescaped.count("{") == unescaped.count("}")
+        end_of_last = end
+
+
+def test_thousands_of_unclosed_boxes_cost_linear_time():
+    """A quadratic scan of this text takes minutes; the linear one milliseconds."""
+    begin = time.perf_counter()
+    assert parse_completion("\\boxed{" * 50_000).answer is None
+    assert time.perf_counter() - begin < 5

@@ -1,0 +1,203 @@
+"""Rewards as weighted parts, and failures that are never a zero."""
+
+import threading
+from pathlib import Path
+
+import pytest
+
+from rewards.config import RewardConfig
+from rewards.rubric import Rubric, Status, TooManyUnscorable
+
+RIGHT, SHOWN, WRONG = "<think>a</think>\\boxed{7}", "it is \\boxed{7}", "<think>a</think>\\boxed{8}"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture(scope="module")
+def rubric():
+    with Rubric(RewardConfig()) as rubric:
+        yield rubric
+
+
+@pytest.fixture
+def rubric_with(functions):
+    """A rubric with functions of functions.py, by name; `weights` as in the config."""
+    opened = []
+
+    def make(*names: str, weights: tuple[float, ...] = (), **settings) -> Rubric:
+        specs = [f"{functions}:{name}" for name in names]
+        opened.append(Rubric(RewardConfig(functions=specs, function_weights=list(weights), **settings)))
+        return opened[-1]
+
+    yield make
+    for rubric in opened:
+        rubric.close()
+
+
+@pytest.mark.parametrize(
+    ("completion", "answer", "form", "value"),
+    [
+        (RIGHT, 1.0, 1.0, 1.0),
+        (SHOWN, 1.0, 0.0, 0.9),
+        (WRONG, 0.0, 1.0, 0.1),
+        ("<think>\\boxed{7}", 0.0, 0.0, 0.0),
+        ("", 0.0, 0.0, 0.0),
+        ("<think>a</think>\\boxed{\\frac{14}{2}}", 1.0, 1.0, 1.0),
+    ],
+)
+def test_default_parts_and_value(rubric, make_input, completion, answer, form, value):
+    (result,) = rubric.score([make_input(completion)])
+    assert (result.status, result.parts) == (Status.ok, {"answer": answer, "format": form})
+    assert result.value == pytest.approx(value, abs=1e-12)
+    assert result.correct is (answer == 1.0)
+
+
+def test_results_come_in_the_order_of_the_inputs(rubric, make_input):
+    """Plain and symbolic answers take different ways and must meet again."""
+    completions = [
+        SHOWN,
+        "\\boxed{\\frac{7}{1}}",
+        "\\boxed{8}",
+        "\\boxed{\\sqrt{49}}",
+        "\\boxed{\\sqrt{50}}",
+        "none",
+    ] * 2
+    results = rubric.score([make_input(completion) for completion in completions])
+    assert [result.correct for result in results] == [True, True, False, True, False, False] * 2
+
+
+def test_weights_come_from_the_config(make_input, rubric_with):
+    rubric = rubric_with("constant", "length", weights=(2.0, -0.5), answer_weight=3.0, format_weight=0.5)
+    right, empty = rubric.score([make_input(RIGHT), make_input("")])
+    assert right.parts == {"answer": 1.0, "format": 1.0, "constant": 0.25, "length": float(len(RIGHT))}
+    assert right.value == pytest.approx(3.0 + 0.5 + 2.0 * 0.25 - 0.5 * len(RIGHT))
+    assert empty.value == pytest.approx(2.0 * 0.25)
+
+
+def test_shipped_example_function_changes_the_value(make_input):
+    config = RewardConfig(functions=[f"{EXAMPLES / 'brevity_reward.py'}:brevity"])
+    with Rubric(config) as rubric:
+        rubric.check_functions()
+        short, long = rubric.score([make_input(RIGHT, token_ids=[1] * 10), make_input(RIGHT, token_ids=[1] * 50)])
+    assert (short.parts["brevity"], long.parts["brevity"]) == (0.75, 0.0)
+    assert short.value == pytest.approx(1.0 + 0.1 * 0.75) and long.value == pytest.approx(1.0)
+
+
+def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, capfd):
+    results = rubric_with("constant", "fail_on_seven").score([make_input(text) for text in (SHOWN, WRONG, RIGHT)])
+    assert [result.status for result in results] == [Status.unscorable, Status.ok, Status.unscorable]
+    for failed in (results[0], results[2]):
+        assert (failed.value, failed.parts, failed.correct) == (None, {}, False)
+        assert failed.reason == "fail_on_seven: seven is not for me"
+    assert results[1].value == pytest.approx(0.1 + 0.1 * 0.25 + 0.1 * 1.0)
+    printed = capfd.readouterr().err
+    assert printed.count("reward part 'fail_on_seven' is unscorable") == 1
+    assert printed.count("Traceback") == 1 and 'raise ValueError("seven is not for me")' in printed
+
+
+def test_reference_that_is_not_mathematics_is_unscorable(rubric, make_input):
+    (result,) = rubric.score([make_input(RIGHT, reference="\\frac{1}{")])
+    assert (result.value, result.status) == (None, Status.unscorable)
+    assert result.reason.startswith("answer: reference '\\\\frac{1}{' does not parse")
+
+
+def test_scores_outside_the_main_thread(rubric, make_input):
+    results = []
+    inputs = [make_input("\\boxed{\\sqrt{16}}", reference="4")]
+    thread = threading.Thread(target=lambda: results.extend(rubric.score(inputs)))
+    thread.start()
+    thread.join()
+    assert [result.correct for result in results] == [True]
+
+
+class TestRateOfFailures:
+    """`rubric` judges 200 and more of the last 1,000 completions; at most 2 % may be unscorable."""
+
+    @pytest.fixture
+    def scored(self, make_input):
+        """Score so many (unscorable, fine) completions at once."""
+        with Rubric(RewardConfig()) as rubric:
+            bad, fine = make_input(RIGHT, reference="???"), make_input(RIGHT)
+            yield lambda num_bad, num_fine: rubric.score([bad] * num_bad + [fine] * num_fine)
+
+    def test_stops_above_the_rate_and_says_why(self, scored):
+        scored(4, 196)
+        with pytest.raises(TooManyUnscorable) as error:
+            scored(1, 0)
+        for part in ("reward.max_unscorable_share", "at most 2.0%", "201 completions", "found 2.5%", "does not parse"):
+            assert part in str(error.value)
+
+    def test_judges_nothing_before_200(self, scored):
+        assert len(scored(100, 99)) == 199
+        with pytest.raises(TooManyUnscorable):
+            scored(0, 1)
+
+    def test_forgets_what_is_older_than_the_window(self, scored):
+        scored(20, 980)
+        scored(0, 1000)
+        scored(20, 0)
+        with pytest.raises(TooManyUnscorable, match=r"last 1000 completions unscorable, found 2\.1%"):
+            scored(1, 0)
+
+
+class TestCheckFunctions:
+    def refusal(self, spec: str) -> str:
+        with Rubric(RewardConfig(functions=[spec])) as rubric, pytest.raises(ValueError) as error:
+            rubric.check_functions()
+        return str(error.value)
+
+    def test_good_functions_pass(self, rubric_with):
+        rubric_with("constant", "length").check_functions()
+
+    def test_missing_file(self, tmp_path):
+        message = self.refusal(f"{tmp_path / 'nowhere.py'}:reward")
+        assert "expected a Python file at" in message and str(tmp_path / "nowhere.py") in message
+
+    def test_missing_name_lists_what_the_file_defines(self, tmp_path):
+        path = tmp_path / "own.py"
+        path.write_text(
+            "value = 3\ndef _hidden(c):\n    return 1\ndef alpha(c):\n    return 1\nclass Beta:\n    pass\n"
+        )
+        message = self.refusal(f"{path}:gamma")
+        assert f"{path}:gamma" in message and "expected a function 'gamma'" in message
+        assert "found ['Beta', 'alpha']" in message
+        assert "expected a function 'value'" in self.refusal(f"{path}:value")
+
+    @pytest.mark.parametrize(
+        ("source", "reason"),
+        [
+            ("import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
+            ("def reward(c:\n", "SyntaxError"),
+            ("import os\nos._exit(5)", "scoring process died with exit code 5"),
+            ("raise SystemExit('no')", "SystemExit('no')"),
+        ],
+    )
+    def test_file_that_cannot_be_imported_is_named(self, tmp_path, source, reason):
+        path = tmp_path / "broken.py"
+        path.write_text(source)
+        message = self.refusal(f"{path}:reward")
+        assert str(path) in message and reason in message
+
+    def test_own_rewards_file_in_the_working_directory(self, tmp_path, monkeypatch, make_input):
+        (tmp_path / "rewards.py").write_text("def mine(completion):\n    return len(completion.token_ids)\n")
+        monkeypatch.chdir(tmp_path)
+        with Rubric(RewardConfig(functions=["rewards.py:mine"])) as rubric:
+            rubric.check_functions()
+            (result,) = rubric.score([make_input(RIGHT)])
+        assert result.parts["mine"] == 3.0
+
+
+@pytest.mark.parametrize("names", [["answer"], ["format"], ["constant", "constant"]])
+def test_part_names_are_unique(names, functions):
+    with pytest.raises(ValueError, match=rf"part name '{names[-1]}' is taken"):
+        Rubric(RewardConfig(functions=[f"{functions}:{name}" for name in names]))
+
+
+@pytest.mark.parametrize("spec", ["a.py", "a.py:", ":f", "a.py:f g", "a.py:1f"])
+def test_malformed_specs_are_refused_by_the_config(spec):
+    with pytest.raises(ValueError, match=r"reward.functions: expected FILE.py:NAME, found"):
+        RewardConfig(functions=[spec])
+
+
+def test_number_of_weights_must_fit():
+    with pytest.raises(ValueError, match=r"expected 1 weights .* found 2"):
+        RewardConfig(functions=["a.py:f"], function_weights=[1.0, 2.0])

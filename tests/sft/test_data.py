@@ -1,0 +1,116 @@
+"""SFT samples: rejection sampling, mode by instruction, exact token ids, keyed order."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from model.interface import THINKING_INSTRUCTION, Mode
+from sft.config import SftConfig, SftDataConfig
+from sft.data import build_samples, select_rollouts
+
+
+def rollout(prompt: str, ids: list[int], **changes) -> dict:
+    row = {
+        "step": 1,
+        "prompt_id": prompt,
+        "completion_ids": ids,
+        "parts": {"answer": 1.0, "format": 1.0},
+        "finish_reason": "stop",
+    }
+    return row | changes
+
+
+def store(folder: Path, step: int, rows: list[dict]) -> None:
+    folder.mkdir(exist_ok=True)
+    (folder / f"step_{step:06d}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_only_correct_wellformed_complete_rollouts_once_each(tmp_path):
+    store(tmp_path, 1, [rollout("p0", [9])])
+    store(
+        tmp_path,
+        2,
+        [
+            rollout("p1", [1, 2]),
+            rollout("p1", [1, 2]),
+            rollout("p1", [1, 3]),
+            rollout("p2", [4], parts={"answer": 0.0, "format": 1.0}),
+            rollout("p3", [5], parts={"answer": 1.0, "format": 0.0}),
+            rollout("p4", [6], finish_reason="length"),
+            rollout("p5", [7], parts={}),
+        ],
+    )
+    chosen = select_rollouts(tmp_path, last_steps=1)
+    assert [(row["prompt_id"], row["completion_ids"]) for row in chosen] == [("p1", [1, 2]), ("p1", [1, 3])]
+    assert len(select_rollouts(tmp_path, last_steps=5)) == 3
+    store(tmp_path / "none", 1, [rollout("p", [1], parts={})])
+    with pytest.raises(ValueError, match="expected correct, well-formed rollouts"):
+        select_rollouts(tmp_path / "none", 1)
+    with pytest.raises(ValueError, match="run the RL stage first"):
+        select_rollouts(tmp_path / "nowhere", 1)
+
+
+@pytest.fixture
+def fusion(tiny, easy_prompts, tmp_path):
+    store(tmp_path / "rollouts", 1, [rollout(f"p{i}", [10 + i, tiny[1].tokenizer.end_id]) for i in range(5)])
+    data = SftDataConfig(rollouts=str(tmp_path / "rollouts"), prompts=str(easy_prompts), direct_share=0.75)
+    return build_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1])
+
+
+def test_fusion_mixes_modes_by_instruction(fusion, tiny):
+    """Thinking samples carry the instruction and the sampled ids; direct ones neither, and end in the boxed reference."""
+    tokenizer = tiny[1].tokenizer
+    for step in range(4):
+        rows = fusion(step)
+        thinking = [row for row in rows if THINKING_INSTRUCTION in tokenizer.decode(row.prefix_ids)]
+        direct = [row for row in rows if THINKING_INSTRUCTION not in tokenizer.decode(row.prefix_ids)]
+        assert (len(thinking), len(direct)) == (2, 6)
+        for row in thinking:
+            number = row.completions[0][0] - 10
+            assert f"Question {number}?" in tokenizer.decode(row.prefix_ids)
+            assert row.completions[0] == [10 + number, tokenizer.end_id]
+        for row in direct:
+            number = tokenizer.decode(row.prefix_ids).partition("Question ")[2].partition("?")[0]
+            assert tokenizer.decode(row.completions[0]) == f"\\boxed{{{int(number) % 10}}}"
+            assert row.completions[0][-1] == tokenizer.end_id
+        assert all(row.tiles is not None and row.tiles.shape == (1, 3, 32, 32) for row in rows)
+
+
+def test_samples_are_a_function_of_the_step(fusion):
+    once = [fusion(step) for step in range(3)]
+    again = [fusion(step) for step in (2, 0, 1)]
+    assert [r.prefix_ids for r in once[2]] == [r.prefix_ids for r in again[0]]
+    assert [r.prefix_ids for r in once[0]] != [r.prefix_ids for r in once[1]]
+
+
+def test_demonstrations_share_their_prompt(tiny, digits_folder):
+    data = SftDataConfig(demonstrations=str(digits_folder / "demonstrations.jsonl"))
+    rows = build_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1])(0)
+    tokenizer = tiny[1].tokenizer
+    for row in rows:
+        texts = [tokenizer.decode(completion) for completion in row.completions]
+        assert len(set(texts)) == len(texts) >= 1
+        assert len({text.partition("</think>")[2] for text in texts}) == 1  # one answer, several ways to it
+        assert tiny[1].prompt([{"role": "user", "content": "x"}], Mode.think).ids[-3:] == list(row.prefix_ids)[-3:]
+
+
+def test_rollouts_of_unknown_prompts_are_refused(tiny, easy_prompts, tmp_path):
+    store(tmp_path / "rollouts", 1, [rollout("elsewhere", [1])])
+    data = SftDataConfig(rollouts=str(tmp_path / "rollouts"), prompts=str(easy_prompts))
+    with pytest.raises(ValueError, match=r"found no row for \['elsewhere'\]"):
+        build_samples(SftConfig(checkpoint="-", data=data), tiny[1])
+
+
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        ({}, "found neither"),
+        ({"demonstrations": "a", "rollouts": "b", "prompts": "c"}, "found both"),
+        ({"rollouts": "b"}, "data.prompts"),
+        ({"demonstrations": "a", "direct_share": 0.5}, "data.prompts"),
+    ],
+)
+def test_contradictory_sources(data, message):
+    with pytest.raises(ValueError, match=message):
+        SftConfig(checkpoint="-", data=SftDataConfig(**data))

@@ -1,0 +1,217 @@
+"""The rules of the house, read off the syntax trees: who imports whom, what is imported where, how large things are."""
+
+import ast
+import fnmatch
+import graphlib
+import sys
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "curation", "conf", "examples", "benchmarks")
+MAX_FILE, MAX_FUNCTION, MAX_FIELDS = 500, 100, 15
+
+MAY_IMPORT = {
+    "rewards": set(),
+    "model": set(),
+    "rollouts": {"model"},
+    "sft": {"model", "rollouts", "rewards"},
+    "rlhf": {"model", "rollouts", "rewards"},
+    "curation": {"model", "rollouts", "rewards"},
+    "examples": {"model", "rewards"},
+    "conf": set(),  # and each package's config.py
+}
+"""Beside itself. Benchmarks may import anything; nothing imports a benchmark or an example."""
+
+ENTRY_POINTS = {"model.pretrain.train", "sft.train", "rlhf.train", "rlhf.evaluate", "rlhf.pipeline"}
+"""These, and no others, import conf: its cli module."""
+
+OPTIONAL = {
+    "vllm": ["rollouts/vllm_*.py", "benchmarks/*"],
+    "ray": ["rollouts/ray_pool.py", "benchmarks/*"],
+    "deepspeed": ["model/engine/deepspeed.py", "benchmarks/*"],
+    "trl": ["*/trl_trainer.py", "benchmarks/*"],
+    "flash_attn": ["benchmarks/*"],
+    "hydra": ["conf/*"],
+    "omegaconf": ["conf/*"],
+}
+"""Which files may import a library that is optional or kept in one place."""
+
+FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
+
+
+def module_name(path: Path) -> str:
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+@cache
+def tree(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imported_names(node: ast.AST) -> Iterator[str]:
+    """Modules that one import statement names; `from a import b` is a.b where that is a module of ours."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+        assert node.level == 0, f"line {node.lineno}: relative import"
+        for alias in node.names:
+            inner = f"{node.module}.{alias.name}"
+            yield inner if inner in MODULES else str(node.module)
+
+
+def is_type_checking(node: ast.AST) -> bool:
+    return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
+
+
+def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
+    """Nodes that importing the module executes: no function bodies, nothing for the type checker alone."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(child):
+            continue
+        yield child
+        yield from run_on_import(child)
+
+
+@cache
+def all_imports(name: str) -> frozenset[str]:
+    return frozenset(target for node in ast.walk(tree(MODULES[name])) for target in imported_names(node))
+
+
+@cache
+def module_level_imports(name: str) -> frozenset[str]:
+    return frozenset(target for node in run_on_import(tree(MODULES[name])) for target in imported_names(node))
+
+
+def room(name: str) -> str:
+    return name.partition(".")[0]
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_the_reader_sees_every_kind_of_import():
+    """If this fails the tests below prove nothing."""
+    assert {"rlhf.config", "conf.cli", "math"} <= module_level_imports("rlhf.train")
+    assert "model.checkpoint" in all_imports("rlhf.train") - module_level_imports("rlhf.train")
+    assert "model.processor" in all_imports("rlhf.evaluate") - module_level_imports("rlhf.evaluate")
+    assert "examples.digits.task" in all_imports("examples.digits.write")
+    assert len(MODULES) > 50
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_keep_to_the_table(name):
+    if room(name) == "benchmarks":
+        return
+    wrong = set()
+    for target in all_imports(name):
+        here, there = room(name), room(target)
+        if there not in {*ROOMS, "tests"} or there == here:
+            continue
+        allowed = there in MAY_IMPORT[here]
+        allowed |= here == "conf" and target.endswith(".config")
+        allowed |= name in ENTRY_POINTS and target == "conf.cli"
+        if not allowed:
+            wrong.add(target)
+    assert not wrong, f"{name} must not import {sorted(wrong)}"
+
+
+def test_entry_points_exist():
+    assert {name for name in MODULES if "conf.cli" in all_imports(name) and room(name) != "benchmarks"} == ENTRY_POINTS
+
+
+def test_rewards_know_no_torch():
+    users = [name for name in MODULES if room(name) == "rewards" and "torch" in {room(t) for t in all_imports(name)}]
+    assert set(users) <= {"rewards.reward_model"}
+
+
+def test_no_import_cycles_between_modules():
+    graph = {name: {target for target in module_level_imports(name) if target in MODULES} for name in MODULES}
+    try:
+        tuple(graphlib.TopologicalSorter(graph).static_order())
+    except graphlib.CycleError as error:
+        pytest.fail(f"modules import each other: {' -> '.join(error.args[1])}")
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.endswith("config") or name.startswith("conf.")])
+def test_configuration_is_torch_free_transitively(name):
+    """So that a bad command line is refused before the heavy imports; packages on the way count as well."""
+    reached, waiting = set(), [name]
+    while waiting:
+        current = waiting.pop()
+        reached.add(current)
+        if current in MODULES:
+            parents = [current.rpartition(".")[0]] if "." in current else []
+            waiting += [target for target in {*module_level_imports(current), *parents} if target not in reached]
+    heavy = {"torch", "numpy", "transformers", "PIL", "sklearn", "safetensors", "tokenizers", "matplotlib"}
+    assert not heavy & {room(target) for target in reached}
+
+
+@pytest.mark.parametrize("library", OPTIONAL)
+def test_library_is_imported_in_its_own_files_only(library):
+    users = [relative(MODULES[name]) for name in MODULES if library in {room(target) for target in all_imports(name)}]
+    allowed = OPTIONAL[library]
+    assert not [path for path in users if not any(fnmatch.fnmatch(path, pattern) for pattern in allowed)]
+    assert users or library not in ("hydra", "omegaconf")
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_bare_import_of_a_package(name):
+    """`import model` binds a name that every other `model` variable hides."""
+    for node in ast.walk(tree(MODULES[name])):
+        if isinstance(node, ast.Import):
+            assert not [alias.name for alias in node.names if alias.name in ROOMS], f"line {node.lineno}"
+
+
+class TestSizes:
+    @pytest.mark.parametrize("path", [*FILES, *sorted((ROOT / "tests").rglob("*.py"))], ids=relative)
+    def test_file(self, path):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= MAX_FILE
+
+    @pytest.mark.parametrize("name", MODULES)
+    def test_functions(self, name):
+        for node in ast.walk(tree(MODULES[name])):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < MAX_FUNCTION, node.name
+
+    @pytest.mark.parametrize("name", MODULES)
+    def test_dataclasses(self, name):
+        """Fields of base classes in the same module count."""
+        classes = {node.name: node for node in ast.walk(tree(MODULES[name])) if isinstance(node, ast.ClassDef)}
+
+        def fields(node: ast.ClassDef) -> set[str]:
+            own = {f.target.id for f in node.body if isinstance(f, ast.AnnAssign) and isinstance(f.target, ast.Name)}
+            bases = [classes[base.id] for base in node.bases if isinstance(base, ast.Name) and base.id in classes]
+            return own.union(*map(fields, bases))
+
+        for node in classes.values():
+            if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
+                assert len(fields(node)) <= MAX_FIELDS, node.name
+
+
+class TestNames:
+    def test_every_package_has_an_empty_init(self):
+        folders = {parent for path in FILES for parent in path.parents if ROOT in parent.parents}
+        assert folders
+        for folder in folders:
+            init = folder / "__init__.py"
+            assert init.exists() and init.read_bytes() == b"", relative(folder)
+
+    def test_tests_are_no_packages(self):
+        assert not list((ROOT / "tests").rglob("__init__.py"))
+
+    def test_no_drawers_for_odds_and_ends(self):
+        names = {part for name in MODULES for part in name.split(".")}
+        assert not names & {"utils", "util", "common", "helpers", "misc"}
+
+    def test_no_module_is_named_like_one_of_the_standard_library(self):
+        names = {part for name in MODULES for part in name.split(".")}
+        assert not names & (sys.stdlib_module_names - {"__main__"})
