@@ -114,13 +114,17 @@ class Processor:
         """Ids of an assistant text with its end of turn; think tags in it are control tokens."""
         return [*self.tokenizer.encode_with_think_tags(text), self.tokenizer.end_id]
 
-    def document(self, prefix: str, text: str, images: Sequence[str]) -> tuple[list[int], list[int]]:
-        """(prefix ids, scored ids) of one pre-training document, delimited by end-of-text, without chat roles."""
+    def document(self, prefix: str, texts: Sequence[str], images: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+        """(prefix ids, scored ids of each text) of a pre-training document, delimited by end-of-text, without roles.
+
+        All texts continue the same images and prefix; each is scored on its own.
+        """
         parts: list[Part] = [self._control(END_OF_TEXT)]
         for _ in images:
             parts += self._image()
         ids = self._expand(self._encode([*parts, prefix]))
-        return ids, [*self.tokenizer.encode_with_think_tags(text), self._control(END_OF_TEXT)]
+        end = self._control(END_OF_TEXT)
+        return ids, [[*self.tokenizer.encode_with_think_tags(text), end] for text in texts]
 
     def tiles(self, root: Path, images: Iterable[str]) -> Tensor | None:
         """Pixels [I, 3, S, S] of image files under `root`, or None when there are none."""

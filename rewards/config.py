@@ -1,5 +1,6 @@
 """Settings of the reward: which parts, which weights, which limits."""
 
+import math
 from dataclasses import dataclass, field
 
 
@@ -30,6 +31,14 @@ class RewardConfig:
             path, colon, name = function.rpartition(":")
             if not colon or not path or not name.isidentifier():
                 raise ValueError(f"reward.functions: expected FILE.py:NAME, found {function!r}")
+        weights = {"answer_weight": self.answer_weight, "format_weight": self.format_weight}
+        for name, value in {**weights, "function_weights": sum(self.function_weights)}.items():
+            if not math.isfinite(value):
+                raise ValueError(f"reward.{name}: expected a finite number, found {value}")
+        if not 0.0 <= self.max_unscorable_share <= 1.0:
+            raise ValueError(
+                f"reward.max_unscorable_share: expected a share between 0 and 1, found {self.max_unscorable_share}"
+            )
         if self.timeout_seconds <= 0 or self.num_workers < 1:
             raise ValueError("reward.timeout_seconds, reward.num_workers: expected positive values")
 

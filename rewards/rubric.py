@@ -12,6 +12,8 @@ from rewards.config import RewardConfig
 from rewards.math_answer import compare_plainly
 from rewards.pool import Outcome, ScoringPool
 
+_MAX_VERDICTS = 100_000  # remembered (answer, reference) pairs
+
 
 class Status(Enum):
     ok = "ok"
@@ -115,8 +117,13 @@ class Rubric:
             {pair for pair, done in zip(pairs, outcomes, strict=True) if done is None and pair not in self._verdicts}
         )
         verdicts = self._pool.run([{"kind": "math", "answer": a, "reference": r} for a, r in open_pairs])
-        self._verdicts |= zip(open_pairs, verdicts, strict=True)
-        return [done or self._verdicts[pair] for pair, done in zip(pairs, outcomes, strict=True)]
+        if len(self._verdicts) > _MAX_VERDICTS:
+            self._verdicts.clear()
+        fresh = dict(zip(open_pairs, verdicts, strict=True))
+        # A failure may be the machine's: it is asked again when the pair comes again.
+        self._verdicts |= {pair: verdict for pair, verdict in fresh.items() if verdict.value is not None}
+        known = self._verdicts | fresh
+        return [done or known[pair] for pair, done in zip(pairs, outcomes, strict=True)]
 
     def _combine(self, item: RewardInput, answer: Outcome, calls: Sequence[Outcome]) -> RewardResult:
         for name, outcome in zip(["answer", *self.names], [answer, *calls], strict=True):

@@ -64,7 +64,7 @@ class AlgorithmConfig:
                 f"algorithm.clip_low, algorithm.clip_high: expected 0 < clip_low < 1 and clip_high > 0, found "
                 f"{self.clip_low}, {self.clip_high}"
             )
-        if self.kl_coefficient < 0:
+        if not 0 <= self.kl_coefficient < float("inf"):
             raise ValueError(f"algorithm.kl_coefficient: expected 0 or more, found {self.kl_coefficient}")
 
 
@@ -211,3 +211,9 @@ class PipelineConfig:
     """evaluate the first so many questions; 0 evaluates all"""
     num_threads: int = 2
     """CPU threads inside an operation, in every stage and evaluation"""
+
+    def __post_init__(self) -> None:
+        if self.num_eval < 0 or self.num_threads < 1:
+            raise ValueError(
+                f"num_eval, num_threads: expected at least 0 and 1, found {self.num_eval} and {self.num_threads}"
+            )

@@ -8,20 +8,19 @@ import ctypes
 import importlib
 import json
 import os
-import runpy
 import signal
 import subprocess
 import sys
 import threading
 import time
-import traceback
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from conf.cli import launch, load_config
 from model.engine.config import Start
-from rlhf.config import PipelineConfig
+from rewards.rubric import Rubric
+from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
 _PR_SET_PDEATHSIG = 1
 STAGE_NAMES = ("pretrain", "longcot_sft", "rl", "think_fusion")
@@ -59,7 +58,13 @@ def plan(config: PipelineConfig) -> list[Stage]:
     for name in STAGE_NAMES:
         entry, module = entries.get(name, ("sft", "sft.train"))
         overrides = [*inputs[name], *common, f"run.dir={root / name}", *getattr(config.stages, name)]
-        load_config(entry, overrides)
+        try:
+            stage_config, _ = load_config(entry, overrides)
+        except ValueError as error:
+            raise ValueError(f"stages.{name}: {error}") from None
+        if isinstance(stage_config, RlConfig) and stage_config.reward.functions:
+            with Rubric(stage_config.reward) as rubric:
+                rubric.check_functions()
         stages.append(Stage(name, entry, module, overrides))
     return stages
 
@@ -76,10 +81,8 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         for result in run.folder.glob("evaluations/*.json"):
             result.unlink()
     earlier = _read(run.folder / "elapsed.json").get("seconds", 0.0) if config.run.start is Start.resume else 0.0
-    preload = threading.Thread(target=_preload)
-    preload.start()
-    _prepare_data(config)
-    preload.join()
+    threading.Thread(target=_preload, daemon=True).start()
+    _run_module("data preparation", config.prepare, [f"out={config.data}", *config.prepare_arguments])
     results = []
     for stage in stages:
         path = run.folder / "evaluations" / f"{stage.name}.json"
@@ -92,25 +95,27 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
 
 def _run_and_evaluate(config: PipelineConfig, stage: Stage, folder: Path, path: Path, seconds_path: Path) -> None:
+    from rlhf.evaluate import run_evaluation
+
     print(f"== {stage.name}: python -m {stage.module} {' '.join(stage.overrides)}", flush=True)
     begin = time.time()
-    _run_module(stage.name, stage.module, stage.overrides)
+    _run_module(f"stage {stage.name}", stage.module, stage.overrides)
     _write(seconds_path, {"seconds": time.time() - begin})
-    _run_module(f"evaluation of {stage.name}", "rlhf.evaluate", [*_evaluation(config, stage, folder), f"output={path}"])
+    run_evaluation(_evaluation(config, stage, folder, path), "")
 
 
-def _evaluation(config: PipelineConfig, stage: Stage, folder: Path) -> list[str]:
-    """Overrides that evaluate a stage with the RL stage's sampler limits, at temperature 1."""
-    rollouts = load_config("rlhf", ["checkpoint=-", "prompts=-", *config.stages.rl])[0].rollouts
-    return [
-        f"checkpoint={folder / stage.name / 'final'}",
-        f"prompts={Path(config.data) / config.split}.jsonl",
-        f"num_prompts={config.num_eval}",
-        f"seed={config.run.seed}",
-        f"num_threads={config.num_threads}",
-        f"rollouts.max_prompt_tokens={rollouts.max_prompt_tokens}",
-        f"rollouts.max_completion_tokens={rollouts.max_completion_tokens}",
-    ]
+def _evaluation(config: PipelineConfig, stage: Stage, folder: Path, output: Path) -> EvaluateConfig:
+    """Evaluate with the RL stage's sampler limits, at temperature 1."""
+    rl, _ = load_config("rlhf", ["checkpoint=-", "prompts=-", *config.stages.rl])
+    return EvaluateConfig(
+        checkpoint=str(folder / stage.name / "final"),
+        prompts=str(Path(config.data) / f"{config.split}.jsonl"),
+        output=str(output),
+        num_prompts=config.num_eval,
+        seed=config.run.seed,
+        num_threads=config.num_threads,
+        rollouts=replace(rl.rollouts, temperature=1.0),
+    )
 
 
 def _finish(
@@ -147,60 +152,31 @@ def _finish(
     )
 
 
-def _prepare_data(config: PipelineConfig) -> None:
-    command = [sys.executable, "-m", config.prepare, f"out={config.data}", *config.prepare_arguments]
-    code = subprocess.run(command).returncode
-    if code:
-        raise StageFailed("data preparation", code)
-
-
-def _preload() -> None:
-    """Import once what every stage needs. This process never computes, so that its forks start clean."""
-    for name in ("torch._dynamo", "torch.utils.tensorboard", "model.checkpoint", "rollouts.embedded", "rich.progress"):
-        importlib.import_module(name)
-
-
-def _run_module(title: str, module: str, overrides: list[str]) -> None:
-    """`python -m MODULE OVERRIDES` as a process; on Linux a fork, which saves four seconds of imports each time.
-
-    On Linux a stage does not outlive a pipeline that is killed. `StageFailed` if it ends with an error.
-    """
-    if sys.platform != "linux":
-        code = subprocess.run([sys.executable, "-m", module, *overrides]).returncode
-    else:
-        sys.stdout.flush()
-        pid = os.fork()
-        if pid == 0:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-            os._exit(_main_of(module, overrides))
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+def _run_module(title: str, module: str, arguments: list[str]) -> None:
+    """`python -m MODULE ARGUMENTS` as a process. `StageFailed` if it ends with an error."""
+    command = [sys.executable, "-m", module, *arguments]
+    code = subprocess.run(command, preexec_fn=_die_with_parent).returncode
     if code:
         raise StageFailed(title, code)
 
 
-def _main_of(module: str, overrides: list[str]) -> int:
-    """Run a module as a program in this (forked) process; returns its exit code."""
-    sys.argv = [module, *overrides]
-    try:
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return end.code if isinstance(end.code, int) else int(end.code is not None)
-    except BaseException:
-        traceback.print_exc()
-        return 1
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-    return 0
+def _die_with_parent() -> None:
+    """Linux: a stage does not outlive a pipeline that is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _preload() -> None:
+    """Evaluation runs in this process; its imports take seconds that writing the data and the first stage can hide."""
+    for name in ("model.checkpoint", "rlhf.collect", "rollouts.embedded"):
+        importlib.import_module(name)
 
 
 class StageFailed(RuntimeError):
     """A stage ended with an error, which it has printed itself."""
 
     def __init__(self, stage: str, exit_code: int) -> None:
-        super().__init__(
-            f"stage {stage} ended with exit code {exit_code}; mend what it says, then run the same command"
-        )
+        super().__init__(f"{stage} ended with exit code {exit_code}; mend what it says, then run the same command")
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
 
 

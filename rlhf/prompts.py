@@ -7,6 +7,7 @@ from pathlib import Path
 from torch import Tensor
 
 from model.data.loader import KeyedOrder
+from model.data.media import check_images
 from model.data.records import read_records
 from model.interface import Mode
 from model.processor import Processor, PromptTokens
@@ -28,7 +29,7 @@ class Task:
 
 
 class PromptSet:
-    """Rows of a JSONL file; every prompt is checked against the token limit when the set is opened."""
+    """Rows of a JSONL file; token limits and image files are checked when the set is opened."""
 
     def __init__(self, path: Path, processor: Processor, mode: Mode, max_prompt_tokens: int, seed: int = 0) -> None:
         records = read_records(path, {"messages": list, "reference": str})
@@ -49,6 +50,7 @@ class PromptSet:
                     f"found {max_prompt_tokens}"
                 )
             self._tokens.append(tokens)
+        check_images(self.root, (name for tokens in self._tokens for name in tokens.images))
         self._order = KeyedOrder(len(self.prompts), seed, "prompts")
         self._task = cache(self._build)
 

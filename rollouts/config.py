@@ -18,7 +18,7 @@ class RolloutConfig:
         for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollouts.{name}: expected at least 1, found {getattr(self, name)}")
-        if not self.temperature > 0:
+        if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"rollouts.temperature: expected a positive number, found {self.temperature}; "
                 "greedy decoding belongs to evaluation"

@@ -6,11 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 from PIL import Image
 
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
 from model.engine.local import use_deterministic_cpu
+
+settings.register_profile("busy machine", deadline=None)  # an example's seconds depend on what else runs
+settings.load_profile("busy machine")
 
 
 @pytest.fixture(autouse=True)

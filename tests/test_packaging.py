@@ -84,8 +84,8 @@ def test_installed_package_trains_from_another_directory(installed, tmp_path):
     """One step of pre-training, started where neither the checkout nor its data can be seen."""
     Image.new("L", (32, 32), 128).save(tmp_path / "a.png")
     rows = [
-        {"id": "1", "kind": "caption", "images": ["a.png"], "prefix": "Digits:", "text": "1234"},
-        {"id": "2", "kind": "worked", "images": [], "prefix": "What is 1+2?", "text": "1+2=3"},
+        {"id": "1", "kind": "caption", "images": ["a.png"], "prefix": "Digits:", "texts": ["1234"]},
+        {"id": "2", "kind": "worked", "images": [], "prefix": "What is 1+2?", "texts": ["1+2=3"]},
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     overrides = ["max_steps=1", "data.path=data.jsonl", "data.mixture={caption: 1, worked: 1, direct: 0}"]

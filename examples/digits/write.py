@@ -18,7 +18,7 @@ from PIL import Image
 from examples.digits import task
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
-NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 256, 16384, 600
+NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 256, 16384, 512
 SIDE = 16
 DONE = "READY"
 
@@ -30,8 +30,16 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     The folder appears whole or not at all; an existing finished folder is left as it is, and so is any other that holds
     files: that is a `ValueError`.
     """
+    made_with = f"seed {seed} share {share}\n"
     if (out / DONE).exists():
+        if (out / DONE).read_text() != made_with:
+            raise ValueError(
+                f"out: expected data made with {made_with.strip()}, found {out} made with "
+                f"{(out / DONE).read_text().strip()}; remove that folder or choose another"
+            )
         return
+    if round(NUM_DEMONSTRATIONS * share) < 1:
+        raise ValueError(f"share: expected enough for at least one row of each file, found {share}")
     if out.is_dir() and any(out.iterdir()):
         raise ValueError(f"out: expected a new folder or one that this command finished, found {out} with other files")
     rng = np.random.default_rng(seed)
@@ -47,7 +55,7 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     for name in ("validation", "test"):
         canvases = _canvases(staging, name, splits[name], round(NUM_EVAL * share), rng, augment=False)
         _write_lines(staging / f"{name}.jsonl", _prompts(name, canvases))
-    (staging / DONE).write_text(f"seed {seed}\n")
+    (staging / DONE).write_text(made_with)
     os.replace(staging, out)
 
 
@@ -108,31 +116,25 @@ def _family(index: int) -> task.Family:
 def _pretraining(
     canvases: list[tuple[str, list[int]]], num_worked: int, rng: np.random.Generator
 ) -> Iterator[dict[str, Any]]:
-    """Captions, and text-only worked questions, and direct visual questions; `kind` names the mixture part."""
+    """Captions, direct visual questions, and text-only worked questions; `kind` names the part of the mixture.
+
+    Direct questions are of the family that one look can answer. Two of three worked ones are sums: they are longer.
+    """
     for index, (name, digits) in enumerate(canvases):
-        yield {
-            "id": f"caption-{index}",
-            "kind": "caption",
-            "images": [name],
-            "prefix": task.CAPTION_PREFIX,
-            "text": "".join(map(str, digits)),
-        }
-        yield {
-            "id": f"direct-{index}",
-            "kind": "direct",
-            "images": [name],
-            "prefix": _family(index).value,
-            "text": task.boxed(task.answer(_family(index), digits)),
-        }
+        gap = task.boxed(task.answer(task.Family.gap, digits))
+        caption = {"prefix": task.CAPTION_PREFIX, "texts": ["".join(map(str, digits))]}
+        direct = {"prefix": task.Family.gap.value, "texts": [gap]}
+        yield {"id": f"caption-{index}", "kind": "caption", "images": [name], **caption}
+        yield {"id": f"direct-{index}", "kind": "direct", "images": [name], **direct}
     for index in range(num_worked):
-        family, digits = _family(index), [int(d) for d in rng.integers(0, 10, 4)]
+        family, digits = _family(index % 3), [int(d) for d in rng.integers(0, 10, 4)]
         # The digits stand in the prefix: nothing can predict them, so training on them would only add noise.
         yield {
             "id": f"worked-{index}",
             "kind": "worked",
             "images": [],
             "prefix": f"{family.value}{task.reading(family, digits)}:",
-            "text": task.worked_steps(family, digits) + task.boxed(task.answer(family, digits)),
+            "texts": [task.worked_steps(family, digits) + task.boxed(task.answer(family, digits))],
         }
 
 

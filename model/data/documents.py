@@ -1,10 +1,11 @@
-"""Pre-training documents: rows of images, an untrained prefix and trained text, mixed by kind."""
+"""Pre-training documents: images, an untrained prefix and trained texts that share both, mixed by kind."""
 
 from functools import cache
 from pathlib import Path
 
 from model.batch import Row
 from model.data.loader import KeyedOrder
+from model.data.media import check_images
 from model.data.records import read_records
 from model.processor import Processor
 
@@ -13,12 +14,13 @@ class DocumentMixture:
     """`mixture[kind]` documents of each kind per step, in keyed order."""
 
     def __init__(self, path: Path, mixture: dict[str, int], processor: Processor, seed: int) -> None:
-        records = read_records(path, {"kind": str, "images": list, "prefix": str, "text": str})
+        records = read_records(path, {"kind": str, "images": list, "prefix": str, "texts": list})
         found = sorted({record["kind"] for record in records})
         unknown = [kind for kind, count in mixture.items() if count and kind not in found]
         if unknown:
             raise ValueError(f"data.mixture: expected kinds of {path} ({', '.join(found)}), found {', '.join(unknown)}")
         self._root = Path(path).parent
+        check_images(self._root, (name for record in records for name in record["images"]))
         self._processor = processor
         self._mixture = {kind: count for kind, count in mixture.items() if count}
         self._records = {kind: [r for r in records if r["kind"] == kind] for kind in self._mixture}
@@ -35,5 +37,5 @@ class DocumentMixture:
 
     def _build(self, kind: str, index: int) -> Row:
         record = self._records[kind][index]
-        prefix, text = self._processor.document(record["prefix"], record["text"], record["images"])
-        return Row(prefix, [text], self._processor.tiles(self._root, record["images"]))
+        prefix, texts = self._processor.document(record["prefix"], record["texts"], record["images"])
+        return Row(prefix, texts, self._processor.tiles(self._root, record["images"]))

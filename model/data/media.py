@@ -1,5 +1,7 @@
 """Opening images that somebody else supplied: inside one folder, of known formats, of bounded size."""
 
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from PIL import ExifTags, Image, UnidentifiedImageError
@@ -24,6 +26,19 @@ class MediaError(ValueError):
 
 def open_image(root: Path, name: str) -> Image.Image:
     """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, or a damaged file."""
+    with _opened(root, name) as image:
+        return _to_rgb(_upright(image))
+
+
+def check_images(root: Path, names: Iterable[str]) -> None:
+    """`MediaError` for the first of these files that is missing, too large or no image; pixels are not decoded."""
+    for name in dict.fromkeys(names):
+        with _opened(root, name):
+            pass
+
+
+@contextmanager
+def _opened(root: Path, name: str) -> Iterator[Image.Image]:
     if "\0" in name:
         raise MediaError(f"image {name!r}: expected a file name, found a NUL character in it")
     path = (root / name).resolve()
@@ -38,7 +53,7 @@ def open_image(root: Path, name: str) -> Image.Image:
                 raise MediaError(f"image {path}: expected at most {MAX_PIXELS} pixels, found {image.size}")
             if (frames := getattr(image, "n_frames", 1)) > 1:
                 raise MediaError(f"image {path}: expected a still image, found {frames} frames")
-            return _to_rgb(_upright(image))
+            yield image
     except FileNotFoundError:
         raise MediaError(f"image {path}: expected a file, found none") from None
     except UnidentifiedImageError:

@@ -13,6 +13,7 @@ from torch import Tensor
 from model.batch import ModelInputs
 from model.engine.base import LossFn, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.optimizer import AdamW
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
 
@@ -41,14 +42,7 @@ class LocalEngine:
         self._temperature = temperature
         self._barred_ids = torch.tensor(barred_ids) if barred_ids else None
         self._device = next(model.parameters()).device
-        matrices = [p for p in model.parameters() if p.dim() >= 2]
-        vectors = [p for p in model.parameters() if p.dim() < 2]
-        self._optimizer = torch.optim.AdamW(
-            [{"params": matrices, "weight_decay": optimizer.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
-            lr=optimizer.learning_rate,
-            betas=(optimizer.beta1, optimizer.beta2),
-            fused=True,
-        )
+        self._optimizer = AdamW(model.named_parameters(), optimizer)
         self._loss_is_finite = True
         self._skipped_in_a_row = 0
 
@@ -65,12 +59,10 @@ class LocalEngine:
 
     def step(self) -> StepResult:
         learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
-        for group in self._optimizer.param_groups:
-            group["lr"] = learning_rate
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm).item()
         applied = self._loss_is_finite and math.isfinite(norm)
         if applied:
-            self._optimizer.step()
+            self._optimizer.step(learning_rate)
         self._optimizer.zero_grad()
         self._loss_is_finite = True
         self.step_count += 1
@@ -83,10 +75,6 @@ class LocalEngine:
         return StepResult(learning_rate, norm, applied)
 
     def save(self) -> dict[str, bytes]:
-        moments = {}
-        for name, parameter in self.model.named_parameters():
-            for key, value in self._optimizer.state.get(parameter, {}).items():
-                moments[f"{name}/{key}"] = value.detach().cpu().contiguous()
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
         state = {
             "step_count": self.step_count,
@@ -96,7 +84,7 @@ class LocalEngine:
         }
         return {
             "weights.safetensors": to_safetensors(weights),
-            "optimizer.safetensors": to_safetensors(moments),
+            "optimizer.safetensors": to_safetensors(self._optimizer.state()),
             "engine.json": json.dumps(state).encode(),
         }
 
@@ -109,16 +97,10 @@ class LocalEngine:
                     f"use {state[name]} again, or start anew with run.start=fresh"
                 )
         weights = from_safetensors(files["weights.safetensors"])
-        moments = from_safetensors(files["optimizer.safetensors"])
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
-                saved = {key.rpartition("/")[2]: value for key, value in moments.items() if key.startswith(f"{name}/")}
-                if saved:
-                    self._optimizer.state[parameter] = {
-                        key: value.to(parameter.device) if value.dim() else value.clone()
-                        for key, value in saved.items()
-                    }
+        self._optimizer.load(from_safetensors(files["optimizer.safetensors"]))
         self.step_count = state["step_count"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
 

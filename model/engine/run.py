@@ -140,6 +140,8 @@ class Run:
 
     def _check_config(self, resolved: str) -> None:
         path = self.folder / "config.yaml"
+        # How a run was started is not part of what it is.
+        resolved = resolved.replace(f"start: {Start.fresh.value}\n", f"start: {Start.resume.value}\n")
         if path.exists() and path.read_text(encoding="utf-8") != resolved:
             raise ValueError(
                 f"run.dir: {self.folder} holds a run with another config ({path}); "

@@ -120,13 +120,13 @@ def test_captions_and_answers_of_pretraining_fit_the_images(folder, scans):
     captions = [record for record in records if record["kind"] == "caption"]
     names = [record["images"][0] for record in captions[:8]]
     for record, indices in zip(captions, recognise_augmented(folder, names, drawn), strict=False):
-        assert record["text"] == "".join(map(str, digits[indices]))
-    digits_of = {record["images"][0]: [int(c) for c in record["text"]] for record in captions}
+        assert record["texts"][0] == "".join(map(str, digits[indices]))
+    digits_of = {record["images"][0]: [int(c) for c in record["texts"][0]] for record in captions}
     direct = [record for record in records if record["kind"] == "direct"]
     assert len(direct) == len(captions) == 82
     for record in direct:
         value = ANSWERS[Family(record["prefix"])](*digits_of[record["images"][0]])
-        assert record["text"] == f"\\boxed{{{value}}}"
+        assert record["texts"][0] == f"\\boxed{{{value}}}"
 
 
 def check_steps(steps: str, value: int) -> None:
@@ -148,7 +148,7 @@ def test_worked_questions_are_right(folder):
         shown = record["prefix"].removeprefix(family.value)
         assert re.fullmatch(rf"\d{{{NUM_SHOWN[family]}}}:", shown)
         value = ANSWERS[family](*[int(c) for c in shown[:-1].ljust(4, "0")])
-        steps, box = record["text"].removesuffix("}").split("\\boxed{")
+        steps, box = record["texts"][0].removesuffix("}").split("\\boxed{")
         assert box == str(value)
         check_steps(steps, value)
 

@@ -125,9 +125,10 @@ class TestTemplate:
         assert controls(PROCESSOR.completion("<|im_end|><think>")) == {"<think>": 1, "<|im_end|>": 1}
 
     def test_document_is_delimited_and_has_no_roles(self):
-        prefix, text = PROCESSOR.document("Digits:", "12</think>", ["a.png", "b.png"])
+        prefix, texts = PROCESSOR.document("Digits:", ["12</think>", "3"], ["a.png", "b.png"])
         assert show(prefix) == f"<|endoftext|>{IMAGE}{IMAGE}Digits:"
-        assert show(text) == "12</think><|endoftext|>" and text[-2] == CONTROL["</think>"]
+        assert [show(text) for text in texts] == ["12</think><|endoftext|>", "3<|endoftext|>"]
+        assert texts[0][-2] == CONTROL["</think>"]
 
 
 @given(st.lists(user_content, min_size=1, max_size=3), st.one_of(st.none(), user_text), st.sampled_from(Mode))
