@@ -30,7 +30,8 @@ class UsageError(ValueError):
 def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]) -> int:
     """Parse the command line of an entry point and run it; returns the exit code.
 
-    0: done. 2: the user's input was refused, with one message. Other failures raise.
+    0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (3: too many
+    unscorable completions, 4: numbers not finite, a failed stage's own) ends with it and its message; others raise.
     """
     arguments = sys.argv[1:]
     # Read when torch loads its thread pool: idle threads sleep. Spinning ones slow a busy machine down many times over.
@@ -73,7 +74,7 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
 
     register()
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
-    search_path = f"hydra.searchpath=[file://{ROOT / 'conf'}]"
+    search_path = assign("hydra.searchpath", [f"file://{ROOT / 'conf'}"])
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"):
@@ -88,6 +89,18 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
             return config, OmegaConf.to_yaml(OmegaConf.structured(config))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+def assign(key: str, value: object) -> str:
+    """`key=value` as an override, quoted so that any text survives Hydra's grammar: spaces, commas, brackets."""
+    if isinstance(value, list):
+        return f"{key}=[{','.join(_quoted(item) for item in value)}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: object) -> str:
+    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    return f"'{text}'"
 
 
 def check_packages() -> None:

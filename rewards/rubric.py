@@ -54,6 +54,8 @@ class RewardResult:
 class TooManyUnscorable(RuntimeError):
     """The share of completions that could not be scored passed `reward.max_unscorable_share`."""
 
+    exit_code = 3
+
 
 class Rubric:
     """Scores completions. Holds worker processes: close it, or use it as a context manager."""

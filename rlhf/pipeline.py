@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from conf.cli import launch, load_config
+from conf.cli import assign, launch, load_config
 from model.engine.config import Start
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
@@ -41,23 +41,23 @@ def plan(config: PipelineConfig) -> list[Stage]:
     root, data = Path(config.run.dir), Path(config.data)
     common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
     inputs = {
-        "pretrain": [f"data.path={data / 'pretrain.jsonl'}"],
+        "pretrain": [assign("data.path", data / "pretrain.jsonl")],
         "longcot_sft": [
-            f"checkpoint={root / 'pretrain' / 'final'}",
-            f"data.demonstrations={data / 'demonstrations.jsonl'}",
+            assign("checkpoint", root / "pretrain" / "final"),
+            assign("data.demonstrations", data / "demonstrations.jsonl"),
         ],
-        "rl": [f"checkpoint={root / 'longcot_sft' / 'final'}", f"prompts={data / 'train.jsonl'}"],
+        "rl": [assign("checkpoint", root / "longcot_sft" / "final"), assign("prompts", data / "train.jsonl")],
         "think_fusion": [
-            f"checkpoint={root / 'rl' / 'final'}",
-            f"data.rollouts={root / 'rl' / 'rollouts'}",
-            f"data.prompts={data / 'train.jsonl'}",
+            assign("checkpoint", root / "rl" / "final"),
+            assign("data.rollouts", root / "rl" / "rollouts"),
+            assign("data.prompts", data / "train.jsonl"),
         ],
     }
     entries = {"pretrain": ("pretrain", "model.pretrain.train"), "rl": ("rlhf", "rlhf.train")}
     stages = []
     for name in STAGE_NAMES:
         entry, module = entries.get(name, ("sft", "sft.train"))
-        overrides = [*inputs[name], *common, f"run.dir={root / name}", *getattr(config.stages, name)]
+        overrides = [*inputs[name], *common, assign("run.dir", root / name), *getattr(config.stages, name)]
         try:
             stage_config, _ = load_config(entry, overrides)
         except ValueError as error:

@@ -16,6 +16,8 @@ LossFn = Callable[[TokenScores, Any], tuple[Tensor, dict[str, float]]]
 class NonFiniteError(RuntimeError):
     """The loss or the gradient was not finite several steps in a row."""
 
+    exit_code = 4
+
 
 @dataclass(frozen=True)
 class StepResult:

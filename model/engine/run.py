@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import os
 import shutil
 import sys
 import time
@@ -88,6 +89,7 @@ class Run:
     def save(self, engine: Saves, state: dict[str, Any]) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest."""
         self._metrics.flush()
+        os.fsync(self._metrics.fileno())
         root = self.folder / "checkpoints"
         files = {**engine.save(), STATE: json.dumps(state).encode()}
         write_folder(root / f"step_{state['step']:08d}", files)
@@ -120,6 +122,8 @@ class Run:
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
             log.writelines(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records)
+            log.flush()
+            os.fsync(log.fileno())
         reach(f"append.{Path(file).stem}")
 
     @contextmanager
