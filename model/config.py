@@ -126,12 +126,12 @@ class SailVL2Config:
     @classmethod
     def from_published(cls, raw: dict[str, Any], where: str = "config.json") -> "SailVL2Config":
         """Parse a published `config.json`; `where` names the file in errors."""
-        if raw.get("model_type") != "sailvl":
+        found = raw.get("model_type") if isinstance(raw, dict) else raw
+        if found != "sailvl":
             raise ValueError(
-                f"{where}: model_type: expected 'sailvl', found {raw.get('model_type')!r}; "
-                "give the folder of a SAIL-VL2 checkpoint"
+                f"{where}: model_type: expected 'sailvl', found {found!r}; give the folder of a SAIL-VL2 checkpoint"
             )
-        llm_kind = raw.get("llm_config", {}).get("model_type", "qwen3")
+        llm_kind = (raw.get("llm_config") or {}).get("model_type", "qwen3")
         if llm_kind != "qwen3":
             raise ValueError(f"{where}: llm_config.model_type: expected 'qwen3' (dense), found {llm_kind!r}")
         own = ("downsample_ratio", "min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")

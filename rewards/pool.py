@@ -68,12 +68,18 @@ class _Worker:
 
     def __init__(self) -> None:
         root = str(Path(__file__).resolve().parent.parent)
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
         # -P keeps the working directory, which may hold a user's own rewards.py, off the module path.
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "rewards.worker"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+            env={
+                **os.environ,
+                "PYTHONPATH": path,
+                "OMP_NUM_THREADS": "1",
+                "CUDA_VISIBLE_DEVICES": "",
+            },
         )
         self.task: int | None = None
         self.alive = True

@@ -1,6 +1,7 @@
 """Algorithms as named bundles: reward shaping, group filter, advantages, loss and its denominator.
 
-To add one: a config class in `rlhf/config.py`, its YAML in `conf/algorithm/`, a line in `ALGORITHMS`.
+To add one: a config class in `rlhf/config.py`, its YAML in `conf/algorithm/`, a line in `ALGORITHMS` here and in
+`conf/schema.py`.
 """
 
 from collections.abc import Sequence

@@ -177,8 +177,11 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
-        if self.num_prompts < 0:
-            raise ValueError(f"num_prompts: expected 0 or more, found {self.num_prompts}")
+        if self.num_prompts < 0 or self.seed < 0 or self.num_threads < 1:
+            raise ValueError(
+                f"num_prompts, seed, num_threads: expected 0 or more, 0 or more, 1 or more, "
+                f"found {self.num_prompts}, {self.seed}, {self.num_threads}"
+            )
 
 
 @dataclass

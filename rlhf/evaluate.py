@@ -68,6 +68,8 @@ def _ask(
     ]
     results = rubric.score(inputs)
     scored = [result for result in results if result.status is Status.ok]
+    if not scored:
+        raise ValueError(f"{config.prompts}: no completion could be scored; the first reason: {results[0].reason}")
     return {
         "accuracy": _mean([float(result.correct) for result in scored]),
         "format_rate": _mean([result.parts["format"] for result in scored]),
@@ -88,10 +90,15 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from model.engine.durable import write_file
     from model.engine.local import use_deterministic_cpu
     from rewards.rubric import Rubric
+    from rlhf.prompts import check_context
 
+    if config.output and Path(config.output).is_dir():
+        raise ValueError(f"output: expected a file name, found the folder {config.output}")
     use_deterministic_cpu(config.num_threads)
     model, processor = load_model(Path(config.checkpoint))
+    check_context(config.rollouts, model.config.language.max_position_embeddings)
     with Rubric(config.reward) as rubric:
+        rubric.check_functions()
         result = evaluate(config, model, processor, rubric)
     if config.output:
         output = Path(config.output)

@@ -5,9 +5,10 @@ The same command after an interruption continues where it stopped.
 """
 
 import ctypes
-import importlib
+import importlib.util
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
 _PR_SET_PDEATHSIG = 1
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: a forked child may only call it
 STAGE_NAMES = ("pretrain", "longcot_sft", "rl", "think_fusion")
 
 
@@ -66,6 +68,11 @@ def plan(config: PipelineConfig) -> list[Stage]:
             with Rubric(stage_config.reward) as rubric:
                 rubric.check_functions()
         stages.append(Stage(name, entry, module, overrides))
+    if importlib.util.find_spec(config.prepare) is None:
+        raise ValueError(
+            f"prepare: expected a module that can be imported, found {config.prepare!r}; the examples are in the "
+            "checkout, not in the installed package"
+        )
     return stages
 
 
@@ -77,12 +84,13 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     stages = plan(config)
     run = Run(config.run, resolved)
     if config.run.start is Start.fresh:
-        stages = [replace(stage, overrides=[*stage.overrides, "run.start=fresh"]) for stage in stages]
-        for result in run.folder.glob("evaluations/*.json"):
-            result.unlink()
-    earlier = _read(run.folder / "elapsed.json").get("seconds", 0.0) if config.run.start is Start.resume else 0.0
+        _clear(run.folder)
+    earlier = _read(run.folder / "elapsed.json").get("seconds", 0.0)
     threading.Thread(target=_preload, daemon=True).start()
     _run_module("data preparation", config.prepare, [f"out={config.data}", *config.prepare_arguments])
+    split = Path(config.data) / f"{config.split}.jsonl"
+    if not split.is_file():
+        raise ValueError(f"split: expected a file {split}, found none")
     results = []
     for stage in stages:
         path = run.folder / "evaluations" / f"{stage.name}.json"
@@ -94,13 +102,22 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     _finish(config, run.folder, stages, results, earlier, begin)
 
 
+def _clear(folder: Path) -> None:
+    """Delete what an earlier pipeline left in the folder, and nothing else."""
+    for name in ("evaluations", *STAGE_NAMES, "export"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+    for name in ("summary.json", "curves.png", "elapsed.json"):
+        (folder / name).unlink(missing_ok=True)
+
+
 def _run_and_evaluate(config: PipelineConfig, stage: Stage, folder: Path, path: Path, seconds_path: Path) -> None:
     from rlhf.evaluate import run_evaluation
 
     print(f"== {stage.name}: python -m {stage.module} {' '.join(stage.overrides)}", flush=True)
     begin = time.time()
     _run_module(f"stage {stage.name}", stage.module, stage.overrides)
-    _write(seconds_path, {"seconds": time.time() - begin})
+    if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
+        _write(seconds_path, {"seconds": time.time() - begin})
     run_evaluation(_evaluation(config, stage, folder, path), "")
 
 
@@ -162,8 +179,8 @@ def _run_module(title: str, module: str, arguments: list[str]) -> None:
 
 def _die_with_parent() -> None:
     """Linux: a stage does not outlive a pipeline that is killed."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if _LIBC is not None:
+        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _preload() -> None:

@@ -11,6 +11,7 @@ from model.data.media import check_images
 from model.data.records import read_records
 from model.interface import Mode
 from model.processor import Processor, PromptTokens
+from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
 _COLUMNS = ("id", "messages", "reference")
@@ -67,3 +68,12 @@ class PromptSet:
     def _build(self, index: int) -> Task:
         tokens = self._tokens[index]
         return Task(self.prompts[index], tokens, self._processor.tiles(self.root, tokens.images))
+
+
+def check_context(sampler: RolloutConfig, context: int) -> None:
+    """`ValueError` unless prompt and completion fit the model's positions."""
+    if sampler.max_prompt_tokens + sampler.max_completion_tokens > context:
+        raise ValueError(
+            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
+            f"max_position_embeddings = {context}, found {sampler.max_prompt_tokens} + {sampler.max_completion_tokens}"
+        )

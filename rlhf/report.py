@@ -65,7 +65,7 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
 
     figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), layout="constrained")
     for axis, stage in zip(axes, stages, strict=True):
-        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().splitlines()]
+        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().split("\n")[:-1]]
         steps = [row["step"] for row in rows]
         axis.set_title(stage)
         axis.set_xlabel("step")

@@ -25,14 +25,14 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     from model.interface import Mode
     from rewards.rubric import Rubric
     from rlhf.algorithms import build_algorithm
-    from rlhf.prompts import PromptSet
+    from rlhf.prompts import PromptSet, check_context
     from rlhf.report import StepReporter
     from rlhf.trainer import Policy, train
     from rollouts.embedded import EmbeddedWorker
 
     sampler, limits = config.rollouts, config.trainer
     model, processor = load_model(Path(config.checkpoint))
-    check_context(config, model.config.language.max_position_embeddings)
+    check_context(sampler, model.config.language.max_position_embeddings)
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens, config.run.seed)
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     with (rubric_class or Rubric)(config.reward) as rubric:
@@ -59,16 +59,6 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
             train(limits, policy, worker, prompts, rubric, algorithm, run, reporter)
         save_model(run.final_folder, model, processor)
         run.finish({"updates": engine.step_count})
-
-
-def check_context(config: RlConfig, context: int) -> None:
-    """`ValueError` unless prompt and completion fit the model's positions."""
-    sampler = config.rollouts
-    if sampler.max_prompt_tokens + sampler.max_completion_tokens > context:
-        raise ValueError(
-            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
-            f"max_position_embeddings = {context}, found {sampler.max_prompt_tokens} + {sampler.max_completion_tokens}"
-        )
 
 
 def main() -> int:

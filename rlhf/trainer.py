@@ -55,8 +55,9 @@ def train(
         with run.timed("update"):
             totals = LossTotals()
             for mini_batch, batches in prepare(groups, policy, algorithm, config):
+                denominator = algorithm.denominator(mini_batch)
                 for batch in batches:
-                    totals.add(engine.forward_backward(batch, algorithm.loss, algorithm.denominator(mini_batch)))
+                    totals.add(engine.forward_backward(batch, algorithm.loss, denominator))
                 totals.add_update(engine.step())
         ledger.check()
         metrics = step_metrics(collected, totals, ledger)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class RolloutConfig:
     max_prompt_tokens: int = 96
     """longest prompt in tokens, visual ones included; also the fixed room of the prefix cache"""
-    max_completion_tokens: int = 40
+    max_completion_tokens: int = 48
     """longest completion in tokens; a completion that reaches it is overlong"""
     temperature: float = 1.0
     """sampling temperature; the policy's log-probabilities use the same"""

@@ -30,7 +30,7 @@ class SftConfig:
     max_steps: int = 100
     """optimizer updates"""
     batch_size: int = 32
-    """completions per update"""
+    """completions per update, at most"""
     normalise: Normalisation = Normalisation.tokens
     """what the loss of an update is divided by: tokens, or samples (the report's equations 2 and 3)"""
     data: SftDataConfig = field(default_factory=SftDataConfig)

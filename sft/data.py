@@ -12,7 +12,8 @@ from typing import Any
 
 from model.batch import Row
 from model.data.loader import KeyedOrder
-from model.data.records import read_records
+from model.data.media import check_images
+from model.data.records import read_records, require_texts
 from model.interface import Mode
 from model.processor import Processor
 from sft.config import SftConfig
@@ -24,9 +25,9 @@ def build_samples(config: SftConfig, processor: Processor) -> Callable[[int], li
     num_direct = round(config.batch_size * data.direct_share)
     num_thinking = config.batch_size - num_direct
     sources: list[Callable[[int], list[Row]]] = []
-    if data.demonstrations:
+    if num_thinking and data.demonstrations:
         sources.append(_Demonstrations(Path(data.demonstrations), processor, num_thinking, seed))
-    else:
+    elif num_thinking:
         sources.append(_Rollouts(config, processor, num_thinking))
     if num_direct:
         sources.append(_DirectPairs(Path(data.prompts), processor, num_direct, seed))
@@ -38,21 +39,26 @@ class _Demonstrations:
 
     def __init__(self, path: Path, processor: Processor, per_step: int, seed: int) -> None:
         self._records = read_records(path, {"mode": str, "messages": list, "completions": list})
+        for record in self._records:
+            require_texts(record, "completions", str(path))
+            if record["mode"] not in ("think", "direct"):
+                raise ValueError(
+                    f"data: {path}: row {record['id']}: mode: expected think or direct, found {record['mode']!r}"
+                )
         widest = max(len(record["completions"]) for record in self._records)
-        if not widest:
-            raise ValueError(f"data: {path}: completions: expected at least one per row, found none")
         self._per_step = max(1, per_step // widest)
         self._order = KeyedOrder(len(self._records), seed, "demonstrations")
         self._processor, self._root = processor, path.parent
+        self._prompts = [processor.prompt(record["messages"], Mode(record["mode"])) for record in self._records]
+        check_images(self._root, (name for prompt in self._prompts for name in prompt.images))
         self._row = cache(self._build)
 
     def __call__(self, step: int) -> list[Row]:
         return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
 
     def _build(self, index: int) -> Row:
-        record = self._records[index]
-        prompt = self._processor.prompt(record["messages"], Mode(record["mode"]))
-        completions = [self._processor.completion(text) for text in record["completions"]]
+        prompt = self._prompts[index]
+        completions = [self._processor.completion(text) for text in self._records[index]["completions"]]
         return Row(prompt.ids, completions, self._processor.tiles(self._root, prompt.images))
 
 
@@ -64,15 +70,16 @@ class _DirectPairs:
         self._per_step = per_step
         self._order = KeyedOrder(len(self._records), seed, "direct")
         self._processor, self._root = processor, path.parent
+        self._prompts = [processor.prompt(record["messages"], Mode.direct) for record in self._records]
+        check_images(self._root, (name for prompt in self._prompts for name in prompt.images))
         self._row = cache(self._build)
 
     def __call__(self, step: int) -> list[Row]:
         return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
 
     def _build(self, index: int) -> Row:
-        record = self._records[index]
-        prompt = self._processor.prompt(record["messages"], Mode.direct)
-        completion = self._processor.completion(f"\\boxed{{{record['reference']}}}")
+        prompt = self._prompts[index]
+        completion = self._processor.completion(f"\\boxed{{{self._records[index]['reference']}}}")
         return Row(prompt.ids, [completion], self._processor.tiles(self._root, prompt.images))
 
 
@@ -88,7 +95,10 @@ class _Rollouts:
             raise ValueError(
                 f"data.prompts: {path}: expected the prompts of data.rollouts, found no row for {sorted(unknown)[:3]}"
             )
-        self._prompts, self._root, self._processor = prompts, path.parent, processor
+        self._root, self._processor = path.parent, processor
+        used = {rollout["prompt_id"] for rollout in self._chosen}
+        self._prompts = {name: processor.prompt(prompts[name]["messages"], Mode.think) for name in sorted(used)}
+        check_images(self._root, (name for prompt in self._prompts.values() for name in prompt.images))
         self._per_step = per_step
         self._order = KeyedOrder(len(self._chosen), config.run.seed, "rollouts")
 
@@ -97,8 +107,7 @@ class _Rollouts:
 
     def _build(self, index: int) -> Row:
         rollout = self._chosen[index]
-        messages = self._prompts[rollout["prompt_id"]]["messages"]
-        prompt = self._processor.prompt(messages, Mode.think)
+        prompt = self._prompts[rollout["prompt_id"]]
         tiles = self._processor.tiles(self._root, prompt.images)
         return Row(prompt.ids, [rollout["completion_ids"]], tiles)
 
@@ -110,7 +119,7 @@ def select_rollouts(folder: Path, last_steps: int) -> list[dict[str, Any]]:
         raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
     chosen: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").splitlines():
+        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
             rollout = json.loads(line)
             parts = rollout["parts"]
             if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout["finish_reason"] == "stop":

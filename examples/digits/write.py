@@ -63,7 +63,7 @@ def _load_scans(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndar
     try:
         from sklearn.datasets import load_digits
     except ImportError:
-        raise ValueError("examples.digits needs scikit-learn: pip install 'sailvl2-rl[demo]'") from None
+        raise ValueError("examples.digits needs scikit-learn: pip install scikit-learn") from None
     digits: Any = load_digits()
     order = rng.permutation(len(digits.target))
     cuts = np.split(order, [NUM_TEST_SCANS, NUM_TEST_SCANS + NUM_VALIDATION_SCANS])

@@ -6,7 +6,7 @@ from pathlib import Path
 from model.batch import Row
 from model.data.loader import KeyedOrder
 from model.data.media import check_images
-from model.data.records import read_records
+from model.data.records import read_records, require_texts
 from model.processor import Processor
 
 
@@ -15,6 +15,8 @@ class DocumentMixture:
 
     def __init__(self, path: Path, mixture: dict[str, int], processor: Processor, seed: int) -> None:
         records = read_records(path, {"kind": str, "images": list, "prefix": str, "texts": list})
+        for record in records:
+            require_texts(record, "texts", str(path))
         found = sorted({record["kind"] for record in records})
         unknown = [kind for kind, count in mixture.items() if count and kind not in found]
         if unknown:

@@ -11,9 +11,11 @@ def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
     `ValueError` naming the line, what was expected and what came.
     """
     try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
+        lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand in a string
     except FileNotFoundError:
         raise ValueError(f"data: expected a JSONL file at {path}, found none; write it or correct the path") from None
+    except OSError as error:
+        raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
     records, seen = [], set()
@@ -38,3 +40,10 @@ def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"data: {path}: expected at least one row, found none")
     return records
+
+
+def require_texts(record: dict[str, Any], field: str, where: str) -> None:
+    """`ValueError` unless `record[field]` is a list of at least one text."""
+    texts = record[field]
+    if not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"data: {where}: row {record['id']}: {field}: expected at least one text, found {texts!r:.80}")

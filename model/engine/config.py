@@ -81,6 +81,8 @@ class RunConfig:
     """newest checkpoints that stay"""
 
     def __post_init__(self) -> None:
+        if self.seed < 0:
+            raise ValueError(f"run.seed: expected 0 or more, found {self.seed}")
         if not self.dir:
             raise ValueError("run.dir: expected a folder for the run, found nothing; set run.dir=runs/NAME")
         for name in ("save_every", "keep_checkpoints"):

@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import re
 import shutil
 import sys
 import time
@@ -16,7 +17,8 @@ from model.engine.durable import STAGING_SUFFIX, verify_folder, write_file, writ
 from model.engine.failpoints import reach
 
 STATE = "state.json"
-_OWN_FILES = ("config.yaml", "metrics.jsonl", "events", "checkpoints", "final", "ledger.jsonl", "rollouts", "done.json")
+# In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
+_OWN_FILES = ("done.json", "checkpoints", "final", "ledger.jsonl", "rollouts", "events", "metrics.jsonl", "config.yaml")
 
 
 class Saves(Protocol):
@@ -34,8 +36,11 @@ class Run:
         """Lock the folder and write the config. `ValueError` if it is held, or belongs to another config."""
         self.config = config
         self.folder = Path(config.dir)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.folder / ".lock").open("w")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (self.folder / ".lock").open("w")
+        except OSError as error:
+            raise ValueError(f"run.dir: expected a folder that can be written, found: {error}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -121,7 +126,7 @@ class Run:
         path = self.folder / file
         path.parent.mkdir(exist_ok=True)
         with path.open("a", encoding="utf-8") as log:
-            log.writelines(json.dumps({"step": step, **record}, ensure_ascii=False) + "\n" for record in records)
+            log.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
             log.flush()
             os.fsync(log.fileno())
         reach(f"append.{Path(file).stem}")
@@ -165,7 +170,7 @@ class Run:
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
         shutil.rmtree(self.folder / "events", ignore_errors=True)
-        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
             metrics = json.loads(line)
             self._write_events(metrics.pop("step"), metrics)
 
@@ -183,7 +188,7 @@ def cut_lines(path: Path, last_step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+    for line in re.findall(r"[^\n]*\n?", path.read_text(encoding="utf-8")):
         try:
             if line.endswith("\n") and json.loads(line)["step"] <= last_step:
                 kept.append(line)

@@ -87,7 +87,7 @@ def test_stored_rollouts_and_ledger_agree(finished):
 def test_the_export_evaluates_to_what_the_summary_says(finished):
     """Checked from outside, by the documented command."""
     arguments = [f"checkpoint={finished / 'run' / 'export'}", f"prompts={finished / 'digits' / 'test.jsonl'}"]
-    arguments += ["num_prompts=8", "rollouts.max_completion_tokens=48"]
+    arguments += ["num_prompts=8"]
     done = launch([sys.executable, "-m", "rlhf.evaluate", *arguments])
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -96,9 +96,12 @@ def test_the_export_evaluates_to_what_the_summary_says(finished):
 
 
 def test_a_failing_stage_stops_the_pipeline_with_its_exit_code(finished, tmp_path):
-    done = launch(command(tmp_path, f"data={finished / 'digits'}", "stages.pretrain.data.mixture={nothing: 4}"))
+    done = launch(command(tmp_path, f"data={finished / 'digits'}", "stages.pretrain.data.path=nowhere.jsonl"))
     assert done.returncode == 2
-    assert "expected kinds of" in done.stderr and "stage pretrain ended with exit code 2" in done.stderr
+    assert (
+        "expected a JSONL file at nowhere.jsonl" in done.stderr
+        and "stage pretrain ended with exit code 2" in done.stderr
+    )
     assert not (tmp_path / "run" / "longcot_sft").exists()
 
 

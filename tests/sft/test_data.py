@@ -114,3 +114,38 @@ def test_rollouts_of_unknown_prompts_are_refused(tiny, easy_prompts, tmp_path):
 def test_contradictory_sources(data, message):
     with pytest.raises(ValueError, match=message):
         SftConfig(checkpoint="-", data=SftDataConfig(**data))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"completions": []}, "row d: completions: expected at least one text"),
+        ({"completions": [5]}, "row d: completions: expected at least one text"),
+        ({"mode": "thinking"}, "row d: mode: expected think or direct"),
+        ({"messages": []}, "ends with a user message"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image", "image": "gone.png"}]}]},
+            "gone.png: expected a file",
+        ),
+    ],
+)
+def test_bad_demonstrations_are_refused_before_training(tiny, tmp_path, change, message):
+    row = {"id": "d", "mode": "think", "messages": [{"role": "user", "content": "x"}], "completions": ["y"]}
+    path = tmp_path / "demonstrations.jsonl"
+    path.write_text(json.dumps(row | change) + "\n")
+    with pytest.raises(ValueError, match=message):
+        build_samples(SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path))), tiny[1])
+
+
+def test_line_separators_inside_strings_do_not_split_rows(tiny, tmp_path):
+    """U+2028 and U+0085 end a line for `str.splitlines`, not for JSONL."""
+    text = "a\u2028b\x85c"
+    store(tmp_path, 1, [rollout("p", [1], text=text)])
+    path = tmp_path / "step_000001.jsonl"
+    path.write_text(json.dumps(rollout("p", [1], text=text), ensure_ascii=False) + "\n", encoding="utf-8")
+    assert select_rollouts(tmp_path, 1)[0]["text"] == text
+    from model.engine.run import cut_lines
+
+    before = path.read_bytes()
+    cut_lines(path, 1)
+    assert path.read_bytes() == before
