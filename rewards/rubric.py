@@ -139,8 +139,10 @@ class Rubric:
         return RewardResult(value, parts)
 
     def _show_once(self, name: str, outcome: Outcome) -> None:
-        if outcome.reason not in self._reasons_shown:
-            self._reasons_shown.add(outcome.reason)
+        # The same line raising with other words is the same failure: the last line of a traceback does not count.
+        failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
+        if failure not in self._reasons_shown:
+            self._reasons_shown.add(failure)
             detail = f"\n{outcome.traceback}" if outcome.traceback else ""
             print(f"reward part {name!r} is unscorable: {outcome.reason}{detail}", file=sys.stderr)
 
