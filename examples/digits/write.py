@@ -118,12 +118,12 @@ def _pretraining(
 ) -> Iterator[dict[str, Any]]:
     """Captions, direct visual questions, and text-only worked questions; `kind` names the part of the mixture.
 
-    Direct questions are of the family that one look can answer. Two of three worked ones are sums: they are longer.
+    Two of three worked questions are sums: they take more steps.
     """
     for index, (name, digits) in enumerate(canvases):
-        gap = task.boxed(task.answer(task.Family.gap, digits))
+        family = _family(index)
         caption = {"prefix": task.CAPTION_PREFIX, "texts": ["".join(map(str, digits))]}
-        direct = {"prefix": task.Family.gap.value, "texts": [gap]}
+        direct = {"prefix": family.value, "texts": [task.boxed(task.answer(family, digits))]}
         yield {"id": f"caption-{index}", "kind": "caption", "images": [name], **caption}
         yield {"id": f"direct-{index}", "kind": "direct", "images": [name], **direct}
     for index in range(num_worked):

@@ -10,7 +10,7 @@ from model.engine.config import EngineConfig, Normalisation, OptimizerConfig, Ru
 class PretrainDataConfig:
     path: str = "data/digits/pretrain.jsonl"
     """JSONL rows: id, kind, images (paths beside the file), prefix (not trained), texts (each trained after it)"""
-    mixture: dict[str, int] = field(default_factory=lambda: {"caption": 24, "worked": 24, "direct": 16})
+    mixture: dict[str, int] = field(default_factory=lambda: {"caption": 24, "worked": 24, "direct": 32})
     """rows per step of each kind"""
 
     def __post_init__(self) -> None:
