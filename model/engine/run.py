@@ -88,6 +88,12 @@ class Run:
                 f"resume: no checkpoint in {self.folder / 'checkpoints'} is intact: {'; '.join(rejected)}; "
                 "start anew with run.start=fresh"
             )
+        # Set aside: a damaged folder of a later step must not count as one of the newest when old ones are pruned.
+        for folder in found[: len(rejected)]:
+            aside = folder.with_name(f"{folder.name}.rejected")
+            shutil.rmtree(aside, ignore_errors=True)
+            os.replace(folder, aside)
+        self._prune()
         self._open_logs(state["step"])
         return state
 
@@ -98,9 +104,7 @@ class Run:
         root = self.folder / "checkpoints"
         files = {**engine.save(), STATE: json.dumps(state).encode()}
         write_folder(root / f"step_{state['step']:08d}", files)
-        for old in sorted(root.glob("step_*[0-9]"))[: -self.config.keep_checkpoints]:
-            reach("save.prune")
-            shutil.rmtree(old)
+        self._prune()
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as complete; a later start with the same command returns at once."""
@@ -138,6 +142,12 @@ class Run:
         begin = time.monotonic()
         yield
         self._times[phase] = self._times.get(phase, 0.0) + time.monotonic() - begin
+
+    def _prune(self) -> None:
+        found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"))
+        for old in found[: -self.config.keep_checkpoints]:
+            reach("save.prune")
+            shutil.rmtree(old)
 
     def _clear(self) -> None:
         for name in _OWN_FILES:

@@ -68,6 +68,23 @@ def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd)
         run._lock.close()
 
 
+def test_pruning_after_a_fallback_keeps_the_intact_checkpoint(tmp_path):
+    """Damaged folders of later steps would otherwise be the newest, and the good ones the oldest."""
+    fill(tmp_path, steps=6)
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / f"step_{step:08d}" / "weights.bin").write_bytes(b"")
+    run, engine = make_run(tmp_path), Counter()
+    run.config.keep_checkpoints = 1
+    assert run.restore(engine)["step"] == 2
+    engine.value = 3
+    run.save(engine, {"step": 3})
+    run._lock.close()
+    again = Counter()
+    assert make_run(tmp_path).restore(again)["step"] == 3 and again.value == 3
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step_00000003", "step_00000004.rejected", "step_00000006.rejected"]
+
+
 def test_only_damaged_checkpoints_is_an_error_never_a_new_start(tmp_path):
     fill(tmp_path)
     for folder in (tmp_path / "checkpoints").iterdir():
