@@ -2,7 +2,7 @@
 
 From the LongCoT checkpoint of a finished quickstart run: (a) the same RL with rewards shuffled over the rollouts of
 each call, so that they say nothing about their completions; (b) the RL stage's seconds spent on more LongCoT SFT of the
-same demonstrations. Both are evaluated like the stages. The last line is one JSON object.
+same demonstrations, with the recipe's own schedule. Both are evaluated like the stages. The last line is one JSON object.
 """
 
 import json
@@ -14,17 +14,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from conf.cli import load_config
-from model.batch import split_by_tokens
-from model.checkpoint import load_model, save_model
-from model.engine.local import LocalEngine
-from model.engine.supervised import cross_entropy, make_train_batch
 from rewards.rubric import RewardInput, RewardResult, Rubric
 from rlhf import evaluate, train
 from rlhf.config import EvaluateConfig
-from sft.data import build_samples
+from sft import train as sft_train
 
 
 class ShuffledRubric(Rubric):
@@ -44,26 +40,25 @@ def shuffled_rewards(run: Path, overrides: list[str]) -> Path:
     return folder / "final"
 
 
-def more_sft(run: Path, overrides: list[str], seconds: float) -> tuple[Path, int]:
-    """LongCoT SFT for `seconds`, at the recipe's constant peak learning rate; returns checkpoint and updates."""
-    config, _ = load_config("sft", [*overrides, f"run.dir={run / 'control_sft'}", "optimizer.schedule=constant"])
-    model, processor = load_model(Path(config.checkpoint))
-    samples = build_samples(config, processor)
-    engine = LocalEngine(model, config.engine, config.optimizer, 1)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        rows = samples(engine.step_count)
-        num_tokens = sum(len(completion) for row in rows for completion in row.completions)
-        for part in split_by_tokens(rows, config.engine.micro_batch_tokens):
-            engine.forward_backward(make_train_batch(rows[part], processor), cross_entropy, num_tokens)
-        engine.step()
-    save_model(run / "control_sft" / "final", model, processor)
-    return run / "control_sft" / "final", engine.step_count
+def more_sft(run: Path, overrides: list[str], updates: int) -> tuple[Path, float]:
+    """`updates` more updates of LongCoT SFT; returns the checkpoint and the seconds they took."""
+    folder = run / "control_sft"
+    config, resolved = load_config("sft", [*overrides, f"run.dir={folder}", "run.start=fresh", f"max_steps={updates}"])
+    begin = time.monotonic()
+    sft_train.run_stage(config, resolved)
+    return folder / "final", time.monotonic() - begin
 
 
-def measure(checkpoint: Path, prompts: Path) -> dict[str, Any]:
+def sft_updates(run: Path, seconds: float) -> int:
+    """How many LongCoT updates fit in `seconds`, by the pace at which the run made them."""
+    lines = (run / "longcot_sft" / "metrics.jsonl").read_text().splitlines()
+    pace = [json.loads(line) for line in lines]
+    return round(seconds * len(pace) / sum(line["time/data"] + line["time/update"] for line in pace))
+
+
+def measure(checkpoint: Path, prompts: Path, seed: int) -> dict[str, Any]:
     rollouts = load_config("rlhf", ["checkpoint=-", "prompts=-", "recipe=quickstart"])[0].rollouts
-    return evaluate.evaluate_folder(EvaluateConfig(str(checkpoint), str(prompts), rollouts=rollouts))
+    return evaluate.evaluate_folder(EvaluateConfig(str(checkpoint), str(prompts), seed=seed, rollouts=rollouts))
 
 
 def main() -> None:
@@ -75,14 +70,16 @@ def main() -> None:
     start = f"checkpoint={run / 'longcot_sft' / 'final'}"
     rl = [*pipeline.stages.rl, start, f"prompts={data / 'train.jsonl'}", seed]
     sft = [*pipeline.stages.longcot_sft, start, f"data.demonstrations={data / 'demonstrations.jsonl'}", seed]
-    shuffled = measure(shuffled_rewards(run, rl), data / "test.jsonl")
-    checkpoint, updates = more_sft(run, sft, stages["rl"]["seconds"])
+    test = data / "test.jsonl"
+    shuffled = measure(shuffled_rewards(run, rl), test, summary["seed"])
+    updates = sft_updates(run, stages["rl"]["seconds"])
+    checkpoint, seconds = more_sft(run, sft, updates)
     result = {
         "seed": summary["seed"],
         "longcot_sft": stages["longcot_sft"],
         "rl": stages["rl"],
         "shuffled_rewards": shuffled,
-        "more_sft": {"updates": updates, **measure(checkpoint, data / "test.jsonl")},
+        "more_sft": {"updates": updates, "seconds": seconds, **measure(checkpoint, test, summary["seed"])},
     }
     print(json.dumps(result))
 

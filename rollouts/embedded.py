@@ -76,20 +76,9 @@ class EmbeddedWorker:
     def close(self) -> None:
         self._queue.clear()
 
-    def _sample(self, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
-        """All requests share group size and greediness.
-
-        One CPU thread: decode steps are too small to split (benchmarks/RESULTS.md), and then they are bit-exact.
-        """
-        num_threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            return self._decode(requests)
-        finally:
-            torch.set_num_threads(num_threads)
-
     @torch.no_grad()
-    def _decode(self, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
+    def _sample(self, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
+        """All requests share group size and greediness."""
         group, limit = requests[0].group_size, self.config.max_completion_tokens
         # Repeating a prompt fills the batch up to the row count from which arithmetic does not depend on it.
         filler = [requests[0]] * max(0, -(-_MIN_ROWS // group) - len(requests))

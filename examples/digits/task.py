@@ -31,7 +31,11 @@ def reading(family: Family, digits: Sequence[int]) -> str:
 
 
 def full_thought(family: Family, digits: Sequence[int]) -> str:
-    """For example `3719:3+7=10,10+1=11,11+9=20`, or `37:7-3=4`."""
+    """For example `1719:1+7=08,08+1=09,09+9=18`, or `37:7-3=4`.
+
+    Running sums have two digits, so that each digit of the reading is always the same number of tokens away from its
+    use. With free widths some seeds had not found out which digit comes next when pre-training ended.
+    """
     return f"{reading(family, digits)}:{worked_steps(family, digits)}"
 
 
@@ -39,7 +43,8 @@ def worked_steps(family: Family, digits: Sequence[int]) -> str:
     """The arithmetic of a full thought."""
     a, b, c, d = digits
     if family is Family.sum:
-        return f"{a}+{b}={a + b},{a + b}+{c}={a + b + c},{a + b + c}+{d}={a + b + c + d}"
+        first, second, third = a + b, a + b + c, a + b + c + d
+        return f"{a}+{b}={first:02},{first:02}+{c}={second:02},{second:02}+{d}={third:02}"
     return f"{max(a, b)}-{min(a, b)}={abs(a - b)}"
 
 

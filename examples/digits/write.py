@@ -7,6 +7,7 @@ carries no writer labels, so a writer may appear in more than one split.
 import json
 import os
 import shutil
+import string
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,9 @@ from PIL import Image
 from examples.digits import task
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
-NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 256, 16384, 512
+NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 2048, 16384, 512
 SIDE = 16
+_LEAD_IN = list(string.ascii_letters + string.punctuation + " \n")
 DONE = "READY"
 
 
@@ -133,9 +135,19 @@ def _pretraining(
             "id": f"worked-{index}",
             "kind": "worked",
             "images": [],
-            "prefix": f"{family.value}{task.reading(family, digits)}:",
+            "prefix": f"{_lead_in(family, rng)}{task.reading(family, digits)}:",
             "texts": [task.worked_steps(family, digits) + task.boxed(task.answer(family, digits))],
         }
+
+
+def _lead_in(family: task.Family, rng: np.random.Generator) -> str:
+    """What stands before a worked reading: one time in four the question, else one to six random characters.
+
+    A model that always meets the reading behind the question finds its digits by that, and loses them in a thought.
+    """
+    if rng.integers(4) == 0:
+        return family.value
+    return "".join(rng.choice(_LEAD_IN, rng.integers(1, 7)))
 
 
 def _messages(name: str, family: task.Family) -> list[dict[str, Any]]:
@@ -144,7 +156,7 @@ def _messages(name: str, family: task.Family) -> list[dict[str, Any]]:
 
 
 def _demonstrations(canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str, Any]]:
-    """Both ways to think; they share the prompt in one packed row. Every third prompt shows the full way only."""
+    """Both ways to think; they share the prompt in one packed row."""
     for index, (name, digits) in enumerate(canvases):
         family = _family(index)
         value = task.answer(family, digits)
@@ -153,7 +165,7 @@ def _demonstrations(canvases: list[tuple[str, list[int]]]) -> Iterator[dict[str,
             "id": f"demonstration-{index}",
             "mode": "think",
             "messages": _messages(name, family),
-            "completions": [task.thinking_text(thought, value) for thought in thoughts[: 1 if index % 3 == 0 else 2]],
+            "completions": [task.thinking_text(thought, value) for thought in thoughts],
         }
 
 

@@ -43,7 +43,7 @@ def run(monkeypatch, capsys) -> Callable[..., Outcome]:
         code = conf.cli.launch(entry, ENTRIES[entry], function or (lambda config, _: given.append(config)))
         return Outcome(code, given[0] if given else None, *capsys.readouterr())
 
-    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")  # launch sets a default; this undoes it afterwards
+    monkeypatch.setenv("GOMP_SPINCOUNT", "1000")  # launch sets a default; this undoes it afterwards
     return launch
 
 
