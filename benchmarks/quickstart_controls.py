@@ -2,7 +2,8 @@
 
 From the LongCoT checkpoint of a finished quickstart run: (a) the same RL with rewards shuffled over the rollouts of
 each call, so that they say nothing about their completions; (b) the RL stage's seconds spent on more LongCoT SFT of the
-same demonstrations, with the recipe's own schedule. Both are evaluated like the stages. The last line is one JSON object.
+same demonstrations, with the recipe's own schedule. Both are evaluated like the stages. The last line is one JSON
+object.
 """
 
 import json
