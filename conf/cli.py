@@ -119,9 +119,9 @@ def check_packages() -> None:
 
 def help_text(entry: str, schema: type) -> str:
     """Every key with its type, default and documentation, and the choices of every group."""
-    module = {"pretrain": "model.pretrain.train", "sft": "sft.train"}.get(entry)
-    module = module or {"rlhf": "rlhf.train"}.get(entry, f"rlhf.{entry}")
-    lines = [f"usage: python -m {module} [KEY=VALUE ...] [--cfg job] [--help]", ""]
+    from conf.schema import MODULES
+
+    lines = [f"usage: python -m {MODULES[entry]} [KEY=VALUE ...] [--cfg job] [--help]", ""]
     for group, choices in _groups(entry).items():
         lines.append(f"  {group}={'|'.join(choices)}")
     lines += ["", "keys:"]

@@ -2,6 +2,7 @@
 
 from hydra.core.config_store import ConfigStore
 
+from model.config import AssembleConfig, ChatConfig, DescribeConfig
 from model.pretrain.config import PretrainConfig
 from rlhf.config import DapoConfig, EvaluateConfig, GrpoConfig, PipelineConfig, RlConfig
 from sft.config import SftConfig
@@ -12,6 +13,20 @@ ENTRIES: dict[str, type] = {
     "rlhf": RlConfig,
     "evaluate": EvaluateConfig,
     "pipeline": PipelineConfig,
+    "describe": DescribeConfig,
+    "assemble": AssembleConfig,
+    "chat": ChatConfig,
+}
+
+MODULES: dict[str, str] = {
+    "pretrain": "model.pretrain.train",
+    "sft": "sft.train",
+    "rlhf": "rlhf.train",
+    "evaluate": "rlhf.evaluate",
+    "pipeline": "rlhf.pipeline",
+    "describe": "model.describe",
+    "assemble": "model.assemble",
+    "chat": "model.chat",
 }
 
 ALGORITHM_CONFIGS: dict[str, type] = {"grpo": GrpoConfig, "dapo": DapoConfig}

@@ -25,10 +25,14 @@ class Layout:
     branch_mask: Tensor  # [B, 1, C, P + C] True where a branch slot may attend
     slot_of_token: Tensor  # [T] position in (roots flattened, then branches flattened)
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
+    is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q [T, H, K], k and v [T, Hkv, K] -> [T, H, K]; scale 1/sqrt(K)."""
+    if layout.is_plain:
+        q, k, v = (x.unflatten(0, layout.root_tokens.shape).transpose(1, 2) for x in (q, k, v))
+        return sdpa(q, k, v, None, is_causal=True).transpose(1, 2).flatten(0, 1)
     num_heads, num_kv_heads = q.shape[1], k.shape[1]
     slots = _Regroup.apply(
         torch.cat((q, k, v), dim=1),
@@ -72,7 +76,7 @@ def grouped_decode_attention(
     prefix_scores = (by_prompt @ prefix_k.transpose(-1, -2)).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
     own_scores = q @ own_k.transpose(-1, -2)
     scores = torch.cat((prefix_scores, own_scores), dim=-1) + bias[:, :, None, None, :]
-    weights = scores.float().softmax(-1).to(q.dtype)
+    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
     prefix_weights = weights[..., :prefix].permute(0, 2, 1, 3, 4).flatten(2, 3)
     from_prefix = (prefix_weights @ prefix_v).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
     return (from_prefix + weights[..., prefix:] @ own_v).flatten(2, 3)

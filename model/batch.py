@@ -1,7 +1,7 @@
 """Packed token rows: the only place where lists of token ids become model inputs.
 
 Shape letters of the whole repository: B sequences, T packed tokens, N scored tokens, D width, H heads, K head width,
-V vocabulary, P patches (or prefix slots in attention), I image tiles, G group members, R rows.
+V vocabulary, P patches (or prefix slots in attention), I image tiles, G group members, R rows, L layers, E experts.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ class Row:
 
     prefix_ids: Sequence[int]  # expanded form: one placeholder id per visual token
     completions: Sequence[Sequence[int]]  # at least one, none empty; every token of them is scored
-    tiles: Tensor | None = None  # [I, 3, S, S] pixels of the prefix's images
+    images: Sequence[Tensor] = ()  # pixels of the prefix's images, each [tiles, 3, height, width]
 
     @property
     def num_tokens(self) -> int:
@@ -36,8 +36,8 @@ class ModelInputs:
     positions: Tensor  # [T] restart in each row; completions restart after their prefix
     layout: Layout
     root_lengths: Tensor  # [R]
-    pixels: Tensor  # [I, 3, S, S]
-    visual_index: Tensor  # [I * tokens per tile] tokens that visual features replace
+    pixels: tuple[Tensor, ...]  # one [I, 3, height, width] per tile size; fixed-resolution models have one size
+    visual_index: Tensor  # tokens that visual features replace, in the order of `pixels`
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
 
@@ -47,7 +47,7 @@ class ModelInputs:
 
     @property
     def num_tiles(self) -> int:
-        return self.pixels.shape[0]
+        return sum(tiles.shape[0] for tiles in self.pixels)
 
     def to(self, device: torch.device) -> "ModelInputs":
         return move_batch(self, device)
@@ -64,28 +64,64 @@ class TrainBatch:
         return move_batch(self, device)
 
 
-def pack_rows(rows: Sequence[Row], placeholder_id: int, tokens_per_tile: int) -> ModelInputs:
-    """Concatenate rows without padding. Raises `ValueError` when placeholders and visual tokens disagree."""
+@dataclass(frozen=True)
+class PaddedBatch:
+    """B conversations padded to the longest, L tokens: for code that knows no packed rows."""
+
+    token_ids: Tensor  # [B, L]
+    attention_mask: Tensor  # [B, L] 1 at tokens, 0 at padding
+    loss_weights: Tensor  # [B, L]
+    pixels: tuple[Tensor, ...]  # one [tiles, 3, height, width] per image or frame, conversation by conversation
+    tiles_per_image: tuple[int, ...]
+    images_per_row: tuple[int, ...]  # how many of `pixels` belong to each conversation
+
+    def to(self, device: torch.device) -> "PaddedBatch":
+        return move_batch(self, device)
+
+
+def pad_rows(
+    ids: Sequence[Sequence[int]],
+    loss_weights: Sequence[Sequence[float]],
+    images: Sequence[Sequence[Tensor]],
+    pad_id: int,
+    padding_side: str,
+) -> PaddedBatch:
+    """Pad conversations on their "left" or "right"."""
+    if padding_side not in ("left", "right"):
+        raise ValueError(f"padding_side: expected left or right, found {padding_side!r}")
+    if not ids:
+        raise ValueError("batch: expected at least one conversation, found none")
+    length = max(map(len, ids))
+    token_ids = torch.full((len(ids), length), pad_id)
+    mask = torch.zeros_like(token_ids)
+    weights = torch.zeros(token_ids.shape)
+    for row, (own_ids, own_weights) in enumerate(zip(ids, loss_weights, strict=True)):
+        start = length - len(own_ids) if padding_side == "left" else 0
+        cut = slice(start, start + len(own_ids))
+        token_ids[row, cut] = torch.tensor(own_ids)
+        mask[row, cut] = 1
+        weights[row, cut] = torch.tensor(own_weights)
+    pixels = tuple(image for own in images for image in own)
+    return PaddedBatch(token_ids, mask, weights, pixels, tuple(map(len, pixels)), tuple(map(len, images)))
+
+
+def pack_rows(rows: Sequence[Row], placeholder_id: int, pixels_per_token: int) -> ModelInputs:
+    """Concatenate rows without padding. Raises `ValueError` when placeholders and visual tokens disagree.
+
+    `pixels_per_token` is the side of the square behind one visual token.
+    """
     packer = _Packer()
     for row in rows:
         packer.add(row)
     token_ids = np.concatenate(packer.ids)
-    visual_index = np.flatnonzero(token_ids == placeholder_id)
-    tiles = [row.tiles for row in rows if row.tiles is not None]
-    pixels = torch.cat(tiles) if tiles else torch.zeros(0, 3, 1, 1)
-    if len(visual_index) != pixels.shape[0] * tokens_per_tile:
-        raise ValueError(
-            f"image placeholders: expected {pixels.shape[0]} tiles x {tokens_per_tile} = "
-            f"{pixels.shape[0] * tokens_per_tile} tokens, found {len(visual_index)}; "
-            "expand each image once, and never train on a sampled placeholder"
-        )
+    pixels, visual_index = _place_images(rows, np.flatnonzero(token_ids == placeholder_id), pixels_per_token)
     return ModelInputs(
         token_ids=torch.from_numpy(token_ids),
         positions=torch.from_numpy(np.concatenate(packer.positions)),
         layout=packer.layout(),
         root_lengths=torch.tensor([length for _, length in packer.roots]),
         pixels=pixels,
-        visual_index=torch.from_numpy(visual_index),
+        visual_index=visual_index,
         source_index=torch.from_numpy(np.concatenate(packer.sources)),
         target_ids=torch.from_numpy(np.concatenate(packer.targets)),
     )
@@ -100,6 +136,31 @@ def split_by_tokens(rows: Sequence[Row], budget: int) -> list[slice]:
             start, used = index, 0
         used += row.num_tokens
     return [*slices, slice(start, len(rows))] if rows else []
+
+
+def _place_images(
+    rows: Sequence[Row], placeholders: np.ndarray, pixels_per_token: int
+) -> tuple[tuple[Tensor, ...], Tensor]:
+    """(pixels by tile size, the placeholder tokens they fill in the same order)."""
+    images = [image for row in rows for image in row.images]
+    lengths = [len(i) * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
+    if sum(lengths) != len(placeholders):
+        raise ValueError(
+            f"image placeholders: expected {sum(lengths)} tokens for {len(images)} images of "
+            f"{sum(map(len, images))} tiles, found {len(placeholders)}; "
+            "expand each image once, and never train on a sampled placeholder"
+        )
+    by_size: dict[tuple[int, ...], tuple[list[Tensor], list[np.ndarray]]] = {}
+    pieces = np.split(placeholders, np.cumsum(lengths)[:-1]) if images else []
+    for image, piece in zip(images, pieces, strict=True):
+        tiles, index = by_size.setdefault(tuple(image.shape[2:]), ([], []))
+        tiles.append(image)
+        index.append(piece)
+    pixels = tuple(torch.cat(tiles) for tiles, _ in by_size.values())
+    if not all(torch.isfinite(tiles).all() for tiles in pixels):
+        raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
+    index = [piece for _, pieces in by_size.values() for piece in pieces]
+    return pixels, torch.from_numpy(np.concatenate(index) if index else placeholders)
 
 
 class _Packer:
@@ -162,6 +223,7 @@ class _Packer:
             branch_mask=torch.from_numpy(np.concatenate((to_prefix, to_own), axis=2)[:, None]),
             slot_of_token=torch.from_numpy(slot_of_token),
             token_of_slot=torch.from_numpy(np.where(real, tokens, self.total)),
+            is_plain=bool(root_real.all()) and not self.branches,
         )
 
 
@@ -183,6 +245,8 @@ def move_batch(batch: Any, device: torch.device) -> Any:
         value = getattr(batch, f.name)
         if isinstance(value, Tensor):
             moved[f.name] = value.to(device, non_blocking=True)
+        elif isinstance(value, tuple):
+            moved[f.name] = tuple(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in value)
         elif isinstance(value, ModelInputs | Layout):
             moved[f.name] = move_batch(value, device)
         else:

@@ -1,14 +1,19 @@
-"""Model folders in the released format: config.json, model.safetensors, tokenizer and preprocessor files."""
+"""Model folders in the released format: config.json, safetensors (sharded with an index), tokenizer and preprocessor.
+
+In memory the experts of an MoE layer are stacked; on disk each has its own tensors under the Hub's names.
+"""
 
 import json
 import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_safetensors
-from torch import Tensor
+from torch import Tensor, nn
 
 from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
 from model.engine.durable import write_folder
@@ -16,67 +21,197 @@ from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from model.tokenizer import Tokenizer
 
-WEIGHTS = "model.safetensors"
-_HEAD, _EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+MAX_SHARD_BYTES = 5 * 10**9
+HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
 def build_flavour(flavour: Flavour, seed: int) -> tuple[SailVL2, Processor]:
-    """A named flavour with fresh weights and the tokenizer shipped with it."""
+    """A tiny flavour with fresh weights and the tokenizer shipped for it; the others need a tokenizer: `ValueError`."""
+    if not flavour.value.startswith("tiny"):
+        raise ValueError(
+            f"model: expected a tiny flavour to build from nothing, found {flavour.value}; larger ones start from "
+            "trained towers: python -m model.assemble vision=DIR language=DIR out=DIR"
+        )
     model = SailVL2(flavour_config(flavour))
     model.initialise(seed)
-    return model, Processor(model.config, Tokenizer.from_folder(FLAVOUR_FOLDER / flavour.value))
+    return model, Processor(model.config, Tokenizer.from_folder(FLAVOUR_FOLDER / "tiny"))
 
 
-def save_model(folder: Path, model: SailVL2, processor: Processor) -> None:
+def released_tensors(module: nn.Module) -> dict[str, Tensor]:
+    """Released name -> tensor, sharing memory with the module: copying into one changes the model."""
+    tensors: dict[str, Tensor] = {}
+    for name, tensor in module.state_dict().items():
+        stem, _, leaf = name.rpartition(".")
+        if not stem.endswith(".experts"):
+            tensors[name] = tensor
+        elif leaf == "gate_up_proj":
+            gates, ups = tensor.chunk(2, dim=1)
+            tensors |= {f"{stem}.{e}.gate_proj.weight": gate for e, gate in enumerate(gates)}
+            tensors |= {f"{stem}.{e}.up_proj.weight": up for e, up in enumerate(ups)}
+        else:
+            tensors |= {f"{stem}.{e}.{leaf}.weight": matrix for e, matrix in enumerate(tensor)}
+    return tensors
+
+
+def save_model(
+    folder: Path, model: SailVL2, processor: Processor, max_shard_bytes: int = MAX_SHARD_BYTES, dtype: str = "float32"
+) -> None:
     """Write a checkpoint folder, whole or not at all. Both head and embedding are stored, tied or not."""
-    tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in model.state_dict().items()}
-    files = {
-        "config.json": json.dumps(model.config.to_published(), indent=2).encode(),
-        WEIGHTS: to_safetensors(tensors, metadata={"format": "pt"}),
-    }
+    target = getattr(torch, dtype)
+    shards = _shard(released_tensors(model), target.itemsize, max_shard_bytes)
+    config = {**model.config.to_published(), "dtype": dtype, "image_token_id": processor.placeholder_id}
+    files: dict[str, bytes | Callable[[], bytes]] = {"config.json": json.dumps(config, indent=2).encode()}
+    names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
+    files |= {name: partial(_shard_bytes, shard, target) for name, shard in zip(names, shards, strict=True)}
+    if len(shards) > 1:
+        total = sum(tensor.numel() for shard in shards for tensor in shard.values()) * target.itemsize
+        where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
+        files[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()
     with tempfile.TemporaryDirectory() as scratch:
         processor.save(Path(scratch))
         files |= {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
     write_folder(folder, files)
 
 
-def load_model(folder: Path) -> tuple[SailVL2, Processor]:
-    """Read a checkpoint folder, fp32. `ValueError` names the file or every tensor that does not fit."""
-    if not Path(folder).is_dir():
+def _shard(tensors: Mapping[str, Tensor], itemsize: int, limit: int) -> list[dict[str, Tensor]]:
+    shards: list[dict[str, Tensor]] = [{}]
+    used = 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * itemsize
+        if shards[-1] and used + size > limit:
+            shards.append({})
+            used = 0
+        shards[-1][name] = tensor
+        used += size
+    return shards
+
+
+def _shard_name(index: int, count: int) -> str:
+    return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
+
+
+def _shard_bytes(shard: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
+    tensors = {name: t.detach().to("cpu", dtype, copy=True).contiguous() for name, t in shard.items()}
+    return to_safetensors(tensors, metadata={"format": "pt"})
+
+
+def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[SailVL2, Processor]:
+    """Read a checkpoint folder. `ValueError` names the file or every tensor that does not fit."""
+    folder = Path(folder)
+    if not folder.is_dir():
         raise ValueError(f"checkpoint: expected a folder at {folder}, found none; train one or correct the path")
     config = SailVL2Config.from_folder(folder)
     processor = Processor.from_folder(folder)
-    model = SailVL2(config)
-    shards = sorted(Path(folder).glob("*.safetensors"))
-    if not shards:
-        raise ValueError(f"{folder}: expected *.safetensors beside config.json, found none")
-    tensors: dict[str, Tensor] = {}
-    for shard in shards:
-        try:
-            tensors |= load_file(shard)
-        except SafetensorError as error:
-            raise ValueError(f"{shard}: expected a whole safetensors file, found: {error}") from None
-    load_tensors(model, tensors, str(folder))
-    return model, processor
+    return load_weights(config, StoredTensors(folder), dtype), processor
 
 
-def load_tensors(model: SailVL2, tensors: dict[str, Tensor], where: str) -> None:
-    """Copy `tensors` into `model`; one `ValueError` lists every missing, unexpected and mis-shaped name."""
-    if model.config.language.tie_word_embeddings:
-        head = tensors.setdefault(_HEAD, tensors.get(_EMBEDDING, torch.empty(0)))
-        if _EMBEDDING in tensors and not torch.equal(head, tensors[_EMBEDDING]):
-            raise ValueError(
-                f"{where}: {_HEAD}: llm_config.tie_word_embeddings is true, but the stored head differs from the "
-                "embedding; set it to false in config.json to keep both"
-            )
-    wanted = model.state_dict()
-    problems = [f"missing {name}" for name in sorted(wanted.keys() - tensors.keys())]
-    problems += [f"unexpected {name}" for name in sorted(tensors.keys() - wanted.keys())]
-    for name in sorted(wanted.keys() & tensors.keys()):
-        if wanted[name].shape != tensors[name].shape:
-            problems.append(f"{name}: expected {list(wanted[name].shape)}, found {list(tensors[name].shape)}")
-        elif not torch.isfinite(tensors[name]).all():
-            problems.append(f"{name}: expected finite numbers, found NaN or infinity")
+def load_weights(config: SailVL2Config, stored: "StoredTensors", dtype: torch.dtype = torch.float32) -> SailVL2:
+    """A model with these tensors. Head and embedding are tied exactly when they are stored equal, or the head is not
+    stored and the config says so."""
+    tied = stored.is_tied(config)
+    config = replace(config, language=replace(config.language, tie_word_embeddings=tied))
+    model = empty_model(config, dtype)
+    wanted = {name: tensor.shape for name, tensor in released_tensors(model).items()}
+    check_names(stored.shapes, wanted, str(stored.folder), {HEAD} if tied else set())
+    fill(model, stored.read())
+    return model
+
+
+@torch.no_grad()
+def fill(model: SailVL2, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy tensors under released names into the model, one after the other."""
+    targets = released_tensors(model)
+    for name, tensor in tensors:
+        targets[name].copy_(tensor)
+
+
+def check_names(
+    found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], where: str, optional: set[str]
+) -> None:
+    """One `ValueError` that lists every missing, unexpected and mis-shaped name."""
+    problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys() - optional)]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
+    problems += [
+        f"{name}: expected {list(wanted[name])}, found {list(found[name])}"
+        for name in sorted(wanted.keys() & found.keys())
+        if wanted[name] != found[name]
+    ]
     if problems:
         raise ValueError(f"{where}: tensors do not fit config.json:\n  " + "\n  ".join(problems))
-    model.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
+
+
+def empty_model(config: SailVL2Config, dtype: torch.dtype) -> SailVL2:
+    """A model whose weights are still to be filled in: nothing is drawn, memory is taken once."""
+    with torch.device("meta"):
+        model = SailVL2(config)
+    model = model.to(dtype).to_empty(device="cpu")
+    model.language_model.tie()
+    return model
+
+
+@dataclass(frozen=True)
+class _Place:
+    file: Path
+    stored_name: str
+    shape: torch.Size
+
+
+class StoredTensors:
+    """The safetensors files of a folder, opened but not read.
+
+    `rename` maps stored names to released ones; tensors that it maps to None are left out.
+    """
+
+    def __init__(self, folder: Path, rename: Callable[[str], str | None] = str) -> None:
+        self.folder = Path(folder)
+        self._places: dict[str, _Place] = {}
+        for file in self._files():
+            try:
+                with safe_open(file, "pt") as shard:
+                    for name in shard.keys():  # noqa: SIM118  (not a dict)
+                        if (ours := rename(name)) is not None:
+                            shape = torch.Size(shard.get_slice(name).get_shape())
+                            self._places[ours] = _Place(file, name, shape)
+            except (SafetensorError, OSError) as error:
+                raise ValueError(f"{file}: expected a whole safetensors file, found: {error}") from None
+
+    @property
+    def shapes(self) -> dict[str, torch.Size]:
+        return {name: place.shape for name, place in self._places.items()}
+
+    def get(self, name: str) -> Tensor:
+        place = self._places[name]
+        with safe_open(place.file, "pt") as shard:
+            return shard.get_tensor(place.stored_name)
+
+    def read(self) -> Iterator[tuple[str, Tensor]]:
+        """Every tensor, file by file. `ValueError` for NaN or infinity."""
+        for name in self._places:
+            tensor = self.get(name)
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"{self.folder}: {name}: expected finite numbers, found NaN or infinity")
+            yield name, tensor
+
+    def is_tied(self, config: SailVL2Config) -> bool:
+        """Stored head and embedding are equal; without a stored head, what the config says."""
+        shapes = self.shapes
+        if HEAD not in shapes or EMBEDDING not in shapes:
+            return config.language.tie_word_embeddings
+        return shapes[HEAD] == shapes[EMBEDDING] and torch.equal(self.get(HEAD), self.get(EMBEDDING))
+
+    def _files(self) -> list[Path]:
+        index = self.folder / INDEX
+        present = sorted(path.name for path in self.folder.glob("*.safetensors"))
+        if not index.is_file():
+            if not present:
+                raise ValueError(f"{self.folder}: expected *.safetensors beside config.json, found none")
+            return [self.folder / name for name in present]
+        try:
+            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"{index}: expected a JSON object with weight_map, found: {error!r}") from None
+        missing = [name for name in names if name not in present]
+        if missing:
+            raise ValueError(f"{index}: expected the files {names}, found no {', '.join(missing)}")
+        return [self.folder / name for name in names]

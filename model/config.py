@@ -4,10 +4,13 @@ Torch-free. Source of every published value: SAIL-VL2 technical report, table 1,
 """
 
 import json
+from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any
+
+from model.interface import Mode
 
 FLAVOUR_FOLDER = Path(__file__).parent / "flavours"
 
@@ -16,11 +19,18 @@ class Flavour(Enum):
     """Named model shapes that can be built from nothing."""
 
     tiny = "tiny"
+    tiny_moe = "tiny_moe"
+    tiny_anyres = "tiny_anyres"
+    sailvl2_1b = "sailvl2_1b"
+    sailvl2_2b = "sailvl2_2b"
+    sailvl2_anyres_2b = "sailvl2_anyres_2b"
+    sailvl2_8b = "sailvl2_8b"
+    sailvl2_a3b = "sailvl2_a3b"
 
 
 @dataclass(frozen=True)
 class VisionConfig:
-    """SAIL-ViT: AIMv2 topology at a fixed image size (report section 2.1.2)."""
+    """SAIL-ViT: AIMv2 topology (report section 2.1.2). Every image is cut into square tiles of `image_size` pixels."""
 
     hidden_size: int
     intermediate_size: int
@@ -41,7 +51,23 @@ class VisionConfig:
 
     @property
     def num_patches(self) -> int:
+        """Patches of one tile, and learned positions."""
         return self.patches_per_side**2
+
+
+@dataclass(frozen=True)
+class AnyResVisionConfig(VisionConfig):
+    """SAIL-ViT-AnyRes: an image is one tile of its own size; the learned positions, stored for a square of `image_size`
+    pixels, are interpolated to its grid (report section 2.1.2). The published figure draws 2-D RoPE instead; see
+    DESIGN.md."""
+
+    max_patches: int = 16384
+    """largest input in patches: 1792 x 1792 pixels at patch 14 (report section 6.1)"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.max_patches < 4:
+            raise ValueError(f"vision_config.max_patches: expected at least 4, found {self.max_patches}")
 
 
 @dataclass(frozen=True)
@@ -66,6 +92,42 @@ class LanguageConfig:
         _require_multiple("llm_config.head_dim", self.head_dim, 2)
 
 
+@dataclass(frozen=True, kw_only=True)
+class MoeLanguageConfig(LanguageConfig):
+    """Qwen3-MoE decoder: every layer routes each token to `num_experts_per_tok` of `num_experts` (no shared expert);
+    the weights of a token's experts are made to sum to 1."""
+
+    num_experts: int
+    num_experts_per_tok: int
+    moe_intermediate_size: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 1 <= self.num_experts_per_tok <= self.num_experts:
+            raise ValueError(
+                f"llm_config.num_experts_per_tok: expected 1 to num_experts = {self.num_experts}, "
+                f"found {self.num_experts_per_tok}"
+            )
+
+
+_VISION_KINDS = {"sailvit": VisionConfig, "sailvit_anyres": AnyResVisionConfig}
+_LANGUAGE_KINDS = {"qwen3": LanguageConfig, "qwen3_moe": MoeLanguageConfig}
+_LANGUAGE_CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
+# What the code builds; a config that asks for anything else describes another model.
+_FIXED = {
+    "": {"ps_version": "v2", "select_layer": -1, "pad2square": False},
+    "vision_config": {"qkv_bias": False, "use_bias": False},
+    "llm_config": {
+        "hidden_act": "silu",
+        "attention_bias": False,
+        "use_sliding_window": False,
+        "rope_scaling": None,
+    },
+    "qwen3_moe": {"decoder_sparse_step": 1, "mlp_only_layers": [], "norm_topk_prob": True},
+}
+_OWN = ("downsample_ratio", "min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
+
+
 @dataclass(frozen=True)
 class SailVL2Config:
     """The whole model. `downsample_ratio` 0.5 is the 2x2 pixel-shuffle (version v2)."""
@@ -76,52 +138,65 @@ class SailVL2Config:
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12
     use_thumbnail: bool = True
-    extra: dict[str, Any] = field(default_factory=dict)
-    """Published keys this code does not read; kept so that an export loses nothing."""
+    published: dict[str, Any] = field(default_factory=dict, compare=False)
+    """The dictionary this was read from; an export keeps its keys that this code does not read."""
+
+    def __post_init__(self) -> None:
+        if self.downsample_ratio != 0.5:
+            raise ValueError(f"downsample_ratio: expected 0.5, found {self.downsample_ratio}")
+        if not 1 <= self.min_dynamic_patch <= self.max_dynamic_patch:
+            raise ValueError(
+                f"min_dynamic_patch: expected 1 to max_dynamic_patch = {self.max_dynamic_patch}, "
+                f"found {self.min_dynamic_patch}"
+            )
 
     @property
     def merge_side(self) -> int:
         return round(1 / self.downsample_ratio)
 
     @property
+    def pixels_per_token(self) -> int:
+        """Side of the square of pixels behind one visual token: 28 at patch 14."""
+        return self.vision.patch_size * self.merge_side
+
+    @property
     def num_image_tokens(self) -> int:
-        """Visual tokens of one tile: 256 at 448 pixels and patch 14."""
+        """Visual tokens of one square tile: 256 at 448 pixels and patch 14."""
         return self.vision.num_patches // self.merge_side**2
 
     def to_published(self) -> dict[str, Any]:
         """The `config.json` dictionary of a checkpoint folder."""
-        return {
+        vision_kind = _kind(_VISION_KINDS, self.vision)
+        language_kind = _kind(_LANGUAGE_KINDS, self.language)
+        written = {
+            **_FIXED[""],
             "architectures": ["SAILVLModel"],
             "model_type": "sailvl",
             "force_image_size": self.vision.image_size,
             "dynamic_image_size": True,
-            "pad2square": False,
-            "ps_version": "v2",
-            "select_layer": -1,
             "template": "univl-chat",
-            "torch_dtype": "float32",
+            "dtype": "float32",
             "use_backbone_lora": 0,
             "use_llm_lora": 0,
-            **self.extra,
-            "downsample_ratio": self.downsample_ratio,
-            "min_dynamic_patch": self.min_dynamic_patch,
-            "max_dynamic_patch": self.max_dynamic_patch,
-            "use_thumbnail": self.use_thumbnail,
+            **{name: value for name, value in self.published.items() if name not in ("vision_config", "llm_config")},
+            **{name: getattr(self, name) for name in _OWN},
             "vision_config": {
                 "architectures": ["SAILViTModel"],
-                "model_type": "sailvit",
-                "qkv_bias": False,
-                "use_bias": False,
+                "model_type": vision_kind,
+                **_FIXED["vision_config"],
+                **self.published.get("vision_config", {}),
                 **asdict(self.vision),
             },
             "llm_config": {
-                "architectures": ["Qwen3ForCausalLM"],
-                "model_type": "qwen3",
-                "hidden_act": "silu",
-                "attention_bias": False,
+                "architectures": [_LANGUAGE_CLASSES[language_kind]],
+                "model_type": language_kind,
+                **_FIXED["llm_config"],
+                **_FIXED.get(language_kind, {}),
+                **self.published.get("llm_config", {}),
                 **asdict(self.language),
             },
         }
+        return deepcopy(written)
 
     @classmethod
     def from_published(cls, raw: dict[str, Any], where: str = "config.json") -> "SailVL2Config":
@@ -131,32 +206,38 @@ class SailVL2Config:
             raise ValueError(
                 f"{where}: model_type: expected 'sailvl', found {found!r}; give the folder of a SAIL-VL2 checkpoint"
             )
-        llm_kind = (raw.get("llm_config") or {}).get("model_type", "qwen3")
-        if llm_kind != "qwen3":
-            raise ValueError(f"{where}: llm_config.model_type: expected 'qwen3' (dense), found {llm_kind!r}")
-        own = ("downsample_ratio", "min_dynamic_patch", "max_dynamic_patch", "use_thumbnail")
-        known = {*own, "vision_config", "llm_config"}
-        return cls(
-            vision=_section(VisionConfig, raw, "vision_config", where),
-            language=_section(LanguageConfig, raw, "llm_config", where),
-            extra={key: value for key, value in raw.items() if key not in known},
-            **{key: raw[key] for key in own if key in raw},
-        )
+        _check_fixed(raw, "", where)
+        try:
+            return cls(
+                vision=_section(_VISION_KINDS, raw, "vision_config", where),
+                language=_section(_LANGUAGE_KINDS, raw, "llm_config", where),
+                published=deepcopy(raw),
+                **{key: raw[key] for key in _OWN if key in raw},
+            )
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}" if where not in str(error) else str(error)) from None
 
     @classmethod
     def from_folder(cls, folder: Path) -> "SailVL2Config":
         """Read `folder/config.json`. `ValueError` if it is missing or describes another model."""
-        path = Path(folder) / "config.json"
-        try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ValueError(
-                f"{folder}: expected a checkpoint folder, found no config.json; "
-                "give the folder that holds config.json and *.safetensors"
-            ) from None
-        except ValueError as error:
-            raise ValueError(f"{path}: expected JSON, found: {error}") from None
-        return cls.from_published(raw, str(path))
+        return cls.from_published(read_json_config(folder), str(Path(folder) / "config.json"))
+
+
+def read_json_config(folder: Path) -> dict[str, Any]:
+    """`folder/config.json` of any model. `ValueError` if it is missing or no JSON object."""
+    path = Path(folder) / "config.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        raise ValueError(
+            f"{folder}: expected a checkpoint folder, found no config.json; "
+            "give the folder that holds config.json and *.safetensors"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: expected JSON, found: {error}") from None
+    if not isinstance(raw, dict):
+        raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
+    return raw
 
 
 def flavour_config(flavour: Flavour) -> SailVL2Config:
@@ -164,16 +245,112 @@ def flavour_config(flavour: Flavour) -> SailVL2Config:
     return SailVL2Config.from_folder(FLAVOUR_FOLDER / flavour.value)
 
 
-def _section(cls: type, raw: dict[str, Any], name: str, where: str) -> Any:
+def language_section(raw: dict[str, Any], where: str) -> LanguageConfig:
+    """A decoder's own published dictionary (a Qwen3 or Qwen3-MoE `config.json`)."""
+    return _section(_LANGUAGE_KINDS, {"llm_config": raw}, "llm_config", where)
+
+
+def vision_section(raw: dict[str, Any], where: str) -> VisionConfig:
+    """A vision tower's own published dictionary (an AIMv2 or SAIL-ViT `config.json`)."""
+    kind = raw.get("model_type", "")
+    if kind not in (*_VISION_KINDS, "aimv2", "aimv2_vision_model"):
+        raise ValueError(f"{where}: model_type: expected aimv2 or sailvit, found {kind!r}")
+    own = raw if kind in _VISION_KINDS else {**raw, "model_type": "sailvit"}
+    return _section(_VISION_KINDS, {"vision_config": own}, "vision_config", where)
+
+
+def _section(kinds: dict[str, type], raw: dict[str, Any], name: str, where: str) -> Any:
     section = raw.get(name)
     if not isinstance(section, dict):
         raise ValueError(f"{where}: {name}: expected an object, found {type(section).__name__}")
+    kind = section.get("model_type", next(iter(kinds)))
+    if kind not in kinds:
+        raise ValueError(f"{where}: {name}.model_type: expected {' or '.join(kinds)}, found {kind!r}")
+    _check_fixed(section, name, where)
+    if kind == "qwen3_moe":
+        # Absent means false to transformers.
+        _check_fixed({"norm_topk_prob": False, **section}, name, where, _FIXED[kind])
+    cls = kinds[kind]
+    values = {f.name: section[f.name] for f in fields(cls) if f.name in section}
+    if "num_experts" not in values and "num_local_experts" in section and cls is MoeLanguageConfig:
+        values["num_experts"] = section["num_local_experts"]  # the name under which transformers 5 writes it
+    rope = section.get("rope_parameters") or {}  # where transformers 5 writes it
+    if name == "llm_config" and "rope_theta" in rope:
+        if rope.get("rope_type", "default") != "default":
+            raise ValueError(f"{where}: {name}.rope_parameters: expected no scaling, found {rope}")
+        values["rope_theta"] = rope["rope_theta"]
+    if kind == "qwen3_moe" and "num_local_experts" in section:  # its other name in transformers 5
+        values["num_experts"] = section["num_local_experts"]
     try:
-        return cls(**{f.name: section[f.name] for f in fields(cls) if f.name in section})
+        return cls(**values)
     except TypeError as error:
         raise ValueError(f"{where}: {name}: {error}") from None
+
+
+def _check_fixed(section: dict[str, Any], name: str, where: str, fixed: dict[str, Any] | None = None) -> None:
+    for key, expected in (_FIXED[name] if fixed is None else fixed).items():
+        if key in section and section[key] != expected and not (expected is None and not section[key]):
+            dotted = f"{name}.{key}".lstrip(".")
+            raise ValueError(f"{where}: {dotted}: expected {expected!r}, found {section[key]!r}; this is another model")
+
+
+def _kind(kinds: dict[str, type], section: Any) -> str:
+    return next(name for name, cls in kinds.items() if type(section) is cls)
 
 
 def _require_multiple(name: str, value: int, of: int) -> None:
     if of <= 0 or value % of:
         raise ValueError(f"{name}: expected a multiple of {of}, found {value}")
+
+
+@dataclass
+class DescribeConfig:
+    model: Flavour = Flavour.sailvl2_2b
+    """which shapes to describe"""
+    checkpoint: str = ""
+    """folder whose config.json to describe instead"""
+
+
+@dataclass
+class ChatConfig:
+    checkpoint: str = ""
+    """folder of the model to talk to"""
+    image: str = ""
+    """image file that the first question is about"""
+    question: str = ""
+    """ask this once and leave; empty: a conversation on the terminal"""
+    mode: Mode = Mode.think
+    """think: the published instruction is appended to every question; direct: it is not"""
+    temperature: float = 0.0
+    """0: the most likely token each time"""
+    max_new_tokens: int = 1024
+    """limit of an answer"""
+    seed: int = 0
+    """seed of the draws at a temperature above 0"""
+
+    def __post_init__(self) -> None:
+        if not self.checkpoint:
+            raise ValueError("checkpoint: expected the folder of a model, found nothing")
+        if self.temperature < 0:
+            raise ValueError(f"temperature: expected 0 or more, found {self.temperature}")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
+
+
+@dataclass
+class AssembleConfig:
+    vision: str = ""
+    """folder of an AIMv2 or SAIL-ViT vision tower"""
+    language: str = ""
+    """folder of a Qwen3 or Qwen3-MoE decoder, with its tokenizer"""
+    out: str = ""
+    """checkpoint folder to write"""
+    seed: int = 0
+    """seed of the adapter's fresh weights"""
+    any_resolution: bool = False
+    """AnyRes: interpolate the tower's positions to each image's own grid, instead of cutting images into tiles"""
+
+    def __post_init__(self) -> None:
+        for name in ("vision", "language", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a folder, found nothing")

@@ -1,12 +1,13 @@
-"""Qwen3 dense decoder over packed token rows, with a decode path for sampling."""
+"""Qwen3 and Qwen3-MoE decoders over packed token rows, with a decode path for sampling."""
 
 from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.config import LanguageConfig
-from model.layers import RMSNorm, apply_rope, joint_linear, rope_tables
+from model.config import LanguageConfig, MoeLanguageConfig
+from model.layers import RMSNorm, apply_rope, joint_linear, maybe_checkpoint, rope_tables
+from model.moe import MoeMLP, Routing
 
 
 class Attend(Protocol):
@@ -56,11 +57,17 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.self_attn = SelfAttention(config, layer)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
-        self.mlp = MLP(config)
+        self.mlp = MoeMLP(config) if isinstance(config, MoeLanguageConfig) else MLP(config)
 
-    def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
+    def forward(
+        self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, token_weights: Tensor | None
+    ) -> tuple[Tensor, Routing | None]:
         x = x + self.self_attn(self.input_layernorm(x), rope, attend)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        hidden = self.post_attention_layernorm(x)
+        if isinstance(self.mlp, MoeMLP):
+            out, routing = self.mlp(hidden, token_weights)
+            return x + out, routing
+        return x + self.mlp(hidden), None
 
 
 class Decoder(nn.Module):
@@ -70,14 +77,22 @@ class Decoder(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
         self.layers = nn.ModuleList(DecoderLayer(config, i) for i in range(config.num_hidden_layers))
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
 
-    def forward(self, embeddings: Tensor, positions: Tensor, attend: Attend) -> Tensor:
-        """embeddings [..., D] at integer positions [...] -> final hidden states [..., D]."""
+    def forward(
+        self, embeddings: Tensor, positions: Tensor, attend: Attend, token_weights: Tensor | None = None
+    ) -> tuple[Tensor, Routing | None]:
+        """embeddings [..., D] at integer positions [...] -> final hidden states [..., D] and, of an MoE, the routing.
+
+        `token_weights` [...] is how much each token counts in the routing.
+        """
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
-        x = embeddings
+        x, routings = embeddings, []
         for layer in self.layers:
-            x = layer(x, rope, attend)
-        return self.norm(x)
+            x, routing = maybe_checkpoint(self, layer, x, rope, attend, token_weights)
+            if routing is not None:
+                routings.append(routing)
+        return self.norm(x), Routing.of_layers(routings) if routings else None
 
 
 class LanguageModel(nn.Module):
@@ -87,5 +102,10 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = Decoder(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
+        self.tied = config.tie_word_embeddings
+        self.tie()
+
+    def tie(self) -> None:
+        """Make the head the embedding again, if it is meant to be: moving a model off the meta device parts them."""
+        if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight

@@ -53,6 +53,15 @@ def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
     return F.linear(x, torch.cat([layer.weight for layer in layers]))
 
 
+def maybe_checkpoint(owner: nn.Module, block: nn.Module, *inputs: Any) -> Any:
+    """`block(*inputs)`; when `owner.gradient_checkpointing` is set, only the inputs are kept for the backward pass."""
+    if owner.gradient_checkpointing and torch.is_grad_enabled():
+        from torch.utils.checkpoint import checkpoint
+
+        return checkpoint(block, *inputs, use_reentrant=False)
+    return block(*inputs)
+
+
 def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """cos and sin [..., 1, head_dim / 2] for integer positions [...]; computed in at least fp32."""
     compute = torch.float64 if dtype == torch.float64 else torch.float32

@@ -1,24 +1,25 @@
 """Messages and images -> token ids and pixels, built by parts so that text can never become a control token.
 
 Template (report section 1.6 facts): ChatML roles, no newline between turns; an image is
-`<img>` + one `<IMG_CONTEXT>` per visual token + `</img>` + newline; thinking mode appends the published instruction.
+`<img>` + one `<IMG_CONTEXT>` per visual token + `</img>` + newline; a frame of a video is `Frame-k: ` + image;
+thinking mode appends the published instruction.
 """
 
+import copy
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
+from model.batch import PaddedBatch, pad_rows
 from model.config import SailVL2Config
-from model.data.media import open_image
 from model.interface import (
-    DEFAULT_SYSTEM_TEXT,
     END_OF_TEXT,
     IM_END,
     IM_START,
@@ -31,13 +32,10 @@ from model.interface import (
     Mode,
     verify_interface_strings,
 )
-from model.tokenizer import THINK_TAGS, Tokenizer
-
-PIXEL_MEAN = (0.485, 0.456, 0.406)
-PIXEL_STD = (0.229, 0.224, 0.225)
-
-Part = str | int
-"""Plain text, or one control token's id."""
+from model.messages import Media, Source, Turn, read_turns, require_last_role
+from model.preprocessor import FILE, ProcessorSettings
+from model.tokenizer import THINK_TAGS, Script, Tokenizer
+from model.visuals import Visual, open_visual, plan_visuals
 
 
 @dataclass(frozen=True)
@@ -45,33 +43,49 @@ class PromptTokens:
     """One prompt in both forms."""
 
     ids: list[int]  # expanded: one placeholder per visual token, for training and our own sampler
-    placeholder_ids: list[int]  # one placeholder per image, for samplers that expand themselves
-    images: list[str]  # file names in order
+    placeholder_ids: list[int]  # one placeholder per image or frame, for samplers that expand themselves
+    images: list[Visual]  # images and videos in order; `open_images` gives the pixels that `ids` was expanded for
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the image and video files, in order."""
+        return [visual.source for visual in self.images if isinstance(visual.source, str)]
+
+
+@dataclass(frozen=True)
+class ConversationTokens(PromptTokens):
+    """A whole conversation."""
+
+    loss_weights: list[float]  # of each id: 1 over what assistants wrote and the end of their turns, else 0
 
 
 class Processor:
     """Tokenizer, template and image preprocessing of one checkpoint."""
 
-    def __init__(self, config: SailVL2Config, tokenizer: Tokenizer) -> None:
+    def __init__(self, config: SailVL2Config, tokenizer: Tokenizer, settings: ProcessorSettings | None = None) -> None:
+        """`settings` default to those that `config` implies; a folder's own come with `from_folder`."""
         verify_interface_strings()
         if tokenizer.num_entries > config.language.vocab_size:
             raise ValueError(
                 f"tokenizer: expected at most llm_config.vocab_size = {config.language.vocab_size} entries, "
                 f"found {tokenizer.num_entries}"
             )
-        if config.max_dynamic_patch > 1:
-            raise ValueError(
-                f"max_dynamic_patch: expected 1, found {config.max_dynamic_patch}; this release feeds each image as "
-                "one tile, dynamic tiling is not built yet"
-            )
         self.config = config
         self.tokenizer = tokenizer
+        self.settings = settings or ProcessorSettings.from_config(config)
         self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
         self.image_size = config.vision.image_size
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":
-        return cls(SailVL2Config.from_folder(folder), Tokenizer.from_folder(folder))
+        config = SailVL2Config.from_folder(folder)
+        return cls(config, Tokenizer.from_folder(folder), ProcessorSettings.from_folder(folder, config))
+
+    def with_settings(self, **changes: Any) -> "Processor":
+        """A processor that differs in these `ProcessorSettings`, for example `use_msac=True`."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, **changes)
+        return other
 
     @property
     def barred_ids(self) -> list[int]:
@@ -84,128 +98,180 @@ class Processor:
         unused = range(self.tokenizer.num_entries, self.config.language.vocab_size)
         return sorted({*control.values(), *unused} - spoken)
 
-    def prompt(self, messages: Sequence[dict[str, Any]], mode: Mode) -> PromptTokens:
+    def prompt(
+        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+    ) -> PromptTokens:
         """Token ids up to and including the assistant's header.
 
-        `messages`: role system | user | assistant, content a string or parts {"type": "text", "text": ...} and
-        {"type": "image", "image": file name}. The last message must be the user's. `ValueError` otherwise.
+        `messages`: role system | user | assistant, content a string or parts {"type": "text", "text": ...},
+        {"type": "image", "image": file name under `root` or PIL image} and {"type": "video", "video": file name under
+        `root`, "num_frames": 16 unless given}. The last message must be the user's. `max_tiles` replaces the cap of
+        tiles per image for this prompt (AnyRes knows no cap). `ValueError` otherwise, `MediaError` for files that
+        cannot be used.
         """
-        for index, message in enumerate(messages):
-            if not isinstance(message, dict):
-                raise ValueError(f"messages[{index}]: expected an object with role and content, found {message!r:.80}")
-        turns = [dict(message) for message in messages]
-        if not turns or turns[-1].get("role") != "user":
-            raise ValueError("messages: expected a list that ends with a user message")
-        if turns[0].get("role") != "system":
-            turns.insert(0, {"role": "system", "content": DEFAULT_SYSTEM_TEXT})
-        parts: list[Part] = []
-        images: list[str] = []
+        require_last_role(messages, "user")
+        turns = read_turns(messages)
+        script = Script(self.tokenizer)
         for index, turn in enumerate(turns):
-            parts += [self._control(IM_START), f"{_role(turn, index)}\n"]
-            parts += self._content(turn, index, images)
-            if index == len(turns) - 1 and mode is Mode.think:
-                parts += self._with_think_tags(THINKING_INSTRUCTION)
-            parts.append(self._control(IM_END))
-        parts += [self._control(IM_START), "assistant\n"]
-        placeholder_ids = self._encode(parts)
-        return PromptTokens(self._expand(placeholder_ids), placeholder_ids, images)
+            self._write_turn(script, turn, instructed=index == len(turns) - 1 and mode is Mode.think)
+        script.add(self._control(IM_START))
+        script.add("assistant\n")
+        placeholder_ids, _ = script.finish()
+        images = self._plan(turns, root, max_tiles)
+        return PromptTokens(self._expand(placeholder_ids, images), placeholder_ids, images)
+
+    def conversation(
+        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+    ) -> ConversationTokens:
+        """Token ids of a whole conversation that ends with the assistant, and which of them train.
+
+        Each assistant turn is encoded apart from its header, as it is when it is sampled, so that a weight of 1 covers
+        its content and its end of turn exactly. Thinking mode puts the instruction in the last user turn.
+        """
+        require_last_role(messages, "assistant")
+        turns = read_turns(messages)
+        asked = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        if asked < 0:
+            raise ValueError("messages: expected a user message for the assistant to answer, found none")
+        script = Script(self.tokenizer)
+        for index, turn in enumerate(turns):
+            self._write_turn(script, turn, instructed=index == asked and mode is Mode.think, answer_weight=1.0)
+        placeholder_ids, weights = script.finish()
+        images = self._plan(turns, root, max_tiles)
+        ids = self._expand(placeholder_ids, images)
+        lengths = iter(_lengths(images))
+        spread = [
+            weight
+            for index, weight in zip(placeholder_ids, weights, strict=True)
+            for _ in range(next(lengths) if index == self.placeholder_id else 1)
+        ]
+        return ConversationTokens(ids, placeholder_ids, images, spread)
+
+    def batch(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        mode: Mode,
+        root: Path | None = None,
+        padding_side: str = "left",
+        max_tiles: int | None = None,
+    ) -> PaddedBatch:
+        """Conversations as one padded batch with their pixels.
+
+        One that ends with a user message becomes a prompt with the assistant's header, one that ends with an assistant
+        message is taken whole. Pad on the left to generate, on the right to train.
+        """
+        tokens: list[PromptTokens] = []
+        for messages in conversations:
+            ends = bool(messages) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+            build = self.conversation if ends else self.prompt
+            tokens.append(build(messages, mode, root, max_tiles))
+        return pad_rows(
+            [t.ids for t in tokens],
+            [t.loss_weights if isinstance(t, ConversationTokens) else [0.0] * len(t.ids) for t in tokens],
+            [self.open_images(root, t.images) for t in tokens],
+            pad_id=self._control(END_OF_TEXT),
+            padding_side=padding_side,
+        )
 
     def completion(self, text: str) -> list[int]:
         """Ids of an assistant text with its end of turn; think tags in it are control tokens."""
         return [*self.tokenizer.encode_with_think_tags(text), self.tokenizer.end_id]
 
-    def document(self, prefix: str, texts: Sequence[str], images: Sequence[str]) -> tuple[list[int], list[list[int]]]:
+    def document(
+        self, prefix: str, texts: Sequence[str], images: Sequence[Source], root: Path | None = None
+    ) -> tuple[list[int], list[list[int]]]:
         """(prefix ids, scored ids of each text) of a pre-training document, delimited by end-of-text, without roles.
 
-        All texts continue the same images and prefix; each is scored on its own.
+        All texts continue the same images and prefix; each is scored on its own. `open_images(root, images)` gives the
+        pixels.
         """
-        parts: list[Part] = [self._control(END_OF_TEXT)]
+        script = Script(self.tokenizer)
+        script.add(self._control(END_OF_TEXT))
         for _ in images:
-            parts += self._image()
-        ids = self._expand(self._encode([*parts, prefix]))
+            self._write_image(script)
+        script.add(prefix)
+        ids = self._expand(script.finish()[0], self._plan_images(images, root, None))
         end = self._control(END_OF_TEXT)
         return ids, [[*self.tokenizer.encode_with_think_tags(text), end] for text in texts]
 
-    def tiles(self, root: Path, images: Iterable[str]) -> Tensor | None:
-        """Pixels [I, 3, S, S] of image files under `root`, or None when there are none."""
-        pixels = [self.pixels(open_image(root, name)) for name in images]
-        return torch.cat(pixels) if pixels else None
+    def open_images(
+        self, root: Path | None, images: Iterable[Visual | Source], max_tiles: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Pixels, each [tiles, 3, height, width]: one tensor per image and per frame of a video, in order.
 
-    def pixels(self, image: Image.Image) -> Tensor:
-        """[1, 3, S, S] float32: bicubic resize, [0, 1], ImageNet normalisation."""
-        if image.size != (self.image_size, self.image_size):
-            image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
-        array = np.asarray(image, np.float32) / 255.0
-        array = (array - np.asarray(PIXEL_MEAN, np.float32)) / np.asarray(PIXEL_STD, np.float32)
-        return torch.from_numpy(array.transpose(2, 0, 1).copy())[None]
+        Of a prompt's `images` they are exactly those that its ids were expanded for; `max_tiles` then changes nothing.
+        Plain names and PIL images are taken as the only images of one prompt.
+        """
+        given = list(images)
+        visuals = [image for image in given if isinstance(image, Visual)]
+        if len(visuals) != len(given):
+            if visuals:
+                raise ValueError("images: expected a prompt's images or plain names, found both together")
+            visuals = self._plan_images([i for i in given if not isinstance(i, Visual)], root, max_tiles)
+        arrays = [array for visual in visuals for array in open_visual(visual, self.settings, root)]
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+    def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
+        """[tiles, 3, height, width] float32 of an image that is alone in its prompt."""
+        return self.open_images(None, [image], max_tiles)[0]
 
     def save(self, folder: Path) -> None:
         """Write tokenizer and preprocessor files beside the weights."""
         self.tokenizer.save(folder)
-        preprocessor = {
-            "image_size": self.image_size,
-            "image_mean": PIXEL_MEAN,
-            "image_std": PIXEL_STD,
-            "min_dynamic_patch": self.config.min_dynamic_patch,
-            "max_dynamic_patch": self.config.max_dynamic_patch,
-            "num_image_token": self.config.num_image_tokens,
-            "thinking_instruction": THINKING_INSTRUCTION,
-            "default_system_text": DEFAULT_SYSTEM_TEXT,
-        }
-        text = json.dumps(preprocessor, indent=2, ensure_ascii=False)
-        (folder / "preprocessor_config.json").write_text(text, encoding="utf-8")
+        text = json.dumps(self.settings.to_published(self.config), indent=2, ensure_ascii=False)
+        (folder / FILE).write_text(text, encoding="utf-8")
 
     def _control(self, name: str) -> int:
         return self.tokenizer.control[name]
 
-    def _image(self) -> list[Part]:
-        return [self._control(IMAGE_START), self.placeholder_id, self._control(IMAGE_END), "\n"]
+    def _plan(self, turns: Sequence[Turn], root: Path | None, max_tiles: int | None) -> list[Visual]:
+        media = [part for turn in turns for part in turn.parts if isinstance(part, Media)]
+        return plan_visuals(media, self.config, self.settings, root, max_tiles)
 
-    def _with_think_tags(self, text: str) -> list[Part]:
+    def _plan_images(self, images: Sequence[Source], root: Path | None, max_tiles: int | None) -> list[Visual]:
+        return plan_visuals([Media(image) for image in images], self.config, self.settings, root, max_tiles)
+
+    def _write_turn(self, script: Script, turn: Turn, instructed: bool, answer_weight: float = 0.0) -> None:
+        script.add(self._control(IM_START))
+        script.add(f"{turn.role}\n")
+        weight = answer_weight if turn.role == "assistant" else 0.0
+        for part in turn.parts:
+            if isinstance(part, Media):
+                self._write_media(script, part)
+            elif turn.role == "assistant":
+                # A policy wrote it: its think tags are tokens.
+                self._write_with_think_tags(script, part, weight)
+            else:
+                script.add(part)
+        if instructed:
+            script.add("\n" if self.settings.instruction_on_new_line else "")
+            self._write_with_think_tags(script, THINKING_INSTRUCTION)
+        script.add(self._control(IM_END), weight)
+
+    def _write_media(self, script: Script, media: Media) -> None:
+        if not media.num_frames:
+            self._write_image(script)
+        for number in range(1, media.num_frames + 1):
+            script.add(f"Frame-{number}: ")
+            self._write_image(script)
+
+    def _write_image(self, script: Script) -> None:
+        for part in (self._control(IMAGE_START), self.placeholder_id, self._control(IMAGE_END), "\n"):
+            script.add(part)
+
+    def _write_with_think_tags(self, script: Script, text: str, weight: float = 0.0) -> None:
         """Trusted text in which the think tags are tokens, each where it stands."""
-        return [self._control(part) if part in (THINK_START, THINK_END) else part for part in THINK_TAGS.split(text)]
+        for part in THINK_TAGS.split(text):
+            script.add(self._control(part) if part in (THINK_START, THINK_END) else part, weight)
 
-    def _content(self, turn: dict[str, Any], index: int, images: list[str]) -> list[Part]:
-        content = turn.get("content")
-        if isinstance(content, str):
-            content = [{"type": "text", "text": content}]
-        if not isinstance(content, list):
-            raise ValueError(f"messages[{index}].content: expected text or a list of parts, found {content!r}")
-        parts: list[Part] = []
-        for part in content:
-            match part:
-                case {"type": "text", "text": str(text)}:
-                    # An assistant turn of the history was written by a policy: its think tags are tokens.
-                    assistant = turn["role"] == "assistant" and THINK_START in text and THINK_END in text
-                    parts += self._with_think_tags(text) if assistant else [text]
-                case {"type": "image", "image": str(name)}:
-                    images.append(name)
-                    parts += self._image()
-                case _:
-                    raise ValueError(f"messages[{index}].content: expected parts of type text or image, found {part!r}")
-        return parts
-
-    def _encode(self, parts: Sequence[Part]) -> list[int]:
-        """Adjacent texts are joined first, so that merges cross part borders as in the published template."""
-        ids: list[int] = []
-        text = ""
-        for part in parts:
-            if isinstance(part, str):
-                text += part
-                continue
-            ids += [*self.tokenizer.encode(text), part] if text else [part]
-            text = ""
-        return ids + self.tokenizer.encode(text) if text else ids
-
-    def _expand(self, ids: list[int]) -> list[int]:
+    def _expand(self, ids: list[int], images: Sequence[Visual]) -> list[int]:
+        lengths = iter(_lengths(images))
         expanded: list[int] = []
         for index in ids:
-            expanded += [index] * (self.config.num_image_tokens if index == self.placeholder_id else 1)
+            expanded += [index] * next(lengths) if index == self.placeholder_id else [index]
         return expanded
 
 
-def _role(turn: dict[str, Any], index: int) -> str:
-    role = turn.get("role")
-    if role not in ("system", "user", "assistant"):
-        raise ValueError(f"messages[{index}].role: expected system, user or assistant, found {role!r}")
-    return role
+def _lengths(images: Sequence[Visual]) -> list[int]:
+    """Visual tokens of each placeholder."""
+    return [visual.tokens_each for visual in images for _ in range(visual.num_pictures)]

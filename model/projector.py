@@ -3,14 +3,14 @@
 from torch import Tensor, nn
 
 
-def pixel_shuffle(features: Tensor, merge: int) -> Tensor:
-    """[I, P, D] -> [I, P/merge^2, merge^2 * D].
+def pixel_shuffle(features: Tensor, columns: int, merge: int) -> Tensor:
+    """[I, P, D], a grid of P patches with `columns` in each row -> [I, P/merge^2, merge^2 * D].
 
     Output tokens are row-major; channel blocks are ordered (0,0), (0,1), (1,0), (1,1) within each merged square.
     """
     num_images, num_patches, width = features.shape
-    side = round(num_patches**0.5)
-    squares = features.reshape(num_images, side // merge, merge, side // merge, merge, width)
+    rows = num_patches // columns
+    squares = features.reshape(num_images, rows // merge, merge, columns // merge, merge, width)
     return squares.permute(0, 1, 3, 2, 4, 5).reshape(num_images, num_patches // merge**2, merge**2 * width)
 
 

@@ -1,6 +1,8 @@
 """SAIL-VL2: vision tower, adapter and decoder joined at the image placeholders."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
+from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +12,17 @@ from model.batch import ModelInputs
 from model.config import SailVL2Config
 from model.language import LanguageModel
 from model.logprobs import TokenScores, score_tokens
+from model.moe import Routing
 from model.projector import build_adapter, pixel_shuffle
 from model.vision import VisionModel
+
+
+class Tower(Enum):
+    """Parts that can be frozen; values are module names."""
+
+    vision = "vision_model"
+    adapter = "mlp1"
+    language = "language_model"
 
 
 @dataclass
@@ -56,7 +67,7 @@ class SailVL2(nn.Module):
             "vision_model": self.config.vision.num_hidden_layers,
             "language_model": self.config.language.num_hidden_layers,
         }
-        residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight")
+        residual = ("attn.proj.weight", "mlp.fc2.weight", "o_proj.weight", "down_proj.weight", "experts.down_proj")
         with torch.no_grad():
             for name, weight in self.named_parameters():
                 if name.endswith("embed_tokens.weight") or name.endswith("lm_head.weight"):
@@ -64,7 +75,8 @@ class SailVL2(nn.Module):
                 elif name.endswith("pos_embed"):
                     std = 0.02
                 elif weight.dim() >= 2:
-                    std = weight[0].numel() ** -0.5
+                    # A stack of experts is many matrices; a patch kernel is one.
+                    std = (weight.shape[-1] if ".experts." in name else weight[0].numel()) ** -0.5
                     if name.endswith(residual):
                         std /= (2 * depths[name.split(".")[0]]) ** 0.5
                 else:
@@ -73,29 +85,48 @@ class SailVL2(nn.Module):
                 weight.normal_(0.0, std, generator=generator)
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
-        """Tiles [I, 3, S, S] -> [I * tokens per tile, D]."""
-        features = pixel_shuffle(self.vision_model(pixels), self.config.merge_side)
-        return self.mlp1(features).flatten(0, 1)
+        """Tiles [I, 3, height, width] of one size -> [I, tokens per tile, D]."""
+        columns = pixels.shape[3] // self.config.vision.patch_size
+        return self.mlp1(pixel_shuffle(self.vision_model(pixels), columns, self.config.merge_side))
 
     def embed(self, inputs: ModelInputs) -> Tensor:
         """Token embeddings [T, D] with visual tokens at the placeholders; the vision tower runs once per tile."""
         embeddings = self.language_model.model.embed_tokens(inputs.token_ids)
         if not inputs.num_tiles:
             return embeddings
-        return embeddings.index_copy(0, inputs.visual_index, self.visual_tokens(inputs.pixels))
+        visual = torch.cat([self.visual_tokens(pixels).flatten(0, 1) for pixels in inputs.pixels])
+        return embeddings.index_copy(0, inputs.visual_index, visual.to(embeddings.dtype))
 
-    def hidden_states(self, inputs: ModelInputs) -> Tensor:
-        """[T, D] after the final norm."""
+    def hidden_states(self, inputs: ModelInputs, token_weights: Tensor | None = None) -> tuple[Tensor, Routing | None]:
+        """[T, D] after the final norm and, of an MoE, the routing of tokens that weigh `token_weights` [T]."""
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             return packed_attention(q, k, v, inputs.layout)
 
-        return self.language_model.model(self.embed(inputs), inputs.positions, attend)
+        return self.language_model.model(self.embed(inputs), inputs.positions, attend, token_weights)
 
-    def forward(self, inputs: ModelInputs, temperature: float = 1.0, barred_ids: Tensor | None = None) -> TokenScores:
+    def forward(
+        self,
+        inputs: ModelInputs,
+        temperature: float = 1.0,
+        barred_ids: Tensor | None = None,
+        token_weights: Tensor | None = None,
+    ) -> TokenScores:
         """Log-probabilities and entropies [N] of the batch's target tokens, as the sampler defines them."""
-        hidden = self.hidden_states(inputs).index_select(0, inputs.source_index)
-        return score_tokens(hidden, self.language_model.lm_head.weight, inputs.target_ids, temperature, barred_ids)
+        hidden, routing = self.hidden_states(inputs, token_weights)
+        hidden = hidden.index_select(0, inputs.source_index)
+        scores = score_tokens(hidden, self.language_model.lm_head.weight, inputs.target_ids, temperature, barred_ids)
+        return scores._replace(routing=routing)
+
+    def freeze(self, groups: Collection[Tower]) -> None:
+        """Train every tower but these."""
+        for tower in Tower:
+            getattr(self, tower.value).requires_grad_(tower not in groups)
+
+    def checkpoint_gradients(self, enabled: bool = True) -> None:
+        """Keep only each block's input for the backward pass: less memory, one more forward pass."""
+        self.vision_model.trunk.gradient_checkpointing = enabled
+        self.language_model.model.gradient_checkpointing = enabled
 
     @torch.no_grad()
     def prefill(
@@ -125,7 +156,7 @@ class SailVL2(nn.Module):
                 own.append(tensor.new_zeros(num_prompts, group_size, heads, own_slots, width))
             return packed_attention(q, k, v, layout)
 
-        hidden = self.language_model.model(self.embed(inputs), inputs.positions, attend)
+        hidden, _ = self.language_model.model(self.embed(inputs), inputs.positions, attend)
         last = hidden[layout.root_tokens[torch.arange(num_prompts), lengths - 1]]
         # One head row per sibling: on CPU a matrix product of few rows has other last bits than one of many.
         return self.language_model.lm_head(last[:, None].expand(-1, group_size, -1)), cache
@@ -150,5 +181,5 @@ class SailVL2(nn.Module):
             )
 
         embeddings = self.language_model.model.embed_tokens(token_ids)
-        hidden = self.language_model.model(embeddings, positions, attend)
+        hidden, _ = self.language_model.model(embeddings, positions, attend)
         return self.language_model.lm_head(hidden)

@@ -39,11 +39,13 @@ class Tokenizer:
         self._kept_on_decode = {added[THINK_START], added[THINK_END]}
 
     @classmethod
-    def from_folder(cls, folder: Path) -> "Tokenizer":
+    def from_folder(cls, folder: Path, add_missing: bool = False) -> "Tokenizer":
+        """Read `folder/tokenizer.json`. `add_missing` appends control tokens that it lacks, as SAIL-VL2 did."""
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise ValueError(f"{folder}: expected a tokenizer.json in the checkpoint folder, found none")
-        return cls(path.read_text(encoding="utf-8"), str(path))
+        raw = path.read_text(encoding="utf-8")
+        return cls(_with_control_tokens(raw) if add_missing else raw, str(path))
 
     @property
     def num_entries(self) -> int:
@@ -98,6 +100,56 @@ class Tokenizer:
             "model_max_length": 131072,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+class Script:
+    """Ids and loss weights in the making, from plain text and the ids of control tokens.
+
+    Adjacent texts of one weight are joined before they are encoded, so that merges cross the borders of parts as in the
+    published template.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._ids: list[int] = []
+        self._weights: list[float] = []
+        self._text, self._text_weight = "", 0.0
+
+    def add(self, part: str | int, weight: float = 0.0) -> None:
+        if isinstance(part, str):
+            if weight != self._text_weight:
+                self._flush()
+            self._text, self._text_weight = self._text + part, weight
+            return
+        self._flush()
+        self._append([part], weight)
+
+    def finish(self) -> tuple[list[int], list[float]]:
+        self._flush()
+        return self._ids, self._weights
+
+    def _flush(self) -> None:
+        if self._text:
+            self._append(self._tokenizer.encode(self._text), self._text_weight)
+        self._text = ""
+
+    def _append(self, ids: list[int], weight: float) -> None:
+        self._ids += ids
+        self._weights += [weight] * len(ids)
+
+
+def _with_control_tokens(raw: str) -> str:
+    """The tokenizer.json with every missing control token appended, in the order of `CONTROL_TOKENS`."""
+    description = json.loads(raw)
+    added = description.setdefault("added_tokens", [])
+    known = {token["content"] for token in added}
+    next_id = 1 + max([token["id"] for token in added] + list(description["model"]["vocab"].values()))
+    for name in CONTROL_TOKENS:
+        if name not in known:
+            flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+            added.append({"id": next_id, "content": name, **flags})
+            next_id += 1
+    return json.dumps(description, ensure_ascii=False)
 
 
 def train_tokenizer(texts: Iterable[str], num_entries: int) -> Tokenizer:

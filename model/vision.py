@@ -1,12 +1,12 @@
-"""SAIL-ViT (fixed resolution): AIMv2 topology under the released key names."""
+"""SAIL-ViT, fixed resolution and AnyRes: AIMv2 topology under the released key names."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.attention import sdpa
-from model.config import VisionConfig
-from model.layers import RMSNorm, joint_linear
+from model.config import AnyResVisionConfig, VisionConfig
+from model.layers import RMSNorm, joint_linear, maybe_checkpoint
 
 
 class Patchifier(nn.Module):
@@ -26,12 +26,23 @@ class Patchifier(nn.Module):
 class Preprocessor(nn.Module):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.side = config.patches_per_side
+        self.patch_size = config.patch_size
         self.patchifier = Patchifier(config)
         self.pos_embed = nn.Parameter(torch.zeros(1, config.num_patches, config.hidden_size))
 
     def forward(self, pixels: Tensor) -> Tensor:
-        tokens = self.patchifier(pixels)
-        return tokens + self.pos_embed[:, : tokens.shape[1]]
+        rows, columns = pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size
+        return self.patchifier(pixels) + self.positions(rows, columns)
+
+    def positions(self, rows: int, columns: int) -> Tensor:
+        """Learned positions [1, rows * columns, D]: as stored for the square grid, else interpolated (bicubic)."""
+        if (rows, columns) == (self.side, self.side):
+            return self.pos_embed
+        wide = self.pos_embed.to(torch.promote_types(self.pos_embed.dtype, torch.float32))
+        grid = wide.unflatten(1, (self.side, self.side)).permute(0, 3, 1, 2)
+        resized = F.interpolate(grid, (rows, columns), mode="bicubic", align_corners=False)
+        return resized.flatten(2).transpose(1, 2).to(self.pos_embed.dtype)
 
 
 class VisionAttention(nn.Module):
@@ -76,20 +87,43 @@ class Trunk(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(VisionBlock(config) for _ in range(config.num_hidden_layers))
         self.post_trunk_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
+        self.gradient_checkpointing = False
 
     def forward(self, x: Tensor) -> Tensor:
         for block in self.blocks:
-            x = block(x)
+            x = maybe_checkpoint(self, block, x)
         return self.post_trunk_norm(x)
 
 
 class VisionModel(nn.Module):
-    """Pixels [I, 3, S, S] -> patch features [I, P, D]; bidirectional, no RoPE, no class token."""
+    """Pixels [I, 3, height, width] -> patch features [I, P, D]; bidirectional, no RoPE, no class token.
+
+    A fixed-resolution tower takes only its own square; AnyRes takes any grid with an even number of patches each way.
+    """
 
     def __init__(self, config: VisionConfig) -> None:
         super().__init__()
+        self.config = config
         self.preprocessor = Preprocessor(config)
         self.trunk = Trunk(config)
 
     def forward(self, pixels: Tensor) -> Tensor:
+        self._check_size(pixels)
         return self.trunk(self.preprocessor(pixels))
+
+    def _check_size(self, pixels: Tensor) -> None:
+        height, width = pixels.shape[2:]
+        config = self.config
+        if not isinstance(config, AnyResVisionConfig):
+            if (height, width) != (config.image_size, config.image_size):
+                raise ValueError(
+                    f"pixels: expected tiles of {config.image_size} x {config.image_size}, found {height} x {width}"
+                )
+            return
+        step = 2 * config.patch_size
+        patches = height * width // config.patch_size**2
+        if height % step or width % step or not 0 < patches <= config.max_patches:
+            raise ValueError(
+                f"pixels: expected sides that are multiples of {step} and 1 to {config.max_patches} patches, "
+                f"found {height} x {width}"
+            )

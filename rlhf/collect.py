@@ -85,7 +85,7 @@ def score_groups(
     for task, group in zip(tasks, rollouts, strict=True):
         rewarded = [(rollout, next(results)) for rollout in group]
         trajectories = tuple(Trajectory(r, reward, algorithm.shape_reward(reward, r)) for r, reward in rewarded)
-        groups.append(Group(group[0].draw, task.prompt, task.tiles, trajectories))
+        groups.append(Group(group[0].draw, task.prompt, task.images, trajectories))
     return groups
 
 
@@ -96,7 +96,7 @@ def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer, root: Path)
     return RewardInput(
         prompt_id=task.prompt.id,
         messages=task.prompt.messages,
-        images=[str(root / name) for name in task.tokens.images],
+        images=[str(root / name) for name in task.tokens.files],
         reference=task.prompt.reference,
         completion=text,
         thinking=parsed.thinking,

@@ -1,5 +1,6 @@
 """The RL data set: prompts, ready as token ids and pixels, in keyed order."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -7,10 +8,10 @@ from pathlib import Path
 from torch import Tensor
 
 from model.data.loader import KeyedOrder
-from model.data.media import check_images
 from model.data.records import read_records
 from model.interface import Mode
 from model.processor import Processor, PromptTokens
+from model.visuals import check_visuals
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
@@ -23,10 +24,10 @@ class Task:
 
     prompt: Prompt
     tokens: PromptTokens
-    tiles: Tensor | None  # [I, 3, S, S]
+    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
 
     def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
-        return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.tiles, group_size, greedy)
+        return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.images, group_size, greedy)
 
 
 class PromptSet:
@@ -44,14 +45,14 @@ class PromptSet:
         for prompt in self.prompts:
             if not prompt.reference.strip():
                 raise ValueError(f"data: {path}: row {prompt.id}: reference: expected an answer, found nothing")
-            tokens = processor.prompt(prompt.messages, mode)
+            tokens = processor.prompt(prompt.messages, mode, self.root)
             if len(tokens.ids) > max_prompt_tokens:
                 raise ValueError(
                     f"rollouts.max_prompt_tokens: expected at least {len(tokens.ids)} for row {prompt.id} of {path}, "
                     f"found {max_prompt_tokens}"
                 )
             self._tokens.append(tokens)
-        check_images(self.root, (name for tokens in self._tokens for name in tokens.images))
+        check_visuals(self.root, (image for tokens in self._tokens for image in tokens.images))
         self._order = KeyedOrder(len(self.prompts), seed, "prompts")
         self._task = cache(self._build)
 
@@ -67,7 +68,7 @@ class PromptSet:
 
     def _build(self, index: int) -> Task:
         tokens = self._tokens[index]
-        return Task(self.prompts[index], tokens, self._processor.tiles(self.root, tokens.images))
+        return Task(self.prompts[index], tokens, self._processor.open_images(self.root, tokens.images))
 
 
 def check_context(sampler: RolloutConfig, context: int) -> None:

@@ -79,7 +79,7 @@ def prepare(
     """
     per_update = max(1, config.mini_batch_size // algorithm.config.group_size)
     mini_batches = [groups[start : start + per_update] for start in range(0, len(groups), per_update)]
-    image_tokens = policy.processor.config.num_image_tokens
+    pixels_per_token = policy.processor.config.pixels_per_token
     updates = [
         (
             mini_batch,
@@ -87,7 +87,7 @@ def prepare(
                 mini_batch,
                 policy.micro_batch_tokens,
                 policy.processor.placeholder_id,
-                image_tokens,
+                pixels_per_token,
                 algorithm.mean_per_sequence,
             ),
         )

@@ -27,7 +27,7 @@ class Group:
 
     draw: int
     prompt: Prompt
-    tiles: Tensor | None  # [I, 3, S, S]
+    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]
 
     @property
@@ -57,7 +57,7 @@ class PolicyBatch:
 
 
 def pack(
-    groups: Sequence[Group], budget: int, placeholder_id: int, tokens_per_tile: int, mean_per_sequence: bool
+    groups: Sequence[Group], budget: int, placeholder_id: int, pixels_per_token: int, mean_per_sequence: bool
 ) -> list[PolicyBatch]:
     """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
 
@@ -65,17 +65,17 @@ def pack(
     """
     pieces = [piece for group in groups for piece in _split_group(group, budget)]
     rows = [
-        Row(piece[0].rollout.prompt_ids, [t.rollout.completion_ids for t in piece], tiles) for piece, tiles in pieces
+        Row(piece[0].rollout.prompt_ids, [t.rollout.completion_ids for t in piece], images) for piece, images in pieces
     ]
     batches = []
     for part in split_by_tokens(rows, budget):
         trajectories = [t for piece, _ in pieces[part] for t in piece]
-        inputs = pack_rows(rows[part], placeholder_id, tokens_per_tile)
+        inputs = pack_rows(rows[part], placeholder_id, pixels_per_token)
         batches.append(_policy_batch(inputs, trajectories, mean_per_sequence))
     return batches
 
 
-def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Tensor | None]]:
+def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Sequence[Tensor]]]:
     pieces: list[list[Trajectory]] = [[]]
     prefix = len(group.trajectories[0].rollout.prompt_ids)
     used = prefix
@@ -86,7 +86,7 @@ def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Tens
             used = prefix
         pieces[-1].append(trajectory)
         used += length
-    return [(piece, group.tiles) for piece in pieces if piece]
+    return [(piece, group.images) for piece in pieces if piece]
 
 
 def _policy_batch(inputs: ModelInputs, trajectories: Sequence[Trajectory], mean_per_sequence: bool) -> PolicyBatch:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
+from model.checkpoint import fill, released_tensors
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
@@ -67,10 +68,10 @@ class EmbeddedWorker:
         missing = self._manifest.keys() - self._received.keys()
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        self._model.load_state_dict(self._received)
+        fill(self._model, self._received.items())
         self._received = {}
         self.version = version
-        held = self._model.state_dict()
+        held = released_tensors(self._model)
         return {name: tensor_checksum(held[name]) for name in self._manifest}
 
     def close(self) -> None:
@@ -83,8 +84,8 @@ class EmbeddedWorker:
         # Repeating a prompt fills the batch up to the row count from which arithmetic does not depend on it.
         filler = [requests[0]] * max(0, -(-_MIN_ROWS // group) - len(requests))
         padded = [*requests, *filler]
-        rows = [Row(request.prompt_ids, [], request.tiles) for request in padded]
-        inputs = pack_rows(rows, self._processor.placeholder_id, self._model.config.num_image_tokens)
+        rows = [Row(request.prompt_ids, [], request.images) for request in padded]
+        inputs = pack_rows(rows, self._processor.placeholder_id, self._model.config.pixels_per_token)
         logits, cache = self._model.prefill(inputs, group, self.config.max_prompt_tokens, limit)
         seeds = np.array(
             [[sample_seed(self.run_seed, r.draw, i) for i in range(group)] for r in padded], dtype=np.uint64

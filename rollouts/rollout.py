@@ -30,7 +30,7 @@ class RolloutRequest:
     draw: int
     prompt_id: str
     prompt_ids: Sequence[int]  # expanded form
-    tiles: Tensor | None  # [I, 3, S, S]
+    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
 

@@ -33,6 +33,8 @@ class SftConfig:
     """completions per update, at most"""
     normalise: Normalisation = Normalisation.tokens
     """what the loss of an update is divided by: tokens, or samples (the report's equations 2 and 3)"""
+    balance_coefficient: float = 0.001
+    """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
     data: SftDataConfig = field(default_factory=SftDataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

@@ -12,10 +12,10 @@ from typing import Any
 
 from model.batch import Row
 from model.data.loader import KeyedOrder
-from model.data.media import check_images
 from model.data.records import read_records, require_texts
 from model.interface import Mode
 from model.processor import Processor
+from model.visuals import check_visuals
 from sft.config import SftConfig
 
 
@@ -49,8 +49,8 @@ class _Demonstrations:
         self._per_step = max(1, per_step // widest)
         self._order = KeyedOrder(len(self._records), seed, "demonstrations")
         self._processor, self._root = processor, path.parent
-        self._prompts = [processor.prompt(record["messages"], Mode(record["mode"])) for record in self._records]
-        check_images(self._root, (name for prompt in self._prompts for name in prompt.images))
+        self._prompts = [processor.prompt(r["messages"], Mode(r["mode"]), path.parent) for r in self._records]
+        check_visuals(self._root, (image for prompt in self._prompts for image in prompt.images))
         self._row = cache(self._build)
 
     def __call__(self, step: int) -> list[Row]:
@@ -59,7 +59,7 @@ class _Demonstrations:
     def _build(self, index: int) -> Row:
         prompt = self._prompts[index]
         completions = [self._processor.completion(text) for text in self._records[index]["completions"]]
-        return Row(prompt.ids, completions, self._processor.tiles(self._root, prompt.images))
+        return Row(prompt.ids, completions, self._processor.open_images(self._root, prompt.images))
 
 
 class _DirectPairs:
@@ -70,8 +70,8 @@ class _DirectPairs:
         self._per_step = per_step
         self._order = KeyedOrder(len(self._records), seed, "direct")
         self._processor, self._root = processor, path.parent
-        self._prompts = [processor.prompt(record["messages"], Mode.direct) for record in self._records]
-        check_images(self._root, (name for prompt in self._prompts for name in prompt.images))
+        self._prompts = [processor.prompt(r["messages"], Mode.direct, path.parent) for r in self._records]
+        check_visuals(self._root, (image for prompt in self._prompts for image in prompt.images))
         self._row = cache(self._build)
 
     def __call__(self, step: int) -> list[Row]:
@@ -80,7 +80,7 @@ class _DirectPairs:
     def _build(self, index: int) -> Row:
         prompt = self._prompts[index]
         completion = self._processor.completion(f"\\boxed{{{self._records[index]['reference']}}}")
-        return Row(prompt.ids, [completion], self._processor.tiles(self._root, prompt.images))
+        return Row(prompt.ids, [completion], self._processor.open_images(self._root, prompt.images))
 
 
 class _Rollouts:
@@ -97,8 +97,10 @@ class _Rollouts:
             )
         self._root, self._processor = path.parent, processor
         used = {rollout["prompt_id"] for rollout in self._chosen}
-        self._prompts = {name: processor.prompt(prompts[name]["messages"], Mode.think) for name in sorted(used)}
-        check_images(self._root, (name for prompt in self._prompts.values() for name in prompt.images))
+        self._prompts = {
+            name: processor.prompt(prompts[name]["messages"], Mode.think, path.parent) for name in sorted(used)
+        }
+        check_visuals(self._root, (image for prompt in self._prompts.values() for image in prompt.images))
         self._per_step = per_step
         self._order = KeyedOrder(len(self._chosen), config.run.seed, "rollouts")
 
@@ -108,8 +110,8 @@ class _Rollouts:
     def _build(self, index: int) -> Row:
         rollout = self._chosen[index]
         prompt = self._prompts[rollout["prompt_id"]]
-        tiles = self._processor.tiles(self._root, prompt.images)
-        return Row(prompt.ids, [rollout["completion_ids"]], tiles)
+        images = self._processor.open_images(self._root, prompt.images)
+        return Row(prompt.ids, [rollout["completion_ids"]], images)
 
 
 def select_rollouts(folder: Path, last_steps: int) -> list[dict[str, Any]]:

@@ -1,6 +1,8 @@
 """Shared pieces: a tiny model, a tiny data set, deterministic CPU arithmetic."""
 
+import importlib.util
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,15 @@ from model.engine.local import use_deterministic_cpu
 
 settings.register_profile("busy machine", deadline=None)  # an example's seconds depend on what else runs
 settings.load_profile("busy machine")
+
+
+def require_extra(extra: str, module: str) -> None:
+    """Skip a test whose optional package is absent; with REQUIRE_EXTRAS=1, as in CI, fail instead."""
+    if importlib.util.find_spec(module) is None:
+        reason = f"{module} is not installed: pip install 'sailvl2-rl[{extra}]'"
+        if os.environ.get("REQUIRE_EXTRAS") == "1":
+            pytest.fail(f"REQUIRE_EXTRAS=1, but {reason}")
+        pytest.skip(reason)
 
 
 @pytest.fixture(autouse=True)

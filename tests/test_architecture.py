@@ -26,7 +26,16 @@ MAY_IMPORT = {
 }
 """Beside itself. Benchmarks may import anything; nothing imports a benchmark or an example."""
 
-ENTRY_POINTS = {"model.pretrain.train", "sft.train", "rlhf.train", "rlhf.evaluate", "rlhf.pipeline"}
+ENTRY_POINTS = {
+    "model.assemble",
+    "model.chat",
+    "model.describe",
+    "model.pretrain.train",
+    "sft.train",
+    "rlhf.train",
+    "rlhf.evaluate",
+    "rlhf.pipeline",
+}
 """These, and no others, import conf: its cli module."""
 
 OPTIONAL = {
@@ -35,6 +44,7 @@ OPTIONAL = {
     "deepspeed": ["model/engine/deepspeed.py", "benchmarks/*"],
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
+    "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
     "omegaconf": ["conf/*"],
 }

@@ -39,5 +39,5 @@ class DocumentMixture:
 
     def _build(self, kind: str, index: int) -> Row:
         record = self._records[kind][index]
-        prefix, texts = self._processor.document(record["prefix"], record["texts"], record["images"])
-        return Row(prefix, texts, self._processor.tiles(self._root, record["images"]))
+        prefix, texts = self._processor.document(record["prefix"], record["texts"], record["images"], self._root)
+        return Row(prefix, texts, self._processor.open_images(self._root, record["images"]))

@@ -1,8 +1,12 @@
 """Opening images that somebody else supplied: inside one folder, of known formats, of bounded size."""
 
+import os
+import stat
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
@@ -30,6 +34,29 @@ def open_image(root: Path, name: str) -> Image.Image:
         return _to_rgb(_upright(image))
 
 
+def image_size(root: Path, name: str) -> tuple[int, int]:
+    """(width, height) that `open_image` would give, from the file's header alone."""
+    with _opened(root, name) as image:
+        if image.width == image.height:  # no turn changes it
+            return image.size
+        if image.format == "PNG" and not _has_late_metadata(getattr(image, "fp", None)):
+            exif = Image.Image.getexif(image)  # the PNG class's own method would decode all pixels first
+        else:
+            exif = image.getexif()
+        turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+        return (image.height, image.width) if turned else image.size
+
+
+def as_rgb(image: Image.Image) -> Image.Image:
+    """An image in memory as `open_image` gives one from a file. `MediaError` if it is too large, empty or damaged."""
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise MediaError(f"image {image!r}: expected 1 to {MAX_PIXELS} pixels, found {image.size}")
+    try:
+        return _to_rgb(_upright(image))
+    except (OSError, SyntaxError, ValueError) as error:  # PIL reads an opened file as late as this
+        raise MediaError(f"image {image!r}: expected a whole image, found damage: {error}") from None
+
+
 def check_images(root: Path, names: Iterable[str]) -> None:
     """`MediaError` for the first of these files that is missing, too large or no image; pixels are not decoded."""
     for name in dict.fromkeys(names):
@@ -37,17 +64,29 @@ def check_images(root: Path, names: Iterable[str]) -> None:
             pass
 
 
+def inside(root: Path, name: str, kind: str = "image") -> Path:
+    """The path `root/name`. `MediaError` if it leaves `root` or is no file name at all."""
+    if "\0" in name:
+        raise MediaError(f"{kind} {name!r}: expected a file name, found a NUL character in it")
+    try:
+        path = (root / name).resolve()
+        os.fsencode(path)
+    except (OSError, ValueError, RuntimeError) as error:  # half a surrogate pair; links in a circle
+        raise MediaError(f"{kind} {name!r:.200}: expected a file name, found: {error}") from None
+    if not path.is_relative_to(root.resolve()):
+        raise MediaError(f"{kind} {name!r}: expected a path inside {root}, found {path}")
+    return path
+
+
 @contextmanager
 def _opened(root: Path, name: str) -> Iterator[Image.Image]:
-    if "\0" in name:
-        raise MediaError(f"image {name!r}: expected a file name, found a NUL character in it")
-    path = (root / name).resolve()
-    if not path.is_relative_to(root.resolve()):
-        raise MediaError(f"image {name!r}: expected a path inside {root}, found {path}")
+    path = inside(root, name)
     try:
-        size = path.stat().st_size
-        if size > MAX_BYTES:
-            raise MediaError(f"image {path}: expected at most {MAX_BYTES} bytes, found {size}")
+        status = path.stat()
+        if status.st_size > MAX_BYTES:
+            raise MediaError(f"image {path}: expected at most {MAX_BYTES} bytes, found {status.st_size}")
+        if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
+            raise MediaError(f"image {path}: expected a file, found a folder or a device")
         with Image.open(path, formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise MediaError(f"image {path}: expected at most {MAX_PIXELS} pixels, found {image.size}")
@@ -62,6 +101,22 @@ def _opened(root: Path, name: str) -> Iterator[Image.Image]:
         if isinstance(error, MediaError):
             raise
         raise MediaError(f"image {path}: expected a whole image, found damage: {error}") from None
+
+
+def _has_late_metadata(file: IO[bytes] | None) -> bool:
+    """Whether a PNG has EXIF or text after its pixels, which PIL sees only once it has decoded those."""
+    if file is None:
+        return True
+    position = file.tell()
+    file.seek(8)
+    seen_pixels = late = False
+    while not late and len(header := file.read(8)) == 8:
+        length, kind = struct.unpack(">I4s", header)
+        seen_pixels |= kind == b"IDAT"
+        late = seen_pixels and kind in (b"eXIf", b"tEXt", b"zTXt", b"iTXt")
+        file.seek(length + 4, os.SEEK_CUR)
+    file.seek(position)
+    return late
 
 
 def _upright(image: Image.Image) -> Image.Image:

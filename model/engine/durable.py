@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from model.engine.failpoints import bytes_until_kill, reach
@@ -13,17 +13,19 @@ MANIFEST = "manifest.json"
 STAGING_SUFFIX = ".partial"
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
+def write_folder(folder: Path, files: Mapping[str, bytes | Callable[[], bytes]]) -> None:
     """Write `files` so that `folder` either holds all of them with a manifest, or does not exist.
 
-    Every file and folder is fsynced before the rename that publishes it.
+    Every file and folder is fsynced before the rename that publishes it. A large content may be a function that makes
+    it when its turn comes.
     """
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     reach("save.begin")
     manifest = {}
-    for name, content in files.items():
+    for name, source in files.items():
+        content = source if isinstance(source, bytes) else source()
         _write_durably(staging / name, content)
         reach("save.file")
         manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}

@@ -11,6 +11,7 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from model.batch import ModelInputs
+from model.checkpoint import released_tensors
 from model.engine.base import LossFn, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.optimizer import AdamW
@@ -105,7 +106,7 @@ class LocalEngine:
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
     def publish_weights(self) -> tuple[int, dict[str, Tensor]]:
-        return self.step_count, {name: tensor.detach() for name, tensor in self.model.state_dict().items()}
+        return self.step_count, released_tensors(self.model)
 
     def frozen_copy(self) -> "LocalEngine":
         """An engine over a copy of the present weights, for reference log-probabilities only."""

@@ -26,6 +26,8 @@ class PretrainConfig:
     """optimizer updates"""
     normalise: Normalisation = Normalisation.tokens
     """what the loss of an update is divided by: tokens or samples"""
+    balance_coefficient: float = 0.001
+    """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
     data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)

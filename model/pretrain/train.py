@@ -32,6 +32,7 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
             config.max_steps,
             config.engine.micro_batch_tokens,
             config.normalise,
+            config.balance_coefficient,
             progress,
         )
     save_model(run.final_folder, model, processor)

@@ -17,6 +17,9 @@ REQUIRED = {
     "rlhf": ["checkpoint=c", "prompts=p"],
     "evaluate": ["checkpoint=c", "prompts=p"],
     "pipeline": [],
+    "describe": [],
+    "assemble": ["vision=v", "language=l", "out=o"],
+    "chat": ["checkpoint=c"],
 }
 
 

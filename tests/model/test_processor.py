@@ -15,7 +15,8 @@ from model.config import FLAVOUR_FOLDER, SailVL2Config
 from model.data.media import MediaError
 from model.data.records import read_records
 from model.interface import CONTROL_TOKENS, DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION, Mode
-from model.processor import PIXEL_MEAN, PIXEL_STD, Processor
+from model.preprocessor import IMAGENET_MEAN, IMAGENET_STD
+from model.processor import Processor
 from model.tokenizer import Tokenizer
 
 CONFIG = SailVL2Config.from_folder(FLAVOUR_FOLDER / "tiny")
@@ -55,7 +56,7 @@ class TestTemplate:
     def test_default_system_text_and_an_image(self):
         prompt = PROCESSOR.prompt([user("a.png", "How many?")], Mode.direct)
         assert show(prompt.ids) == f"{SYSTEM}<|im_start|>user\n{IMAGE}How many?<|im_end|><|im_start|>assistant\n"
-        assert prompt.images == ["a.png"]
+        assert prompt.files == ["a.png"]
 
     def test_thinking_appends_the_instruction_to_the_last_user_turn_only(self):
         messages = [user("a"), {"role": "assistant", "content": "b"}, user("c")]
@@ -77,7 +78,7 @@ class TestTemplate:
             f"<|im_start|>user\nx{IMAGE}y{IMAGE}<|im_end|><|im_start|>assistant\nz<|im_end|>"
             f"<|im_start|>user\n{IMAGE}<|im_end|><|im_start|>assistant\n"
         )
-        assert prompt.images == ["a.png", "b.png", "c.png"]
+        assert prompt.files == ["a.png", "b.png", "c.png"]
 
     def test_ids_are_those_of_the_joined_text_between_control_tokens(self):
         """Merges cross the borders of our parts exactly as if the published template had been encoded whole."""
@@ -163,9 +164,12 @@ def test_untrusted_text_never_adds_a_control_token(contents, system, mode):
         ([{"role": "tool", "content": "a"}, user("b")], r"role: expected system, user or assistant, found 'tool'"),
         ([{"content": "a"}, user("b")], r"role: expected system, user or assistant, found None"),
         ([{"role": "user"}], r"content: expected text or a list of parts, found None"),
-        ([{"role": "user", "content": ["a"]}], r"content: expected parts of type text or image, found 'a'"),
-        ([{"role": "user", "content": [{"type": "video", "video": "a"}]}], "of type text or image, found .*video"),
-        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "of type text or image, found .*3"),
+        ([{"role": "user", "content": ["a"]}], r"content: expected parts of type text, image or video, found 'a'"),
+        (
+            [{"role": "user", "content": [{"type": "audio", "audio": "a"}]}],
+            "of type text, image or video, found .*audio",
+        ),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "of type text, image or video, found .*3"),
         ([{"role": "user", "content": "\ud800"}], "found a lone surrogate"),
     ],
 )
@@ -192,8 +196,6 @@ def test_configurations_that_do_not_fit_are_refused():
     language = dataclasses.replace(CONFIG.language, vocab_size=entries - 1)
     with pytest.raises(ValueError, match=rf"vocab_size = {entries - 1} entries, found {entries}"):
         Processor(dataclasses.replace(CONFIG, language=language), PROCESSOR.tokenizer)
-    with pytest.raises(ValueError, match=r"max_dynamic_patch: expected 1, found 12"):
-        Processor(dataclasses.replace(CONFIG, max_dynamic_patch=12), PROCESSOR.tokenizer)
 
 
 class TestPixels:
@@ -201,7 +203,7 @@ class TestPixels:
     def test_one_colour_keeps_its_normalised_value_at_any_size(self, size):
         """Float32 keeps 7 digits; the resize works in 8 bits and leaves a constant image exact."""
         pixels = PROCESSOR.pixels(Image.new("RGB", size, (255, 128, 0)))
-        wanted = (np.array([1.0, 128 / 255, 0.0]) - np.array(PIXEL_MEAN)) / np.array(PIXEL_STD)
+        wanted = (np.array([1.0, 128 / 255, 0.0]) - np.array(IMAGENET_MEAN)) / np.array(IMAGENET_STD)
         assert pixels.shape == (1, 3, 32, 32) and pixels.dtype == torch.float32
         torch.testing.assert_close(pixels[0, :, 5, 9], torch.tensor(wanted, dtype=torch.float32), atol=1e-6, rtol=0)
         assert torch.equal(pixels, pixels[..., :1, :1].expand_as(pixels))
@@ -215,9 +217,9 @@ class TestPixels:
     def test_tiles_are_stacked_in_the_order_of_the_names(self, tmp_path):
         for name, value in (("a.png", 0), ("b.png", 255)):
             Image.new("L", (32, 32), value).save(tmp_path / name)
-        tiles = PROCESSOR.tiles(tmp_path, ["b.png", "a.png", "b.png"])
+        tiles = torch.cat(PROCESSOR.open_images(tmp_path, ["b.png", "a.png", "b.png"]))
         assert tiles.shape == (3, 3, 32, 32)
         assert (tiles[:, 0, 0, 0] > 1).tolist() == [True, False, True]
-        assert PROCESSOR.tiles(tmp_path, []) is None
+        assert PROCESSOR.open_images(tmp_path, []) == ()
         with pytest.raises(MediaError, match=r"c.png: expected a file, found none"):
-            PROCESSOR.tiles(tmp_path, ["a.png", "c.png"])
+            PROCESSOR.open_images(tmp_path, ["a.png", "c.png"])

@@ -10,30 +10,38 @@ import torch
 import torch.nn.functional as F
 
 from model.batch import Row, pack_rows, split_by_tokens
-from model.config import Flavour, flavour_config
+from model.config import AnyResVisionConfig, Flavour, flavour_config
 from model.layers import rope_tables
+from model.moe import MoeMLP
 from model.projector import pixel_shuffle
 from model.sail_vl2 import SailVL2
 
-PLACEHOLDER, PER_TILE = 519, 4
+PLACEHOLDER, PIXELS_PER_TOKEN = 519, 16
 
 
-@pytest.fixture(scope="module")
-def model() -> SailVL2:
-    model = SailVL2(flavour_config(Flavour.tiny)).double()
+FLAVOURS = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)
+
+
+@pytest.fixture(scope="module", params=FLAVOURS, ids=lambda flavour: flavour.value)
+def model(request) -> SailVL2:
+    model = SailVL2(flavour_config(request.param)).double()
     model.initialise(3)
     return model
 
 
-def make_row(generator: torch.Generator, num_images: int, text: int, lengths: list[int]) -> Row:
+def make_row(model: SailVL2, generator: torch.Generator, num_images: int, text: int, lengths: list[int]) -> Row:
+    """The images of an AnyRes model alternate between three sizes; the others take squares only."""
+
     def ids(count: int) -> list[int]:
         return torch.randint(0, 500, (count,), generator=generator).tolist()
 
-    prefix = ids(text)
-    for _ in range(num_images):
-        prefix += [PLACEHOLDER] * PER_TILE + ids(2)
-    tiles = torch.randn(num_images, 3, 32, 32, generator=generator, dtype=torch.float64) if num_images else None
-    return Row(prefix, [ids(length) for length in lengths], tiles)
+    sizes = [(48, 32), (32, 32), (16, 64)] if isinstance(model.config.vision, AnyResVisionConfig) else [(32, 32)]
+    prefix, images = ids(text), []
+    for i in range(num_images):
+        height, width = sizes[(text + i) % len(sizes)]
+        prefix += [PLACEHOLDER] * (height * width // PIXELS_PER_TOKEN**2) + ids(2)
+        images.append(torch.randn(1, 3, height, width, generator=generator, dtype=torch.float64))
+    return Row(prefix, [ids(length) for length in lengths], images)
 
 
 def reference_logprobs(model: SailVL2, rows: list[Row]) -> torch.Tensor:
@@ -47,10 +55,10 @@ def reference_logprobs(model: SailVL2, rows: list[Row]) -> torch.Tensor:
     x = model.language_model.model.embed_tokens(ids)
     patched = []
     for i, (row, _) in enumerate(sequences):
-        if row.tiles is None:
+        if not row.images:
             patched.append(x[i])
             continue
-        visual = model.mlp1(pixel_shuffle(model.vision_model(row.tiles), 2)).flatten(0, 1)
+        visual = torch.cat([dense_visual_tokens(model, image) for image in row.images])
         index = torch.tensor([p for p, token in enumerate(row.prefix_ids) if token == PLACEHOLDER])
         patched.append(x[i].clone().index_copy(0, index, visual))
     hidden = dense_decoder(model, torch.stack(patched))
@@ -61,6 +69,25 @@ def reference_logprobs(model: SailVL2, rows: list[Row]) -> torch.Tensor:
         where = torch.arange(start - 1, start + len(completion) - 1)
         picked.append(scores[i, where, torch.tensor(completion)])
     return torch.cat(picked)
+
+
+def dense_visual_tokens(model: SailVL2, image: torch.Tensor) -> torch.Tensor:
+    """One image [1, 3, height, width] alone -> [tokens, D]."""
+    columns = image.shape[3] // model.config.vision.patch_size
+    return model.mlp1(pixel_shuffle(model.vision_model(image), columns, 2))[0]
+
+
+def dense_experts(mlp: MoeMLP, x: torch.Tensor) -> torch.Tensor:
+    """Qwen3-MoE from its definition: every expert works on every token, all but the chosen ones weigh 0."""
+    probabilities = mlp.gate(x).softmax(-1)
+    floor = probabilities.topk(mlp.top_k, dim=-1).values[..., -1:]
+    weights = torch.where(probabilities >= floor, probabilities, 0.0)
+    weights = weights / weights.sum(-1, keepdim=True)
+    out = torch.zeros_like(x)
+    for e, (gate_up, down) in enumerate(zip(mlp.experts.gate_up_proj, mlp.experts.down_proj, strict=True)):
+        gate, up = gate_up.chunk(2)
+        out = out + weights[..., e, None] * F.linear(F.silu(F.linear(x, gate)) * F.linear(x, up), down)
+    return out
 
 
 def dense_decoder(model: SailVL2, x: torch.Tensor) -> torch.Tensor:
@@ -90,7 +117,8 @@ def dense_decoder(model: SailVL2, x: torch.Tensor) -> torch.Tensor:
         weights = (q @ k.transpose(-1, -2) / config.head_dim**0.5).masked_fill(~causal, float("-inf")).softmax(-1)
         x = x + a.o_proj((weights @ v).transpose(1, 2).flatten(2))
         h = norm(x, layer.post_attention_layernorm.weight)
-        x = x + layer.mlp.down_proj(F.silu(layer.mlp.gate_proj(h)) * layer.mlp.up_proj(h))
+        m = layer.mlp
+        x = x + (dense_experts(m, h) if isinstance(m, MoeMLP) else m.down_proj(F.silu(m.gate_proj(h)) * m.up_proj(h)))
     return norm(x, model.language_model.model.norm.weight)
 
 
@@ -105,7 +133,7 @@ CASES = {
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
 def test_packed_groups_equal_separate_padded_rows(model, case):
     generator = torch.Generator().manual_seed(len(case))
-    rows = [make_row(generator, *spec) for spec in case]
+    rows = [make_row(model, generator, *spec) for spec in case]
     weights = torch.randn(sum(len(c) for r in rows for c in r.completions), generator=generator, dtype=torch.float64)
 
     def gradients(logprobs: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -113,12 +141,12 @@ def test_packed_groups_equal_separate_padded_rows(model, case):
         (logprobs * weights).sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    packed = model(pack_rows(rows, PLACEHOLDER, PER_TILE)).logprobs
+    packed = model(pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN)).logprobs
     separate = reference_logprobs(model, rows)
     assert torch.allclose(packed, separate, rtol=1e-9, atol=1e-11)
     ours, theirs = gradients(packed), gradients(separate)
     assert ours.keys() == theirs.keys()
-    has_images = any(row.tiles is not None for row in rows)
+    has_images = any(row.images for row in rows)
     assert any(name.startswith("vision_model") for name in ours) == has_images
     for name, gradient in theirs.items():
         scale = gradient.abs().max()
@@ -128,12 +156,12 @@ def test_packed_groups_equal_separate_padded_rows(model, case):
 
 def test_micro_batch_split_keeps_the_gradient(model):
     generator = torch.Generator().manual_seed(9)
-    rows = [make_row(generator, 1, 3, [4, 2]) for _ in range(5)]
+    rows = [make_row(model, generator, 1, 3, [4, 2]) for _ in range(5)]
     gradients = []
     for budget in (1, 40, 10_000):
         model.zero_grad()
         for part in split_by_tokens(rows, budget):
-            model(pack_rows(rows[part], PLACEHOLDER, PER_TILE)).logprobs.sum().backward()
+            model(pack_rows(rows[part], PLACEHOLDER, PIXELS_PER_TOKEN)).logprobs.sum().backward()
         gradients.append({name: p.grad.clone() for name, p in model.named_parameters()})
     assert len(split_by_tokens(rows, 1)) == 5
     for name, gradient in gradients[0].items():
@@ -142,7 +170,7 @@ def test_micro_batch_split_keeps_the_gradient(model):
 
 
 def test_placeholder_count_must_match_tiles():
-    with pytest.raises(ValueError, match="1 tiles x 4 = 4 tokens, found 3"):
-        pack_rows([Row([PLACEHOLDER] * 3, [[1]], torch.zeros(1, 3, 32, 32))], PLACEHOLDER, PER_TILE)
+    with pytest.raises(ValueError, match="expected 4 tokens for 1 images of 1 tiles, found 3"):
+        pack_rows([Row([PLACEHOLDER] * 3, [[1]], [torch.zeros(1, 3, 32, 32)])], PLACEHOLDER, PIXELS_PER_TOKEN)
     with pytest.raises(ValueError, match="found 1"):
-        pack_rows([Row([1], [[2, PLACEHOLDER]])], PLACEHOLDER, PER_TILE)
+        pack_rows([Row([1], [[2, PLACEHOLDER]])], PLACEHOLDER, PIXELS_PER_TOKEN)

@@ -36,7 +36,7 @@ def make_group(results: list[RewardResult], lengths: list[int] | None = None) ->
         )
         for i, (r, n) in enumerate(zip(results, lengths, strict=True))
     )
-    return Group(0, Prompt("p", [], "1"), None, trajectories)
+    return Group(0, Prompt("p", [], "1"), (), trajectories)
 
 
 DAPO = build_algorithm(DapoConfig(), LIMIT)
@@ -127,7 +127,7 @@ def sampled(tiny, digits_folder: Path) -> list[Group]:
     for task, rollouts in zip(tasks, generate(worker, [t.request(d, 6) for d, t in enumerate(tasks)]), strict=True):
         rewards = [result(float(i % 2)) for i in range(6)]
         trajectories = tuple(Trajectory(r, w, w.value or 0.0) for r, w in zip(rollouts, rewards, strict=True))
-        groups.append(DAPO.assign_advantages(Group(0, task.prompt, task.tiles, trajectories)))
+        groups.append(DAPO.assign_advantages(Group(0, task.prompt, task.images, trajectories)))
     return groups
 
 

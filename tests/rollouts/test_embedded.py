@@ -38,11 +38,11 @@ def test_sampler_logprobs_equal_the_trainers(tiny, tasks, temperature):
     worker = make_worker(tiny, temperature=temperature)
     groups = generate(worker, [task.request(draw, 4) for draw, task in enumerate(tasks[:5])])
     rows = [
-        Row(group[0].prompt_ids, [r.completion_ids for r in group], task.tiles)
+        Row(group[0].prompt_ids, [r.completion_ids for r in group], task.images)
         for task, group in zip(tasks[:5], groups, strict=True)
     ]
     with torch.no_grad():
-        inputs = pack_rows(rows, processor.placeholder_id, 4)
+        inputs = pack_rows(rows, processor.placeholder_id, 16)
         scores = model(inputs, temperature, torch.tensor(processor.barred_ids))
     sampled = torch.tensor([x for group in groups for r in group for x in r.rollout_logprobs])
     assert (scores.logprobs - sampled).abs().max() < 2e-5
@@ -55,10 +55,10 @@ def test_greedy_cached_decoding_equals_a_full_forward_per_token(tiny, tasks):
     for task, (rollout,) in zip(tasks[:2], rollouts, strict=True):
         ids: list[int] = []
         for token in rollout.completion_ids:
-            row = Row([*rollout.prompt_ids, *ids], [[0]], task.tiles)
-            inputs = pack_rows([row], processor.placeholder_id, 4)
+            row = Row([*rollout.prompt_ids, *ids], [[0]], task.images)
+            inputs = pack_rows([row], processor.placeholder_id, 16)
             with torch.no_grad():
-                logits = model.language_model.lm_head(model.hidden_states(inputs)[-2])
+                logits = model.language_model.lm_head(model.hidden_states(inputs)[0][-2])
             logits[processor.barred_ids] = float("-inf")
             assert logits.argmax().item() == token
             ids.append(token)

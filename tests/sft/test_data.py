@@ -74,7 +74,7 @@ def test_fusion_mixes_modes_by_instruction(fusion, tiny):
             number = tokenizer.decode(row.prefix_ids).partition("Question ")[2].partition("?")[0]
             assert tokenizer.decode(row.completions[0]) == f"\\boxed{{{int(number) % 10}}}"
             assert row.completions[0][-1] == tokenizer.end_id
-        assert all(row.tiles is not None and row.tiles.shape == (1, 3, 32, 32) for row in rows)
+        assert all([i.shape for i in row.images] == [(1, 3, 32, 32)] for row in rows)
 
 
 def test_samples_are_a_function_of_the_step(fusion):

@@ -20,7 +20,7 @@ def make_engine(tiny, **optimizer) -> LocalEngine:
 def make_batch(seed: int, count: int = 2) -> TrainBatch:
     generator = torch.Generator().manual_seed(seed)
     rows = [Row([1, 2], [torch.randint(0, 500, (6,), generator=generator).tolist()]) for _ in range(count)]
-    inputs = pack_rows(rows, 519, 4)
+    inputs = pack_rows(rows, 519, 16)
     return TrainBatch(inputs, torch.ones(inputs.target_ids.shape[0]))
 
 
@@ -32,7 +32,7 @@ def test_two_micro_batches_equal_one_batch(tiny):
     """The denominator is the whole update's; fp32 sums in another order, 1e-5 relative."""
     a, b = make_batch(0), make_batch(1)
     together = make_engine(tiny)
-    rows = pack_rows([Row([1, 2], [x.inputs.target_ids[i : i + 6].tolist()]) for x in (a, b) for i in (0, 6)], 519, 4)
+    rows = pack_rows([Row([1, 2], [x.inputs.target_ids[i : i + 6].tolist()]) for x in (a, b) for i in (0, 6)], 519, 16)
     together.forward_backward(TrainBatch(rows, torch.ones(24)), cross_entropy, 24.0)
     apart = make_engine(tiny)
     for batch in (a, b):

@@ -1,0 +1,229 @@
+"""SAIL-VL2 for transformers: importing this module makes the Auto classes know `sailvl` folders.
+
+The modules are our own; key and value caching, generation and loading are transformers'. On disk the names are the
+released ones, in memory they follow transformers' custom: `model` is the backbone, `lm_head` the head.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    GenerationMixin,
+    PreTrainedModel,
+)
+from transformers.cache_utils import Cache, DynamicCache
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping, register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.utils.generic import ModelOutput
+
+import model.hf_processor  # noqa: F401  (registers image processor and processor)
+from model.attention import sdpa
+from model.hf_configuration import SailVLConfig
+from model.language import Decoder
+from model.moe import Experts
+from model.projector import build_adapter, pixel_shuffle
+from model.vision import Preprocessor, VisionModel
+
+
+@dataclass
+class SailVLOutput(ModelOutput):
+    """`last_hidden_state` [B, L, D] of the backbone; `loss` (mean over labels that are not -100) and `logits` of the
+    whole model."""
+
+    loss: Tensor | None = None
+    logits: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    past_key_values: Cache | None = None
+
+
+class SailVLPreTrainedModel(PreTrainedModel):
+    config_class = SailVLConfig
+    base_model_prefix = "model"
+    input_modalities: ClassVar[list[str]] = ["image", "text"]
+    main_input_name = "input_ids"
+    supports_gradient_checkpointing = True
+    _no_split_modules: ClassVar[list[str]] = ["DecoderLayer", "VisionBlock"]
+    _skip_keys_device_placement: ClassVar[list[str]] = ["past_key_values"]
+    _supports_sdpa = True
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.get_text_config().initializer_range
+        if isinstance(module, Preprocessor):
+            nn.init.normal_(module.pos_embed, std=std)
+        elif isinstance(module, Experts):
+            nn.init.normal_(module.gate_up_proj, std=std)
+            nn.init.normal_(module.down_proj, std=std)
+
+
+class SailVLModel(SailVLPreTrainedModel):
+    """Vision tower, adapter and decoder without the head."""
+
+    def __init__(self, config: SailVLConfig) -> None:
+        super().__init__(config)
+        shapes = config.shapes()
+        self.shapes = shapes
+        self.vision_model = VisionModel(shapes.vision)
+        self.mlp1 = build_adapter(shapes.vision.hidden_size, shapes.language.hidden_size, shapes.merge_side)
+        self.language_model = Decoder(shapes.language)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.embed_tokens
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.embed_tokens = value  # pyright: ignore
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Tiles [I, 3, height, width] -> visual tokens [I, tokens per tile, D]."""
+        columns = pixel_values.shape[3] // self.shapes.vision.patch_size
+        features = self.vision_model(pixel_values.to(self.dtype))
+        return self.mlp1(pixel_shuffle(features, columns, self.shapes.merge_side))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | list[Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        use_cache: bool | None = None,
+        num_patches: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SailVLOutput:
+        """input_ids [B, L], attention_mask [B, past + L] (1 where real, left or right padding), `pixel_values` tiles
+        [I, 3, S, S] in the order of the placeholders; AnyRes: one [1, 3, height, width] per image. `num_patches`, the
+        tiles of each image, is taken and not needed."""
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("expected exactly one of input_ids and inputs_embeds")
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        assert inputs_embeds is not None
+        if pixel_values is not None and len(pixel_values):
+            inputs_embeds = self._insert_images(inputs_embeds, input_ids, pixel_values)
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config.get_text_config())
+        past = past_key_values.get_seq_length() if past_key_values is not None else 0
+        past = int(past)
+        batch, length = inputs_embeds.shape[:2]
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, past + length, dtype=torch.long, device=inputs_embeds.device)
+        if position_ids is None:
+            position_ids = (attention_mask.cumsum(-1) - 1).clamp(min=0)[:, -length:]
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+            if past_key_values is not None:
+                k, v = past_key_values.update(k, v, layer)
+            return sdpa(q, k, v, visible(k.shape[2]), is_causal=False).transpose(1, 2)
+
+        masks: dict[int, Tensor] = {}
+
+        def visible(num_slots: int) -> Tensor:
+            if num_slots not in masks:
+                masks[num_slots] = _causal_mask(attention_mask, past, length, num_slots)
+            return masks[num_slots]
+
+        hidden, _ = self.language_model(inputs_embeds, position_ids, attend)
+        return SailVLOutput(last_hidden_state=hidden, past_key_values=past_key_values)
+
+    def _insert_images(self, embeddings: Tensor, ids: Tensor | None, pixel_values: Tensor | list[Tensor]) -> Tensor:
+        if ids is None:
+            raise ValueError("pixel_values: expected input_ids beside them, found inputs_embeds")
+        groups = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
+        if not all(bool(torch.isfinite(tiles).all()) for tiles in groups):
+            raise ValueError("pixel_values: expected finite numbers, found NaN or infinity")
+        features = torch.cat([self.get_image_features(tiles).flatten(0, 1) for tiles in groups])
+        mask = ids == self.config.image_token_id
+        if int(mask.sum()) != features.shape[0]:
+            raise ValueError(
+                f"input_ids: expected {features.shape[0]} image placeholders for these pixel_values, "
+                f"found {int(mask.sum())}"
+            )
+        return embeddings.masked_scatter(mask.unsqueeze(-1), features.to(embeddings.dtype))
+
+
+def _causal_mask(attention_mask: Tensor, past: int, length: int, num_slots: int) -> Tensor:
+    """[B, 1, length, num_slots]: real slots up to the query's own; padding sees itself, so that no row is empty."""
+    real = F.pad(attention_mask.bool(), (0, num_slots - attention_mask.shape[1]))
+    slots = torch.arange(num_slots, device=attention_mask.device)
+    queries = torch.arange(past, past + length, device=attention_mask.device)[:, None]
+    return ((slots <= queries) & real[:, None, None, :]) | (slots == queries)
+
+
+class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
+    """The whole model, with `generate`."""
+
+    _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: SailVLConfig) -> None:
+        super().__init__(config)
+        language = config.get_text_config()
+        self.model = SailVLModel(config)
+        self.lm_head = nn.Linear(language.hidden_size, language.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        return self.model.get_image_features(pixel_values)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | list[Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        num_patches: Tensor | None = None,
+        **kwargs: Any,
+    ) -> SailVLOutput:
+        """See `SailVLModel.forward`. `labels` [B, L], -100 where nothing is predicted; `logits_to_keep` last logits."""
+        out = self.model(
+            input_ids, pixel_values, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache
+        )
+        hidden = out.last_hidden_state
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        out.logits = self.lm_head(hidden[:, kept])
+        if labels is not None:
+            shifted = self.lm_head(hidden[:, :-1]).flatten(0, 1).float()
+            out.loss = F.cross_entropy(shifted, labels[:, 1:].flatten().to(shifted.device), ignore_index=-100)
+        return out
+
+    def prepare_inputs_for_generation(self, input_ids: Tensor, pixel_values: Any = None, **kwargs: Any) -> dict:
+        """Images belong to the prompt: only the first call of a generation sees them."""
+        inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # pyright: ignore
+        past = kwargs.get("past_key_values")
+        if past is None or not past.get_seq_length():
+            inputs["pixel_values"] = pixel_values
+        return inputs
+
+
+def _register() -> None:
+    renames = [
+        WeightRenaming(r"^vision_model\.", "model.vision_model."),
+        WeightRenaming(r"^mlp1\.", "model.mlp1."),
+        WeightRenaming(r"^language_model\.lm_head\.", "lm_head."),
+        WeightRenaming(r"^language_model\.model\.", "model.language_model."),
+    ]
+    experts = get_checkpoint_conversion_mapping("qwen3_moe") or []
+    register_checkpoint_conversion_mapping("sailvl", [*renames, *experts], overwrite=True)
+    AutoModel.register(SailVLConfig, SailVLModel, exist_ok=True)
+    for auto in (AutoModelForImageTextToText, AutoModelForCausalLM):
+        auto.register(SailVLConfig, SailVLForConditionalGeneration, exist_ok=True)
+
+
+_register()

@@ -1,0 +1,194 @@
+"""`AutoProcessor` for `sailvl` folders: our processor behind the interface that transformers and TRL expect.
+
+`apply_chat_template(tokenize=True)` and messages are encoded by parts, so that text cannot become a control token.
+Calling the processor with a rendered string cannot know what was text: whatever the string spells counts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+
+from model.hf_configuration import SailVLConfig
+from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Mode
+from model.preprocessor import FILE
+from model.processor import Processor
+
+_IMAGE = f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}"
+_BLANK = Image.new("RGB", (1, 1))
+
+
+class SailVLImageProcessor(BaseImageProcessor):
+    """Images -> tiles."""
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers' custom)
+
+    def __init__(self, processor: Processor, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.processor = processor
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SailVLImageProcessor":
+        return cls(Processor.from_folder(Path(pretrained_model_name_or_path)))
+
+    def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:
+        Path(save_directory).mkdir(parents=True, exist_ok=True)
+        self.processor.save(Path(save_directory))
+        return [str(Path(save_directory) / FILE)]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "image_processor_type": type(self).__name__,
+            **self.processor.settings.to_published(self.processor.config),
+        }
+
+    def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
+        """`images`: one, a list of the images of one prompt, or a list of such lists (None for a prompt without).
+
+        Returns `pixel_values` [all tiles, 3, S, S] (AnyRes: a list of [1, 3, height, width]) and `num_patches`
+        [images], the tiles of each image.
+        """
+        tiles = [image for prompt in _by_prompt(images) for image in self.processor.open_images(None, prompt)]
+        counts = torch.tensor([len(image) for image in tiles], dtype=torch.long)
+        return BatchFeature({"pixel_values": _joined(tiles), "num_patches": counts})
+
+
+class SailVLProcessor(ProcessorMixin):
+    """Chat template, tokenizer and image processor of one checkpoint."""
+
+    attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
+        self.image_processor = image_processor
+        self.tokenizer = tokenizer
+        self.image_token = IMAGE_CONTEXT
+        self.image_token_id = self.processor.placeholder_id
+        self.chat_template = "by parts: see model.processor"
+
+    @property
+    def processor(self) -> Processor:
+        return self.image_processor.processor
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return ["input_ids", "attention_mask", "pixel_values"]
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SailVLProcessor":
+        options = {name: kwargs[name] for name in ("padding_side", "truncation_side") if name in kwargs}
+        tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"padding_side": "left", **options})
+        return cls(SailVLImageProcessor.from_pretrained(pretrained_model_name_or_path), tokenizer)
+
+    def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        return self.image_processor.save_pretrained(save_directory)
+
+    def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
+        """Messages -> text, or ids and pixels with `tokenize=True`.
+
+        `thinking=True` appends the published instruction. Other options of transformers that are given and would change
+        the result (tools, continue_final_message) are refused.
+        """
+        for name in ("tools", "continue_final_message", "documents"):
+            if kwargs.get(name):
+                raise ValueError(
+                    f"{name}: expected none, found {kwargs[name]!r:.80}; the published template has no such part"
+                )
+        single = isinstance(conversation[0], dict)
+        conversations = [conversation] if single else list(conversation)
+        mode = Mode.think if kwargs.get("thinking") else Mode.direct
+        if not kwargs.get("tokenize"):
+            texts = [
+                self._text(messages, mode, kwargs.get("add_generation_prompt", False)) for messages in conversations
+            ]
+            return texts[0] if single else texts
+        batch = self.processor.batch(conversations, mode, padding_side=self.tokenizer.padding_side)
+        if kwargs.get("return_tensors") or kwargs.get("padding"):
+            ids, mask = batch.token_ids, batch.attention_mask
+        else:
+            ids = [row[real.bool()].tolist() for row, real in zip(batch.token_ids, batch.attention_mask, strict=True)]
+            mask = [[1] * len(row) for row in ids]
+        if not kwargs.get("return_dict", True):
+            return ids[0] if single else ids
+        features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        if batch.pixels:
+            features["pixel_values"] = _joined(batch.pixels)
+        return BatchFeature(features)
+
+    def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
+        """Rendered text with one `<img><IMG_CONTEXT></img>` (or `<image>`) per image -> padded ids and pixels."""
+        if text is None:
+            raise ValueError("text: expected a string or a list of strings, found none")
+        texts = [text] if isinstance(text, str) else list(text)
+        prompts = _by_prompt(images, len(texts)) if images is not None else [[] for _ in texts]
+        if len(prompts) != len(texts):
+            raise ValueError(f"images: expected a list of images for each of {len(texts)} texts, found {len(prompts)}")
+        tiles, expanded = [], []
+        for one, pictures in zip(texts, prompts, strict=True):
+            opened = self.processor.open_images(None, pictures)
+            expanded.append(self._expand(one.replace("<image>", _IMAGE), opened))
+            tiles += opened
+        options = {name: kwargs[name] for name in ("padding", "padding_side", "return_tensors") if name in kwargs}
+        encoded = self.tokenizer(expanded, add_special_tokens=False, **options)
+        features: dict[str, Any] = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        if tiles:
+            features["pixel_values"] = _joined(tiles)
+        return BatchFeature(features)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def decode(self, *args: Any, **kwargs: Any) -> str:
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def _text(self, messages: Sequence[dict[str, Any]], mode: Mode, generation: bool) -> str:
+        messages = [_with_pictures(message) for message in messages]
+        ends = messages[-1]["role"] == "assistant"
+        tokens = (self.processor.conversation if ends else self.processor.prompt)(messages, mode)
+        text = self.processor.tokenizer.decode(tokens.placeholder_ids, keep_control=True)
+        header = "<|im_start|>assistant\n"
+        return text if ends or generation else text.removesuffix(header)
+
+    def _expand(self, text: str, images: Sequence[Tensor]) -> str:
+        parts = text.split(IMAGE_CONTEXT)
+        if len(parts) != len(images) + 1:
+            raise ValueError(
+                f"text: expected {len(images)} image placeholders, found {len(parts) - 1}; give one per image"
+            )
+        side = self.processor.config.pixels_per_token
+        pieces = [parts[0]]
+        for image, part in zip(images, parts[1:], strict=True):
+            count = len(image) * (image.shape[2] // side) * (image.shape[3] // side)
+            pieces += [IMAGE_CONTEXT * count, part]
+        return "".join(pieces)
+
+
+def _by_prompt(images: Any, num_prompts: int = 1) -> list[list[Image.Image]]:
+    """Images as one list per prompt: a flat list belongs to one prompt, or gives one image to each of several."""
+    if isinstance(images, Image.Image):
+        return [[images]]
+    images = list(images)
+    if any(isinstance(image, list | tuple) or image is None for image in images):
+        return [list(image or []) for image in images]
+    return [[image] for image in images] if num_prompts > 1 else [images]
+
+
+def _joined(tiles: Sequence[Tensor]) -> Tensor | list[Tensor]:
+    sizes = {tuple(image.shape[1:]) for image in tiles}
+    return torch.cat(list(tiles)) if len(sizes) == 1 else list(tiles)
+
+
+def _with_pictures(message: dict[str, Any]) -> dict[str, Any]:
+    """A message whose image parts all have an image: the rendered text does not depend on which."""
+    if not isinstance(message.get("content"), list):
+        return message
+    parts = [{**part, "image": _BLANK} if part.get("type") == "image" else part for part in message["content"]]
+    return {**message, "content": parts}
+
+
+AutoImageProcessor.register(SailVLConfig, slow_image_processor_class=SailVLImageProcessor, exist_ok=True)
+AutoProcessor.register(SailVLConfig, SailVLProcessor, exist_ok=True)

@@ -1,0 +1,115 @@
+"""`AutoProcessor` of a folder, and one step of TRL's GRPO on it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import model.hf  # noqa: F401  (registers the classes)
+from model.checkpoint import save_model
+from model.interface import THINKING_INSTRUCTION
+from model.processor import Processor
+from model.sail_vl2 import SailVL2
+from tests.conftest import require_extra
+
+QUESTION = "What is the sum of the four digits?"
+WIDE, SQUARE = (64, 32), (32, 32)  # three tiles (two and the thumbnail), one tile
+
+
+@pytest.fixture(scope="module")
+def folder(tiny, tmp_path_factory):
+    """The tiny flavour with dynamic tiling."""
+    path = tmp_path_factory.mktemp("hf") / "tiled"
+    tiled = SailVL2(replace(tiny[0].config, max_dynamic_patch=4, use_thumbnail=True))
+    tiled.load_state_dict(tiny[0].state_dict())
+    save_model(path, tiled, Processor(tiled.config, tiny[1].tokenizer))
+    return path
+
+
+@pytest.fixture(scope="module")
+def processor(folder):
+    return AutoProcessor.from_pretrained(folder)
+
+
+def picture(size: tuple[int, int]) -> Image.Image:
+    return Image.effect_noise(size, 60).convert("RGB")
+
+
+def conversations(text: str) -> list[list[dict]]:
+    return [
+        [{"role": "user", "content": [{"type": "image", "image": picture(size)}, {"type": "text", "text": text}]}]
+        for size in (WIDE, SQUARE)
+    ]
+
+
+def test_rendered_text_and_messages_give_the_same_batch(processor):
+    asked = conversations(QUESTION)
+    options = {"add_generation_prompt": True, "thinking": True}
+    texts = processor.apply_chat_template(asked, **options)
+    assert all(text.endswith(f"{QUESTION}{THINKING_INSTRUCTION}<|im_end|><|im_start|>assistant\n") for text in texts)
+    direct = processor.apply_chat_template(asked, tokenize=True, padding=True, return_tensors="pt", **options)
+    images = [[part["image"] for part in messages[0]["content"][:1]] for messages in asked]
+    rendered = processor(images=images, text=texts, padding=True, return_tensors="pt")
+    for name in ("input_ids", "attention_mask", "pixel_values"):
+        assert torch.equal(direct[name], rendered[name]), name
+    assert direct["pixel_values"].shape == (4, 3, 32, 32)
+    assert (direct["input_ids"] == processor.image_token_id).sum(1).tolist() == [12, 4]
+    assert direct["attention_mask"][1, 0] == 0, "padded on the left"
+    assert processor.image_processor(images=images)["num_patches"].tolist() == [3, 1]
+
+
+def test_text_in_messages_never_becomes_a_control_token(processor):
+    harmless = processor.apply_chat_template(conversations(QUESTION), tokenize=True, add_generation_prompt=True)
+    spelled = processor.apply_chat_template(
+        conversations("<|im_end|><IMG_CONTEXT><|im_start|>"), tokenize=True, add_generation_prompt=True
+    )
+    control = set(processor.processor.tokenizer.control.values())
+    for one, other in zip(harmless["input_ids"], spelled["input_ids"], strict=True):
+        assert [i for i in one if i in control] == [i for i in other if i in control]
+
+
+def test_placeholders_without_images_are_refused(processor):
+    with pytest.raises(ValueError, match="expected 0 image placeholders, found 1"):
+        processor(text="<image>")
+    with pytest.raises(ValueError, match="tools: expected none"):
+        processor.apply_chat_template(conversations(QUESTION), tools=[{"name": "x"}])
+
+
+def test_a_saved_processor_is_read_back(processor, folder, tmp_path):
+    processor.save_pretrained(tmp_path)
+    for name in ("preprocessor_config.json", "tokenizer.json"):
+        assert (tmp_path / name).read_bytes() == (folder / name).read_bytes()
+
+
+def test_one_step_of_trl_trains_every_tower(processor, folder, tmp_path):
+    """A batch of one three-tile and one one-tile image: TRL must find how many tiles belong to each."""
+    require_extra("trl", "trl")
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+
+    policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    before = {name: parameter.detach().clone() for name, parameter in policy.named_parameters()}
+    prompt = [{"role": "user", "content": QUESTION}]
+    trainer = GRPOTrainer(
+        model=policy,
+        reward_funcs=lambda completions, **_: [float(index % 2) for index in range(len(completions))],
+        args=GRPOConfig(
+            output_dir=str(tmp_path),
+            use_cpu=True,
+            bf16=False,
+            per_device_train_batch_size=4,
+            num_generations=2,
+            max_completion_length=8,
+            max_steps=1,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+        ),
+        train_dataset=Dataset.from_list([{"prompt": prompt, "image": picture(size)} for size in (WIDE, SQUARE)]),
+        processing_class=processor,
+    )
+    trainer.train()
+    unchanged = [name for name, parameter in policy.named_parameters() if torch.equal(parameter, before[name])]
+    assert not unchanged
