@@ -18,7 +18,6 @@ from model.config import (
     AnyResVisionConfig,
     AssembleConfig,
     SailVL2Config,
-    VisionConfig,
     language_section,
     read_json_config,
     vision_section,
@@ -83,9 +82,9 @@ def _joined_config(config: AssembleConfig) -> SailVL2Config:
     vision_raw, language_raw = read_json_config(Path(config.vision)), read_json_config(Path(config.language))
     vision = vision_section(vision_raw.get("vision_config", vision_raw), f"{config.vision}/config.json")
     if config.any_resolution:
-        vision = AnyResVisionConfig(**{**asdict(vision), "max_patches": AnyResVisionConfig.max_patches})
+        vision = AnyResVisionConfig(**{"max_patches": AnyResVisionConfig.max_patches, **asdict(vision)})
     elif isinstance(vision, AnyResVisionConfig):
-        vision = VisionConfig(**{k: v for k, v in asdict(vision).items() if k != "max_patches"})
+        raise ValueError("any_resolution: expected true for an AnyRes vision tower, found false")
     language = language_section(language_raw.get("llm_config", language_raw), f"{config.language}/config.json")
     tiles = 1 if config.any_resolution else SailVL2Config.max_dynamic_patch
     return SailVL2Config(vision, language, max_dynamic_patch=tiles, use_thumbnail=tiles > 1)

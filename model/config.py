@@ -4,6 +4,7 @@ Torch-free. Source of every published value: SAIL-VL2 technical report, table 1,
 """
 
 import json
+import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
 from enum import Enum
@@ -26,6 +27,14 @@ class Flavour(Enum):
     sailvl2_anyres_2b = "sailvl2_anyres_2b"
     sailvl2_8b = "sailvl2_8b"
     sailvl2_a3b = "sailvl2_a3b"
+
+
+class Tower(Enum):
+    """Parts that can be frozen; values are module names."""
+
+    vision = "vision_model"
+    adapter = "mlp1"
+    language = "language_model"
 
 
 @dataclass(frozen=True)
@@ -178,13 +187,13 @@ class SailVL2Config:
             "dtype": "float32",
             "use_backbone_lora": 0,
             "use_llm_lora": 0,
-            **{name: value for name, value in self.published.items() if name not in ("vision_config", "llm_config")},
+            **_kept({k: v for k, v in self.published.items() if k not in ("vision_config", "llm_config")}),
             **{name: getattr(self, name) for name in _OWN},
             "vision_config": {
                 "architectures": ["SAILViTModel"],
                 "model_type": vision_kind,
                 **_FIXED["vision_config"],
-                **self.published.get("vision_config", {}),
+                **_kept(self.published.get("vision_config", {})),
                 **asdict(self.vision),
             },
             "llm_config": {
@@ -192,7 +201,7 @@ class SailVL2Config:
                 "model_type": language_kind,
                 **_FIXED["llm_config"],
                 **_FIXED.get(language_kind, {}),
-                **self.published.get("llm_config", {}),
+                **_kept(self.published.get("llm_config", {})),
                 **asdict(self.language),
             },
         }
@@ -206,6 +215,9 @@ class SailVL2Config:
             raise ValueError(
                 f"{where}: model_type: expected 'sailvl', found {found!r}; give the folder of a SAIL-VL2 checkpoint"
             )
+        for key in _OWN:
+            if key in raw:
+                _require_kind(f"{where}: {key}", raw[key], cls.__annotations__[key].__name__)
         _check_fixed(raw, "", where)
         try:
             return cls(
@@ -264,7 +276,7 @@ def _section(kinds: dict[str, type], raw: dict[str, Any], name: str, where: str)
     if not isinstance(section, dict):
         raise ValueError(f"{where}: {name}: expected an object, found {type(section).__name__}")
     kind = section.get("model_type", next(iter(kinds)))
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{where}: {name}.model_type: expected {' or '.join(kinds)}, found {kind!r}")
     _check_fixed(section, name, where)
     if kind == "qwen3_moe":
@@ -272,15 +284,18 @@ def _section(kinds: dict[str, type], raw: dict[str, Any], name: str, where: str)
         _check_fixed({"norm_topk_prob": False, **section}, name, where, _FIXED[kind])
     cls = kinds[kind]
     values = {f.name: section[f.name] for f in fields(cls) if f.name in section}
-    if "num_experts" not in values and "num_local_experts" in section and cls is MoeLanguageConfig:
-        values["num_experts"] = section["num_local_experts"]  # the name under which transformers 5 writes it
     rope = section.get("rope_parameters") or {}  # where transformers 5 writes it
+    if not isinstance(rope, dict):
+        raise ValueError(f"{where}: {name}.rope_parameters: expected an object, found {rope!r}")
     if name == "llm_config" and "rope_theta" in rope:
         if rope.get("rope_type", "default") != "default":
             raise ValueError(f"{where}: {name}.rope_parameters: expected no scaling, found {rope}")
         values["rope_theta"] = rope["rope_theta"]
     if kind == "qwen3_moe" and "num_local_experts" in section:  # its other name in transformers 5
-        values["num_experts"] = section["num_local_experts"]
+        values.setdefault("num_experts", section["num_local_experts"])
+    for f in fields(cls):
+        if f.name in values:
+            _require_kind(f"{where}: {name}.{f.name}", values[f.name], getattr(f.type, "__name__", ""))
     try:
         return cls(**values)
     except TypeError as error:
@@ -294,8 +309,26 @@ def _check_fixed(section: dict[str, Any], name: str, where: str, fixed: dict[str
             raise ValueError(f"{where}: {dotted}: expected {expected!r}, found {section[key]!r}; this is another model")
 
 
+def _kept(section: dict[str, Any]) -> dict[str, Any]:
+    """Keys that stay true in an export: not who wrote the folder, in which dtype, nor code that is not beside it."""
+    return {k: v for k, v in section.items() if k not in ("auto_map", "torch_dtype", "dtype", "transformers_version")}
+
+
 def _kind(kinds: dict[str, type], section: Any) -> str:
     return next(name for name, cls in kinds.items() if type(section) is cls)
+
+
+def _require_kind(name: str, value: Any, kind: str) -> None:
+    """`ValueError` unless `value` is what a field of this annotation holds; numbers are positive and finite."""
+    if kind == "bool":
+        good = isinstance(value, bool)
+    else:
+        kinds = int if kind == "int" else (int, float)
+        good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
+        good = good and value > 0
+    if not good:
+        wanted = {"bool": "true or false", "int": "a positive whole number"}.get(kind, "a positive number")
+        raise ValueError(f"{name}: expected {wanted}, found {value!r}")
 
 
 def _require_multiple(name: str, value: int, of: int) -> None:
@@ -331,8 +364,10 @@ class ChatConfig:
     def __post_init__(self) -> None:
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model, found nothing")
-        if self.temperature < 0:
-            raise ValueError(f"temperature: expected 0 or more, found {self.temperature}")
+        if not 0 <= self.temperature < math.inf:
+            raise ValueError(f"temperature: expected a number from 0 on, found {self.temperature}")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
 

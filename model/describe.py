@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.cli import launch
-from model.config import DescribeConfig, SailVL2Config, flavour_config
+from model.config import DescribeConfig, SailVL2Config, Tower, flavour_config
 
 if TYPE_CHECKING:
     from model.sail_vl2 import SailVL2
@@ -25,7 +25,7 @@ def describe(config: SailVL2Config) -> dict[str, Any]:
     """
     import torch
 
-    from model.sail_vl2 import SailVL2, Tower
+    from model.sail_vl2 import SailVL2
 
     with torch.device("meta"):
         model = SailVL2(config)

@@ -40,6 +40,8 @@ class SailVLOutput(ModelOutput):
     logits: Tensor | None = None
     last_hidden_state: Tensor | None = None
     past_key_values: Cache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None  # not collected
+    attentions: tuple[Tensor, ...] | None = None  # not collected
 
 
 class SailVLPreTrainedModel(PreTrainedModel):
@@ -83,6 +85,8 @@ class SailVLModel(SailVLPreTrainedModel):
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
         """Tiles [I, 3, height, width] -> visual tokens [I, tokens per tile, D]."""
+        if pixel_values.dim() != 4:
+            raise ValueError(f"pixel_values: expected [tiles, 3, height, width], found {list(pixel_values.shape)}")
         columns = pixel_values.shape[3] // self.shapes.vision.patch_size
         features = self.vision_model(pixel_values.to(self.dtype))
         return self.mlp1(pixel_shuffle(features, columns, self.shapes.merge_side))
@@ -107,13 +111,19 @@ class SailVLModel(SailVLPreTrainedModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
         assert inputs_embeds is not None
-        if pixel_values is not None and len(pixel_values):
-            inputs_embeds = self._insert_images(inputs_embeds, input_ids, pixel_values)
+        if self.language_model.gradient_checkpointing and torch.is_grad_enabled():
+            use_cache, past_key_values = False, None  # the second forward pass would append to the cache again
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config.get_text_config())
-        past = past_key_values.get_seq_length() if past_key_values is not None else 0
-        past = int(past)
+        past = int(past_key_values.get_seq_length()) if past_key_values is not None else 0
         batch, length = inputs_embeds.shape[:2]
+        limit = self.shapes.language.max_position_embeddings
+        if past + length > limit:
+            raise ValueError(f"input_ids: expected at most max_position_embeddings = {limit}, found {past + length}")
+        if pixel_values is not None and len(pixel_values):
+            inputs_embeds = self._insert_images(inputs_embeds, input_ids, pixel_values)
+        elif input_ids is not None and not past and bool((input_ids == self.config.image_token_id).any()):
+            raise ValueError("pixel_values: expected the pixels of the image placeholders in input_ids, found none")
         if attention_mask is None:
             attention_mask = torch.ones(batch, past + length, dtype=torch.long, device=inputs_embeds.device)
         if position_ids is None:
@@ -139,16 +149,38 @@ class SailVLModel(SailVLPreTrainedModel):
         if ids is None:
             raise ValueError("pixel_values: expected input_ids beside them, found inputs_embeds")
         groups = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
+        self.tiles_by_row(ids, pixel_values)
         if not all(bool(torch.isfinite(tiles).all()) for tiles in groups):
             raise ValueError("pixel_values: expected finite numbers, found NaN or infinity")
         features = torch.cat([self.get_image_features(tiles).flatten(0, 1) for tiles in groups])
         mask = ids == self.config.image_token_id
-        if int(mask.sum()) != features.shape[0]:
-            raise ValueError(
-                f"input_ids: expected {features.shape[0]} image placeholders for these pixel_values, "
-                f"found {int(mask.sum())}"
-            )
         return embeddings.masked_scatter(mask.unsqueeze(-1), features.to(embeddings.dtype))
+
+    def tiles_by_row(self, ids: Tensor, pixel_values: Tensor | list[Tensor]) -> list[list[Tensor]]:
+        """The tiles [1, 3, height, width] of each row. `ValueError` unless they fill its placeholders exactly."""
+        groups = [pixel_values] if isinstance(pixel_values, Tensor) else pixel_values
+        if any(tiles.dim() != 4 for tiles in groups):
+            raise ValueError(
+                f"pixel_values: expected [tiles, 3, height, width], found {[list(tiles.shape) for tiles in groups]}"
+            )
+        side = self.shapes.pixels_per_token
+        waiting = [tile for tiles in groups for tile in tiles.split(1)]
+        rows: list[list[Tensor]] = []
+        for number, count in enumerate((ids == self.config.image_token_id).sum(1).tolist()):
+            row: list[Tensor] = []
+            missing = count
+            while missing > 0 and waiting:
+                row.append(waiting.pop(0))
+                missing -= (row[-1].shape[2] // side) * (row[-1].shape[3] // side)
+            if missing:
+                raise ValueError(
+                    f"input_ids: row {number}: expected image placeholders for whole tiles of pixel_values, "
+                    f"found {count} for the {count - missing} tokens of its {len(row)} tiles"
+                )
+            rows.append(row)
+        if waiting:
+            raise ValueError(f"pixel_values: expected tiles for the placeholders alone, found {len(waiting)} left over")
+        return rows
 
 
 def _causal_mask(attention_mask: Tensor, past: int, length: int, num_slots: int) -> Tensor:
@@ -162,6 +194,7 @@ def _causal_mask(attention_mask: Tensor, past: int, length: int, num_slots: int)
 class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
     """The whole model, with `generate`."""
 
+    accepts_loss_kwargs = False  # the loss is a plain mean: Trainer divides by its accumulation steps
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
 
     def __init__(self, config: SailVLConfig) -> None:
@@ -204,12 +237,31 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
         return out
 
     def prepare_inputs_for_generation(self, input_ids: Tensor, pixel_values: Any = None, **kwargs: Any) -> dict:
-        """Images belong to the prompt: only the first call of a generation sees them."""
+        """Images belong to the prompt: the first call of a generation sees them, and every call without a cache."""
         inputs = super().prepare_inputs_for_generation(input_ids, **kwargs)  # pyright: ignore
         past = kwargs.get("past_key_values")
-        if past is None or not past.get_seq_length():
+        if kwargs.get("is_first_iteration") or past is None or not past.get_seq_length():
             inputs["pixel_values"] = pixel_values
         return inputs
+
+    @staticmethod
+    def create_masks_for_generate(attention_mask: Tensor | None = None, **kwargs: Any) -> Tensor | None:
+        """The mask stays [B, L]: the backbone makes its own from it, for any cache."""
+        return attention_mask
+
+    def _expand_inputs_for_generation(
+        self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
+    ) -> tuple[Any, dict[str, Any]]:
+        """Repeat prompts with their images: transformers would repeat single tiles."""
+        pixels = model_kwargs.pop("pixel_values", None)
+        if pixels is not None and expand_size > 1:
+            rows = self.model.tiles_by_row(input_ids, pixels)
+            tiles = [tile for row in rows for _ in range(expand_size) for tile in row]
+            pixels = torch.cat(tiles) if isinstance(pixels, Tensor) else tiles
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(  # pyright: ignore
+            expand_size=expand_size, is_encoder_decoder=is_encoder_decoder, input_ids=input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, "pixel_values": pixels} if pixels is not None else model_kwargs
 
 
 def _register() -> None:

@@ -70,10 +70,16 @@ class SailVLConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.vision_config, PreTrainedConfig):
             raw = dict(self.vision_config or {})
-            self.vision_config = _VISION_CONFIGS[raw.pop("model_type", "sailvit")](**raw)
+            kind = raw.pop("model_type", "sailvit")
+            if kind not in _VISION_CONFIGS:
+                raise ValueError(f"vision_config.model_type: expected {' or '.join(_VISION_CONFIGS)}, found {kind!r}")
+            self.vision_config = _VISION_CONFIGS[kind](**raw)
         if not isinstance(self.llm_config, PreTrainedConfig):
             raw = dict(self.llm_config or {})
-            self.llm_config = CONFIG_MAPPING[raw.pop("model_type", "qwen3")](**raw)
+            kind = raw.pop("model_type", "qwen3")
+            if kind not in ("qwen3", "qwen3_moe"):
+                raise ValueError(f"llm_config.model_type: expected qwen3 or qwen3_moe, found {kind!r}")
+            self.llm_config = CONFIG_MAPPING[kind](**raw)
         self.tie_word_embeddings = self.llm_config.tie_word_embeddings
         super().__post_init__(**kwargs)
 

@@ -23,7 +23,7 @@ _IMAGE = f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}"
 _BLANK = Image.new("RGB", (1, 1))
 
 
-class SailVLImageProcessor(BaseImageProcessor):
+class SAILVLImageProcessor(BaseImageProcessor):
     """Images -> tiles."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012  (transformers' custom)
@@ -33,7 +33,7 @@ class SailVLImageProcessor(BaseImageProcessor):
         self.processor = processor
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SailVLImageProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SAILVLImageProcessor":
         return cls(Processor.from_folder(Path(pretrained_model_name_or_path)))
 
     def save_pretrained(self, save_directory: Any, **kwargs: Any) -> list[str]:
@@ -50,15 +50,15 @@ class SailVLImageProcessor(BaseImageProcessor):
     def __call__(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:
         """`images`: one, a list of the images of one prompt, or a list of such lists (None for a prompt without).
 
-        Returns `pixel_values` [all tiles, 3, S, S] (AnyRes: a list of [1, 3, height, width]) and `num_patches`
-        [images], the tiles of each image.
+        Returns `pixel_values` [all tiles, 3, S, S] (AnyRes of several sizes: a list of [1, 3, height, width]) and
+        `num_patches` [images], the tiles of each image.
         """
         tiles = [image for prompt in _by_prompt(images) for image in self.processor.open_images(None, prompt)]
         counts = torch.tensor([len(image) for image in tiles], dtype=torch.long)
         return BatchFeature({"pixel_values": _joined(tiles), "num_patches": counts})
 
 
-class SailVLProcessor(ProcessorMixin):
+class SAILVLProcessor(ProcessorMixin):
     """Chat template, tokenizer and image processor of one checkpoint."""
 
     attributes = ["image_processor", "tokenizer"]  # noqa: RUF012
@@ -79,10 +79,10 @@ class SailVLProcessor(ProcessorMixin):
         return ["input_ids", "attention_mask", "pixel_values"]
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SailVLProcessor":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "SAILVLProcessor":
         options = {name: kwargs[name] for name in ("padding_side", "truncation_side") if name in kwargs}
         tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, **{"padding_side": "left", **options})
-        return cls(SailVLImageProcessor.from_pretrained(pretrained_model_name_or_path), tokenizer)
+        return cls(SAILVLImageProcessor.from_pretrained(pretrained_model_name_or_path), tokenizer)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
         return self.image_processor.save_pretrained(save_directory)
@@ -90,14 +90,17 @@ class SailVLProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """Messages -> text, or ids and pixels with `tokenize=True`.
 
-        `thinking=True` appends the published instruction. Other options of transformers that are given and would change
-        the result (tools, continue_final_message) are refused.
+        `thinking=True` appends the published instruction. Other options that would change the result are refused.
         """
-        for name in ("tools", "continue_final_message", "documents"):
+        refused = ("tools", "continue_final_message", "documents", "truncation", "return_assistant_tokens_mask")
+        kwargs["chat_template"] = chat_template
+        for name in (*refused, "chat_template"):
             if kwargs.get(name):
                 raise ValueError(
                     f"{name}: expected none, found {kwargs[name]!r:.80}; the published template has no such part"
                 )
+        if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
+            raise ValueError(f"conversation: expected a list of messages, found {conversation!r:.80}")
         single = isinstance(conversation[0], dict)
         conversations = [conversation] if single else list(conversation)
         mode = Mode.think if kwargs.get("thinking") else Mode.direct
@@ -106,7 +109,10 @@ class SailVLProcessor(ProcessorMixin):
                 self._text(messages, mode, kwargs.get("add_generation_prompt", False)) for messages in conversations
             ]
             return texts[0] if single else texts
-        batch = self.processor.batch(conversations, mode, padding_side=self.tokenizer.padding_side)
+        if not kwargs.get("add_generation_prompt") and any(not _is_answered(messages) for messages in conversations):
+            raise ValueError("add_generation_prompt: expected True for messages that end with the user's, found False")
+        side = kwargs.get("padding_side") or self.tokenizer.padding_side
+        batch = self.processor.batch(conversations, mode, padding_side=side)
         if kwargs.get("return_tensors") or kwargs.get("padding"):
             ids, mask = batch.token_ids, batch.attention_mask
         else:
@@ -147,7 +153,7 @@ class SailVLProcessor(ProcessorMixin):
 
     def _text(self, messages: Sequence[dict[str, Any]], mode: Mode, generation: bool) -> str:
         messages = [_with_pictures(message) for message in messages]
-        ends = messages[-1]["role"] == "assistant"
+        ends = _is_answered(messages)
         tokens = (self.processor.conversation if ends else self.processor.prompt)(messages, mode)
         text = self.processor.tokenizer.decode(tokens.placeholder_ids, keep_control=True)
         header = "<|im_start|>assistant\n"
@@ -171,10 +177,15 @@ def _by_prompt(images: Any, num_prompts: int = 1) -> list[list[Image.Image]]:
     """Images as one list per prompt: a flat list belongs to one prompt, or gives one image to each of several."""
     if isinstance(images, Image.Image):
         return [[images]]
-    images = list(images)
-    if any(isinstance(image, list | tuple) or image is None for image in images):
-        return [list(image or []) for image in images]
-    return [[image] for image in images] if num_prompts > 1 else [images]
+    nested = images if isinstance(images, list | tuple) else [images]
+    if any(isinstance(image, list | tuple) or image is None for image in nested):
+        prompts = [list(image or []) for image in nested]
+    else:
+        prompts = [[image] for image in nested] if num_prompts > 1 else [list(nested)]
+    for image in (image for prompt in prompts for image in prompt):
+        if not isinstance(image, Image.Image):
+            raise ValueError(f"images: expected PIL images, found {type(image).__name__}; open files with PIL first")
+    return prompts
 
 
 def _joined(tiles: Sequence[Tensor]) -> Tensor | list[Tensor]:
@@ -184,11 +195,18 @@ def _joined(tiles: Sequence[Tensor]) -> Tensor | list[Tensor]:
 
 def _with_pictures(message: dict[str, Any]) -> dict[str, Any]:
     """A message whose image parts all have an image: the rendered text does not depend on which."""
-    if not isinstance(message.get("content"), list):
+    if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
-    parts = [{**part, "image": _BLANK} if part.get("type") == "image" else part for part in message["content"]]
+    parts = [
+        {**part, "image": _BLANK} if isinstance(part, dict) and part.get("type") == "image" else part
+        for part in message["content"]
+    ]
     return {**message, "content": parts}
 
 
-AutoImageProcessor.register(SailVLConfig, slow_image_processor_class=SailVLImageProcessor, exist_ok=True)
-AutoProcessor.register(SailVLConfig, SailVLProcessor, exist_ok=True)
+def _is_answered(messages: Sequence[Any]) -> bool:
+    return bool(messages) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+
+
+AutoImageProcessor.register(SailVLConfig, slow_image_processor_class=SAILVLImageProcessor, exist_ok=True)
+AutoProcessor.register(SailVLConfig, SAILVLProcessor, exist_ok=True)

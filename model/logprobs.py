@@ -1,9 +1,12 @@
 """Log-probabilities of chosen tokens straight from hidden states, forward and backward.
 
 A matrix of logits of all tokens never exists: it would be larger than the model (2,048 tokens of the released
-vocabulary are 1.2 GB in fp32). Tokens go through the head in chunks, and the backward computes the chunks anew.
+vocabulary are 1.2 GB in fp32). The vocabulary goes by in blocks, with a running softmax, and the backward computes the
+blocks anew. Blocks of the vocabulary and not of tokens: each then owns its rows of the head's gradient, and one that
+fits the cache costs no memory traffic.
 """
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +25,9 @@ class TokenScores(NamedTuple):
 
 
 _BARRED = -1e30  # finite, so that p * ln p of a barred token is 0 and not NaN
-_CHUNK_LOGITS = {"cpu": 2**24, "cuda": 2**27}
+_BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # on CPU what a cache holds
+_WHOLE_LOGITS = 2**24  # 64 MiB; up to here keeping ln p is cheaper than computing it anew
+_MIN_BLOCK = 1024  # below, products are too narrow to be fast
 
 
 def score_tokens(
@@ -31,32 +36,52 @@ def score_tokens(
     targets: Tensor,
     temperature: float = 1.0,
     barred_ids: Tensor | None = None,
-    chunk: int | None = None,
+    block: int | None = None,
 ) -> TokenScores:
     """hidden [N, D] that predict targets [N], head [V, D]; softmax in at least fp32 of logits / temperature.
 
-    `barred_ids` are tokens the sampler never draws: the distribution is over the others. `chunk` tokens are worked on
-    at a time; by default as many as keep a chunk's logits small. Both results carry gradients to hidden and head.
+    `barred_ids` are tokens the sampler never draws: the distribution is over the others. `block` vocabulary entries are
+    worked on at a time; by default as many as keep a block's logits small. Both results carry gradients to hidden and
+    head.
     """
-    if chunk is None:
-        chunk = max(1, _CHUNK_LOGITS.get(hidden.device.type, 2**24) // head.shape[0])
-    return TokenScores(*_ChunkedScores.apply(hidden, head, targets, temperature, barred_ids, chunk))
+    if block is None:
+        num_tokens, block = hidden.shape[0], head.shape[0]
+        if num_tokens * block > _WHOLE_LOGITS:
+            block = max(_MIN_BLOCK, _BLOCK_LOGITS.get(hidden.device.type, 2**21) // num_tokens)
+    return TokenScores(*_BlockedScores.apply(hidden, head, targets, temperature, barred_ids, block))
 
 
-def _logits(hidden: Tensor, head: Tensor, temperature: float, barred_ids: Tensor | None) -> Tensor:
-    """[n, V] in at least fp32, fresh memory."""
-    logits = F.linear(hidden, head)
-    if logits.dtype not in (torch.float32, torch.float64):
-        logits = logits.float()
-    if barred_ids is not None:
-        logits = logits.index_fill(-1, barred_ids, _BARRED)
-    return logits if temperature == 1.0 else logits / temperature
+class _Block(NamedTuple):
+    """Entries start..stop of the vocabulary."""
+
+    part: slice
+    inside: Tensor  # [N] the token's target is one of them
+    column: Tensor  # [N, 1] which one; 0 where it is not
+    barred: Tensor | None  # columns
+
+    @classmethod
+    def of(cls, targets: Tensor, barred_ids: Tensor | None, num_entries: int, width: int) -> Iterator["_Block"]:
+        for start in range(0, num_entries, width):
+            stop = min(start + width, num_entries)
+            inside = (targets >= start) & (targets < stop)
+            barred = None
+            if barred_ids is not None:
+                barred = barred_ids[(barred_ids >= start) & (barred_ids < stop)] - start
+            yield cls(slice(start, stop), inside, torch.where(inside, targets - start, 0)[:, None], barred)
+
+    def logits(self, hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+        """[N, stop - start] in at least fp32, fresh memory."""
+        logits = F.linear(hidden, head[self.part])
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        if self.barred is not None:
+            logits.index_fill_(-1, self.barred, _BARRED)
+        return logits if temperature == 1.0 else logits.div_(temperature)
 
 
-class _ChunkedScores(torch.autograd.Function):
+class _BlockedScores(torch.autograd.Function):
     """With p the softmax of z / T: d ln p_t / dz = (1_t - p) / T and dH / dz = -p (ln p + H) / T.
 
-    A single chunk keeps its ln p for the backward pass; of several, each is computed anew.
+    A single block keeps its ln p for the backward pass; of several, each is computed anew.
     """
 
     @staticmethod
@@ -67,59 +92,68 @@ class _ChunkedScores(torch.autograd.Function):
         targets: Tensor,
         temperature: float,
         barred_ids: Tensor | None,
-        chunk: int,
+        width: int,
     ) -> tuple[Tensor, Tensor]:
-        num_tokens, log_all = hidden.shape[0], None
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs, entropy, normaliser = (hidden.new_empty(num_tokens, dtype=wide) for _ in range(3))
-        for start in range(0, num_tokens, chunk):
-            part = slice(start, start + chunk)
-            logits = _logits(hidden[part], head, temperature, barred_ids)
-            normaliser[part] = logits.logsumexp(-1)
-            log_all = logits.sub_(normaliser[part, None])
-            logprobs[part] = log_all.gather(-1, targets[part, None]).squeeze(-1)
-            entropy[part] = -torch.linalg.vecdot(log_all.exp(), log_all)
-        ctx.save_for_backward(hidden, head, targets, normaliser, entropy, log_all if num_tokens <= chunk else None)
-        ctx.barred_ids, ctx.temperature, ctx.chunk = barred_ids, temperature, chunk
+        peak = hidden.new_full(hidden.shape[:1], _BARRED, dtype=wide)  # largest z so far
+        # Sums over the entries so far: of exp(z - peak), and of (z - peak) exp(z - peak).
+        mass, weighted, chosen = (torch.zeros_like(peak) for _ in range(3))
+        centred = None
+        for block in _Block.of(targets, barred_ids, head.shape[0], width):
+            logits = block.logits(hidden, head, temperature)
+            chosen = torch.where(block.inside, logits.gather(-1, block.column).squeeze(-1), chosen)
+            higher = torch.maximum(peak, logits.amax(-1))
+            rescale = (peak - higher).exp()
+            weighted = rescale * (weighted + mass * (peak - higher))
+            centred = logits.sub_(higher[:, None])
+            shares = centred.exp()
+            mass = rescale * mass + shares.sum(-1)
+            weighted = weighted + torch.linalg.vecdot(shares, centred)
+            peak = higher
+        log_mass = mass.log()
+        normaliser, entropy = peak + log_mass, log_mass - weighted / mass
+        kept = None if centred is None or width < head.shape[0] else centred.sub_(log_mass[:, None])
+        ctx.save_for_backward(hidden, head, targets, barred_ids, normaliser, entropy, kept)
+        ctx.temperature, ctx.width = temperature, width
         ctx.set_materialize_grads(False)
-        return logprobs, entropy
+        return chosen - normaliser, entropy
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
-        hidden, head, targets, normaliser, entropy, kept = ctx.saved_tensors
+        hidden, head, targets, barred_ids, normaliser, entropy, kept = ctx.saved_tensors
         grad_logprobs, grad_entropy = grads
-        # dL/dz = p * (constant + slope * ln p), and at the target what its log-prob asks for.
+        # dL/dz = p * (constant - grad_entropy * ln p), and at the target what its log-prob asks for.
         constant = torch.zeros_like(normaliser)
         if grad_logprobs is not None:
             constant = constant - grad_logprobs
         if grad_entropy is not None:
             constant = constant - grad_entropy * entropy
-        want_hidden, want_head = ctx.needs_input_grad[:2]
-        grad_hidden = torch.empty_like(hidden) if want_hidden else None
-        # Many chunks are added up: in less than fp32 the sum would lose the small ones.
-        grad_head = torch.zeros_like(head, dtype=normaliser.dtype) if want_head else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            part = slice(start, start + ctx.chunk)
-            if kept is None:
-                log_all = _logits(hidden[part], head, ctx.temperature, ctx.barred_ids).sub_(normaliser[part, None])
-            else:
-                log_all = kept
+        # Blocks are added up: in less than fp32 the sum would lose the small ones.
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if ctx.needs_input_grad[0] else None
+        grad_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        for block in _Block.of(targets, barred_ids, head.shape[0], ctx.width):
+            log_all = kept
+            if log_all is None:
+                log_all = block.logits(hidden, head, ctx.temperature).sub_(normaliser[:, None])
             grad = log_all.exp()
             if grad_entropy is None:
-                grad.mul_(constant[part, None])
+                grad.mul_(constant[:, None])
             else:
                 # What is kept belongs to the graph, which may be asked again; what is not may be overwritten.
-                factor = torch.mul(log_all, -grad_entropy[part, None], out=None if log_all is kept else log_all)
-                grad.mul_(factor.add_(constant[part, None]))
+                factor = torch.mul(log_all, -grad_entropy[:, None], out=log_all if kept is None else None)
+                grad.mul_(factor.add_(constant[:, None]))
             if grad_logprobs is not None:
-                grad.scatter_add_(-1, targets[part, None], grad_logprobs[part, None])
-            if ctx.barred_ids is not None:
-                grad.index_fill_(-1, ctx.barred_ids, 0.0)
+                grad.scatter_add_(-1, block.column, torch.where(block.inside, grad_logprobs, 0.0)[:, None])
+            if block.barred is not None:
+                grad.index_fill_(-1, block.barred, 0.0)
             if ctx.temperature != 1.0:
                 grad.div_(ctx.temperature)
             grad = grad.to(hidden.dtype)
             if grad_hidden is not None:
-                torch.mm(grad, head, out=grad_hidden[part])
+                if hidden.dtype == grad_hidden.dtype:
+                    grad_hidden.addmm_(grad, head[block.part])
+                else:
+                    grad_hidden += grad @ head[block.part]
             if grad_head is not None:
-                grad_head.addmm_(grad.t().to(grad_head.dtype), hidden[part].to(grad_head.dtype))
-        return grad_hidden, None if grad_head is None else grad_head.to(head.dtype), None, None, None, None
+                torch.mm(grad.t(), hidden, out=grad_head[block.part])
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_head, None, None, None, None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from model.attention import grouped_decode_attention, packed_attention
 from model.batch import ModelInputs
-from model.config import SailVL2Config
+from model.config import SailVL2Config, Tower
 from model.language import LanguageModel
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing

@@ -44,8 +44,11 @@ class Tokenizer:
         path = Path(folder) / "tokenizer.json"
         if not path.is_file():
             raise ValueError(f"{folder}: expected a tokenizer.json in the checkpoint folder, found none")
-        raw = path.read_text(encoding="utf-8")
-        return cls(_with_control_tokens(raw) if add_missing else raw, str(path))
+        try:
+            raw = path.read_text(encoding="utf-8")
+            return cls(_with_control_tokens(raw) if add_missing else raw, str(path))
+        except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path}: expected a tokenizer.json with a BPE model, found: {error!r}") from None
 
     @property
     def num_entries(self) -> int:

@@ -112,6 +112,8 @@ class VisionModel(nn.Module):
         return self.trunk(self.preprocessor(pixels))
 
     def _check_size(self, pixels: Tensor) -> None:
+        if pixels.dim() != 4:
+            raise ValueError(f"pixels: expected [tiles, 3, height, width], found {list(pixels.shape)}")
         height, width = pixels.shape[2:]
         config = self.config
         if not isinstance(config, AnyResVisionConfig):

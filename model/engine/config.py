@@ -1,7 +1,9 @@
 """Settings of optimisation and of a run's folder, shared by every training entry point."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from model.config import Tower
 
 
 class Schedule(Enum):
@@ -60,11 +62,17 @@ class EngineConfig:
     """CPU threads inside an operation; part of the run's identity, because it changes last bits"""
     micro_batch_tokens: int = 2600
     """packed tokens of one forward and backward"""
+    freeze: list[Tower] = field(default_factory=list)
+    """towers whose weights stay as they are"""
+    gradient_checkpointing: bool = False
+    """keep only each block's input for the backward pass: less memory, one more forward pass"""
 
     def __post_init__(self) -> None:
         for name in ("num_threads", "micro_batch_tokens"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
+        if set(self.freeze) == set(Tower):
+            raise ValueError("engine.freeze: expected a tower that still trains, found all of them")
 
 
 @dataclass

@@ -43,7 +43,10 @@ class LocalEngine:
         self._temperature = temperature
         self._barred_ids = torch.tensor(barred_ids) if barred_ids else None
         self._device = next(model.parameters()).device
-        self._optimizer = AdamW(model.named_parameters(), optimizer)
+        model.freeze(config.freeze)
+        model.checkpoint_gradients(config.gradient_checkpointing)
+        trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+        self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True
         self._skipped_in_a_row = 0
 

@@ -13,14 +13,8 @@ from torch import Tensor
 
 from model.assemble import assemble
 from model.checkpoint import load_model, save_model
-from model.config import FLAVOUR_FOLDER, AnyResVisionConfig, AssembleConfig, Flavour, SailVL2Config, flavour_config
+from model.config import FLAVOUR_FOLDER, AnyResVisionConfig, AssembleConfig, Flavour, flavour_config
 from model.sail_vl2 import SailVL2
-
-
-@pytest.fixture(autouse=True)
-def one_tile(monkeypatch):
-    """The towers are what is tested here, not how the processor cuts images."""
-    monkeypatch.setattr(SailVL2Config, "max_dynamic_patch", 1)
 
 
 @pytest.fixture(scope="module")

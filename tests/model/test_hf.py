@@ -108,7 +108,7 @@ def test_text_alone_needs_no_pixels(pair):
 
 def test_images_and_placeholders_must_agree(pair, batch):
     ids, pixels = batch
-    with pytest.raises(ValueError, match="expected 4 image placeholders for these pixel_values, found 8"):
+    with pytest.raises(ValueError, match="row 1: expected image placeholders for whole tiles"):
         pair[2](input_ids=ids, pixel_values=pixels[:1])
     with pytest.raises(ValueError, match="found NaN or infinity"):
         pair[2](input_ids=ids, pixel_values=pixels * float("nan"))

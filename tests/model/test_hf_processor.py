@@ -1,5 +1,7 @@
 """`AutoProcessor` of a folder, and one step of TRL's GRPO on it."""
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -113,3 +115,60 @@ def test_one_step_of_trl_trains_every_tower(processor, folder, tmp_path):
     trainer.train()
     unchanged = [name for name, parameter in policy.named_parameters() if torch.equal(parameter, before[name])]
     assert not unchanged
+
+
+class TestGeneration:
+    """Prompts of three tiles and of one: nothing may mix up whose tiles are whose."""
+
+    @pytest.fixture(scope="class")
+    def policy(self, folder):
+        return AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32).eval()
+
+    @pytest.fixture(scope="class")
+    def batch(self, processor):
+        options = {"tokenize": True, "add_generation_prompt": True, "padding": True, "return_tensors": "pt"}
+        return processor.apply_chat_template(conversations(QUESTION), **options)
+
+    @torch.no_grad()
+    def test_several_sequences_of_a_prompt_see_its_own_tiles(self, policy, batch):
+        options = {"max_new_tokens": 4, "do_sample": True, "top_k": 1}
+        once = policy.generate(**batch, **options)
+        twice = policy.generate(**batch, num_return_sequences=2, **options)
+        assert torch.equal(twice, once.repeat_interleave(2, dim=0))
+
+    @torch.no_grad()
+    def test_a_static_cache_gives_the_same_tokens(self, policy, batch):
+        options = {"max_new_tokens": 4, "do_sample": False}
+        dynamic = policy.generate(**batch, **options)
+        static = policy.generate(**batch, cache_implementation="static", disable_compile=True, **options)
+        assert torch.equal(static, dynamic)
+
+    def test_tiles_and_placeholders_must_agree(self, policy, batch):
+        with pytest.raises(ValueError, match="1 left over"):
+            policy(**{**batch, "pixel_values": torch.cat((batch["pixel_values"], batch["pixel_values"][:1]))})
+        with pytest.raises(ValueError, match="pixel_values: expected the pixels"):
+            policy(input_ids=batch["input_ids"])
+
+    def test_gradient_checkpointing_and_a_cache_do_not_clash(self, folder, batch):
+        policy = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        policy.gradient_checkpointing_enable()
+        policy.train()
+        policy(**batch, labels=batch["input_ids"], use_cache=True).loss.backward()
+        assert policy.model.vision_model.trunk.blocks[0].attn.qkv.weight.grad.abs().max() > 0
+
+    def test_a_context_over_the_limit_is_refused(self, policy):
+        with pytest.raises(ValueError, match="at most max_position_embeddings = 512, found 600"):
+            policy(input_ids=torch.ones(1, 600, dtype=torch.long))
+
+
+def test_a_folder_as_released_needs_no_remote_code(folder, tmp_path):
+    """Its preprocessor_config.json names classes and files of its own."""
+    copy = shutil.copytree(folder, tmp_path / "released")
+    path = copy / "preprocessor_config.json"
+    raw = json.loads(path.read_text())
+    raw["auto_map"] = {
+        "AutoImageProcessor": "image_processing_sailvl.SAILVLImageProcessor",
+        "AutoProcessor": "processing_sailvl.SAILVLProcessor",
+    }
+    path.write_text(json.dumps(raw))
+    assert type(AutoProcessor.from_pretrained(copy)).__module__ == "model.hf_processor"

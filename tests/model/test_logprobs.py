@@ -39,11 +39,11 @@ def gradients(logprobs: Tensor, entropy: Tensor, use: str, *leaves: Tensor) -> t
 @pytest.mark.parametrize("use", ["logprobs", "entropy", "logprobs+entropy"])
 @pytest.mark.parametrize("barred", [[], [0, 3, 7]], ids=["all", "barred"])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("chunk", [1, 4, 22, 23, 100, None])
-def test_values_and_gradients_equal_the_dense_formula(chunk, temperature, barred, use):
+@pytest.mark.parametrize("block", [1, 8, 96, 97, 200, None])
+def test_values_and_gradients_equal_the_dense_formula(block, temperature, barred, use):
     hidden, head, targets = problem()
     barred_ids = torch.tensor(barred) if barred else None
-    ours = score_tokens(hidden, head, targets, temperature, barred_ids, chunk)
+    ours = score_tokens(hidden, head, targets, temperature, barred_ids, block)
     theirs = dense(hidden, head, targets, temperature, barred)
     for a, b in zip((ours.logprobs, ours.entropy), theirs, strict=True):
         assert (a - b).abs().max() <= BAR * b.abs().max()
@@ -58,7 +58,7 @@ def test_a_frozen_side_gets_no_gradient(trained):
     hidden, head, targets = problem()
     frozen = head if trained == "hidden" else hidden
     frozen.requires_grad_(False)
-    scores = score_tokens(hidden, head, targets, chunk=5)
+    scores = score_tokens(hidden, head, targets, block=50)
     scores.logprobs.sum().backward()
     assert frozen.grad is None
     leaf = hidden if trained == "hidden" else head
@@ -67,12 +67,12 @@ def test_a_frozen_side_gets_no_gradient(trained):
 
 
 def test_a_barred_target_moves_the_others_only():
-    """It cannot be sampled; should one be scored all the same, no chunk size may change what happens."""
+    """It cannot be sampled; should one be scored all the same, no block size may change what happens."""
     hidden, head, targets = problem()
     barred = targets[:1].clone()
     results = []
-    for chunk in (N, 3):
-        scores = score_tokens(hidden, head, targets, 1.0, barred, chunk)
+    for block in (VOCAB, 10):
+        scores = score_tokens(hidden, head, targets, 1.0, barred, block)
         assert (scores.logprobs[targets == barred] < -1e20).all()
         results.append(torch.autograd.grad(scores.logprobs[1:].sum() + scores.logprobs[0], (hidden, head)))
     for a, b in zip(*results, strict=True):
@@ -81,10 +81,10 @@ def test_a_barred_target_moves_the_others_only():
 
 def test_bfloat16_is_near_the_exact_answer():
     """Inputs rounded to bfloat16 on both sides; what differs is the rounding of a logit, 2^-9 of its size (here below
-    16): at most 0.03 in a log-prob. Softmax and the sum over chunks run in float32."""
+    16): at most 0.03 in a log-prob. Softmax and the sum over blocks run in float32."""
     hidden, head, targets = problem(torch.bfloat16)
     head = (head / 2).detach().requires_grad_()
-    ours = score_tokens(hidden, head, targets, chunk=4)
+    ours = score_tokens(hidden, head, targets, block=40)
     assert ours.logprobs.dtype == torch.float32
     exact_leaves = [t.detach().double().requires_grad_() for t in (hidden, head)]
     exact = dense(*exact_leaves, targets, 1.0, [])
@@ -98,10 +98,10 @@ def test_bfloat16_is_near_the_exact_answer():
         assert (a - b).abs().max() <= 0.03 * b.abs().max()
 
 
-@pytest.mark.parametrize("chunk", [None, 4])
-def test_no_tokens(chunk):
+@pytest.mark.parametrize("block", [None, 4])
+def test_no_tokens(block):
     hidden, head, targets = problem(num_tokens=0)
-    scores = score_tokens(hidden, head, targets, chunk=chunk)
+    scores = score_tokens(hidden, head, targets, block=block)
     assert scores.logprobs.shape == scores.entropy.shape == (0,)
     (scores.logprobs.sum() + scores.entropy.sum()).backward()
     assert hidden.grad.shape == (0, WIDTH)
@@ -111,5 +111,5 @@ def test_no_tokens(chunk):
 def test_without_gradients_nothing_is_kept():
     hidden, head, targets = problem()
     with torch.no_grad():
-        scores = score_tokens(hidden, head, targets, chunk=4)
+        scores = score_tokens(hidden, head, targets, block=40)
     assert not scores.logprobs.requires_grad and not scores.entropy.requires_grad

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from model.batch import Row, pack_rows
-from model.config import Flavour, flavour_config
+from model.config import Flavour, Tower, flavour_config
 from model.moe import balance_loss
-from model.sail_vl2 import SailVL2, Tower
+from model.sail_vl2 import SailVL2
 
 PLACEHOLDER, PIXELS_PER_TOKEN = 519, 16
 

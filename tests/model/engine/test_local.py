@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from model.batch import Row, TrainBatch, pack_rows
+from model.config import Tower
 from model.engine.base import NonFiniteError
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine, learning_rate_at
@@ -11,10 +12,10 @@ from model.engine.supervised import cross_entropy
 from model.sail_vl2 import SailVL2
 
 
-def make_engine(tiny, **optimizer) -> LocalEngine:
+def make_engine(tiny, engine: EngineConfig | None = None, **optimizer) -> LocalEngine:
     model = SailVL2(tiny[0].config)
     model.load_state_dict(tiny[0].state_dict())
-    return LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(**optimizer), total_steps=10)
+    return LocalEngine(model, engine or EngineConfig(num_threads=1), OptimizerConfig(**optimizer), total_steps=10)
 
 
 def make_batch(seed: int, count: int = 2) -> TrainBatch:
@@ -136,3 +137,24 @@ def test_frozen_copy_stays_behind(tiny):
     engine.step()
     assert torch.equal(before, reference.logprobs(batch.inputs).logprobs)
     assert not torch.equal(before, engine.logprobs(batch.inputs).logprobs)
+
+
+def test_frozen_towers_keep_their_weights_and_checkpointed_gradients_are_the_same(tiny):
+    settings = EngineConfig(num_threads=1, freeze=[Tower.vision, Tower.adapter], gradient_checkpointing=True)
+    frozen, plain = make_engine(tiny, settings, warmup_steps=0), make_engine(tiny, warmup_steps=0)
+    for engine in (frozen, plain):
+        engine.forward_backward(make_batch(4), cross_entropy, 12.0)
+        engine.step()
+    for name, parameter in frozen.model.named_parameters():
+        if name.startswith("language_model."):
+            assert torch.equal(parameter, plain.model.get_parameter(name)), name
+        else:
+            assert torch.equal(parameter, tiny[0].get_parameter(name)), name
+    again = make_engine(tiny, settings)
+    again.load(frozen.save())
+    assert torch.equal(weights_of(again), weights_of(frozen))
+
+
+def test_freezing_everything_is_refused():
+    with pytest.raises(ValueError, match=r"engine\.freeze: expected a tower that still trains"):
+        EngineConfig(freeze=list(Tower))
