@@ -2,7 +2,6 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from enum import Enum
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +14,6 @@ from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, pixel_shuffle
 from model.vision import VisionModel
-
-
-class Tower(Enum):
-    """Parts that can be frozen; values are module names."""
-
-    vision = "vision_model"
-    adapter = "mlp1"
-    language = "language_model"
 
 
 @dataclass
