@@ -17,6 +17,7 @@ from conf.cli import launch
 from model.config import (
     AnyResVisionConfig,
     AssembleConfig,
+    Resolution,
     SailVL2Config,
     language_section,
     read_json_config,
@@ -59,6 +60,10 @@ def assemble(config: AssembleConfig) -> None:
     out = Path(config.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):
         raise ValueError(f"out: expected a new folder, found {out} with files in it")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: expected a folder that can be made, found: {error}") from None
     shapes = _joined_config(config)
     processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True))
     vision, language = _vision_tensors(Path(config.vision)), _language_tensors(Path(config.language))
@@ -81,12 +86,13 @@ def _part(shapes: dict[str, torch.Size], prefix: str) -> dict[str, torch.Size]:
 def _joined_config(config: AssembleConfig) -> SailVL2Config:
     vision_raw, language_raw = read_json_config(Path(config.vision)), read_json_config(Path(config.language))
     vision = vision_section(vision_raw.get("vision_config", vision_raw), f"{config.vision}/config.json")
-    if config.any_resolution:
+    any_resolution = config.resolution is Resolution.any
+    if any_resolution:
         vision = AnyResVisionConfig(**{"max_patches": AnyResVisionConfig.max_patches, **asdict(vision)})
     elif isinstance(vision, AnyResVisionConfig):
-        raise ValueError("any_resolution: expected true for an AnyRes vision tower, found false")
+        raise ValueError("resolution: expected any for an AnyRes vision tower, found fixed")
     language = language_section(language_raw.get("llm_config", language_raw), f"{config.language}/config.json")
-    tiles = 1 if config.any_resolution else SailVL2Config.max_dynamic_patch
+    tiles = 1 if any_resolution else SailVL2Config.max_dynamic_patch
     return SailVL2Config(vision, language, max_dynamic_patch=tiles, use_thumbnail=tiles > 1)
 
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.config import AttentionKernel
+
 _SHORT = 80  # keys
 
 
@@ -26,6 +28,14 @@ class Layout:
     slot_of_token: Tensor  # [T] position in (roots flattened, then branches flattened)
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
     is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
+
+
+def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int) -> AttentionKernel:
+    """The kernel for packed rows: as wanted, or by what the device can do. flex takes head widths 16, 32, 64 ..."""
+    if wanted is not AttentionKernel.auto:
+        return wanted
+    ampere = device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)
+    return AttentionKernel.flex if ampere and head_dim >= 16 and not head_dim & (head_dim - 1) else AttentionKernel.sdpa
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:

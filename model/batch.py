@@ -144,12 +144,7 @@ def _place_images(
     """(pixels by tile size, the placeholder tokens they fill in the same order)."""
     images = [image for row in rows for image in row.images]
     lengths = [len(i) * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
-    if sum(lengths) != len(placeholders):
-        raise ValueError(
-            f"image placeholders: expected {sum(lengths)} tokens for {len(images)} images of "
-            f"{sum(map(len, images))} tiles, found {len(placeholders)}; "
-            "expand each image once, and never train on a sampled placeholder"
-        )
+    _check_placeholders(rows, placeholders, lengths)
     by_size: dict[tuple[int, ...], tuple[list[Tensor], list[np.ndarray]]] = {}
     pieces = np.split(placeholders, np.cumsum(lengths)[:-1]) if images else []
     for image, piece in zip(images, pieces, strict=True):
@@ -161,6 +156,21 @@ def _place_images(
         raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
     index = [piece for _, pieces in by_size.values() for piece in pieces]
     return pixels, torch.from_numpy(np.concatenate(index) if index else placeholders)
+
+
+def _check_placeholders(rows: Sequence[Row], placeholders: np.ndarray, lengths: list[int]) -> None:
+    """`ValueError` unless every row has as many placeholders as its own images have visual tokens."""
+    ends = np.cumsum([row.num_tokens for row in rows])
+    found = np.diff(np.searchsorted(placeholders, ends), prepend=0)
+    wanted = iter(lengths)
+    for number, row in enumerate(rows):
+        expected = sum(next(wanted) for _ in row.images)
+        if expected != found[number]:
+            raise ValueError(
+                f"image placeholders: row {number}: expected {expected} tokens for {len(row.images)} images of "
+                f"{sum(map(len, row.images))} tiles, found {found[number]}; "
+                "expand each image once, and never train on a sampled placeholder"
+            )
 
 
 class _Packer:

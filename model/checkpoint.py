@@ -109,13 +109,20 @@ def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[SailVL
 def load_weights(config: SailVL2Config, stored: "StoredTensors", dtype: torch.dtype = torch.float32) -> SailVL2:
     """A model with these tensors. Head and embedding are tied exactly when they are stored equal, or the head is not
     stored and the config says so."""
-    tied = stored.is_tied(config)
-    config = replace(config, language=replace(config.language, tie_word_embeddings=tied))
+    config = fitting_config(config, stored)
     model = empty_model(config, dtype)
-    wanted = {name: tensor.shape for name, tensor in released_tensors(model).items()}
-    check_names(stored.shapes, wanted, str(stored.folder), {HEAD} if tied else set())
     fill(model, stored.read())
     return model
+
+
+def fitting_config(config: SailVL2Config, stored: "StoredTensors") -> SailVL2Config:
+    """`config` with its head tied or not, as the stored tensors say. `ValueError` unless their names and shapes fit."""
+    tied = stored.is_tied(config)
+    config = replace(config, language=replace(config.language, tie_word_embeddings=tied))
+    with torch.device("meta"):
+        wanted = {name: tensor.shape for name, tensor in released_tensors(SailVL2(config)).items()}
+    check_names(stored.shapes, wanted, str(stored.folder), {HEAD} if tied else set())
+    return config
 
 
 @torch.no_grad()

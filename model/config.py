@@ -37,6 +37,21 @@ class Tower(Enum):
     language = "language_model"
 
 
+class AttentionKernel(Enum):
+    """What computes attention over packed rows. `auto`: flex_attention on NVIDIA GPUs from Ampere on, else SDPA."""
+
+    auto = "auto"
+    sdpa = "sdpa"
+    flex = "flex"
+
+
+class Resolution(Enum):
+    """`fixed`: images are cut into square tiles; `any`: an image keeps its shape (AnyRes)."""
+
+    fixed = "fixed"
+    any = "any"
+
+
 @dataclass(frozen=True)
 class VisionConfig:
     """SAIL-ViT: AIMv2 topology (report section 2.1.2). Every image is cut into square tiles of `image_size` pixels."""
@@ -264,6 +279,8 @@ def language_section(raw: dict[str, Any], where: str) -> LanguageConfig:
 
 def vision_section(raw: dict[str, Any], where: str) -> VisionConfig:
     """A vision tower's own published dictionary (an AIMv2 or SAIL-ViT `config.json`)."""
+    if not isinstance(raw, dict):
+        raise ValueError(f"{where}: vision_config: expected an object, found {raw!r:.80}")
     kind = raw.get("model_type", "")
     if kind not in (*_VISION_KINDS, "aimv2", "aimv2_vision_model"):
         raise ValueError(f"{where}: model_type: expected aimv2 or sailvit, found {kind!r}")
@@ -382,8 +399,8 @@ class AssembleConfig:
     """checkpoint folder to write"""
     seed: int = 0
     """seed of the adapter's fresh weights"""
-    any_resolution: bool = False
-    """AnyRes: interpolate the tower's positions to each image's own grid, instead of cutting images into tiles"""
+    resolution: Resolution = Resolution.fixed
+    """fixed: cut images into tiles; any (AnyRes): interpolate the tower's positions to each image's own grid"""
 
     def __post_init__(self) -> None:
         for name in ("vision", "language", "out"):

@@ -5,11 +5,22 @@ released ones, in memory they follow transformers' custom: `model` is the backbo
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+try:
+    import transformers  # noqa: F401
+except ModuleNotFoundError as error:
+    if error.name != "transformers":
+        raise
+    raise ModuleNotFoundError(
+        "model.hf: expected transformers, found none; install the extra: pip install 'sailvl2-rl[hf]'",
+        name="transformers",
+    ) from None
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -24,6 +35,7 @@ from transformers.utils.generic import ModelOutput
 
 import model.hf_processor  # noqa: F401  (registers image processor and processor)
 from model.attention import sdpa
+from model.checkpoint import StoredTensors, fitting_config
 from model.hf_configuration import SailVLConfig
 from model.language import Decoder
 from model.moe import Experts
@@ -204,6 +216,23 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
         self.lm_head = nn.Linear(language.hidden_size, language.vocab_size, bias=False)
         self.post_init()
 
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: Any,
+        *model_args: Any,
+        config: SailVLConfig | None = None,
+        **kwargs: Any,
+    ) -> "SailVLForConditionalGeneration":
+        """As transformers does it, of a folder whose tensors fit: it would draw missing ones at random. The head is
+        tied exactly when it is stored equal to the embedding. `ValueError` names the file or every wrong tensor."""
+        if pretrained_model_name_or_path is not None and Path(pretrained_model_name_or_path).is_dir():
+            folder = Path(pretrained_model_name_or_path)
+            config = config or SailVLConfig.from_pretrained(folder)
+            language = fitting_config(config.shapes(), StoredTensors(folder)).language
+            config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = language.tie_word_embeddings
+        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
@@ -232,7 +261,8 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         out.logits = self.lm_head(hidden[:, kept])
         if labels is not None:
-            shifted = self.lm_head(hidden[:, :-1]).flatten(0, 1).float()
+            logits = out.logits if out.logits.shape[1] == hidden.shape[1] else self.lm_head(hidden)
+            shifted = logits[:, :-1].flatten(0, 1).float()
             out.loss = F.cross_entropy(shifted, labels[:, 1:].flatten().to(shifted.device), ignore_index=-100)
         return out
 

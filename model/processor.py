@@ -74,7 +74,6 @@ class Processor:
         self.tokenizer = tokenizer
         self.settings = settings or ProcessorSettings.from_config(config)
         self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
-        self.image_size = config.vision.image_size
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from model.attention import grouped_decode_attention, packed_attention
+from model.attention import grouped_decode_attention, packed_attention, pick_kernel
 from model.batch import ModelInputs
-from model.config import SailVL2Config, Tower
-from model.language import LanguageModel
+from model.config import AttentionKernel, SailVL2Config, Tower
+from model.language import Attend, LanguageModel
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, pixel_shuffle
@@ -47,6 +47,7 @@ class SailVL2(nn.Module):
     def __init__(self, config: SailVL2Config) -> None:
         super().__init__()
         self.config = config
+        self.attention_kernel = AttentionKernel.auto
         self.vision_model = VisionModel(config.vision)
         self.mlp1 = build_adapter(config.vision.hidden_size, config.language.hidden_size, config.merge_side)
         self.language_model = LanguageModel(config.language)
@@ -90,11 +91,20 @@ class SailVL2(nn.Module):
 
     def hidden_states(self, inputs: ModelInputs, token_weights: Tensor | None = None) -> tuple[Tensor, Routing | None]:
         """[T, D] after the final norm and, of an MoE, the routing of tokens that weigh `token_weights` [T]."""
-
-        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            return packed_attention(q, k, v, inputs.layout)
-
+        attend = self._attend_packed(inputs)
         return self.language_model.model(self.embed(inputs), inputs.positions, attend, token_weights)
+
+    def _attend_packed(self, inputs: ModelInputs) -> Attend:
+        """By the best kernel of the device; packed rows of one length need none but SDPA's causal one."""
+        layout = inputs.layout
+        kernel = pick_kernel(self.attention_kernel, layout.slot_of_token.device, self.config.language.head_dim)
+        if kernel is AttentionKernel.flex and not layout.is_plain:
+            # Imported here: it brings the compiler along, about a second of every process.
+            from model.flex_attention import attend_packed, visibility
+
+            mask = visibility(layout)
+            return lambda layer, q, k, v: attend_packed(q, k, v, mask)
+        return lambda layer, q, k, v: packed_attention(q, k, v, layout)
 
     def forward(
         self,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from model.config import Tower
+from model.config import AttentionKernel, Tower
 
 
 class Schedule(Enum):
@@ -66,6 +66,8 @@ class EngineConfig:
     """towers whose weights stay as they are"""
     gradient_checkpointing: bool = False
     """keep only each block's input for the backward pass: less memory, one more forward pass"""
+    attention_kernel: AttentionKernel = AttentionKernel.auto
+    """what computes attention over packed rows: the best for the device, or one by name"""
 
     def __post_init__(self) -> None:
         for name in ("num_threads", "micro_batch_tokens"):

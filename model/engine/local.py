@@ -45,6 +45,7 @@ class LocalEngine:
         self._device = next(model.parameters()).device
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
+        model.attention_kernel = config.attention_kernel
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True

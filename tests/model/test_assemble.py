@@ -13,7 +13,7 @@ from torch import Tensor
 
 from model.assemble import assemble
 from model.checkpoint import load_model, save_model
-from model.config import FLAVOUR_FOLDER, AnyResVisionConfig, AssembleConfig, Flavour, flavour_config
+from model.config import FLAVOUR_FOLDER, AnyResVisionConfig, AssembleConfig, Flavour, Resolution, flavour_config
 from model.sail_vl2 import SailVL2
 
 
@@ -107,7 +107,11 @@ def write_original(vision: Path, folder: Path) -> Path:
 def test_towers_of_the_result_are_the_sources(vision, language, source, any_resolution, tmp_path):
     folder = vision if source == "transformers" else write_original(vision, tmp_path / "original")
     out = tmp_path / "out"
-    assemble(AssembleConfig(str(folder), str(language), str(out), any_resolution=any_resolution))
+    assemble(
+        AssembleConfig(
+            str(folder), str(language), str(out), resolution=Resolution.any if any_resolution else Resolution.fixed
+        )
+    )
     stored = load_file(out / "model.safetensors")
     towers = {f"vision_model.{n}": t for n, t in original_names(load_file(vision / "model.safetensors"), 2).items()}
     towers |= {f"language_model.{n}": t for n, t in load_file(language / "model.safetensors").items()}

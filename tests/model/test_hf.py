@@ -3,13 +3,17 @@
 Tolerance: two float32 orders of the same sums differ by some 1e-6 of the logit scale; 2e-5 of it is the bar.
 """
 
+import json
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 import model.hf  # noqa: F401  (registers the classes)
 from model.batch import Row, pack_rows
-from model.checkpoint import build_flavour, load_model, save_model
+from model.checkpoint import EMBEDDING, HEAD, build_flavour, load_model, save_model
 from model.config import Flavour
 
 PIXELS_PER_TOKEN, LENGTH = 16, 12
@@ -112,3 +116,48 @@ def test_images_and_placeholders_must_agree(pair, batch):
         pair[2](input_ids=ids, pixel_values=pixels[:1])
     with pytest.raises(ValueError, match="found NaN or infinity"):
         pair[2](input_ids=ids, pixel_values=pixels * float("nan"))
+
+
+class TestFoldersThatDoNotFit:
+    """transformers alone would draw missing tensors at random, and trust the config about the head."""
+
+    @pytest.fixture
+    def folder(self, tiny_folder, tmp_path):
+        return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+    def rewrite(self, folder, change) -> None:
+        tensors = load_file(folder / "model.safetensors")
+        change(tensors)
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+    def test_every_wrong_tensor_is_named(self, folder):
+        def change(tensors):
+            del tensors["mlp1.0.weight"]
+            tensors["mlp1.9.weight"] = torch.zeros(1)
+            tensors["mlp1.1.bias"] = torch.zeros(3)
+
+        self.rewrite(folder, change)
+        with pytest.raises(ValueError) as error:
+            AutoModelForImageTextToText.from_pretrained(folder)
+        for problem in ("missing mlp1.0.weight", "unexpected mlp1.9.weight", "mlp1.1.bias: expected"):
+            assert problem in str(error.value)
+
+    def test_truncated_shard_is_named(self, folder):
+        file = folder / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:5000])
+        with pytest.raises(ValueError, match=r"model\.safetensors: expected a whole safetensors file"):
+            AutoModelForImageTextToText.from_pretrained(folder)
+
+    @pytest.mark.parametrize("stored_equal", [True, False])
+    @pytest.mark.parametrize("config_says", [True, False])
+    def test_stored_tensors_decide_whether_the_head_is_tied(self, folder, stored_equal, config_says):
+        config = json.loads((folder / "config.json").read_text())
+        config["llm_config"]["tie_word_embeddings"] = config_says
+        (folder / "config.json").write_text(json.dumps(config))
+        embedding = load_file(folder / "model.safetensors")[EMBEDDING]
+        head = embedding.clone() if stored_equal else embedding + 1.0
+        self.rewrite(folder, lambda tensors: tensors.update({HEAD: head}))
+        model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+        assert torch.equal(model.lm_head.weight, head)
+        assert torch.equal(model.get_input_embeddings().weight, embedding)
+        assert (model.lm_head.weight is model.get_input_embeddings().weight) == stored_equal

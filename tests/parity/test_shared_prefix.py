@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from model.batch import Row, pack_rows, split_by_tokens
-from model.config import AnyResVisionConfig, Flavour, flavour_config
+from model.config import AnyResVisionConfig, AttentionKernel, Flavour, flavour_config
 from model.layers import rope_tables
 from model.moe import MoeMLP
 from model.projector import pixel_shuffle
@@ -174,3 +174,31 @@ def test_placeholder_count_must_match_tiles():
         pack_rows([Row([PLACEHOLDER] * 3, [[1]], [torch.zeros(1, 3, 32, 32)])], PLACEHOLDER, PIXELS_PER_TOKEN)
     with pytest.raises(ValueError, match="found 1"):
         pack_rows([Row([1], [[2, PLACEHOLDER]])], PLACEHOLDER, PIXELS_PER_TOKEN)
+
+
+def test_images_of_one_row_never_fill_another():
+    image = torch.zeros(1, 3, 32, 32)
+    rows = [Row([1, PLACEHOLDER], [[2]], [image]), Row([PLACEHOLDER] * 7, [[3]], [image])]
+    with pytest.raises(ValueError, match="row 0: expected 4 tokens for 1 images of 1 tiles, found 1"):
+        pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
+def test_flex_attention_equals_sdpa(case, monkeypatch):
+    """Uncompiled and forward only, as flex_attention offers it on CPU; tests/gpu compares gradients of the kernel.
+
+    float32: both sides round differently a few times a layer, 1e-5 of the scale of ln p is some 100 roundings.
+    """
+    model = SailVL2(flavour_config(Flavour.tiny))
+    model.initialise(3)
+    generator = torch.Generator().manual_seed(len(case))
+    rows = [make_row(model, generator, *spec) for spec in case]
+    rows = [Row(row.prefix_ids, row.completions, [image.float() for image in row.images]) for row in rows]
+    inputs = pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN)
+    with torch.no_grad():
+        portable = model(inputs).logprobs
+        monkeypatch.setattr(model, "attention_kernel", AttentionKernel.flex)
+        monkeypatch.setattr("model.sail_vl2.packed_attention", None)
+        flexible = model(inputs).logprobs
+    assert (portable - flexible).abs().max() <= 1e-5 * portable.abs().max()
