@@ -18,7 +18,8 @@ from typing import Any
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 from conf.cli import load_config
-from rewards.rubric import RewardInput, RewardResult, Rubric
+from rewards.result import RewardInput, RewardResult
+from rewards.rubric import Rubric
 from rlhf import evaluate, train
 from rlhf.config import EvaluateConfig
 from sft import train as sft_train

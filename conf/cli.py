@@ -199,10 +199,10 @@ def _check_key(override: str, known: Any, entry: str) -> str:
         raise UsageError(f"{override!r}: deleting keys is not supported; set the value you want")
     keys = list(_flatten(known, ""))
     if key in keys:
-        return override.lstrip("+")
-    parent = key.rpartition(".")[0]
-    if parent in keys and _is_free_mapping(known, parent):
-        return f"+{override.lstrip('+')}"
+        return f"{'++' if _is_free_mapping(known, key) else ''}{override.lstrip('+')}"
+    parents = [key[:end] for end, letter in enumerate(key) if letter == "."]
+    if any(parent in keys and _is_free_mapping(known, parent) for parent in parents):
+        return f"++{override.lstrip('+')}"
     raise UsageError(f"{key}: no such key; {_nearest(key, [*keys, *_groups(entry)])}")
 
 

@@ -1,19 +1,53 @@
-"""Settings of the reward: which parts, which weights, which limits."""
+"""Settings of the reward: which parts, how they are combined, which limits."""
 
 import math
 from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from rewards.answers import AnswerRule
+
+
+class Combine(Enum):
+    """`weighted_sum` of the parts, or their `product` (SAIL-RL, arXiv 2511.02280); a product ignores weights but 0."""
+
+    weighted_sum = "weighted_sum"
+    product = "product"
+
+
+class WeightCheck(Enum):
+    """`one`: positive weights must sum to 1, so that a reward is a share; negative ones are penalties. `free`: any."""
+
+    one = "one"
+    free = "free"
 
 
 @dataclass
 class RewardConfig:
+    verifier: str = "math"
+    """judges the answer part; `python -m rewards.score --help` lists them"""
+    datasets: dict[str, str] = field(default_factory=dict)
+    """verifier of the answer part by a row's column `dataset` (or `data_source`); others take `verifier`"""
+    answer_rules: list[AnswerRule] = field(default_factory=lambda: [AnswerRule.boxed])
+    """where the answer stands in a completion, tried in this order"""
     answer_weight: float = 0.9
-    """weight of the answer part: 1 when the boxed answer equals the reference, else 0 (the report states no weights)"""
+    """weight of the answer part: what the verifier says (the report states no weights)"""
     format_weight: float = 0.1
     """weight of the format part (1 for exactly one think block followed by one boxed answer, else 0)"""
+    parts: dict[str, float] = field(default_factory=dict)
+    """further verifiers as parts of their own, with their weights, for example {language: 0.1, repetition: -0.2}"""
     functions: list[str] = field(default_factory=list)
-    """own reward functions, each FILE.py:NAME, called once per completion with a rewards.rubric.RewardInput"""
+    """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point; docs/rewards.md"""
     function_weights: list[float] = field(default_factory=list)
-    """one weight per function; empty means 0.1 each"""
+    """one weight per function; empty: 0.1 each, and the others are scaled down by as much"""
+    weight_check: WeightCheck = WeightCheck.one
+    """one: positive weights must sum to 1"""
+    combine: Combine = Combine.weighted_sum
+    """how parts become one reward"""
+    gates: list[str] = field(default_factory=list)
+    """parts that must be 1, or the reward is 0"""
+    options: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """settings of verifiers and functions by name, for example {numeric: {absolute: 0.01}}"""
     timeout_seconds: float = 5.0
     """deadline of one verifier or function call in its worker process; a call past it is unscorable"""
     num_workers: int = 1
@@ -29,19 +63,54 @@ class RewardConfig:
             )
         for function in self.functions:
             path, colon, name = function.rpartition(":")
-            if not colon or not path or not name.isidentifier():
-                raise ValueError(f"reward.functions: expected FILE.py:NAME, found {function!r}")
-        weights = {"answer_weight": self.answer_weight, "format_weight": self.format_weight}
-        for name, value in {**weights, "function_weights": sum(self.function_weights)}.items():
-            if not math.isfinite(value):
-                raise ValueError(f"reward.{name}: expected a finite number, found {value}")
+            if not name.isidentifier() or bool(colon) != bool(path):
+                raise ValueError(
+                    "reward.functions: expected FILE.py:NAME, package.module:NAME or the name of an entry point, "
+                    f"found {function!r}"
+                )
+        if not self.answer_rules:
+            raise ValueError("reward.answer_rules: expected at least one rule, found none")
+        names = [*_OWN_PARTS, *self.parts, *self.function_names]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"reward.functions: the part name {twice[0]!r} is taken; rename the function")
+        if unknown := [gate for gate in self.gates if gate not in names]:
+            raise ValueError(f"reward.gates: expected some of {names}, found {unknown[0]!r}")
+        self._check_weights()
         if not 0.0 <= self.max_unscorable_share <= 1.0:
             raise ValueError(
                 f"reward.max_unscorable_share: expected a share between 0 and 1, found {self.max_unscorable_share}"
             )
-        if self.timeout_seconds <= 0 or self.num_workers < 1:
+        if not 0 < self.timeout_seconds < math.inf or self.num_workers < 1:
             raise ValueError("reward.timeout_seconds, reward.num_workers: expected positive values")
 
     @property
-    def weights(self) -> list[float]:
-        return self.function_weights or [0.1] * len(self.functions)
+    def function_names(self) -> list[str]:
+        return [function.rpartition(":")[2] for function in self.functions]
+
+    @property
+    def weights(self) -> dict[str, float]:
+        """Weight of every part, by name: answer, format, `parts`, `functions`."""
+        own = {"answer": self.answer_weight, "format": self.format_weight, **self.parts}
+        if self.functions and not self.function_weights:
+            share = _DEFAULT_FUNCTION_WEIGHT
+            left = 1.0 - share * len(self.functions) if self.weight_check is WeightCheck.one else 1.0
+            own = {name: weight * left if weight > 0 else weight for name, weight in own.items()}
+            return {**own, **dict.fromkeys(self.function_names, share)}
+        return {**own, **dict(zip(self.function_names, self.function_weights, strict=True))}
+
+    def _check_weights(self) -> None:
+        if not self.function_weights and len(self.functions) * _DEFAULT_FUNCTION_WEIGHT >= 1:
+            raise ValueError("reward.function_weights: expected weights for so many functions, found none")
+        for name, weight in self.weights.items():
+            if not math.isfinite(weight):
+                raise ValueError(f"reward: weight of {name}: expected a finite number, found {weight}")
+        total = sum(weight for weight in self.weights.values() if weight > 0)
+        if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
+            raise ValueError(
+                f"reward: expected positive weights that sum to 1, found {total:g} from {self.weights}; "
+                "change answer_weight, format_weight, parts or function_weights, or set weight_check=free"
+            )
+
+
+_OWN_PARTS = ("answer", "format")
+_DEFAULT_FUNCTION_WEIGHT = 0.1

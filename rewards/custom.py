@@ -1,17 +1,235 @@
-"""Loading a user's reward function from FILE.py:NAME."""
+"""Users' reward functions: finding them, calling them in the style they are written in, checking what they return.
 
+Styles, told by the names of the parameters:
+- native: `fn(completion)` gets one `RewardInput`, `fn(batch)` the list of those of one prompt; numbers come back;
+- TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for; a list
+  comes back in which None says that the function does not apply;
+- verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back.
+Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments.
+"""
+
+import asyncio
+import importlib
+import importlib.metadata
 import importlib.util
+import inspect
+import math
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
 from functools import cache
+from numbers import Real
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from rewards.result import RewardInput
+
+ENTRY_POINTS = "sailvl2_rl.rewards"
+_ALIASES = ("solution", "answer", "ground_truth", "label", "target")  # of `reference`, where a function asks for one
+_MAX_SHOWN = 80
+
+
+class Style(Enum):
+    native = "native"
+    native_batch = "native_batch"
+    trl = "trl"
+    verl = "verl"
 
 
 @cache
 def load_function(spec: str) -> Callable:
-    """The function NAME of FILE.py. `ValueError` naming the file, what was expected and what it defines."""
-    file, _, name = spec.rpartition(":")
-    path = Path(file)
+    """FILE.py:NAME, package.module:NAME or the name of an entry point. `ValueError` names what was expected there."""
+    place, colon, name = spec.rpartition(":")
+    if not colon:
+        return _from_entry_point(spec)
+    module = _from_file(spec, Path(place)) if place.endswith(".py") else _from_module(spec, place)
+    function = getattr(module, name, None)
+    if not callable(function):
+        defined = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
+        raise ValueError(f"reward.functions: {spec!r}: expected a function {name!r} in {place}, found {defined}")
+    style_of(function, spec)
+    return function
+
+
+def style_of(function: Callable, spec: str = "") -> Style:
+    """How a function wants to be called. `ValueError` when its parameters fit no style."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"reward.functions: {spec!r}: expected a Python function, found {error}") from None
+    if "solution_str" in parameters:
+        return Style.verl
+    if "completions" in parameters or "prompts" in parameters:
+        return Style.trl
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    first = next(iter(parameters.values()), None)
+    needed = [p for p in parameters.values() if p.default is p.empty and p.kind in positional]
+    if first is None or first.kind not in positional or len(needed) > 1:
+        raise ValueError(
+            f"reward.functions: {spec!r}: expected the parameters (completion), (batch), (prompts, completions, ...) "
+            f"or (data_source, solution_str, ground_truth, extra_info), found {list(parameters)}"
+        )
+    return Style.native_batch if first.name == "batch" else Style.native
+
+
+def own_limits(spec: str) -> dict[str, float]:
+    """What a function asks for by its attributes `timeout_seconds` and `memory_mb` (0: no limit), where it does."""
+    function = load_function(spec)
+    wanted = {name: getattr(function, name, None) for name in ("timeout_seconds", "memory_mb")}
+    return {name: float(value) for name, value in wanted.items() if isinstance(value, int | float)}
+
+
+def call_function(
+    spec: str, inputs: Sequence[RewardInput], options: Mapping[str, Any], step: int = 0
+) -> dict[str, Any]:
+    """{"results": one {"value": number or None, "reason": text, "traceback": text} per input, "metrics": {name: [..]}}.
+
+    `reason` is empty where the value counts; a value of None without a reason does not apply. Raises what the function
+    raises when it was called once for all inputs.
+    """
+    function = load_function(spec)
+    style = style_of(function, spec)
+    metrics: dict[str, list[float]] = {}
+    if style in (Style.native, Style.verl):
+        return {"results": _call_each(spec, function, style, inputs, options), "metrics": metrics}
+    if style is Style.native_batch:
+        values = _await(function(list(inputs), **options))
+    else:
+        values = _await(function(**_trl_arguments(function, inputs, options, step, metrics)))
+    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or _is_tensor(values):
+        raise TypeError(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
+    if len(values) != len(inputs):
+        raise TypeError(f"{spec}: expected {len(inputs)} numbers, one per completion, found {len(values)}")
+    checked = [_checked(spec, index, value, style is Style.trl) for index, value in enumerate(values)]
+    return {"results": checked, "metrics": metrics}
+
+
+def _call_each(
+    spec: str, function: Callable, style: Style, inputs: Sequence[RewardInput], options: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """One call per completion; coroutines run at the same time. A call that raises is its own completion's failure."""
+
+    def start(item: RewardInput) -> Any:
+        return function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
+
+    if inspect.iscoroutinefunction(function):
+        found = asyncio.run(_gather([start(item) for item in inputs]))
+    else:
+        found = []
+        for item in inputs:
+            try:
+                found.append(start(item))
+            except Exception as error:
+                found.append(error)
+    return [
+        {"value": None, "reason": _said(value), "traceback": "".join(traceback.format_exception(value))}
+        if isinstance(value, Exception)
+        else _checked(spec, index, value.get("score") if _is_verl_dict(style, value) else value, False)
+        for index, value in enumerate(found)
+    ]
+
+
+def _said(error: Exception) -> str:
+    return str(error) if isinstance(error, ValueError) and str(error) else repr(error)
+
+
+def _is_verl_dict(style: Style, value: Any) -> bool:
+    return style is Style.verl and isinstance(value, Mapping)
+
+
+async def _gather(calls: Sequence[Any]) -> list[Any]:
+    return await asyncio.gather(*calls, return_exceptions=True)
+
+
+def _await(value: Any) -> Any:
+    async def wait() -> Any:
+        return await value
+
+    return asyncio.run(wait()) if inspect.isawaitable(value) else value
+
+
+def _checked(spec: str, index: int, value: Any, may_abstain: bool) -> dict[str, Any]:
+    if value is None and may_abstain:
+        return {"value": None, "reason": "", "traceback": ""}
+    number = isinstance(value, Real) and not isinstance(value, bool) and not _is_tensor(value)
+    if not number or not math.isfinite(value):
+        reason = f"{spec}: completion {index}: expected a finite number, found {_shown(value)}"
+        return {"value": None, "reason": reason, "traceback": ""}
+    return {"value": float(value), "reason": "", "traceback": ""}
+
+
+def _is_tensor(value: Any) -> bool:
+    return type(value).__module__.partition(".")[0] in ("torch", "jax", "tensorflow")
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({type(value).__name__})"
+
+
+def _trl_arguments(
+    function: Callable,
+    inputs: Sequence[RewardInput],
+    options: Mapping[str, Any],
+    step: int,
+    metrics: dict[str, list[float]],
+) -> dict[str, Any]:
+    """What TRL's GRPOTrainer passes for conversational rows: messages in, one assistant message out, columns as lists."""
+    given: dict[str, Any] = {
+        "prompts": [item.messages for item in inputs],
+        "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],
+        "completion_ids": [item.token_ids for item in inputs],
+        "trainer_state": SimpleNamespace(global_step=step),
+        "log_metric": lambda name, value: metrics.setdefault(str(name), []).append(float(value)),
+        "log_extra": lambda column, values: None,
+        "images": [item.images for item in inputs],
+        "reference": [item.reference for item in inputs],
+    }
+    for key in sorted({key for item in inputs for key in item.meta}):
+        given.setdefault(key, [item.meta.get(key) for item in inputs])
+    parameters = inspect.signature(function).parameters
+    for alias in _ALIASES:
+        if alias in parameters:
+            given.setdefault(alias, given["reference"])
+    given |= options
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def _verl_arguments(item: RewardInput, options: Mapping[str, Any]) -> dict[str, Any]:
+    extra = {**item.meta, "messages": item.messages, "images": item.images, "prompt_id": item.prompt_id}
+    return {
+        "data_source": item.meta.get("data_source", item.meta.get("dataset", "")),
+        "solution_str": item.completion,
+        "ground_truth": item.reference,
+        "extra_info": extra,
+        **options,
+    }
+
+
+def _from_entry_point(name: str) -> Callable:
+    found = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
+    if name not in found:
+        raise ValueError(
+            f"reward.functions: {name!r}: expected FILE.py:NAME, package.module:NAME or an entry point of the group "
+            f"{ENTRY_POINTS}, found the entry points {sorted(found)}"
+        )
+    function = found[name].load()
+    style_of(function, name)
+    return function
+
+
+def _from_module(spec: str, module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except Exception as error:
+        raise ValueError(f"reward.functions: {spec!r}: importing {module} failed: {error!r}") from error
+
+
+def _from_file(spec: str, path: Path) -> Any:
     if not path.is_file():
         raise ValueError(f"reward.functions: {spec!r}: expected a Python file at {path.resolve()}, found none")
     module_spec = importlib.util.spec_from_file_location(f"custom_reward_{path.stem}", path)
@@ -23,8 +241,4 @@ def load_function(spec: str) -> Callable:
         module_spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"reward.functions: {spec!r}: importing {path} failed: {error!r}") from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        defined = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
-        raise ValueError(f"reward.functions: {spec!r}: expected a function {name!r} in {path}, found {defined}")
-    return function
+    return module

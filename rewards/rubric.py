@@ -1,54 +1,22 @@
-"""Completions in, rewards out: the weighted sum of named parts, or an honest "unscorable"."""
+"""Completions in, rewards out: named parts combined as configured, or an honest "unscorable"."""
 
+import math
 import sys
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
 from typing import Any
 
-from rewards.answers import parse_completion
-from rewards.config import RewardConfig
-from rewards.math_answer import compare_plainly
-from rewards.pool import Outcome, ScoringPool
-
-_MAX_VERDICTS = 100_000  # remembered (answer, reference) pairs
-
-
-class Status(Enum):
-    ok = "ok"
-    unscorable = "unscorable"
+from rewards.answers import AnswerRule, extract
+from rewards.config import Combine, RewardConfig
+from rewards.pool import ScoringPool
+from rewards.result import Claim, Outcome, RewardInput, RewardResult, Status
+from rewards.scoring import Scorer
+from rewards.verifiers.registry import check_options
 
 
-@dataclass(frozen=True)
-class RewardInput:
-    """All that a reward function may look at, as plain data."""
-
-    prompt_id: str
-    messages: list[dict[str, Any]]
-    images: list[str]  # file paths
-    reference: str
-    completion: str  # decoded text, think tags kept, end of turn dropped
-    thinking: str
-    answer: str | None  # what stands in the last box, None without one
-    token_ids: list[int]
-    finish_reason: str  # stop | length
-    meta: dict[str, Any]  # the data row's other columns
-
-
-@dataclass(frozen=True)
-class RewardResult:
-    """`value` is None exactly when `status` is unscorable; then `reason` says why."""
-
-    value: float | None
-    parts: dict[str, float] = field(default_factory=dict)
-    status: Status = Status.ok
-    reason: str = ""
-
-    @property
-    def correct(self) -> bool:
-        """Whether the answer part is right; False for an unscorable completion."""
-        return self.parts.get("answer", 0.0) >= 1.0
+_NOT_APPLICABLE = "not_applicable/"
 
 
 class TooManyUnscorable(RuntimeError):
@@ -64,40 +32,44 @@ class Rubric:
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
+        self.step = 0  # for functions that ask for the trainer's state
         self._pool = ScoringPool(config.num_workers, config.timeout_seconds)
+        self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
         self._reasons_shown: set[str] = set()
-        self._verdicts: dict[tuple[str, str], Outcome] = {}
-        self.names = [spec.rpartition(":")[2] for spec in config.functions]
-        taken = ["answer", "format"]
-        for name in self.names:
-            if name in taken:
-                raise ValueError(f"reward.functions: the part name {name!r} is taken; rename the function")
-            taken.append(name)
+        self._metrics: dict[str, list[float]] = {}
+        self._weights = config.weights
+        self._limits: dict[str, dict[str, float]] = {}  # what functions ask for themselves
+        self._check_options()
 
     def check_functions(self) -> None:
         """Load every user function in a worker now, so that a bad path fails before anything runs."""
         outcomes = self._pool.run([{"kind": "load", "function": spec} for spec in self.config.functions])
         for spec, outcome in zip(self.config.functions, outcomes, strict=True):
-            if outcome.value is None:
+            if outcome.status is not Status.ok:
                 reason = outcome.reason
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
+            self._limits[spec] = outcome.value
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
         """One result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
-        answers = self._score_answers(inputs)
-        tasks = [
-            {"kind": "call", "function": spec, "input": asdict(item)}
-            for item in inputs
-            for spec in self.config.functions
-        ]
-        calls = self._pool.run(tasks)
-        per_item = len(self.config.functions)
-        results = [
-            self._combine(item, answers[i], calls[i * per_item : (i + 1) * per_item]) for i, item in enumerate(inputs)
-        ]
+        if self.config.answer_rules != [AnswerRule.boxed]:
+            inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
+        claims = [_claim(item) for item in inputs]
+        parts = {"answer": self._answers(inputs, claims)}
+        for name in ("format", *self.config.parts):
+            parts[name] = self._scorer.score(name, claims, self.config.options.get(name, {}))
+        for name, spec in zip(self.config.function_names, self.config.functions, strict=True):
+            parts[name] = self._call(name, spec, inputs)
+        results = [self._combine({name: found[i] for name, found in parts.items()}) for i in range(len(inputs))]
         self._watch(results)
         return results
+
+    def take_metrics(self) -> dict[str, float]:
+        """Means of what functions logged, and the share of completions a part did not apply to, since the last call."""
+        means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
+        self._metrics.clear()
+        return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
     def close(self) -> None:
         self._pool.close()
@@ -108,35 +80,87 @@ class Rubric:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _score_answers(self, inputs: Sequence[RewardInput]) -> list[Outcome]:
-        """Plain numbers are decided here; what takes mathematics goes to the pool once per distinct pair."""
-        outcomes: list[Outcome | None] = []
-        for item in inputs:
-            plain = False if item.answer is None else compare_plainly(item.answer, item.reference)
-            outcomes.append(None if plain is None else Outcome(float(plain)))
-        pairs = [(item.answer or "", item.reference) for item in inputs]
-        open_pairs = sorted(
-            {pair for pair, done in zip(pairs, outcomes, strict=True) if done is None and pair not in self._verdicts}
-        )
-        verdicts = self._pool.run([{"kind": "math", "answer": a, "reference": r} for a, r in open_pairs])
-        if len(self._verdicts) > _MAX_VERDICTS:
-            self._verdicts.clear()
-        fresh = dict(zip(open_pairs, verdicts, strict=True))
-        # A failure may be the machine's: it is asked again when the pair comes again.
-        self._verdicts |= {pair: verdict for pair, verdict in fresh.items() if verdict.value is not None}
-        known = self._verdicts | fresh
-        return [done or known[pair] for pair, done in zip(pairs, outcomes, strict=True)]
+    def _check_options(self) -> None:
+        """Unknown verifiers, options of nothing, and wrong options fail here, before anything runs."""
+        config = self.config
+        verifiers = {config.verifier, "format", *config.datasets.values(), *config.parts}
+        for name in sorted(verifiers):
+            check_options(name, config.options.get(name, {}))
+        unused = set(config.options) - verifiers - set(config.function_names)
+        if unused:
+            known = sorted(verifiers | set(config.function_names))
+            raise ValueError(f"reward.options: expected options of {known}, found some of {sorted(unused)[0]!r}")
 
-    def _combine(self, item: RewardInput, answer: Outcome, calls: Sequence[Outcome]) -> RewardResult:
-        for name, outcome in zip(["answer", *self.names], [answer, *calls], strict=True):
-            if outcome.value is None:
+    def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome]:
+        """The answer part, by the verifier of each row's data set."""
+        routes = [self._route(item.meta) for item in inputs]
+        outcomes: list[Outcome] = [Outcome()] * len(inputs)
+        for verifier in sorted(set(routes)):
+            where = [i for i, route in enumerate(routes) if route == verifier]
+            options = self.config.options.get(verifier, {})
+            for i, outcome in zip(
+                where, self._scorer.score(verifier, [claims[i] for i in where], options), strict=True
+            ):
+                outcomes[i] = outcome
+        return outcomes
+
+    def _route(self, meta: Mapping[str, Any]) -> str:
+        dataset = meta.get("dataset", meta.get("data_source"))
+        return self.config.datasets.get(str(dataset), self.config.verifier)
+
+    def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome]:
+        """One task per prompt: siblings are scored together, and a failure costs no more than them."""
+        if spec not in self._limits:
+            self.check_functions()
+        groups = [list(group) for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
+        options = self.config.options.get(name, {})
+        tasks = [
+            {
+                "kind": "call",
+                "function": spec,
+                "inputs": [asdict(item) for item in group],
+                "options": options,
+                "step": self.step,
+                **self._limits[spec],
+            }
+            for group in groups
+        ]
+        outcomes: list[Outcome] = []
+        for group, outcome in zip(groups, self._pool.run(tasks), strict=True):
+            if outcome.status is not Status.ok:
+                outcomes += [outcome] * len(group)
+                continue
+            for metric, values in outcome.value["metrics"].items():
+                self._metrics.setdefault(metric, []).extend(values)
+            outcomes += [_call_outcome(found) for found in outcome.value["results"]]
+        return outcomes
+
+    def _combine(self, outcomes: Mapping[str, Outcome]) -> RewardResult:
+        for name, outcome in outcomes.items():
+            if outcome.status is Status.unscorable:
                 self._show_once(name, outcome)
                 return RewardResult(None, {}, Status.unscorable, f"{name}: {outcome.reason}")
-        parts = {"answer": answer.value or 0.0, "format": float(parse_completion(item.completion).well_formed)}
-        parts |= {name: outcome.value or 0.0 for name, outcome in zip(self.names, calls, strict=True)}
-        weights = [self.config.answer_weight, self.config.format_weight, *self.config.weights]
-        value = sum(weight * part for weight, part in zip(weights, parts.values(), strict=True))
-        return RewardResult(value, parts)
+        parts = {name: outcome.value for name, outcome in outcomes.items()}
+        for name, value in parts.items():
+            self._metrics.setdefault(f"{_NOT_APPLICABLE}{name}", []).append(float(value is None))
+        applicable = {name: value for name, value in parts.items() if value is not None}
+        if not any(self._weights[name] > 0 for name in applicable):
+            return RewardResult(None, parts, Status.unscorable, "no part with a positive weight applies")
+        if any(parts[gate] is not None and parts[gate] < 1.0 for gate in self.config.gates):
+            return RewardResult(0.0, parts)
+        if self.config.combine is Combine.product:
+            return RewardResult(math.prod(v for name, v in applicable.items() if self._weights[name]), parts)
+        return RewardResult(self._weighted_sum(applicable), parts)
+
+    def _weighted_sum(self, parts: Mapping[str, float]) -> float:
+        """Weights of parts that do not apply go to those that do; penalties keep theirs."""
+        value = sum(self._weights[name] * part for name, part in parts.items())
+        if len(parts) == len(self._weights):
+            return value
+        gain = sum(self._weights[name] * part for name, part in parts.items() if self._weights[name] > 0)
+        present = sum(self._weights[name] for name in parts if self._weights[name] > 0)
+        total = sum(weight for weight in self._weights.values() if weight > 0)
+        return gain * total / present + (value - gain)
 
     def _show_once(self, name: str, outcome: Outcome) -> None:
         # The same line raising with other words is the same failure: the last line of a traceback does not count.
@@ -155,3 +179,13 @@ class Rubric:
                 f"reward.max_unscorable_share: expected at most {self.config.max_unscorable_share:.1%} of the last "
                 f"{len(self._recent)} completions unscorable, found {share:.1%}; latest reason: {reason}"
             )
+
+
+def _claim(item: RewardInput) -> Claim:
+    return Claim(item.completion, item.answer, item.reference, item.meta, len(item.token_ids), item.finish_reason)
+
+
+def _call_outcome(found: Mapping[str, Any]) -> Outcome:
+    if found["reason"]:
+        return Outcome(None, Status.unscorable, found["reason"], found["traceback"])
+    return Outcome(found["value"])

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from model.logprobs import TokenScores
-from rewards.rubric import RewardResult
+from rewards.result import RewardResult
 from rlhf.advantages import group_advantages, overlong_penalty
 from rlhf.config import AdvantageScale, AlgorithmConfig, DapoConfig, GrpoConfig, LossNormalisation
 from rlhf.filters import drop_reason

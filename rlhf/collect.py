@@ -7,7 +7,8 @@ from pathlib import Path
 
 from model.tokenizer import Tokenizer
 from rewards.answers import parse_completion
-from rewards.rubric import RewardInput, Rubric
+from rewards.result import RewardInput
+from rewards.rubric import Rubric
 from rlhf.algorithms import Algorithm
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task

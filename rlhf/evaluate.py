@@ -51,7 +51,7 @@ def _ask(
     config: EvaluateConfig, model: "SailVL2", processor: "Processor", rubric: "Rubric", mode: "Mode", greedy: bool
 ) -> dict[str, Any]:
     """Put every prompt once, in one mode."""
-    from rewards.rubric import Status
+    from rewards.result import Status
     from rlhf.collect import reward_input
     from rlhf.prompts import PromptSet
     from rollouts.embedded import EmbeddedWorker

@@ -4,7 +4,7 @@ from typing import Any
 
 from model.engine.base import StepResult
 from model.tokenizer import Tokenizer
-from rewards.rubric import Status
+from rewards.result import Status
 from rlhf.collect import Collected
 from rlhf.ledger import Ledger
 from rollouts.rollout import FinishReason
@@ -83,7 +83,9 @@ def step_metrics(collected: Collected, totals: LossTotals, ledger: Ledger) -> di
         "ledger/trained": float(ledger.trained),
     }
     for name in sorted({part for t in scored for part in t.reward.parts}):
-        metrics[f"reward/{name}"] = _mean([t.reward.parts[name] for t in scored])
+        metrics[f"reward/{name}"] = _mean(
+            [t.reward.parts[name] for t in scored if t.reward.parts.get(name) is not None]
+        )
     for reason in sorted({reason for _, reason in collected.dropped}):
         metrics[f"dropped/{reason}"] = float(sum(r == reason for _, r in collected.dropped))
     return {**metrics, **totals.metrics()}

@@ -45,6 +45,7 @@ def train(
     step, ledger = state["step"], Ledger.from_state(state["ledger"]) if "ledger" in state else Ledger()
     while step < config.max_steps:
         step += 1
+        rubric.step = step
         with run.timed("sync"):
             sync_weights(engine.publish_weights, worker)
         with run.timed("collect"):
@@ -60,7 +61,7 @@ def train(
                     totals.add(engine.forward_backward(batch, algorithm.loss, denominator))
                 totals.add_update(engine.step())
         ledger.check()
-        metrics = step_metrics(collected, totals, ledger)
+        metrics = {**step_metrics(collected, totals, ledger), **rubric.take_metrics()}
         run.append("ledger.jsonl", step, ledger.take_closed())
         run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer))
         reporter.show(step, metrics, collected, run.seconds, prompts.root)

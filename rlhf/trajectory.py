@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from model.batch import ModelInputs, Row, move_batch, pack_rows, split_by_tokens
-from rewards.rubric import RewardResult, Status
+from rewards.result import RewardResult, Status
 from rollouts.rollout import Prompt, Rollout
 
 

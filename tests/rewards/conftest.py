@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from rewards.answers import parse_completion
-from rewards.rubric import RewardInput
+from rewards.result import RewardInput
 
 FUNCTIONS = """
 import fractions, os, subprocess, sys, time

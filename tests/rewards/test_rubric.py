@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from rewards.config import RewardConfig
-from rewards.rubric import Rubric, Status, TooManyUnscorable
+from rewards.result import Status
+from rewards.rubric import Rubric, TooManyUnscorable
 
 RIGHT, SHOWN, WRONG = "<think>a</think>\\boxed{7}", "it is \\boxed{7}", "<think>a</think>\\boxed{8}"
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

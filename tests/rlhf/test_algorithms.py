@@ -9,7 +9,7 @@ import torch
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
 from model.interface import Mode
-from rewards.rubric import RewardResult, Status
+from rewards.result import RewardResult, Status
 from rlhf.algorithms import build_algorithm
 from rlhf.config import AdvantageScale, AlgorithmConfig, DapoConfig, GroupFilter, GrpoConfig, TrainerConfig
 from rlhf.prompts import PromptSet

@@ -6,7 +6,8 @@ import pytest
 
 from model.interface import Mode
 from rewards.config import RewardConfig
-from rewards.rubric import RewardResult, Rubric, Status
+from rewards.result import RewardResult, Status
+from rewards.rubric import Rubric
 from rlhf.algorithms import build_algorithm
 from rlhf.collect import collect
 from rlhf.config import DapoConfig, GrpoConfig

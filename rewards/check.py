@@ -1,0 +1,229 @@
+"""Test a reward before a run trusts it: `python -m rewards.check my_rewards.py:fn --data sample.jsonl`.
+
+Calls it as a run would (own process, deadline), on the completions of the data and on probes that deserve nothing.
+Exit code 0: it keeps its contract, is deterministic and pays no probe; 1: it does not; 2: wrong usage.
+"""
+
+import argparse
+import json
+import math
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from rewards.answers import AnswerRule, extract, parse_completion
+from rewards.config import RewardConfig, WeightCheck
+from rewards.probes import probes
+from rewards.result import RewardInput, RewardResult, Status
+from rewards.rubric import Rubric
+
+_SLOW_SHARE = 0.5  # of the deadline
+
+
+class Checker:
+    """Scores inputs with one reward alone."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        settings: dict[str, Any] = {
+            "answer_rules": [AnswerRule(rule) for rule in args.extract.split(",")],
+            "timeout_seconds": args.timeout,
+            "num_workers": args.workers,
+            "max_unscorable_share": 1.0,
+            "weight_check": WeightCheck.free,
+            "format_weight": 0.0,
+        }
+        from rewards.verifiers.registry import VERIFIERS
+
+        if args.reward in VERIFIERS:
+            settings |= {"verifier": args.reward, "answer_weight": 1.0}
+            self.name = "answer"
+            options = {args.reward: args.options}
+        else:
+            self.name = args.reward.rpartition(":")[2]
+            settings |= {"functions": [args.reward], "function_weights": [1.0], "answer_weight": 0.0}
+            options = {self.name: args.options}
+        settings["options"] = options if args.options else {}
+        self.rubric = Rubric(RewardConfig(**settings))
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
+        """A value is this reward's own part; other parts do not count."""
+        return [
+            result
+            if result.status is Status.unscorable and result.reason.startswith(f"{self.name}:")
+            else RewardResult(result.parts.get(self.name), result.parts)
+            for result in self.rubric.score(inputs)
+        ]
+
+
+def read_rows(path: Path, limit: int) -> list[dict[str, Any]]:
+    """The first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number}: expected a JSON object, found {line[:60]!r} ({error})") from None
+        if not isinstance(row, dict) or "reference" not in row:
+            raise ValueError(f"{path}: line {number}: expected an object with `reference`, found {line[:60]!r}")
+        rows.append(row)
+        if len(rows) == limit:
+            break
+    if not rows:
+        raise ValueError(f"{path}: expected at least one row, found none")
+    return rows
+
+
+def as_input(row: dict[str, Any], completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
+    known = {"id", "messages", "reference", "completion", "images", "finish_reason"}
+    return RewardInput(
+        prompt_id=str(row.get("id", number)),
+        messages=row.get("messages") or [{"role": "user", "content": str(row.get("prompt", ""))}],
+        images=[str(image) for image in row.get("images", [])],
+        reference=row["reference"],
+        completion=completion,
+        thinking=parse_completion(completion).thinking,
+        answer=extract(completion, rules),
+        # No tokenizer is at hand: one id per four characters stands for the length.
+        token_ids=list(range(-(-len(completion) // 4))),
+        finish_reason=str(row.get("finish_reason", "stop")),
+        meta={key: value for key, value in row.items() if key not in known},
+    )
+
+
+def honest(row: dict[str, Any]) -> str:
+    """The row's own completion, or a well-formed right one."""
+    return str(row.get("completion", f"<think>It follows from the question.</think>\\boxed{{{row['reference']}}}"))
+
+
+def check(args: argparse.Namespace, console: Console) -> list[str]:
+    """Everything that is wrong with the reward, in words; prints what was seen."""
+    rules = [AnswerRule(rule) for rule in args.extract.split(",")]
+    rows = read_rows(Path(args.data), args.rows)
+    checker = Checker(args)
+    with checker.rubric as rubric:
+        rubric.check_functions()
+        inputs = [as_input(row, honest(row), number, rules) for number, row in enumerate(rows)]
+        problems = _check_contract(checker, inputs, args.timeout, console)
+        attacks = [
+            (family, as_input(row, text, number, rules))
+            for number, row in enumerate(rows[: args.probe_rows])
+            for family, text in probes(str(row["reference"]), row)
+        ]
+        # Each on its own: a function that sees a whole batch must not see which of its members are probes.
+        alone = [replace(item, prompt_id=f"{item.prompt_id}/{i}") for i, (_, item) in enumerate(attacks)]
+        results = checker.score(alone)
+        problems += _report_probes(attacks, results, args.threshold, console)
+    return problems
+
+
+def _check_contract(checker: Checker, inputs: Sequence[RewardInput], timeout: float, console: Console) -> list[str]:
+    problems = []
+    first = checker.score(inputs)
+    failed = [(i, result) for i, result in enumerate(first) if result.status is Status.unscorable]
+    if failed:
+        index, result = failed[0]
+        problems.append(f"contract: {len(failed)} of {len(inputs)} rows are unscorable; row {index}: {result.reason}")
+    again = list(reversed(checker.score(list(reversed(inputs)))))
+    changed = [i for i, (a, b) in enumerate(zip(first, again, strict=True)) if a.value != b.value]
+    if changed:
+        index = changed[0]
+        problems.append(
+            f"determinism: {len(changed)} of {len(inputs)} rows got another value in reversed order; row {index}: "
+            f"{first[index].value}, then {again[index].value}"
+        )
+    seconds = []
+    for item in inputs[:20]:
+        start = time.perf_counter()
+        checker.score([item])
+        seconds.append(time.perf_counter() - start)
+    slowest = max(seconds)
+    values = [result.value for result in first if result.value is not None]
+    console.print(
+        f"{len(inputs)} rows: values {min(values, default=math.nan):.3g} to {max(values, default=math.nan):.3g}, "
+        f"{sum(value is None for value in (r.value for r in first)) - len(failed)} not applicable, "
+        f"{len(failed)} unscorable; {statistics.median(seconds) * 1000:.1f} ms a completion, slowest "
+        f"{slowest * 1000:.1f} ms"
+    )
+    if slowest > _SLOW_SHARE * timeout:
+        problems.append(f"speed: a completion took {slowest:.2f} s, more than half of the deadline of {timeout:g} s")
+    return problems
+
+
+def _report_probes(
+    attacks: Sequence[tuple[str, RewardInput]],
+    results: Sequence[RewardResult],
+    threshold: float,
+    console: Console,
+) -> list[str]:
+    table = Table("probe", "tried", "paid", "unscorable", "largest value")
+    problems = []
+    for family in dict.fromkeys(family for family, _ in attacks):
+        own = [(item, result) for (f, item), result in zip(attacks, results, strict=True) if f == family]
+        paid = [(item, result) for item, result in own if (result.value or 0.0) > threshold]
+        unscorable = sum(result.status is Status.unscorable for _, result in own)
+        top = max((result.value for _, result in own if result.value is not None), default=None)
+        table.add_row(family, str(len(own)), str(len(paid)), str(unscorable), "-" if top is None else f"{top:.3g}")
+        if paid:
+            item, result = max(paid, key=lambda pair: pair[1].value or 0.0)
+            problems.append(
+                f"probe {family!r} earned {result.value:.3g}: {item.completion[:120]!r} (reference {item.reference!r})"
+            )
+    console.print(table)
+    return problems
+
+
+def _option(text: str) -> tuple[str, Any]:
+    key, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
+    try:
+        return key, json.loads(value)
+    except ValueError:
+        return key, value
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m rewards.check", description=__doc__.split("\n\n")[0])
+    parser.add_argument("reward", help="FILE.py:NAME, package.module:NAME, an entry point, or a verifier's name")
+    parser.add_argument("--data", required=True, help="JSONL rows with `reference`, and `completion` or `messages`")
+    parser.add_argument("--rows", type=int, default=200, help="rows to read (default 200)")
+    parser.add_argument("--probe-rows", type=int, default=5, help="rows that probes are made from (default 5)")
+    parser.add_argument(
+        "--threshold", type=float, default=0.0, help="a probe above this value earned reward (default 0)"
+    )
+    parser.add_argument("--timeout", type=float, default=5.0, help="deadline of one call in seconds (default 5)")
+    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    parser.add_argument("--extract", default="boxed", help="answer rules, in order (default boxed)")
+    parser.add_argument("--options", type=_option, nargs="*", default=[], help="KEY=VALUE settings of the reward")
+    args = parser.parse_args(arguments)
+    args.options = dict(args.options)
+    if args.rows < 1 or args.probe_rows < 1:
+        parser.error("--rows, --probe-rows: expected at least 1")
+    return args
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse(arguments)
+    console = Console()
+    try:
+        problems = check(args, console)
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    for problem in problems:
+        print(f"FOUND {problem}")
+    print(json.dumps({"reward": args.reward, "problems": problems}))
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
