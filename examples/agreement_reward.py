@@ -1,4 +1,7 @@
-"""A reward over siblings: `reward.functions=[examples/agreement_reward.py:agreement]`. `batch` holds one prompt's completions."""
+"""A reward over siblings: `reward.functions=[examples/agreement_reward.py:agreement]`.
+
+`batch` holds the completions of one prompt.
+"""
 
 from collections import Counter
 

@@ -2,10 +2,10 @@
 
 
 def shows_work(completions, reference, log_metric=None, **columns):
-    """1 when the thinking holds an equation, None (does not apply) for questions that ask only to read the image."""
+    """1 when the thinking holds an equation, None (does not apply) for differences."""
     texts = [completion[0]["content"] for completion in completions]
     scores = [1.0 if "=" in text.partition("</think>")[0] else 0.0 for text in texts]
     if log_metric is not None:
         log_metric("shows_work/share", sum(scores) / len(scores))
     families = columns.get("family", [""] * len(texts))
-    return [None if family == "read" else score for score, family in zip(scores, families)]
+    return [None if family == "gap" else score for score, family in zip(scores, families, strict=True)]

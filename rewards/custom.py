@@ -2,8 +2,8 @@
 
 Styles, told by the names of the parameters:
 - native: `fn(completion)` gets one `RewardInput`, `fn(batch)` the list of those of one prompt; numbers come back;
-- TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for; a list
-  comes back in which None says that the function does not apply;
+- TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for;
+  a list comes back in which None says that the function does not apply;
 - verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back.
 Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments.
 """
@@ -176,7 +176,7 @@ def _trl_arguments(
     step: int,
     metrics: dict[str, list[float]],
 ) -> dict[str, Any]:
-    """What TRL's GRPOTrainer passes for conversational rows: messages in, one assistant message out, columns as lists."""
+    """What TRL's GRPOTrainer passes for conversational rows: messages in, an assistant message out, columns as lists."""
     given: dict[str, Any] = {
         "prompts": [item.messages for item in inputs],
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],

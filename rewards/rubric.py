@@ -15,7 +15,6 @@ from rewards.result import Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import check_options
 
-
 _NOT_APPLICABLE = "not_applicable/"
 
 

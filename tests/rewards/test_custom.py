@@ -1,0 +1,179 @@
+"""Functions in every style, called as they are written, and malformed returns refused by name and index."""
+
+import math
+
+import pytest
+
+from rewards.custom import Style, call_function, load_function, own_limits, style_of
+
+SOURCE = """
+import asyncio
+
+def one(completion, limit=10):
+    return len(completion.completion) / limit
+
+def siblings(batch):
+    return [sum(c.answer == other.answer for other in batch) / len(batch) for c in batch]
+
+def trl(prompts, completions, completion_ids, solution, trainer_state=None, log_metric=None, **columns):
+    log_metric("seen", len(completions))
+    assert prompts[0][-1]["role"] == "user" and completion_ids[0] == [1, 2, 3]
+    assert trainer_state.global_step == 7
+    said = [c[0]["content"] for c in completions]
+    return [None if p == "skip" else float(s in text) for text, s, p in zip(said, solution, columns["kind"])]
+
+def verl(data_source, solution_str, ground_truth, extra_info=None):
+    good = ground_truth in solution_str and data_source == "gsm" and extra_info["kind"] == "x"
+    return {"score": float(good), "acc": good}
+
+async def slow(completion):
+    await asyncio.sleep(0.2)
+    if completion.completion == "bad":
+        raise LookupError("not found")
+    return 0.5
+
+async def batch_async(batch):
+    await asyncio.sleep(0)
+    return [1.0] * len(batch)
+
+def returns(batch):
+    return RETURNS[batch[0].completion]
+
+RETURNS = {
+    "short": [1.0], "scalar": 1.0, "string": "11", "dict": {"a": 1.0, "b": 2.0}, "nan": [1.0, float("nan")],
+    "none": [0.5, None], "bool": [0.5, True], "text": [0.5, "1"],
+}
+
+def tensors(batch):
+    import torch
+    return torch.ones(len(batch)) if batch[0].completion == "tensor" else [torch.tensor(1.0) for _ in batch]
+
+def too_many(completion, other):
+    return 0.0
+
+def nothing():
+    return 0.0
+
+one.timeout_seconds = 30
+not_a_function = 3
+"""
+
+
+@pytest.fixture(scope="module")
+def spec(tmp_path_factory):
+    path = tmp_path_factory.mktemp("custom") / "styles.py"
+    path.write_text(SOURCE)
+    return lambda name: f"{path}:{name}"
+
+
+def values(found):
+    return [(result["value"], result["reason"]) for result in found["results"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "style"),
+    [
+        ("one", Style.native),
+        ("siblings", Style.native_batch),
+        ("trl", Style.trl),
+        ("verl", Style.verl),
+        ("slow", Style.native),
+    ],
+)
+def test_style_is_told_by_the_parameters(spec, name, style):
+    assert style_of(load_function(spec(name))) is style
+
+
+def test_native_functions_take_options_and_siblings(spec, make_input):
+    inputs = [make_input("\\boxed{1}"), make_input("\\boxed{2}"), make_input("\\boxed{1}")]
+    assert values(call_function(spec("one"), inputs[:1], {"limit": 5})) == [(len("\\boxed{1}") / 5, "")]
+    assert [v for v, _ in values(call_function(spec("siblings"), inputs, {}))] == [2 / 3, 1 / 3, 2 / 3]
+
+
+def test_trl_function_sees_columns_state_and_metrics_and_may_abstain(spec, make_input):
+    inputs = [
+        make_input("it is 7", meta={"kind": "a"}),
+        make_input("it is 8", meta={"kind": "a"}),
+        make_input("it is 7", meta={"kind": "skip"}),
+    ]
+    found = call_function(spec("trl"), inputs, {}, step=7)
+    assert values(found) == [(1.0, ""), (0.0, ""), (None, "")]
+    assert found["metrics"] == {"seen": [3.0]}
+
+
+def test_verl_function_gets_its_four_arguments(spec, make_input):
+    meta = {"data_source": "gsm", "kind": "x"}
+    inputs = [make_input("so 7", meta=meta), make_input("so 8", meta=meta)]
+    assert values(call_function(spec("verl"), inputs, {})) == [(1.0, ""), (0.0, "")]
+
+
+def test_coroutines_run_together_and_one_failure_is_one_failure(spec, make_input):
+    import time
+
+    inputs = [make_input("good")] * 9 + [make_input("bad")]
+    start = time.perf_counter()
+    found = call_function(spec("slow"), inputs, {})["results"]
+    assert time.perf_counter() - start < 1.5  # ten sleeps of 0.2 s one after the other take 2 s
+    assert [result["value"] for result in found] == [0.5] * 9 + [None]
+    assert found[9]["reason"] == "LookupError('not found')" and "Traceback" in found[9]["traceback"]
+    assert values(call_function(spec("batch_async"), inputs[:2], {})) == [(1.0, "")] * 2
+
+
+@pytest.mark.parametrize("case", ["short", "scalar", "string", "dict"])
+def test_wrong_shape_is_refused_by_name(spec, make_input, case):
+    with pytest.raises(TypeError, match=r"styles\.py:returns: expected"):
+        call_function(spec("returns"), [make_input(case), make_input("b")], {})
+
+
+@pytest.mark.parametrize("case", ["nan", "none", "bool", "text"])
+def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
+    found = call_function(spec("returns"), [make_input(case), make_input("b")], {})["results"]
+    assert found[0]["value"] in (0.5, 1.0) and found[0]["reason"] == ""
+    assert found[1]["value"] is None
+    assert "styles.py:returns: completion 1: expected a finite number" in found[1]["reason"]
+
+
+def test_tensors_are_refused(spec, make_input):
+    with pytest.raises(TypeError, match="found tensor"):
+        call_function(spec("tensors"), [make_input("tensor"), make_input("b")], {})
+    found = call_function(spec("tensors"), [make_input("a"), make_input("b")], {})["results"]
+    assert all(result["value"] is None and "found tensor" in result["reason"] for result in found)
+
+
+@pytest.mark.parametrize("name", ["too_many", "nothing"])
+def test_parameters_that_fit_no_style_are_refused(spec, name):
+    with pytest.raises(ValueError, match="expected the parameters"):
+        load_function(spec(name))
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("/nowhere/a.py:f", "expected a Python file"),
+        ("no_such_package.module:f", "importing no_such_package.module failed"),
+        ("math:nope", "expected a function 'nope'"),
+        ("no_such_entry_point", "entry point"),
+    ],
+)
+def test_what_cannot_be_found_is_said(text, said):
+    with pytest.raises(ValueError, match=said):
+        load_function(text)
+
+
+def test_entry_points_are_found(monkeypatch):
+    class Point:
+        name = "mine"
+
+        def load(self):
+            return lambda completion: 1.0
+
+    monkeypatch.setattr("rewards.custom.importlib.metadata.entry_points", lambda group: [Point()])
+    load_function.cache_clear()
+    assert load_function("mine")(None) == 1.0
+    load_function.cache_clear()
+
+
+def test_limits_are_what_the_function_says(spec):
+    assert own_limits(spec("one")) == {"timeout_seconds": 30.0}
+    assert own_limits(spec("siblings")) == {}
+    assert math.isclose(own_limits("rewards.reward_model:preference")["memory_mb"], 0.0)
