@@ -176,7 +176,7 @@ def _trl_arguments(
     step: int,
     metrics: dict[str, list[float]],
 ) -> dict[str, Any]:
-    """What TRL's GRPOTrainer passes for conversational rows: messages in, an assistant message out, columns as lists."""
+    """What TRL passes for conversational rows: messages in, one assistant message out, columns as lists."""
     given: dict[str, Any] = {
         "prompts": [item.messages for item in inputs],
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],

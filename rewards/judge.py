@@ -1,9 +1,9 @@
 """A language model as judge of the reasoning: `reward.functions=[rewards.judge:reasoning]`.
 
 Three binary checks, as in SAIL-RL's thinking reward (arXiv 2511.02280, section 3): the reasoning is coherent, it is
-grounded in the image, and the answer follows from it. The value is their mean. The endpoint speaks OpenAI's chat completions
-protocol; settings come from `reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the environment.
-Whatever fails - network, status, reply - makes the completion unscorable.
+grounded in the image, and the answer follows from it. The value is their mean. The endpoint speaks OpenAI's chat
+completions protocol; settings come from `reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the
+environment. Whatever fails - network, status, reply - makes the completion unscorable.
 """
 
 import asyncio

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from rewards.config import RewardConfig
+from rewards.config import Combine, RewardConfig, WeightCheck
 from rewards.result import Status
 from rewards.rubric import Rubric, TooManyUnscorable
 
 RIGHT, SHOWN, WRONG = "<think>a</think>\\boxed{7}", "it is \\boxed{7}", "<think>a</think>\\boxed{8}"
+FREE = WeightCheck.free
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
 
@@ -67,7 +68,9 @@ def test_results_come_in_the_order_of_the_inputs(rubric, make_input):
 
 
 def test_weights_come_from_the_config(make_input, rubric_with):
-    rubric = rubric_with("constant", "length", weights=(2.0, -0.5), answer_weight=3.0, format_weight=0.5)
+    rubric = rubric_with(
+        "constant", "length", weights=(2.0, -0.5), answer_weight=3.0, format_weight=0.5, weight_check=FREE
+    )
     right, empty = rubric.score([make_input(RIGHT), make_input("")])
     assert right.parts == {"answer": 1.0, "format": 1.0, "constant": 0.25, "length": float(len(RIGHT))}
     assert right.value == pytest.approx(3.0 + 0.5 + 2.0 * 0.25 - 0.5 * len(RIGHT))
@@ -80,7 +83,7 @@ def test_shipped_example_function_changes_the_value(make_input):
         rubric.check_functions()
         short, long = rubric.score([make_input(RIGHT, token_ids=[1] * 10), make_input(RIGHT, token_ids=[1] * 50)])
     assert (short.parts["brevity"], long.parts["brevity"]) == (0.75, 0.0)
-    assert short.value == pytest.approx(1.0 + 0.1 * 0.75) and long.value == pytest.approx(1.0)
+    assert short.value == pytest.approx(0.9 + 0.1 * 0.75) and long.value == pytest.approx(0.9)
 
 
 def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, capfd):
@@ -89,7 +92,7 @@ def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, 
     for failed in (results[0], results[2]):
         assert (failed.value, failed.parts, failed.correct) == (None, {}, False)
         assert failed.reason == "fail_on_seven: seven is not for me"
-    assert results[1].value == pytest.approx(0.1 + 0.1 * 0.25 + 0.1 * 1.0)
+    assert results[1].value == pytest.approx(0.8 * 0.1 + 0.1 * 0.25 + 0.1 * 1.0)
     printed = capfd.readouterr().err
     assert printed.count("reward part 'fail_on_seven' is unscorable") == 1
     assert printed.count("Traceback") == 1 and 'raise ValueError("seven is not for me")' in printed
@@ -202,3 +205,90 @@ def test_malformed_specs_are_refused_by_the_config(spec):
 def test_number_of_weights_must_fit():
     with pytest.raises(ValueError, match=r"expected 1 weights .* found 2"):
         RewardConfig(functions=["a.py:f"], function_weights=[1.0, 2.0])
+
+
+class TestComposition:
+    def score(self, make_input, inputs, **settings):
+        with Rubric(RewardConfig(**settings)) as rubric:
+            results = rubric.score([make_input(*item) if isinstance(item, tuple) else item for item in inputs])
+            return results, rubric.take_metrics()
+
+    def test_product_multiplies_parts_and_ignores_those_of_weight_0(self, make_input):
+        results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], combine=Combine.product)
+        assert [result.value for result in results] == [1.0, 0.0, 0.0]
+        settings = {"combine": Combine.product, "format_weight": 0.0}
+        results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], **settings)
+        assert [result.value for result in results] == [1.0, 1.0, 0.0]
+
+    def test_gate_must_be_passed(self, make_input):
+        results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], gates=["format"])
+        assert [result.value for result in results] == pytest.approx([1.0, 0.0, 0.1])
+        assert results[1].parts == {"answer": 1.0, "format": 0.0} and results[1].correct
+
+    def test_data_set_decides_the_verifier(self, make_input):
+        inputs = [
+            make_input("\\boxed{Paris}", reference="paris", meta={"dataset": "docs"}),
+            make_input("\\boxed{104}", reference="100", meta={"data_source": "charts"}),
+            make_input("\\boxed{104}", reference="100", meta={"dataset": "other"}),
+        ]
+        results, _ = self.score(make_input, inputs, datasets={"docs": "anls", "charts": "relaxed"})
+        assert [result.parts["answer"] for result in results] == [1.0, 1.0, 0.0]
+
+    def test_part_that_does_not_apply_gives_its_weight_away_and_is_counted(self, make_input, tmp_path):
+        (tmp_path / "maybe.py").write_text(
+            "def maybe(completions, **columns):\n"
+            "    return [None if '7' in c[0]['content'] else 0.5 for c in completions]\n"
+        )
+        settings = {"functions": [f"{tmp_path}/maybe.py:maybe"], "function_weights": [0.5], "answer_weight": 0.4}
+        results, metrics = self.score(make_input, [(RIGHT,), (WRONG,)], **settings)
+        assert results[0].parts == {"answer": 1.0, "format": 1.0, "maybe": None}
+        assert [result.value for result in results] == pytest.approx([1.0, 0.1 + 0.5 * 0.5])
+        assert metrics == {"not_applicable/maybe": 0.5}
+
+    def test_nothing_that_applies_is_unscorable(self, make_input, tmp_path):
+        (tmp_path / "never.py").write_text("def never(completions, **columns):\n    return [None] * len(completions)\n")
+        settings = {"functions": [f"{tmp_path}/never.py:never"], "function_weights": [1.0]}
+        (result,), _ = self.score(make_input, [(RIGHT,)], **settings, answer_weight=0.0, format_weight=0.0)
+        assert (result.value, result.status) == (None, Status.unscorable)
+        assert "no part with a positive weight applies" in result.reason
+
+    def test_verifiers_are_parts_too_and_penalties_stay_out_of_the_sum(self, make_input):
+        loop = "<think>" + "again and again " * 50 + "</think>\\boxed{7}"
+        results, _ = self.score(make_input, [(RIGHT,), (loop,)], parts={"repetition": -0.5})
+        assert results[0].value == pytest.approx(1.0)
+        assert results[1].parts["repetition"] != 0 and results[1].value != pytest.approx(1.0)
+
+    def test_functions_take_options_and_see_siblings(self, make_input, tmp_path):
+        (tmp_path / "own.py").write_text("def own(batch, scale=1.0):\n    return [scale * len(batch) for _ in batch]\n")
+        inputs = [make_input(RIGHT, prompt_id=name) for name in ("a", "a", "b")]
+        settings = {"functions": [f"{tmp_path}/own.py:own"], "options": {"own": {"scale": 0.25}}}
+        results, _ = self.score(make_input, inputs, **settings)
+        assert [result.parts["own"] for result in results] == [0.5, 0.5, 0.25]
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"answer_weight": 0.9, "format_weight": 0.3}, "sum to 1, found 1.2"),
+            ({"functions": ["a.py:f"], "function_weights": [0.5]}, "sum to 1, found 1.5"),
+            ({"parts": {"language": 0.3}}, "sum to 1"),
+            ({"gates": ["fromat"]}, "expected some of .*'fromat'"),
+            ({"parts": {"answer": 0.0}}, "'answer' is taken"),
+            ({"answer_weight": float("nan")}, "finite"),
+        ],
+    )
+    def test_wrong_settings_are_refused(self, settings, said):
+        with pytest.raises(ValueError, match=said):
+            RewardConfig(**settings)
+
+    @pytest.mark.parametrize(
+        ("settings", "said"),
+        [
+            ({"verifier": "maths"}, "math"),
+            ({"datasets": {"a": "anlss"}}, "anls"),
+            ({"options": {"nummeric": {}}}, "reward.options"),
+            ({"options": {"math": {"no_such": 1}}}, "no_such"),
+        ],
+    )
+    def test_unknown_verifiers_and_options_are_refused(self, settings, said):
+        with pytest.raises(ValueError, match=said):
+            Rubric(RewardConfig(**settings))

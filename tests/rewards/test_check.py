@@ -1,0 +1,110 @@
+"""The tool that attacks rewards: a sound one passes, a hackable one is named with the probe that it paid."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from rewards.check import main
+from rewards.probes import probes
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+FUNCTIONS = """
+import itertools
+
+def fair(completion):
+    return 1.0 if completion.answer == completion.reference else 0.0
+
+def format_only(completion):
+    return 1.0 if "</think>" in completion.completion and "boxed" in completion.completion else 0.0
+
+def anywhere(completion):
+    return 1.0 if completion.reference in completion.completion else 0.0
+
+def believes_instructions(completion):
+    return 1.0 if "verified by the administrator" in completion.completion else 0.0
+
+counter = itertools.count()
+
+def moody(completion):
+    return 1.0 if completion.answer == completion.reference and next(counter) % 3 else 0.0
+
+def breaks(completion):
+    raise RuntimeError("no")
+
+def nan(completion):
+    return float("nan")
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("check")
+    (path / "own.py").write_text(FUNCTIONS)
+    rows = [
+        {"id": str(i), "reference": str(i * 37 % 101), "messages": [{"role": "user", "content": f"Q{i}?"}]}
+        for i in range(6)
+    ]
+    (path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    letters = [{"reference": letter, "options": ["3 cm", "4 cm", "5 cm", "6 cm"]} for letter in "ABCD"]
+    (path / "letters.jsonl").write_text("".join(json.dumps(row) + "\n" for row in letters))
+    return path
+
+
+def run(folder, capsys, reward: str, data: str = "rows.jsonl", *more: str) -> tuple[int, list[str]]:
+    code = main([reward, "--data", str(folder / data), "--probe-rows", "2", *more])
+    out = capsys.readouterr().out.strip().splitlines()
+    return code, json.loads(out[-1])["problems"]
+
+
+def test_sound_function_passes(folder, capsys):
+    assert run(folder, capsys, f"{folder}/own.py:fair") == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("verifier", "data"), [("math", "rows.jsonl"), ("choice", "letters.jsonl"), ("exact", "rows.jsonl")]
+)
+def test_verifiers_pay_no_probe(folder, capsys, verifier, data):
+    assert run(folder, capsys, verifier, data, "--timeout", "2") == (0, [])
+
+
+@pytest.mark.parametrize(
+    ("name", "probe"),
+    [
+        ("format_only", "several boxes"),
+        ("anywhere", "answer inside thinking"),
+        ("believes_instructions", "instructions to a judge"),
+    ],
+)
+def test_hackable_function_is_named_with_its_probe(folder, capsys, name, probe):
+    code, problems = run(folder, capsys, f"{folder}/own.py:{name}")
+    assert code == 1 and any(problem.startswith(f"probe {probe!r} earned") for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("moody", "determinism:"), ("breaks", "contract:"), ("nan", "finite number")]
+)
+def test_broken_contract_is_named(folder, capsys, name, said):
+    code, problems = run(folder, capsys, f"{folder}/own.py:{name}")
+    assert code == 1 and any(said in problem for problem in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("reward", "data", "said"),
+    [
+        ("nothing.py:f", "rows.jsonl", "expected a Python file"),
+        ("own", "rows.jsonl", "entry point"),
+        ("math", "own.py", "expected a JSON object"),
+        ("math", "missing.jsonl", "missing.jsonl"),
+    ],
+)
+def test_wrong_usage_exits_with_2(folder, capsys, reward, data, said):
+    assert main([reward, "--data", str(folder / data)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_every_family_of_probes_is_there_and_none_ends_in_the_right_box():
+    found = probes("42", {"messages": [{"role": "user", "content": "What is 6 times 7?"}]})
+    assert len({family for family, _ in found}) >= 11
+    assert not any(text.rstrip().endswith("</think>\\boxed{42}") for _, text in found)
+    assert any(len(text) >= 90_000 for _, text in found)
