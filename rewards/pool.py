@@ -11,20 +11,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rewards.result import Outcome, Status
+
 _START_SECONDS = 60.0  # until `started`: the worker's own imports and those of a user's file
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """`value` when the task returned; otherwise `reason` (and the worker's traceback, if it raised)."""
-
-    value: float | None
-    reason: str = ""
-    traceback: str = ""
 
 
 class ScoringPool:
@@ -109,7 +101,11 @@ class _Worker:
                 reply = json.loads(line)
                 if "started" not in reply:
                     self.task = None
-                    return Outcome(reply.get("value"), reply.get("reason", ""), reply.get("traceback", ""))
+                    seconds = time.monotonic() - self._since
+                    if "reason" in reply:
+                        failed = Status.unscorable
+                        return Outcome(None, failed, reply["reason"], reply.get("traceback", ""), seconds)
+                    return Outcome(reply["value"], seconds=seconds)
                 self._since, self._limit = time.monotonic(), timeout
             return None
         if left <= 0:
@@ -118,7 +114,7 @@ class _Worker:
 
     def _fail(self, reason: str) -> Outcome:
         self.task, self.alive = None, False
-        return Outcome(None, reason)
+        return Outcome(None, Status.unscorable, reason, seconds=time.monotonic() - self._since)
 
     def close(self) -> None:
         self._process.kill()

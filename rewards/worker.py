@@ -3,38 +3,36 @@
 Started by `rewards.pool`, killed by it when a task passes its deadline. What user code prints goes to stderr.
 """
 
-import importlib
 import json
-import math
 import os
 import sys
 import traceback
-from numbers import Real
 from typing import Any
 
-from rewards.custom import load_function
-from rewards.math_answer import verify_symbolic
-from rewards.rubric import RewardInput
+from rewards.custom import call_function, load_function, own_limits
+from rewards.result import Claim, RewardInput
 
 
 def prepare(task: dict[str, Any]) -> None:
     """Import what the task needs: that may take seconds in a new process and is not the task's time."""
-    if task["kind"] == "math":
-        importlib.import_module("math_verify")
+    if task["kind"] == "verify":
+        from rewards.math_answer import warm_up
+
+        warm_up()
     else:
         load_function(task["function"])
 
 
-def run_task(task: dict[str, Any]) -> float:
+def run_task(task: dict[str, Any]) -> Any:
     """Value of one task; raises what the verifier or the user's function raises."""
-    if task["kind"] == "math":
-        return 1.0 if verify_symbolic(task["answer"], task["reference"]) else 0.0
+    if task["kind"] == "verify":
+        from rewards.verifiers.registry import verify
+
+        return verify(task["verifier"], Claim(**task["claim"]), task["options"])
     if task["kind"] == "load":
-        return 0.0
-    value = load_function(task["function"])(RewardInput(**task["input"]))
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise TypeError(f"{task['function']}: expected a finite number, found {value!r}")
-    return float(value)
+        return own_limits(task["function"])
+    inputs = [RewardInput(**item) for item in task["inputs"]]
+    return call_function(task["function"], inputs, task["options"], task["step"])
 
 
 def main() -> None:

@@ -72,7 +72,7 @@ def _ask(
         raise ValueError(f"{config.prompts}: no completion could be scored; the first reason: {results[0].reason}")
     return {
         "accuracy": _mean([float(result.correct) for result in scored]),
-        "format_rate": _mean([result.parts["format"] for result in scored]),
+        "format_rate": _mean([result.parts["format"] or 0.0 for result in scored]),
         "mean_length": _mean([len(group[0].completion_ids) for group in rollouts]),
         "num_unscorable": len(results) - len(scored),
         "references": [task.prompt.reference for task in tasks],
