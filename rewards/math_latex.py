@@ -8,7 +8,7 @@ MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
-    r"[,;]?\s*\(?\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
+    r"(?:[,;]\s*\(?|\()\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
     r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\\in\s*(?:\\mathbb\s*\{?[ZN]\}?|Z|N)(?:\s*[\^_]\s*\{?[+*]\}?)?\s*\)?\s*$"
 )
 _SET_BUILDER = re.compile(
