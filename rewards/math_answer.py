@@ -101,12 +101,13 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
     pred_object = parse_latex(_decimal_comma(pred.formula, gold.formula))
     if pred_object is None:
         return False
-    from rewards.math_compare import percentage, same
+    from rewards.math_compare import attempt, percentage, same
 
     if _DECIMAL_COMMA.fullmatch(gold.formula) and "." in pred.formula:
         gold_object = parse_latex(_decimal_comma(gold.formula, pred.formula))
     sides = _one_case(gold_object, gold.formula, pred_object, pred.formula)
-    return same(*(percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)))
+    marked = [percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)]
+    return bool(attempt(lambda: same(*marked)))
 
 
 def _parse_reference(reference: str, gold: MathText) -> object:

@@ -52,8 +52,10 @@ def same(gold: Any, pred: Any) -> bool:
 
 def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
     """x=5 against 5 is 5 against 5; chains keep their ends; two assignments keep their left sides."""
-    gold, pred = (_members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
-                  for side, other in ((gold, pred), (pred, gold)))
+    gold, pred = (
+        _members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
+        for side, other in ((gold, pred), (pred, gold))
+    )
     gold_assigns, pred_assigns = _is_assignment(gold), _is_assignment(pred)
     gold_equates, pred_equates = _is_equation(gold), _is_equation(pred)
     if gold_assigns:
@@ -112,7 +114,7 @@ def _same_relation(gold: Any, pred: Any) -> bool:
             return same(gold.lhs, pred.lhs) and same(gold.rhs, pred.rhs)
         if same(gold.lhs, pred.lhs) and same(gold.rhs, pred.rhs):
             return True
-        if isinstance(gold.lhs - gold.rhs, (MatrixBase, MatrixExpr)):
+        if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
             return False
         return bool(attempt(lambda: is_constant_multiple(gold.lhs - gold.rhs, pred.lhs - pred.rhs)))
     strict = [isinstance(part, (sympy.StrictLessThan, StrictGreaterThan)) for part in (gold, pred)]
@@ -121,8 +123,14 @@ def _same_relation(gold: Any, pred: Any) -> bool:
     ordered = [part.args if _is_greater(part) else part.args[::-1] for part in (gold, pred)]
     if all(map(same, *ordered)):
         return True
+    if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
+        return False
     positive = [part.lhs - part.rhs if _is_greater(part) else part.rhs - part.lhs for part in (gold, pred)]
     return bool(attempt(lambda: is_constant_multiple(*positive, positive=True)))
+
+
+def _of_numbers(*relations: Any) -> bool:
+    return all(isinstance(side, sympy.Expr) for relation in relations for side in relation.args)
 
 
 def _is_greater(relation: Any) -> bool:

@@ -15,7 +15,9 @@ _SET_BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:|\\vert|\\colon)\s*([^|]*?)\s*\\\}"
 )
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
-_CASES = re.compile(r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}")
+_CASES = re.compile(
+    r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
+)
 _REWRITES = [
     (re.compile(r"\\langle(?![a-zA-Z])|\\lparen(?![a-zA-Z])"), "("),
     (re.compile(r"\\rangle(?![a-zA-Z])|\\rparen(?![a-zA-Z])"), ")"),
@@ -127,9 +129,14 @@ def _read(text: str, lowercase: bool) -> Any | None:
 
 def _with_imaginary_unit(parsed: Any) -> Any:
     """The grammar reads i as a letter; as a summation index it stays one."""
-    from sympy import I, Product, Sum, Symbol
+    from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
 
-    letters = {symbol for symbol in getattr(parsed, "free_symbols", ()) if isinstance(symbol, Symbol) and symbol.name == "i"}
+    if not isinstance(parsed, (Expr, MatrixBase, Set, Tuple)):
+        return parsed
+
+    letters = {
+        symbol for symbol in getattr(parsed, "free_symbols", ()) if isinstance(symbol, Symbol) and symbol.name == "i"
+    }
     if not letters or parsed.atoms(Sum, Product) or parsed in letters:
         return parsed
     return parsed.xreplace(dict.fromkeys(letters, I))

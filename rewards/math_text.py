@@ -21,8 +21,25 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\u00ad"),
         **{"×": "\\times ", "·": "\\cdot ", "⋅": "\\cdot ", "÷": "\\div ", "∗": "*", "±": "\\pm ", "∕": "/", "⁄": "/"},
         **{"≤": "\\le ", "≥": "\\ge ", "≠": "\\ne ", "≈": "\\approx ", "⩽": "\\le ", "⩾": "\\ge "},
-        **{"π": "\\pi ", "∞": "\\infty ", "∪": "\\cup ", "∩": "\\cap ", "∈": "\\in ", "∅": "\\emptyset ", "°": "^\\circ "},
-        **{"℃": "^\\circ C", "∠": "\\angle ", "、": ",", "。": ".", "【": "[", "】": "]", "θ": "\\theta ", "α": "\\alpha "},
+        **{
+            "π": "\\pi ",
+            "∞": "\\infty ",
+            "∪": "\\cup ",
+            "∩": "\\cap ",
+            "∈": "\\in ",
+            "∅": "\\emptyset ",
+            "°": "^\\circ ",
+        },
+        **{
+            "℃": "^\\circ C",
+            "∠": "\\angle ",
+            "、": ",",
+            "。": ".",
+            "【": "[",
+            "】": "]",
+            "θ": "\\theta ",
+            "α": "\\alpha ",
+        },
         **{"β": "\\beta ", "ℝ": "\\mathbb{R}", "ℤ": "\\mathbb{Z}", "′": "'", "“": '"', "”": '"', "’": "'"},
     }
 )
@@ -30,10 +47,14 @@ _ROOT_SIGN = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))
 _SPACING = re.compile(r"\\(?:quad|qquad|enspace|thinspace|displaystyle|textstyle|limits|nolimits|hfill)(?![a-zA-Z])")
 _THIN_SPACE = re.compile(r"(?<!\\)\\[,;: >]")
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
-_CLOCK = re.compile(r"([0-9]{1,2}):([0-5][0-9])\s*(?:\\text\s*\{\s*)?([ap])\.?\s?m\.?\s*\}?|([0-9]{1,2}):(0[0-9])", re.IGNORECASE)
+_CLOCK = re.compile(
+    r"([0-9]{1,2}):([0-5][0-9])\s*(?:\\text\s*\{\s*)?([ap])\.?\s?m\.?\s*\}?|([0-9]{1,2}):(0[0-9])", re.IGNORECASE
+)
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(\\[{}|]|[()\[\]|.<>]|(?=\\))?")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
-_STYLE = re.compile(r"\\(?:textnormal|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|bm|boldsymbol)\s*\{")
+_STYLE = re.compile(
+    r"\\(?:textnormal|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|bm|boldsymbol)\s*\{"
+)
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|或|和)\s*,?\s*\}|(?<![a-zA-Z\\{])(?:and|or)(?![a-zA-Z])|(?<=[\w})\]])\s*[或和且与]\s*(?:者)?)\s*,?\s*"
 )
@@ -47,7 +68,8 @@ _GROUPED_IN_TEX = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|\\,)[0-9]{3})+(
 _SPACED_GROUPS = re.compile(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _PERCENT = re.compile(r"\s*(?:\\text\s*\{\s*(?:%|\\%|percent|pct)\s*\}|\\?%|\b(?:percent(?:age)?|per\s+cent|pct)\b)")
 _CURRENCY = re.compile(
-    r"(?:\\text\s*\{\s*)?(?:US\s*\\?\$|HK\s*\\?\$|\\\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|CNY|RMB)\b|\\pounds|\\euro)\s*\}?", re.IGNORECASE
+    r"(?:\\text\s*\{\s*)?(?:US\s*\\?\$|HK\s*\\?\$|\\\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|CNY|RMB)\b|\\pounds|\\euro)\s*\}?",
+    re.IGNORECASE,
 )
 _DEGREES = re.compile(
     r"\s*(?:\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\circ|\\degree)|\\degree|\\text\s*\{\s*degrees?\s*\})"

@@ -59,7 +59,9 @@ _NOT_UNITS = frozenset(
 )
 _MEASURE_WORDS = "个|名|人|只|支|本|张|条|件|块|头|棵|辆|次|种|倍|岁|页|朵|套|双|对|袋|箱|盒|户|家|组|位|层|台|把|枝|道|题|圈|根|粒|片|杯|瓶|篇|幅|座|间|份|行|列|排|步|分|角|号|点"
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
-_SCALE = re.compile(r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion|万|亿)(?![a-zA-Z])\s*\}?")
+_SCALE = re.compile(
+    r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion|万|亿)(?![a-zA-Z])\s*\}?"
+)
 _POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(?<=[0-9a-zA-Z}})!%\]])\s*\\text\s*\{{([^{{}}$]*)\}}{_POWER}\s*$")
 _BARE_UNIT = re.compile(rf"(?<=[0-9}})])(\s*)([a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?){_POWER}\s*$")

@@ -94,7 +94,9 @@ def _fraction(side: Any, value: Any) -> Fraction:
 def _close(one: Any, other: Any, decimal: bool) -> bool:
     scale = max(abs(one), abs(other))
     # Cancellation to zero (sin 2x - 2 sin x cos x) leaves noise far below the size of what was added up.
-    return bool(scale < sympy.Float("1e-25", _DIGITS) or abs(one - other) <= (_CLOSE_DECIMAL if decimal else _CLOSE) * scale)
+    return bool(
+        scale < sympy.Float("1e-25", _DIGITS) or abs(one - other) <= (_CLOSE_DECIMAL if decimal else _CLOSE) * scale
+    )
 
 
 def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Any]]:
