@@ -8,6 +8,7 @@ through `sympy.parse_expr`, which evaluates).
 import re
 from typing import Any
 
+from rewards.math_latex import parse_latex
 from rewards.math_text import MathText, read, spoken_number
 from rewards.math_units import same_unit
 from rewards.plain_numbers import read_plain, same_value
@@ -15,10 +16,10 @@ from rewards.result import Unscorable
 
 UnparsableReference = Unscorable
 MAX_QUICK = 300  # characters; longer texts go to a worker
-_LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
+_DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
+_DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
+_BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
 _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
-_CURLY_LIST = re.compile(r"\{([^{}]*,[^{}]*)\}")
-_MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
 
 
 def compare_plainly(answer: str, reference: str) -> bool | None:
@@ -38,7 +39,7 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
             return False
         candidate = read_plain(pred)
         if candidate is None:
-            return False if pred.words else None
+            return None
         return same_unit(gold.unit, pred.unit) and same_value(candidate, number, (pred.percent, gold.percent))
     return _same_words(gold, pred)
 
@@ -94,13 +95,19 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
         return _same_words(gold, pred)
     if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
         return False
-    pred_object = _parse(pred.formula)
+    based = [_BASED.fullmatch(side.formula) for side in (gold, pred)]
+    if based[0] and based[1] and based[0][2] != based[1][2]:
+        return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
+    pred_object = parse_latex(_decimal_comma(pred.formula, gold.formula))
     if pred_object is None:
         return False
-    from rewards.math_compare import percentage, same
+    from rewards.math_compare import attempt, percentage, same
 
-    sides = _one_case(gold_object, pred_object)
-    return same(*(percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)))
+    if _DECIMAL_COMMA.fullmatch(gold.formula) and "." in pred.formula:
+        gold_object = parse_latex(_decimal_comma(gold.formula, pred.formula))
+    sides = _one_case(gold_object, gold.formula, pred_object, pred.formula)
+    marked = [percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)]
+    return bool(attempt(lambda: same(*marked)))
 
 
 def _parse_reference(reference: str, gold: MathText) -> object:
@@ -108,7 +115,7 @@ def _parse_reference(reference: str, gold: MathText) -> object:
         if spoken_number(gold.words):
             raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics: write the number in digits")
         return None
-    parsed = _parse(gold.formula) if gold.formula else None
+    parsed = parse_latex(gold.formula) if gold.formula else None
     if parsed is None:
         raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics")
     return parsed
@@ -117,6 +124,15 @@ def _parse_reference(reference: str, gold: MathText) -> object:
 def _same_words(gold: MathText, pred: MathText) -> bool:
     one, other = (side.words or side.formula.casefold() for side in (gold, pred))
     return bool(one) and one == other
+
+
+def _decimal_comma(formula: str, other: str) -> str:
+    """1,22 is a list unless the other side is a decimal number: then it is 1.22."""
+    return formula.replace(",", ".") if _DECIMAL_COMMA.fullmatch(formula) and _DECIMAL.fullmatch(other) else formula
+
+
+def _in_base(digits: str, base: str) -> int | None:
+    return int(digits, int(base)) if 2 <= int(base) <= 36 and all(int(d, 36) < int(base) for d in digits) else None
 
 
 def _other_kind(one: str, other: str) -> bool:
@@ -139,62 +155,11 @@ def _outer(formula: str) -> str | None:
     return None
 
 
-def _parse(formula: str) -> object | None:
-    """The sympy object of a formula, None where it is not mathematics."""
-    from latex2sympy2_extended import NormalizationConfig, normalize_latex
-
-    if _nesting(formula) > _MAX_NESTING:
-        raise RecursionError
-    bare_list = _CURLY_LIST.fullmatch(formula)
-    formula = bare_list[1] if bare_list else formula
-    config = NormalizationConfig(
-        basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
-    )
-    text = normalize_latex(formula, config)
-    parsed = _read_latex(text)
-    if parsed is None and "," not in text and ";" not in text:
-        parts = _LAST_EQUALS.split(text)
-        parsed = _read_latex(parts[-1]) if len(parts) > 1 else None
-    return parsed
-
-
-def _read_latex(text: str) -> object | None:
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-    from math_verify.grader import should_treat_as_complex
-    from sympy import Basic, MatrixBase, nan, zoo
-
-    try:
-        parsed = latex2sympy(
-            text,
-            is_real=not should_treat_as_complex(text),
-            normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
-        )
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:  # the parser's and sympy's refusals have no common type
-        return None
-    return parsed if isinstance(parsed, (Basic, MatrixBase)) and parsed not in (nan, zoo) else None
-
-
-def _nesting(formula: str) -> int:
-    deepest = depth = 0
-    for character in formula:
-        depth += (character in "([{") - (character in ")]}")
-        deepest = max(deepest, depth)
-    return deepest
-
-
-def _one_case(gold: Any, pred: Any) -> tuple[Any, Any]:
-    """X is x unless a letter occurs in both cases (R - r)."""
-    from sympy import Symbol
-
-    symbols = [getattr(side, "free_symbols", set()) for side in (gold, pred)]
-    if not all(isinstance(symbol, Symbol) for side in symbols for symbol in side):
+def _one_case(gold: Any, gold_text: str, pred: Any, pred_text: str) -> tuple[Any, Any]:
+    """X is x unless one side uses a letter in both cases (R - r)."""
+    names = [{str(symbol) for symbol in getattr(side, "free_symbols", ())} for side in (gold, pred)]
+    lower = [{name.lower() for name in side} for side in names]
+    one_to_one = all(len(few) == len(many) for few, many in zip(lower, names, strict=True))
+    if names[0] == names[1] or lower[0] != lower[1] or not one_to_one:
         return gold, pred
-    lower = [{symbol: symbol.name.lower() for symbol in side} for side in symbols]
-    mixed = any(len(set(side.values())) < len(side) for side in lower)
-    if mixed or {symbol.name for symbol in symbols[0]} == {symbol.name for symbol in symbols[1]}:
-        return gold, pred
-    changes = [{symbol: Symbol(name, real=symbol.is_real) for symbol, name in side.items()} for side in lower]
-    return gold.xreplace(changes[0]), pred.xreplace(changes[1])
+    return parse_latex(gold_text, lowercase=True) or gold, parse_latex(pred_text, lowercase=True) or pred

@@ -16,10 +16,10 @@ from sympy import E, Eq, FiniteSet as PlainFiniteSet, Interval, MatrixBase, Matr
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import GreaterThan, Relational, StrictGreaterThan
 
+from rewards.math_latex import PERCENT_SIGN
 from rewards.math_values import equal_expressions, is_constant_multiple
 
 _T = TypeVar("_T")
-_PERCENT = sympy.UnevaluatedExpr(sympy.Rational(1, 100))
 
 
 def attempt(action: Callable[[], _T]) -> _T | None:
@@ -34,6 +34,8 @@ def attempt(action: Callable[[], _T]) -> _T | None:
 
 def same(gold: Any, pred: Any) -> bool:
     """Whether the prediction means what the reference does. Not symmetric: the reference decides what form counts."""
+    if gold == pred:
+        return True
     gold, pred = _unwrap_assignments(gold, pred)
     if isinstance(gold, (Relational, And)) and isinstance(pred, (Relational, And)):
         return _same_relations(gold, pred)
@@ -50,6 +52,10 @@ def same(gold: Any, pred: Any) -> bool:
 
 def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
     """x=5 against 5 is 5 against 5; chains keep their ends; two assignments keep their left sides."""
+    gold, pred = (
+        _members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
+        for side, other in ((gold, pred), (pred, gold))
+    )
     gold_assigns, pred_assigns = _is_assignment(gold), _is_assignment(pred)
     gold_equates, pred_equates = _is_equation(gold), _is_equation(pred)
     if gold_assigns:
@@ -63,6 +69,11 @@ def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
     if gold_assigns and not pred_equates and not isinstance(pred, (Relational, And)):
         return _relations(gold)[-1].rhs, pred
     return gold, pred
+
+
+def _members(expr: Any) -> Any:
+    """x in [1, 2], which the grammar reads as an equation with a set, is the set where it meets an inequality."""
+    return expr.rhs if isinstance(expr, Eq) and isinstance(expr.rhs, Set) else expr
 
 
 def _is_false_sum(equation: Any) -> bool:
@@ -103,14 +114,23 @@ def _same_relation(gold: Any, pred: Any) -> bool:
             return same(gold.lhs, pred.lhs) and same(gold.rhs, pred.rhs)
         if same(gold.lhs, pred.lhs) and same(gold.rhs, pred.rhs):
             return True
-        if isinstance(gold.lhs - gold.rhs, (MatrixBase, MatrixExpr)):
+        if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
             return False
         return bool(attempt(lambda: is_constant_multiple(gold.lhs - gold.rhs, pred.lhs - pred.rhs)))
     strict = [isinstance(part, (sympy.StrictLessThan, StrictGreaterThan)) for part in (gold, pred)]
     if strict[0] != strict[1]:
         return False
+    ordered = [part.args if _is_greater(part) else part.args[::-1] for part in (gold, pred)]
+    if all(map(same, *ordered)):
+        return True
+    if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
+        return False
     positive = [part.lhs - part.rhs if _is_greater(part) else part.rhs - part.lhs for part in (gold, pred)]
     return bool(attempt(lambda: is_constant_multiple(*positive, positive=True)))
+
+
+def _of_numbers(*relations: Any) -> bool:
+    return all(isinstance(side, sympy.Expr) for relation in relations for side in relation.args)
 
 
 def _is_greater(relation: Any) -> bool:
@@ -240,11 +260,10 @@ def _same_expressions(gold: Any, pred: Any) -> bool:
 
 
 def percentage(value: Any) -> Any:
-    """The object with a percent sign behind it, as math-verify's grammar builds it; lists and relations as they are."""
-    return Mul(value, _PERCENT, evaluate=False) if isinstance(value, sympy.Expr) else value
+    """The object with a percent sign behind it; lists and relations as they are."""
+    return Mul(value, Symbol(PERCENT_SIGN, real=True), evaluate=False) if isinstance(value, sympy.Expr) else value
 
 
 def _split_percent(expr: Any) -> tuple[Any, bool]:
-    if isinstance(expr, Mul) and len(expr.args) == 2 and _PERCENT in expr.args:
-        return next(part for part in expr.args if part != _PERCENT), True
-    return expr, False
+    signs = [symbol for symbol in expr.free_symbols if symbol.name == PERCENT_SIGN] if isinstance(expr, Mul) else []
+    return (expr.xreplace(dict.fromkeys(signs, S.One)), True) if signs else (expr, False)

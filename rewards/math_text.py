@@ -46,6 +46,10 @@ _CHARACTERS = str.maketrans(
 _ROOT_SIGN = re.compile(r"√\s*(?:\{([^{}]*)\}|\(([^()]*)\)|([0-9.]+|[a-zA-Z]))")
 _SPACING = re.compile(r"\\(?:quad|qquad|enspace|thinspace|displaystyle|textstyle|limits|nolimits|hfill)(?![a-zA-Z])")
 _THIN_SPACE = re.compile(r"(?<!\\)\\[,;: >]")
+_NEGATIVE_SPACE = re.compile(r"\\!\s*")
+_CLOCK = re.compile(
+    r"([0-9]{1,2}):([0-5][0-9])\s*(?:\\text\s*\{\s*)?([ap])\.?\s?m\.?\s*\}?|([0-9]{1,2}):(0[0-9])", re.IGNORECASE
+)
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(\\[{}|]|[()\[\]|.<>]|(?=\\))?")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _STYLE = re.compile(
@@ -59,7 +63,7 @@ _LEAD = re.compile(
     r"|(?:\\text\s*\{\s*)?(?:approximately|approx\.?|about|roughly|约为|大约|约)\s*\}?\s*|(?:答|故|共|∴|\\therefore)\s*[:：]?\s*",
     re.IGNORECASE,
 )
-_GROUPED = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
+_GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 _GROUPED_IN_TEX = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|\\,)[0-9]{3})+(?![0-9])")
 _SPACED_GROUPS = re.compile(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _PERCENT = re.compile(r"\s*(?:\\text\s*\{\s*(?:%|\\%|percent|pct)\s*\}|\\?%|\b(?:percent(?:age)?|per\s+cent|pct)\b)")
@@ -94,8 +98,9 @@ def read(text: str) -> MathText:
     """Take the text of an answer or reference apart."""
     text = _unify(text)
     words = _as_words(text)
-    if words:
-        return MathText(text, words=words)
+    clock = _CLOCK.fullmatch(text)
+    if words or clock:
+        return MathText(text, words=words or "clock " + ":".join(filter(None, clock.groups())).lower())
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     text = _strip_enclosing(text)
     text = _CURRENCY.sub(" ", text).strip()
@@ -114,7 +119,7 @@ def spoken_number(words: str) -> bool:
 def _unify(text: str) -> str:
     text = unicodedata.normalize("NFC", text).translate(_CHARACTERS)
     text = _ROOT_SIGN.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
-    text = text.replace("\\!", "").replace("~", " ").replace("\\textdollar", "\\$").replace("\\dollar", "\\$")
+    text = _NEGATIVE_SPACE.sub("", text).replace("~", " ").replace("\\textdollar", "\\$").replace("\\dollar", "\\$")
     text = _GROUPED_IN_TEX.sub(lambda group: re.sub(r"[^0-9]", "", group[0]), text)
     text = _THIN_SPACE.sub(" ", text)
     text = _SPACING.sub(" ", text)
@@ -128,7 +133,7 @@ def _strip_enclosing(text: str) -> str:
     """Drop dollars, \\( \\), \\[ \\], boxes, bold stars and full stops around the whole, at most eight layers."""
     for _ in range(8):
         before = text
-        text = text.strip().rstrip(".,;!")
+        text = text.strip().rstrip(".,;")
         for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
             inner = text[len(opening) : len(text) - len(closing)]
             enclosed = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)

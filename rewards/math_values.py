@@ -1,11 +1,12 @@
 """Equality of sympy expressions by their values: exact for rational numbers, to 30 digits at fixed points otherwise."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Any
 
 import sympy
 from sympy import S, Symbol
+from sympy.concrete.expr_with_limits import ExprWithLimits
 
 from rewards.plain_numbers import PlainNumber, same_number
 
@@ -14,6 +15,7 @@ _CLOSE = sympy.Float("1e-22", _DIGITS)  # relative; what is left of 30 digits af
 _CLOSE_DECIMAL = sympy.Float("2e-6", _DIGITS)  # relative; for expressions that hold rounded decimals
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
 _POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
+_COUNTS = ["5", "8", "3", "12", "7", "10"]  # for sums and products whose ends are symbols
 _ENOUGH = 3
 
 
@@ -34,7 +36,8 @@ def equal_expressions(one: Any, other: Any) -> bool:
     if not symbols:
         return _equal_constants(one, other, decimal)
     agreed = 0
-    for point in _points(symbols):
+    counted = bool(_atoms(one, ExprWithLimits) or _atoms(other, ExprWithLimits))
+    for point in _points(symbols, _COUNTS if counted else _POINTS):
         values = [_value(side, point) for side in (one, other)]
         if None in values:
             continue
@@ -96,10 +99,11 @@ def _close(one: Any, other: Any, decimal: bool) -> bool:
     )
 
 
-def _points(symbols: list[Symbol]) -> Iterator[dict[Symbol, Any]]:
-    for index in range(len(_POINTS)):
+def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Any]]:
+    step = S.One if numbers is _COUNTS else sympy.Rational(1, 7)
+    for index in range(len(numbers)):
         yield {
-            symbol: sympy.Rational(_POINTS[(index + shift) % len(_POINTS)]) + sympy.Rational(shift, 7)
+            symbol: sympy.Rational(numbers[(index + shift) % len(numbers)]) + shift * step
             for shift, symbol in enumerate(symbols)
         }
 
