@@ -1,12 +1,37 @@
 """Which part of a completion is its answer: the one place that decides."""
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import Enum
 
 THINK_START, THINK_END = "<think>", "</think>"
-_BOX = re.compile(r"\\boxed\s*\{")
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+# `\boxed 5`: a number or capital letter and nothing glued to it. The MATH and Qwen2.5-Math graders read on to the next
+# dollar sign or the end of the text, which takes prose into the answer; TeX itself boxes one token.
+_BRACELESS_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([+-]?[0-9]+(?:[.,][0-9]+)*|[A-Z])(?![\w{\\^/%])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is skipped as a pair
 _STRICT = re.compile(r"\s*<think>(.*?)</think>\s*\\boxed\s*\{", re.DOTALL)
+_ANSWER_SAID = re.compile(
+    r"(?i:answer)\**[ \t]*(?:(?i:is)\b[ \t]*[:：]?|[:：])\**|答案(?:应该|应)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：])"
+)
+_SENTENCE_END = re.compile(r"(?:[.]\**(?=[ \t]+[A-Z])|。)")
+_NUMBER = re.compile(
+    r"(?:(?<![\w.)}\]])[+-])?(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
+    r"(?:/[0-9]+(?![0-9.]))?(?:\\?%)?",
+    re.ASCII,
+)
+
+
+class AnswerRule(Enum):
+    """What may be taken for the answer in the text that counts (see `visible_text`)."""
+
+    boxed = "boxed"  # the last complete \boxed{} or \fbox{}
+    vlmevalkit = "vlmevalkit"  # the first one, for comparison with numbers published with VLMEvalKit
+    answer_tag = "answer_tag"  # the last complete <answer> ... </answer>; a box in it wins
+    answer_line = "answer_line"  # what follows the last "Answer:", "The answer is", "Final answer:", "答案" on its line
+    last_number = "last_number"
+    bare = "bare"  # the text itself
 
 
 @dataclass(frozen=True)
@@ -18,18 +43,33 @@ class Parsed:
     well_formed: bool  # exactly: one think block, then one boxed answer, then nothing
 
 
-def parse_completion(text: str) -> Parsed:
-    """Text without any think tag counts as a whole; otherwise only what follows the closed `</think>` does.
+def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str | None:
+    """The answer by the first of `rules` that finds one; None: no answer. Linear in the length of the text.
 
-    The last complete `\\boxed{}` wins; braces nest to any depth; an unclosed box or think block is no answer.
+    A text without any think tag counts as a whole; otherwise only what follows the closed `</think>` does, and an
+    unclosed think block or box is no answer. An empty box is an answer, the empty one.
     """
+    visible = visible_text(text)
+    for rule in rules:
+        answer = _FINDERS[rule](visible)
+        if answer is not None:
+            return answer
+    return None
+
+
+def parse_completion(text: str) -> Parsed:
+    """Thinking, last box and form of a completion."""
     thinking, visible = _split_thinking(text)
-    boxes = complete_boxes(visible)
-    return Parsed(thinking, boxes[-1][1] if boxes else None, _is_well_formed(text))
+    return Parsed(thinking, _last_box(visible), _is_well_formed(text))
+
+
+def visible_text(text: str) -> str:
+    """The part of a completion where answers count; empty when its think block does not close."""
+    return _split_thinking(text)[1]
 
 
 def complete_boxes(text: str) -> list[tuple[int, str]]:
-    """(end position, content) of every box whose braces close, outermost boxes only, in order."""
+    """(end position, content) of every box that closes, outermost boxes only, in order."""
     closing = _closing_braces(text)
     boxes, position = [], 0
     while match := _BOX.search(text, position):
@@ -39,7 +79,61 @@ def complete_boxes(text: str) -> list[tuple[int, str]]:
             continue
         boxes.append((end + 1, text[match.end() : end].strip()))
         position = end + 1
-    return boxes
+    braceless = [(match.end(), match[1]) for match in _BRACELESS_BOX.finditer(text)]
+    return sorted(boxes + braceless) if braceless else boxes
+
+
+def _last_box(text: str) -> str | None:
+    boxes = complete_boxes(text)
+    return boxes[-1][1] if boxes else None
+
+
+def _first_box(text: str) -> str | None:
+    boxes = complete_boxes(text)
+    return boxes[0][1] if boxes else None
+
+
+def _tagged(text: str) -> str | None:
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, max(end, 0))
+    if end < 0 or start < 0:
+        return None
+    return _inner_box(text[start + len("<answer>") : end])
+
+
+def _said(text: str) -> str | None:
+    """An announcement with nothing behind it on its line announces the next line that is not empty."""
+    announced = None
+    for announced in _ANSWER_SAID.finditer(text):
+        pass
+    if announced is None:
+        return None
+    lines = text[announced.end() :].lstrip().splitlines()
+    return _inner_box(_SENTENCE_END.split(lines[0], maxsplit=1)[0]) or None if lines else None
+
+
+def _inner_box(text: str) -> str:
+    box = _last_box(text)
+    if box is not None:
+        return box
+    return text.strip().rstrip("*.。 \t").removeprefix("**").strip()
+
+
+def _last_number(text: str) -> str | None:
+    found = None
+    for found in _NUMBER.finditer(text):
+        pass
+    return found[0] if found else None
+
+
+_FINDERS = {
+    AnswerRule.boxed: _last_box,
+    AnswerRule.vlmevalkit: _first_box,
+    AnswerRule.answer_tag: _tagged,
+    AnswerRule.answer_line: _said,
+    AnswerRule.last_number: _last_number,
+    AnswerRule.bare: lambda text: text.strip() or None,
+}
 
 
 def _split_thinking(text: str) -> tuple[str, str]:

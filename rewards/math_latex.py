@@ -1,0 +1,150 @@
+"""LaTeX formulas to sympy objects by math-verify's grammar (latex2sympy2_extended); nothing is evaluated as code."""
+
+import re
+from typing import Any
+
+PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
+MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
+_LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
+_CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
+_INTEGER_PARAMETER = re.compile(
+    r"(?:[,;]\s*\(?|\()\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
+    r"[a-zA-Z](?:\s*,\s*[a-zA-Z])*\s*\\in\s*(?:\\mathbb\s*\{?[ZN]\}?|Z|N)(?:\s*[\^_]\s*\{?[+*]\}?)?\s*\)?\s*$"
+)
+_SET_BUILDER = re.compile(
+    r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:|\\vert|\\colon)\s*([^|]*?)\s*\\\}"
+)
+_REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+_CASES = re.compile(
+    r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
+)
+_REWRITES = [
+    (re.compile(r"\\langle(?![a-zA-Z])|\\lparen(?![a-zA-Z])"), "("),
+    (re.compile(r"\\rangle(?![a-zA-Z])|\\rparen(?![a-zA-Z])"), ")"),
+    (re.compile(r"\\(?:lbrace|rbrace)(?![a-zA-Z])"), lambda brace: "\\{" if brace[0] == "\\lbrace" else "\\}"),
+    (re.compile(r"\\lvert(?![a-zA-Z])|\\rvert(?![a-zA-Z])"), "|"),
+    (re.compile(r"\\(?:leqslant|leq|le)(?![a-zA-Z])"), r"\\leq "),
+    (re.compile(r"\\(?:geqslant|geq|ge)(?![a-zA-Z])"), r"\\geq "),
+    (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])"), r"\\emptyset "),
+    (re.compile(r"\\(?:R|reals|Reals)(?![a-zA-Z])"), r"\\mathbb{R}"),
+    (re.compile(r"\\operatorname\s*\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)\}"), r"\\\1 "),
+    (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
+    (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), lambda name: "\\pi " if name[1] == "pi" else "\\infty "),
+    (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
+    (re.compile(r"\*\*"), "^"),
+    (re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![0-9a-zA-Z.])"), r"\\cdot 10^{\1}"),
+    (re.compile(r"\\mathrm\s*\{~*([a-zA-Z])\}|\\text\s*\{\s*([a-z])\s*\}"), lambda letter: letter[1] or letter[2]),
+    (re.compile(r"\\mp(?![a-zA-Z])"), r"\\pm "),
+    (re.compile(r"(?<=[0-9}])\s*\\?%"), rf"\\cdot\\text{{{PERCENT_SIGN}}}"),
+]  # fmt: skip
+
+
+def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
+    """The sympy object of a formula, None where it is not mathematics.
+
+    Raises RecursionError above `MAX_NESTING` nested brackets, and MemoryError as it comes.
+    """
+    from latex2sympy2_extended import NormalizationConfig, normalize_latex
+
+    if _nesting(formula) > MAX_NESTING:
+        raise RecursionError(f"more than {MAX_NESTING} nested brackets")
+    config = NormalizationConfig(
+        basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
+    )
+    text = normalize_latex(_rewrite(formula), config)
+    parsed = _read(text, lowercase)
+    if parsed is None and "\\pm" in text:
+        parsed = _read(_expand_signs(text), lowercase)
+    if parsed is None and "," not in text and ";" not in text:
+        parts = _LAST_EQUALS.split(text)
+        parsed = _read(parts[-1], lowercase) if len(parts) > 1 else None
+    return parsed
+
+
+def split_list(text: str) -> list[str]:
+    """The parts of a text between commas and semicolons that stand in no bracket."""
+    parts, depth, start = [], 0, 0
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if depth <= 0 and character in ",;":
+            parts.append(text[start:position])
+            start = position + 1
+    return [part.strip() for part in [*parts, text[start:]] if part.strip()]
+
+
+def _rewrite(formula: str) -> str:
+    formula = _INTEGER_PARAMETER.sub("", formula)
+    formula = _SET_BUILDER.sub(lambda built: built[2], formula)
+    formula = _REPEATING.sub(_repeating_fraction, formula)
+    formula = _CASES.sub(_system, formula)
+    for pattern, replacement in _REWRITES:
+        formula = pattern.sub(replacement, formula)
+    whole = _CURLY_LIST.fullmatch(formula)
+    return whole[1] if whole else formula
+
+
+def _repeating_fraction(digits: re.Match) -> str:
+    period = digits[3] or digits[4]
+    fixed, places = (digits[1] or "0") + digits[2], len(digits[2])
+    top = int(fixed + period) - int(fixed)
+    return f"\\frac{{{top}}}{{{(10 ** len(period) - 1) * 10**places}}}"
+
+
+def _system(lines: re.Match) -> str:
+    """A system of equations is a list of them; what has columns (a piecewise function) is left alone."""
+    if "&" in lines[1].replace("&=", "="):
+        return lines[0]
+    return ",".join(part.strip(" ,") for part in lines[1].replace("&", "").split("\\\\") if part.strip(" ,"))
+
+
+def _expand_signs(text: str) -> str:
+    """a, b \\pm c -> a, b + c, b - c: the grammar knows the sign at the top of an element only."""
+    inner = text[2:-2] if text.startswith("\\{") and text.endswith("\\}") else text
+    parts = []
+    for part in split_list(inner):
+        head, sign, tail = part.partition("\\pm")
+        parts += [f"{head}+{tail}".replace("\\pm", "+"), f"{head}-{tail}".replace("\\pm", "-")] if sign else [part]
+    return ",".join(parts)
+
+
+def _read(text: str, lowercase: bool) -> Any | None:
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
+    from math_verify.grader import should_treat_as_complex
+    from sympy import Basic, MatrixBase, S
+
+    try:
+        parsed = latex2sympy(
+            text,
+            is_real=not should_treat_as_complex(text),
+            normalization_config=None,
+            conversion_config=ConversionConfig(lowercase_symbols=lowercase),
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # the parser's and sympy's refusals have no common type
+        return None
+    known = isinstance(parsed, (Basic, MatrixBase)) and parsed not in (S.NaN, S.ComplexInfinity)
+    return _with_imaginary_unit(parsed) if known else None
+
+
+def _with_imaginary_unit(parsed: Any) -> Any:
+    """The grammar reads i as a letter; as a summation index it stays one."""
+    from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
+
+    if not isinstance(parsed, (Expr, MatrixBase, Set, Tuple)):
+        return parsed
+
+    letters = {
+        symbol for symbol in getattr(parsed, "free_symbols", ()) if isinstance(symbol, Symbol) and symbol.name == "i"
+    }
+    if not letters or parsed.atoms(Sum, Product) or parsed in letters:
+        return parsed
+    return parsed.xreplace(dict.fromkeys(letters, I))
+
+
+def _nesting(formula: str) -> int:
+    deepest = depth = 0
+    for character in formula:
+        depth += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, depth)
+    return deepest

@@ -1,0 +1,28 @@
+"""`math`: mathematical equality."""
+
+from rewards.math_answer import compare_plainly, verify_symbolic
+from rewards.result import Claim
+from rewards.verifiers.verifier import UNDECIDED, Options, Undecided, Verifier, reference_text
+
+
+def judge_math(claim: Claim, options: Options) -> float:
+    """1 when the answer equals the reference as mathematics, else 0; runs sympy, so only in a worker process."""
+    return float(verify_symbolic(claim.answer, reference_text(claim)))
+
+
+def decide_math(claim: Claim, options: Options) -> float | Undecided:
+    """Equal numbers and words are decided here; a missing answer only when the reference is known to be readable."""
+    reference = reference_text(claim)
+    verdict = compare_plainly(claim.answer or "", reference)
+    if verdict is None:
+        return UNDECIDED
+    return float(verdict and claim.answer is not None)
+
+
+MATH = Verifier(
+    judge_math,
+    "1 when the answer equals the reference as mathematics, else 0",
+    "the rules of Math-Verify 0.9 (huggingface/Math-Verify), its LaTeX grammar, sympy's arithmetic",
+    quick=decide_math,
+    needs_sympy=True,
+)

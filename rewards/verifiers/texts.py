@@ -1,0 +1,213 @@
+"""Verifiers of text and of structured text: `exact`, `boolean`, `anls`, `ordered_list`, `json_fields`."""
+
+import re
+import unicodedata
+from collections.abc import Mapping
+from typing import Any
+
+from rewards.result import Claim, Unscorable
+from rewards.verifiers.numeric import read_number
+from rewards.verifiers.verifier import (
+    UNDECIDED,
+    Option,
+    Options,
+    Undecided,
+    Verifier,
+    parse_json,
+    reference_text,
+    reference_texts,
+)
+
+_YES = re.compile(r"(?:yes|yeah|yep|true|correct|right)\b|是的?|对的?|正确|真", re.IGNORECASE)
+_NO = re.compile(r"(?:no|nope|false|incorrect|wrong)\b|不是|不对|错误?|否|假", re.IGNORECASE)
+_BOTH = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
+_CHINESE_BOTH = re.compile(r"不是|不对|错误|正确|是|否|对|错")
+_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+_SEPARATORS = re.compile(r"\s*(?:,|;|，|；|、|->|→|>|<|\n)\s*")
+_BULLET = re.compile(r"^(?:[-*•]|\(?[0-9]{1,3}[.)、])\s+")
+_MAX_EDITS = 4_000_000  # cells of the edit-distance table
+_MAX_NESTING = 50
+
+
+def judge_exact(claim: Claim, options: Options) -> float:
+    references = [_normal(text, options) for text in reference_texts(claim)]
+    return float(claim.answer is not None and _normal(claim.answer, options) in references)
+
+
+def judge_boolean(claim: Claim, options: Options) -> float:
+    """The answer begins with yes or no (or a word for it) and does not say the other one later."""
+    expected = _truth(reference_text(claim))
+    if expected is None:
+        raise Unscorable(f"reference {str(claim.reference)[:80]!r} is neither yes nor no")
+    return float(_truth(claim.answer or "") is expected)
+
+
+def judge_anls(claim: Claim, options: Options) -> float:
+    """1 - edit distance / longer length for the best reference; 0 below the threshold."""
+    references = [" ".join(text.lower().split()) for text in reference_texts(claim)]
+    if claim.answer is None:
+        return 0.0
+    answer = " ".join(claim.answer.lower().split())
+    best = max(_similarity(answer, reference, options["threshold"]) for reference in references)
+    return best if best >= options["threshold"] else 0.0
+
+
+def decide_anls(claim: Claim, options: Options) -> float | Undecided:
+    """Long texts take a worker: the edit distance costs the product of their lengths."""
+    cost = max(len(text) for text in reference_texts(claim)) ** 2
+    return judge_anls(claim, options) if cost < 250_000 and len(claim.answer or "") < 20_000 else UNDECIDED
+
+
+def judge_ordered_list(claim: Claim, options: Options) -> float:
+    """The same items in the same order; with score=share the share of places that are right, counted by the longer list."""
+    expected = _items(claim.reference)
+    if not expected:
+        raise Unscorable("expected a list as reference, found nothing")
+    found = _items(claim.answer or "") or []
+    right = sum(_same_item(one, other) for one, other in zip(found, expected, strict=False))
+    share = right / max(len(found), len(expected))
+    return share if options["score"] == "share" else float(share == 1.0)
+
+
+def judge_json_fields(claim: Claim, options: Options) -> float:
+    """The share of the reference's fields that the answer's object holds with the same value."""
+    expected = claim.reference
+    if isinstance(expected, str):
+        try:
+            expected = parse_json(expected)
+        except ValueError as error:
+            raise Unscorable(f"reference is no JSON object: {error}") from None
+    if not isinstance(expected, Mapping) or not expected:
+        raise Unscorable(f"expected a JSON object with fields as reference, found {type(expected).__name__}")
+    try:
+        fence = _FENCE.fullmatch(claim.answer or "")
+        found = parse_json(fence[1] if fence else claim.answer or "")
+    except ValueError:
+        return 0.0
+    if not isinstance(found, Mapping):
+        return 0.0
+    if options["extra"] == "wrong" and set(found) - set(expected):
+        return 0.0
+    share = sum(key in found and _same_json(found[key], value) for key, value in expected.items()) / len(expected)
+    return share if options["score"] == "share" else float(share == 1.0)
+
+
+def _normal(text: str, options: Options) -> str:
+    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    return text.casefold().rstrip(".。") if options["case"] == "ignore" else text
+
+
+def _truth(text: str) -> bool | None:
+    text = text.strip(" \t\n.,!*\"'。！\\${}()").removeprefix("text{")
+    if text in ("1", "0"):
+        return text == "1"
+    says_no, says_yes = _NO.match(text), _YES.match(text)
+    first = says_no or says_yes
+    if first is None:
+        return None
+    rest = text[first.end() :]
+    said = {word[0].lower() in ("yes", "true") for word in _BOTH.finditer(rest)}
+    if not first[0].isascii():
+        said |= {word[0] in ("正确", "是", "对") for word in _CHINESE_BOTH.finditer(rest)}
+    verdict = says_no is None
+    return verdict if said <= {verdict} else None
+
+
+def _similarity(answer: str, reference: str, threshold: float) -> float:
+    longer = max(len(answer), len(reference))
+    if not longer or answer == reference:
+        return 1.0
+    if 1 - abs(len(answer) - len(reference)) / longer < threshold:
+        return 0.0
+    if len(answer) * len(reference) > _MAX_EDITS:
+        raise Unscorable(f"texts of {len(answer)} and {len(reference)} characters are too long for an edit distance")
+    return 1 - _edit_distance(answer, reference) / longer
+
+
+def _edit_distance(one: str, other: str) -> int:
+    previous = list(range(len(other) + 1))
+    for i, left in enumerate(one, 1):
+        current = [i]
+        for j, right in enumerate(other, 1):
+            current.append(min(previous[j] + 1, current[-1] + 1, previous[j - 1] + (left != right)))
+        previous = current
+    return previous[-1]
+
+
+def _items(value: Any) -> list[Any] | None:
+    if isinstance(value, (list, tuple)):
+        return list(value)
+    text = str(value).strip()
+    if text.startswith("["):
+        try:
+            parsed = parse_json(text)
+            return parsed if isinstance(parsed, list) else None
+        except ValueError:
+            text = text.strip("[]")
+    lines = [_BULLET.sub("", line.strip()) for line in text.splitlines() if line.strip()]
+    parts = lines if len(lines) > 1 else _SEPARATORS.split(lines[0] if lines else "")
+    return [part.strip(" \"'()[]") for part in parts if part.strip(" \"'()[]")]
+
+
+def _same_item(one: Any, other: Any) -> bool:
+    if isinstance(one, (str, int, float)) and isinstance(other, (str, int, float)):
+        left, right = (" ".join(str(side).casefold().split()) for side in (one, other))
+        if left == right:
+            return True
+        numbers = [read_number(side) for side in (left, right)]
+        return None not in numbers and numbers[0] == numbers[1]
+    return _same_json(one, other)
+
+
+def _same_json(one: Any, other: Any, depth: int = 0) -> bool:
+    """Texts without regard to case and spaces; numbers by value; a number is not its text; truth values are no numbers."""
+    if depth > _MAX_NESTING:
+        return False
+    if isinstance(one, bool) or isinstance(other, bool):
+        return one is other
+    if isinstance(one, (int, float)) and isinstance(other, (int, float)):
+        return one == other
+    if isinstance(one, str) and isinstance(other, str):
+        return " ".join(one.casefold().split()) == " ".join(other.casefold().split())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(_same_json(a, b, depth + 1) for a, b in zip(one, other, strict=True))
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return set(one) == set(other) and all(_same_json(one[key], other[key], depth + 1) for key in one)
+    return one is None and other is None
+
+
+_CASE = Option("ignore", "whether upper and lower case differ (and a final full stop)", ("ignore", "keep"))
+EXACT = Verifier(
+    judge_exact,
+    "1 when the answer is one of the references but for spaces, Unicode form and case, else 0",
+    "exact match of SQuAD and lm-evaluation-harness (ignore_case), Unicode compatibility form added",
+    {"case": _CASE},
+)
+BOOLEAN = Verifier(
+    judge_boolean,
+    "1 when the answer says yes or no (true/false, correct/incorrect, 是/否, 对/错) as the reference does, else 0",
+    "yes/no scoring of MME and POPE, refusing answers that say both",
+)
+ANLS = Verifier(
+    judge_anls,
+    "normalised Levenshtein similarity to the nearest reference, 0 below the threshold",
+    "ANLS of ST-VQA and DocVQA (Biten et al. 2019; Mathew et al. 2021), threshold 0.5",
+    {"threshold": Option(0.5, "similarities below it count 0", at_least=0.0)},
+    quick=decide_anls,
+)
+_SCORE = Option("exact", "exact: all or nothing; share: the share that is right", ("exact", "share"))
+ORDERED_LIST = Verifier(
+    judge_ordered_list,
+    "1 when the answer lists the reference's items in its order, else 0",
+    "exact order, as in sorting and ranking tasks; share counts right places by the longer list, so padding costs",
+    {"score": _SCORE},
+)
+JSON_FIELDS = Verifier(
+    judge_json_fields,
+    "share of the reference's JSON fields that the answer has with equal values",
+    "field accuracy of key information extraction (SROIE, CORD)",
+    {
+        "score": Option("share", "share of right fields, or exact: all or nothing", ("share", "exact")),
+        "extra": Option("ignore", "whether fields beyond the reference's make the answer wrong", ("ignore", "wrong")),
+    },
+)

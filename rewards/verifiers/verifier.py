@@ -1,0 +1,92 @@
+"""What a verifier is, and how its options and references are read."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from rewards.result import Claim, Unscorable
+
+Options = Mapping[str, Any]
+Judge = Callable[[Claim, Options], float | None]
+QUICK_CHARACTERS = 20_000  # what a cheap verifier may be given outside a worker
+
+
+class Undecided:
+    """The type of `UNDECIDED`: it takes a worker process."""
+
+    def __repr__(self) -> str:
+        return "UNDECIDED"
+
+
+UNDECIDED = Undecided()
+
+
+@dataclass(frozen=True)
+class Option:
+    """One setting: its default, what it may be, and what it means."""
+
+    default: Any
+    doc: str
+    choices: tuple[str, ...] = ()
+    at_least: float | None = None
+    required: bool = False
+
+
+@dataclass(frozen=True)
+class Verifier:
+    """`judge` gives a value or None (not applicable) and raises `Unscorable`; `quick` decides cheap cases anywhere."""
+
+    judge: Judge
+    rule: str  # what earns the value, in a sentence
+    source: str  # where the rule comes from
+    options: Mapping[str, Option] = field(default_factory=dict)
+    quick: Callable[[Claim, Options], "float | None | Undecided"] | None = None  # None: `judge` itself is cheap
+    needs_sympy: bool = False
+
+
+def reference_text(claim: Claim) -> str:
+    """The reference as text; `Unscorable` when there is none."""
+    reference = claim.reference
+    if isinstance(reference, bool):
+        reference = str(reference).lower()
+    if isinstance(reference, (int, float)):
+        reference = repr(reference)
+    if not isinstance(reference, str):
+        raise Unscorable(f"expected a text or number as reference, found {type(reference).__name__}")
+    if not reference.strip():
+        raise Unscorable("the reference is empty")
+    return reference
+
+
+def reference_texts(claim: Claim) -> list[str]:
+    """One text or several (a list in the row), at least one and none of them empty."""
+    reference = claim.reference
+    several = reference if isinstance(reference, (list, tuple)) else [reference]
+    if not several:
+        raise Unscorable("the reference is an empty list")
+    return [reference_text(Claim(claim.completion, claim.answer, one)) for one in several]
+
+
+def parse_json(text: str) -> Any:
+    """The JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
+    try:
+        return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def only(values: Sequence[Any]) -> Any | None:
+    """The one distinct value, None when there are none or several."""
+    distinct = set(values)
+    return next(iter(distinct)) if len(distinct) == 1 else None
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len({key for key, _ in pairs}) < len(pairs):
+        raise ValueError("a key occurs twice")
+    return dict(pairs)
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is no number")
