@@ -98,9 +98,10 @@ def read(text: str) -> MathText:
     """Take the text of an answer or reference apart."""
     text = _unify(text)
     words = _as_words(text)
-    clock = _CLOCK.fullmatch(text)
-    if words or clock:
-        return MathText(text, words=words or "clock " + ":".join(filter(None, clock.groups())).lower())
+    if clock := _CLOCK.fullmatch(text):
+        words = "clock " + ":".join(filter(None, clock.groups())).lower()
+    if words:
+        return MathText(text, words=words)
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     text = _strip_enclosing(text)
     text = _CURRENCY.sub(" ", text).strip()
@@ -165,7 +166,7 @@ def _split_percent(text: str) -> tuple[str, bool]:
 
 
 def _as_words(text: str) -> str:
-    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, single letters and letter products."""
+    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and their products."""
     said = _TEXT_COMMAND.fullmatch(text)
     plain = " ".join((said[1] if said else text).split())
     if said and len(plain) == 3 and plain[0] == "(" and plain[2] == ")":
