@@ -33,7 +33,9 @@ def _question(row: Mapping[str, Any]) -> str:
 
 
 def _wrong(reference: str) -> str:
-    """Something that no reference means."""
+    """Something else of its kind: another letter, or what no reference means."""
+    if len(reference.strip()) == 1 and reference.strip().isalpha():
+        return "B" if reference.strip().upper() == "A" else "A"
     return "zzyzx" if reference.strip().lower() != "zzyzx" else "quux"
 
 

@@ -12,10 +12,9 @@ import socket
 import sys
 import traceback
 from collections.abc import Mapping
-from numbers import Real
 from typing import Any
 
-from rewards.custom import load_function
+from rewards.custom import call_function, load_function, own_limits
 from rewards.limits import Limits
 from rewards.result import Claim, RewardInput, Unscorable
 
@@ -47,7 +46,7 @@ def run_task(task: Mapping[str, Any]) -> Any:
         case "verify":
             return _verify(task)
         case "load":
-            return 0.0
+            return own_limits(task["function"])
         case "call":
             return _call(task)
     raise ValueError(f"task: expected kind verify, load or call, found {task.get('kind')!r}")
@@ -60,11 +59,9 @@ def _verify(task: Mapping[str, Any]) -> float | None:
     return registry.verify(task["verifier"], Claim(**task["claim"]), task.get("options") or {})
 
 
-def _call(task: Mapping[str, Any]) -> float:
-    value = load_function(task["function"])(RewardInput(**task["input"]))
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
-        raise TypeError(f"{task['function']}: expected a finite number, found {value!r}")
-    return float(value)
+def _call(task: Mapping[str, Any]) -> dict[str, Any]:
+    inputs = [RewardInput(**item) for item in task["inputs"]]
+    return call_function(task["function"], inputs, task.get("options") or {}, task.get("step", 0))
 
 
 def serve(connection: socket.socket, memory_bytes: int) -> None:
@@ -99,7 +96,7 @@ def _answer(request: dict[str, Any], connection: socket.socket, limits: Limits) 
             connection.sendall(_encode({"id": request["id"], "started": True}))
             phase = "error"
         limits.allow_seconds(request["seconds"] * threads)
-        with limits.memory():
+        with limits.memory() if task.get("memory_mb", 1) else contextlib.nullcontext():
             reply["value"] = run_task(task)
     except MemoryError:
         return reply | limits.memory_failure()

@@ -101,7 +101,7 @@ def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, 
 def test_reference_that_is_not_mathematics_is_unscorable(rubric, make_input):
     (result,) = rubric.score([make_input(RIGHT, reference="\\frac{1}{")])
     assert (result.value, result.status) == (None, Status.unscorable)
-    assert result.reason.startswith("answer: reference '\\\\frac{1}{' does not parse")
+    assert result.reason.startswith("answer: refused: reference '\\\\frac{1}{' does not parse")
 
 
 def test_scores_outside_the_main_thread(rubric, make_input):
@@ -171,7 +171,7 @@ class TestCheckFunctions:
         [
             ("import not_installed_anywhere", "No module named 'not_installed_anywhere'"),
             ("def reward(c:\n", "SyntaxError"),
-            ("import os\nos._exit(5)", "scoring process died with exit code 5"),
+            ("import os\nos._exit(5)", "the process died with exit code 5"),
             ("raise SystemExit('no')", "SystemExit('no')"),
         ],
     )
