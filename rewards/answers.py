@@ -1,6 +1,7 @@
 """Which part of a completion is its answer: the one place that decides."""
 
 import re
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
@@ -103,12 +104,10 @@ def _tagged(text: str) -> str | None:
 
 def _said(text: str) -> str | None:
     """An announcement with nothing behind it on its line announces the next line that is not empty."""
-    announced = None
-    for announced in _ANSWER_SAID.finditer(text):
-        pass
-    if announced is None:
+    announced = deque(_ANSWER_SAID.finditer(text), maxlen=1)
+    if not announced:
         return None
-    lines = text[announced.end() :].lstrip().splitlines()
+    lines = text[announced[0].end() :].lstrip().splitlines()
     return _inner_box(_SENTENCE_END.split(lines[0], maxsplit=1)[0]) or None if lines else None
 
 
@@ -120,10 +119,8 @@ def _inner_box(text: str) -> str:
 
 
 def _last_number(text: str) -> str | None:
-    found = None
-    for found in _NUMBER.finditer(text):
-        pass
-    return found[0] if found else None
+    found = deque(_NUMBER.finditer(text), maxlen=1)
+    return found[0][0] if found else None
 
 
 _FINDERS = {

@@ -1,4 +1,4 @@
-"""Do two mathematical answers mean the same? Equal numbers are decided here, the rest by math-verify's parser and sympy.
+"""Do two mathematical answers mean the same? Equal numbers are decided here, the rest by math-verify's parser, sympy.
 
 `verify_symbolic` may run for ever on hostile input: call it in a worker process with a deadline only. It never
 evaluates text as code: only math-verify's LaTeX reading is used, whose parser is a grammar (its other reading goes

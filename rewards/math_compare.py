@@ -12,7 +12,8 @@ import sympy
 from latex2sympy2_extended import is_expr_of_only_symbols
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.sets import FiniteSet
-from sympy import E, Eq, FiniteSet as PlainFiniteSet, Interval, MatrixBase, MatrixExpr, Mul, Ne, S, Set, Symbol, Tuple
+from sympy import E, Eq, Interval, MatrixBase, MatrixExpr, Mul, Ne, S, Set, Symbol, Tuple
+from sympy import FiniteSet as PlainFiniteSet
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import GreaterThan, Relational, StrictGreaterThan
 
@@ -86,7 +87,7 @@ def _is_false_sum(equation: Any) -> bool:
 
 
 def _relations(expr: Any) -> list[Any]:
-    return list(expr._unsorted_args) if isinstance(expr, And) else [expr]
+    return list(getattr(expr, "_unsorted_args", expr.args)) if isinstance(expr, And) else [expr]
 
 
 def _is_equation(expr: Any) -> bool:
@@ -116,7 +117,7 @@ def _same_relation(gold: Any, pred: Any) -> bool:
             return True
         if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
             return False
-        return bool(attempt(lambda: is_constant_multiple(gold.lhs - gold.rhs, pred.lhs - pred.rhs)))
+        return bool(attempt(lambda: is_constant_multiple(_difference(gold.args), _difference(pred.args))))
     strict = [isinstance(part, (sympy.StrictLessThan, StrictGreaterThan)) for part in (gold, pred)]
     if strict[0] != strict[1]:
         return False
@@ -125,8 +126,12 @@ def _same_relation(gold: Any, pred: Any) -> bool:
         return True
     if gold.free_symbols != pred.free_symbols or not _of_numbers(gold, pred):
         return False
-    positive = [part.lhs - part.rhs if _is_greater(part) else part.rhs - part.lhs for part in (gold, pred)]
+    positive = [_difference(sides) for sides in ordered]
     return bool(attempt(lambda: is_constant_multiple(*positive, positive=True)))
+
+
+def _difference(sides: Sequence[Any]) -> Any:
+    return sides[0] - sides[1]
 
 
 def _of_numbers(*relations: Any) -> bool:
@@ -146,11 +151,13 @@ def _same_solutions(gold: Any, pred: Any) -> bool:
         return len(symbols) == 1 and _as_real_set(gold) == _as_real_set(pred)
     if isinstance(gold, And) or isinstance(pred, And):
         return False
-    for symbol in symbols:
-        solutions = [sympy.solve(equation, symbol) for equation in (gold, pred)]
-        if solutions[0] and len(solutions[0]) == len(solutions[1]) and _match(*solutions, same):
-            return True
-    return False
+    found = False
+    for symbol in symbols:  # all of them: x(y-1)=0 and x(y-2)=0 have the same x
+        one, other = (sympy.solve(equation, symbol) for equation in (gold, pred))
+        if not _match(one, other, same):
+            return False
+        found = found or bool(one)
+    return found
 
 
 def _same_sets(gold: Any, pred: Any) -> bool:
@@ -170,7 +177,7 @@ def _same_sets(gold: Any, pred: Any) -> bool:
     if one == other or attempt(lambda: one.symmetric_difference(other).is_empty) is True:
         return True
     parts = [list(part.args) if isinstance(part, sympy.Union) else [part] for part in (one, other)]
-    return len(parts[0]) > 1 and _match(*parts, same)
+    return len(parts[0]) > 1 and _match(parts[0], parts[1], same)
 
 
 def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
@@ -239,7 +246,7 @@ def _letters(expr: Any) -> str | None:
     parts = expr.args if isinstance(expr, Mul) else (expr,)
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
-    name = "".join("e" if part == E else part.name for part in parts)
+    name = "".join("e" if part == E else str(part) for part in parts)
     return name if len(name) == 1 and name != "E" else name.lower()
 
 
@@ -265,5 +272,5 @@ def percentage(value: Any) -> Any:
 
 
 def _split_percent(expr: Any) -> tuple[Any, bool]:
-    signs = [symbol for symbol in expr.free_symbols if symbol.name == PERCENT_SIGN] if isinstance(expr, Mul) else []
+    signs = [symbol for symbol in expr.free_symbols if str(symbol) == PERCENT_SIGN] if isinstance(expr, Mul) else []
     return (expr.xreplace(dict.fromkeys(signs, S.One)), True) if signs else (expr, False)

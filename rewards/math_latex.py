@@ -18,6 +18,12 @@ _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0
 _CASES = re.compile(
     r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
 )
+
+
+def _named_constant(name: re.Match) -> str:
+    return "\\pi " if name[1] == "pi" else "\\infty "
+
+
 _REWRITES = [
     (re.compile(r"\\langle(?![a-zA-Z])|\\lparen(?![a-zA-Z])"), "("),
     (re.compile(r"\\rangle(?![a-zA-Z])|\\rparen(?![a-zA-Z])"), ")"),
@@ -29,9 +35,11 @@ _REWRITES = [
     (re.compile(r"\\(?:R|reals|Reals)(?![a-zA-Z])"), r"\\mathbb{R}"),
     (re.compile(r"\\operatorname\s*\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)\}"), r"\\\1 "),
     (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
-    (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), lambda name: "\\pi " if name[1] == "pi" else "\\infty "),
+    (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\sqrt\s*([0-9]{2,})(?![0-9.])"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![0-9./}])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![0-9a-zA-Z.])"), r"\\cdot 10^{\1}"),
     (re.compile(r"\\mathrm\s*\{~*([a-zA-Z])\}|\\text\s*\{\s*([a-z])\s*\}"), lambda letter: letter[1] or letter[2]),
     (re.compile(r"\\mp(?![a-zA-Z])"), r"\\pm "),

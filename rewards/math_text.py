@@ -77,6 +77,8 @@ _DEGREES = re.compile(
 )
 _WORD = r"[^\W\d_]+(?:['-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?: {_WORD})*")
+_SHORT_WORDS = ("odd", "yes", "no", "red", "all", "one", "two", "six", "ten")
+_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([-+0-9.,/ ]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 _NUMBER_WORDS = re.compile(
     r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -98,9 +100,10 @@ def read(text: str) -> MathText:
     """Take the text of an answer or reference apart."""
     text = _unify(text)
     words = _as_words(text)
-    clock = _CLOCK.fullmatch(text)
-    if words or clock:
-        return MathText(text, words=words or "clock " + ":".join(filter(None, clock.groups())).lower())
+    if clock := _CLOCK.fullmatch(text):
+        words = "clock " + ":".join(filter(None, clock.groups())).lower()
+    if words:
+        return MathText(text, words=words)
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
     text = _strip_enclosing(text)
     text = _CURRENCY.sub(" ", text).strip()
@@ -126,6 +129,7 @@ def _unify(text: str) -> str:
     text = _SIZING.sub(lambda size: "" if size[1] in (None, ".") else size[1], text)
     text = _FRACTION.sub(r"\\frac", text)
     text = _STYLE.sub(r"\\text{", text) if "\\m" not in text or "mathbb" not in text else text
+    text = _TEXT_NUMBER.sub(r"\1", text)
     return " ".join(_strip_enclosing(text).split())
 
 
@@ -165,7 +169,7 @@ def _split_percent(text: str) -> tuple[str, bool]:
 
 
 def _as_words(text: str) -> str:
-    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, single letters and letter products."""
+    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and their products."""
     said = _TEXT_COMMAND.fullmatch(text)
     plain = " ".join((said[1] if said else text).split())
     if said and len(plain) == 3 and plain[0] == "(" and plain[2] == ")":
@@ -173,5 +177,5 @@ def _as_words(text: str) -> str:
     if not _WORDS.fullmatch(plain):
         return ""
     # Three letters and fewer may be a product of variables, unless TeX says that they are text or no variable is meant.
-    is_word = plain.isalpha() and plain.isascii() and len(plain) <= 3 and not said
-    return "" if is_word else plain.casefold()
+    letters = plain.isalpha() and plain.isascii() and len(plain) <= 3 and plain.lower() not in _SHORT_WORDS
+    return "" if letters and not said else plain.casefold()

@@ -53,11 +53,17 @@ _CANONICAL = {alias: name for name, aliases in _ALIASES.items() for alias in (na
 _SET_OFF_ONLY = {name for name in _CANONICAL if len(name) == 1 and name.isascii()}
 _NEVER_BARE = {"t", "n", "j", "w", "v", "a", "k", "h"}  # variables even behind a space, when not in \text{}
 _NOT_UNITS = frozenset(
-    "and or to not than less more plus minus times over squared cubed if for when where mod divided through between the is are"
-    " of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined infinity only each solution solutions"
-    " hundred thousand million billion trillion dozen none half third quarter percent".split()
+    word
+    for line in (
+        "and or to not than less more plus minus times over squared cubed if for when where mod divided through",
+        "between the is are of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined infinity",
+        "only each solution solutions hundred thousand million billion trillion dozen none half third quarter percent",
+    )
+    for word in line.split()
 )
-_MEASURE_WORDS = "个|名|人|只|支|本|张|条|件|块|头|棵|辆|次|种|倍|岁|页|朵|套|双|对|袋|箱|盒|户|家|组|位|层|台|把|枝|道|题|圈|根|粒|片|杯|瓶|篇|幅|座|间|份|行|列|排|步|分|角|号|点"
+_MEASURE_WORDS = (
+    "个名人只支本张条件块头棵辆次种倍岁页朵套双对袋箱盒户家组位层台把枝道题圈根粒片杯瓶篇幅座间份行列排步分角号点"
+)
 _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8}
 _SCALE = re.compile(
     r"(?<=[0-9])\s*(?:\\text\s*\{\s*)?(hundred|thousand|million|billion|trillion|万|亿)(?![a-zA-Z])\s*\}?"
@@ -66,10 +72,10 @@ _POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(?<=[0-9a-zA-Z}})!%\]])\s*\\text\s*\{{([^{{}}$]*)\}}{_POWER}\s*$")
 _BARE_UNIT = re.compile(rf"(?<=[0-9}})])(\s*)([a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?){_POWER}\s*$")
 _PROSE_UNIT = re.compile(r"(?<=[0-9}])\s+([a-zA-Z]{3,}(?:[ -][a-zA-Z]{3,}){0,2})\s*$")
+_CHINESE_UNITS = sorted((alias for alias in _CANONICAL if not alias.isascii()), key=len, reverse=True)
 _CHINESE_UNIT = re.compile(
-    r"(?<=[0-9}])\s*((?:平方|立方)?(?:" + "|".join(sorted((a for a in _CANONICAL if not a.isascii()), key=len, reverse=True))
-    + rf")|{_MEASURE_WORDS})(?:/([^\W\d]{{1,3}}))?\s*$"
-)  # fmt: skip
+    rf"(?<=[0-9}}])\s*((?:平方|立方)?(?:{'|'.join(_CHINESE_UNITS)})|[{_MEASURE_WORDS}])(?:/([^\W\d]{{1,3}}))?\s*$"
+)
 _SQUARE = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+(\S+)$")
 
 

@@ -21,7 +21,11 @@ _SAID = re.compile(
     r"(?P<between>(?:[\s:：*]|\b(?i:is|are|should|must|be|would|option|choice|the|correct|letter|as)\b|是|为|项){0,12})"
     r"[(（\[*\"'“]*(?P<key>[A-Z])(?![\w'])(?P<more>\s*[)）\]*\"'”]*\s*(?:,|、|(?i:and|or)\b|&|/|或|和)\s*[(（\[]?(?:option\s+)?[A-Z](?![\w']))?"
 )
-_NEGATION = re.compile(r"\b(?:not|isn't|isnt|cannot|can't|never|incorrect|wrong|false|eliminate[ds]?|neither|nor|except|unlikely|rather than|ruled? out)\b|不|错|非|排除|除了", re.IGNORECASE)  # fmt: skip
+_NEGATION = re.compile(
+    r"\b(?:not|isn't|isnt|cannot|can't|never|incorrect|wrong|false|eliminate[ds]?|neither|nor|except|unlikely"
+    r"|rather than|ruled? out)\b|不|错|非|排除|除了",
+    re.IGNORECASE,
+)
 _HEDGE = re.compile(
     r"\b(?:either|maybe|perhaps|possibly|might|could be|unsure|not sure|both)\b|可能|也许|或者", re.IGNORECASE
 )

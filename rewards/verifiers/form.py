@@ -78,7 +78,7 @@ OVERLONG = Verifier(
 REPETITION = Verifier(
     judge_repetition,
     "minus the share of n-grams that are repeats",
-    "repetition penalty of Yeo et al. 2025 (Demystifying Long Chain-of-Thought), as in open-r1; words, Chinese by character",
+    "repetition penalty of Yeo et al. 2025 (Demystifying Long Chain-of-Thought), as in open-r1; Chinese by character",
     {"ngram": Option(20, "length of an n-gram in words", at_least=1)},
 )
 LANGUAGE = Verifier(

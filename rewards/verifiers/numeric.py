@@ -14,7 +14,10 @@ _SCIENTIFIC = re.compile(
     r"([+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^\s*)\{?\s*([+-]?[0-9]{1,3})\s*\}?"
 )
 _COUNT = re.compile(r"(?<![\w.,])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.0{1,9})?(?![\w,]*[0-9])", re.ASCII)
-_WORDS = "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty".split()
+_WORDS: list[str] = [
+    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
+    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
+]
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九十")} | {"两": 2}
 _COUNT_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
 _CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
@@ -41,7 +44,7 @@ def judge_numeric(claim: Claim, options: Options) -> float:
 
 
 def judge_relaxed(claim: Claim, options: Options) -> float:
-    """ChartQA: numbers within `tolerance` of the reference, anything else equal but for case; the best reference counts."""
+    """ChartQA: numbers within `tolerance` of the reference, all else equal but for case; the best reference counts."""
     references = reference_texts(claim)
     return max(_relaxed(claim.answer, reference, Fraction(options["tolerance"])) for reference in references)
 

@@ -50,7 +50,7 @@ def verify(name: str, claim: Claim, options: Mapping[str, Any]) -> float | None:
     return VERIFIERS[name].judge(claim, settings)
 
 
-def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float | None | Undecided:
+def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float | Undecided | None:
     """What `verify` would return, or `UNDECIDED` where that may take long. Linear time on any input; no sympy.
 
     Raises like `verify`.
@@ -63,7 +63,7 @@ def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float
 
 
 def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of the verifier, defaults filled in. `ValueError` that names the verifier, the option and the mend."""
+    """All options of the verifier, defaults filled in. `ValueError` naming verifier, option and mend."""
     if name not in VERIFIERS:
         raise ValueError(f"unknown verifier {name!r}{_nearest(name, VERIFIERS)}; known: {', '.join(VERIFIERS)}")
     known = VERIFIERS[name].options

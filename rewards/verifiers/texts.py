@@ -59,7 +59,7 @@ def decide_anls(claim: Claim, options: Options) -> float | Undecided:
 
 
 def judge_ordered_list(claim: Claim, options: Options) -> float:
-    """The same items in the same order; with score=share the share of places that are right, counted by the longer list."""
+    """The same items in the same order; score=share: the share of right places of the longer list."""
     expected = _items(claim.reference)
     if not expected:
         raise Unscorable("expected a list as reference, found nothing")
@@ -160,7 +160,7 @@ def _same_item(one: Any, other: Any) -> bool:
 
 
 def _same_json(one: Any, other: Any, depth: int = 0) -> bool:
-    """Texts without regard to case and spaces; numbers by value; a number is not its text; truth values are no numbers."""
+    """Texts without regard to case and spaces; numbers by value, not as their text; true is not 1."""
     if depth > _MAX_NESTING:
         return False
     if isinstance(one, bool) or isinstance(other, bool):

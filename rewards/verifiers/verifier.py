@@ -41,7 +41,7 @@ class Verifier:
     rule: str  # what earns the value, in a sentence
     source: str  # where the rule comes from
     options: Mapping[str, Option] = field(default_factory=dict)
-    quick: Callable[[Claim, Options], "float | None | Undecided"] | None = None  # None: `judge` itself is cheap
+    quick: Callable[[Claim, Options], "float | Undecided | None"] | None = None  # None: `judge` itself is cheap
     needs_sympy: bool = False
 
 
