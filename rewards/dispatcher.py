@@ -1,4 +1,4 @@
-"""The thread behind a pool: one loop that waits for all workers at once, keeps their time, has them killed, replaced."""
+"""The thread behind a pool: one loop that waits for all workers at once, keeps their time and has them replaced."""
 
 import contextlib
 import itertools
@@ -192,9 +192,9 @@ class Dispatcher(threading.Thread):
     def _hire(self, lane: _Lane) -> None:
         try:
             if lane.nursery is None:
-                lane.nursery = Nursery(lane.name, self._memory_mb)
+                nursery = lane.nursery = Nursery(lane.name, self._memory_mb)
                 self._selector.register(
-                    lane.nursery.control, selectors.EVENT_READ, lambda _mask: self._on_notices(lane)
+                    nursery.control, selectors.EVENT_READ, lambda _mask: self._on_notices(lane, nursery)
                 )
             number, connection = lane.nursery.fork()
         except OSError as error:
@@ -230,6 +230,8 @@ class Dispatcher(threading.Thread):
             self._wake_read.recv(4096)
 
     def _on_ready(self, lane: _Lane, seat: Seat, mask: int) -> None:
+        if lane.seats.get(seat.number) is not seat or seat.state in (State.dying, State.closed):
+            return  # an earlier event of this round ended it
         if mask & selectors.EVENT_WRITE:
             self._flush(lane, seat)
         if mask & selectors.EVENT_READ:
@@ -298,8 +300,10 @@ class Dispatcher(threading.Thread):
         except OSError as error:
             self._lose_nursery(lane, str(error))
 
-    def _on_notices(self, lane: _Lane) -> None:
-        notices = lane.nursery.read_notices() if lane.nursery is not None else []
+    def _on_notices(self, lane: _Lane, nursery: Nursery) -> None:
+        if lane.nursery is not nursery:
+            return
+        notices = nursery.read_notices()
         if notices is None:
             self._lose_nursery(lane, "the process that forks them ended")
             return

@@ -1,7 +1,7 @@
 """Limits that a scoring worker puts on itself, and whether it ran into the one on memory.
 
-Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and math-verify swallow it and go on to
-call the answer wrong. `_Canary` notices such an exception after the fact.
+Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and its kin swallow it and go on to call
+the answer wrong. `_Canary` notices such an exception after the fact.
 """
 
 import contextlib
@@ -64,7 +64,7 @@ class Limits:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY)
         except OSError:  # not Linux: no limit on memory
             self._statm = -1
-        self._first_size = self._size()
+        self._kept = 0
         self._hard = resource.getrlimit(resource.RLIMIT_AS)[1]
         self._canary = _Canary()
 
@@ -87,6 +87,7 @@ class Limits:
         finally:
             if size:
                 resource.setrlimit(resource.RLIMIT_AS, (self._hard, self._hard))
+                self._kept += self._size() - size
 
     def ran_out_of_memory(self) -> bool:
         """Since `memory` was entered."""
@@ -97,8 +98,8 @@ class Limits:
         return {"kind": "memory", "reason": reason, "traceback": "", "retire": True}
 
     def swollen(self) -> bool:
-        """Whether this process has kept more than half of the limit since its start."""
-        return self._size() - self._first_size > self._memory_bytes // 2
+        """Whether tasks left more than half of the limit behind."""
+        return self._kept > self._memory_bytes // 2
 
     def _size(self) -> int:
         return int(os.pread(self._statm, 64, 0).split(b" ", 1)[0]) * _PAGE if self._statm >= 0 else 0

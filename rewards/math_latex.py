@@ -38,6 +38,8 @@ _REWRITES = [
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\sqrt\s*([0-9]{2,})(?![0-9.])"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<![0-9./}])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![0-9a-zA-Z.])"), r"\\cdot 10^{\1}"),
     (re.compile(r"\\mathrm\s*\{~*([a-zA-Z])\}|\\text\s*\{\s*([a-z])\s*\}"), lambda letter: letter[1] or letter[2]),
     (re.compile(r"\\mp(?![a-zA-Z])"), r"\\pm "),

@@ -77,6 +77,8 @@ _DEGREES = re.compile(
 )
 _WORD = r"[^\W\d_]+(?:['-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?: {_WORD})*")
+_SHORT_WORDS = ("odd", "yes", "no", "red", "all", "one", "two", "six", "ten")
+_TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([-+0-9.,/ ]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 _NUMBER_WORDS = re.compile(
     r"\b(?:zero|one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|(?:thir|four|fif|six|seven|eigh|nine)teen"
@@ -127,6 +129,7 @@ def _unify(text: str) -> str:
     text = _SIZING.sub(lambda size: "" if size[1] in (None, ".") else size[1], text)
     text = _FRACTION.sub(r"\\frac", text)
     text = _STYLE.sub(r"\\text{", text) if "\\m" not in text or "mathbb" not in text else text
+    text = _TEXT_NUMBER.sub(r"\1", text)
     return " ".join(_strip_enclosing(text).split())
 
 
@@ -174,5 +177,5 @@ def _as_words(text: str) -> str:
     if not _WORDS.fullmatch(plain):
         return ""
     # Three letters and fewer may be a product of variables, unless TeX says that they are text or no variable is meant.
-    is_word = plain.isalpha() and plain.isascii() and len(plain) <= 3 and not said
-    return "" if is_word else plain.casefold()
+    letters = plain.isalpha() and plain.isascii() and len(plain) <= 3 and plain.lower() not in _SHORT_WORDS
+    return "" if letters and not said else plain.casefold()

@@ -56,8 +56,8 @@ _NOT_UNITS = frozenset(
     word
     for line in (
         "and or to not than less more plus minus times over squared cubed if for when where mod divided through",
-        "between the is are of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined infinity only each",
-        "solution solutions hundred thousand million billion trillion dozen none half third quarter percent",
+        "between the is are of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined infinity",
+        "only each solution solutions hundred thousand million billion trillion dozen none half third quarter percent",
     )
     for word in line.split()
 )

@@ -11,6 +11,7 @@ from sympy.concrete.expr_with_limits import ExprWithLimits
 from rewards.plain_numbers import PlainNumber, same_number
 
 _DIGITS = 30
+_MANY_DIGITS = 150
 _CLOSE = sympy.Float("1e-22", _DIGITS)  # relative; what is left of 30 digits after ordinary cancellation
 _CLOSE_DECIMAL = sympy.Float("2e-6", _DIGITS)  # relative; for expressions that hold rounded decimals
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
@@ -78,11 +79,24 @@ def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
     if None in values:
         return _simplifies_to_zero(one, other)
     if not decimal:
-        return _close(values[0], values[1], decimal)
+        return _close(values[0], values[1], decimal) and _equal_to_many_digits(one, other)
     if any(value.is_real is not True for value in values):
         return _close(values[0], values[1], decimal)
     numbers = [PlainNumber(_fraction(side, value), True) for side, value in zip((one, other), values, strict=True)]
     return same_number(*numbers)
+
+
+def _equal_to_many_digits(one: Any, other: Any) -> bool:
+    """10^40 + 1 and 10^40 agree to 30 digits."""
+    try:
+        values = [sympy.N(side, _MANY_DIGITS) for side in (one, other)]
+        return bool(
+            abs(values[0] - values[1]) <= sympy.Float(10, _MANY_DIGITS) ** -(_MANY_DIGITS - 20) * abs(values[0])
+        )
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # sympy's refusals have no common type
+        return True
 
 
 def _fraction(side: Any, value: Any) -> Fraction:

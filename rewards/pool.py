@@ -79,6 +79,8 @@ class ScoringPool:
                 if self._dispatcher is None or not self._dispatcher.serves():
                     self._dispatcher = Dispatcher(*self._settings)
                     self._dispatcher.start()
+                    if self._at_end is not None:
+                        self._at_end.detach()
                     self._at_end = weakref.finalize(self, self._dispatcher.stop)
                 dispatcher = self._dispatcher
         return dispatcher

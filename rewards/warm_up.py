@@ -1,6 +1,10 @@
 """What a zygote does before its first fork: import what verifiers need and run it once."""
 
+import contextlib
+import importlib
 import logging
+
+from rewards.result import Unscorable
 
 _PAIRS = (
     ("\\frac{1}{2}", "0.5"),
@@ -46,8 +50,20 @@ _PAIRS = (
 
 
 def warm_verifiers() -> None:
-    from rewards.math_answer import verify_symbolic
+    """For seconds, once."""
+    importlib.import_module("rewards.verifiers.registry")
+    from rewards.math_answer import verify_symbolic, warm_up
 
     logging.disable(logging.WARNING)
+    warm_up()
     for answer, reference in _PAIRS:
+        with contextlib.suppress(Unscorable):
+            verify_symbolic(answer, reference)
+
+
+def touch_verifiers() -> None:
+    """In a new worker: the first use copies the pages that it shares with the zygote, which is not a task's time."""
+    from rewards.math_answer import verify_symbolic
+
+    for answer, reference in _PAIRS[:4]:
         verify_symbolic(answer, reference)

@@ -17,6 +17,7 @@ from typing import Any
 from rewards.custom import call_function, load_function, own_limits
 from rewards.limits import Limits
 from rewards.result import Claim, RewardInput, Unscorable
+from rewards.warm_up import touch_verifiers
 
 VERIFIERS, FUNCTIONS = "verifiers", "functions"
 """Lanes: which processes a task may run in."""
@@ -31,13 +32,6 @@ _MAX_TASKS = 10_000  # then a fresh process: caches of sympy and allocations of 
 
 def lane_of(task: Mapping[str, Any]) -> str:
     return FUNCTIONS if task.get("kind") in ("load", "call") else VERIFIERS
-
-
-def warm() -> None:
-    """Import and run once what verifiers need, so that a fork of this process has it at hand."""
-    from rewards.warm_up import warm_verifiers
-
-    warm_verifiers()
 
 
 def run_task(task: Mapping[str, Any]) -> Any:
@@ -64,8 +58,10 @@ def _call(task: Mapping[str, Any]) -> dict[str, Any]:
     return call_function(task["function"], inputs, task.get("options") or {}, task.get("step", 0))
 
 
-def serve(connection: socket.socket, memory_bytes: int) -> None:
+def serve(connection: socket.socket, lane: str, memory_bytes: int) -> None:
     """Answer tasks until the connection ends or this process should be replaced."""
+    if lane == VERIFIERS:
+        touch_verifiers()
     limits = Limits(memory_bytes)
     own_pid = os.getpid()
     with connection.makefile("rb") as requests:

@@ -20,6 +20,7 @@ import struct
 import sys
 
 from rewards import worker
+from rewards.warm_up import warm_verifiers
 
 ORDER = struct.Struct("!cQ")  # what, worker number
 NOTICE = struct.Struct("!Qi")  # worker number, exit code or minus the signal
@@ -35,9 +36,9 @@ def _prctl(option: int, value: int) -> None:
 
 
 class Zygote:
-    def __init__(self, control: socket.socket, memory_bytes: int) -> None:
+    def __init__(self, control: socket.socket, lane: str, memory_bytes: int) -> None:
         self._control = control
-        self._memory_bytes = memory_bytes
+        self._lane, self._memory_bytes = lane, memory_bytes
         self._parent, self._own_pid = os.getppid(), os.getpid()
         self._numbers: dict[int, int] = {}  # process id -> number, until reaped
         self._received = b""
@@ -63,7 +64,7 @@ class Zygote:
                         os.read(self._wake_read, 4096)
                 if self._control.fileno() in ready and not self._take_orders():
                     return
-        except (BrokenPipeError, ConnectionResetError):
+        except ConnectionResetError:
             return
         finally:
             for pid in list(self._numbers):
@@ -108,7 +109,7 @@ class Zygote:
             os.close(other)
         os.set_inheritable(descriptor, False)
         with socket.socket(fileno=descriptor) as connection:
-            worker.serve(connection, self._memory_bytes)
+            worker.serve(connection, self._lane, self._memory_bytes)
         os._exit(0)
 
     def _kill(self, pid: int) -> None:
@@ -129,7 +130,8 @@ class Zygote:
         _, status = os.waitpid(pid, 0)
         number = self._numbers.pop(pid)
         self._kill_strays()
-        self._control.sendall(NOTICE.pack(number, os.waitstatus_to_exitcode(status)))
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller's end shows when reading
+            self._control.sendall(NOTICE.pack(number, os.waitstatus_to_exitcode(status)))
 
     def _kill_strays(self) -> None:
         """End processes that workers left behind, also those that moved to a session of their own."""
@@ -156,10 +158,10 @@ def main() -> None:
     lane, memory_bytes = sys.argv[2], int(sys.argv[3])
     os.dup2(2, 1)  # what user code prints goes to stderr
     if lane == worker.VERIFIERS:
-        worker.warm()
+        warm_verifiers()
     gc.collect()
     gc.freeze()  # collections in a worker leave these pages shared
-    Zygote(control, memory_bytes).run()
+    Zygote(control, lane, memory_bytes).run()
     with contextlib.suppress(ValueError, OSError):
         sys.stderr.flush()
     os._exit(0)
