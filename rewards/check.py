@@ -47,7 +47,12 @@ class Checker:
             options = {args.reward: args.options}
         else:
             self.name = args.reward.rpartition(":")[2]
-            settings |= {"functions": [args.reward], "function_weights": [1.0], "answer_weight": 0.0, "verifier": "exact"}
+            settings |= {
+                "functions": [args.reward],
+                "function_weights": [1.0],
+                "answer_weight": 0.0,
+                "verifier": "exact",
+            }
             options = {self.name: args.options}
         settings["options"] = options if args.options else {}
         self.rubric = Rubric(RewardConfig(**settings))

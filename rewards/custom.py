@@ -74,26 +74,41 @@ def style_of(function: Callable, spec: str = "") -> Style:
     return Style.native_batch if first.name == "batch" else Style.native
 
 
-def own_limits(spec: str) -> dict[str, float]:
-    """What a function asks for by its attributes `timeout_seconds` and `memory_mb` (0: no limit), where it does."""
+def describe(spec: str) -> dict[str, float]:
+    """How to call a function: `one_by_one` (1: a task per completion, 0: per prompt, with all its completions), and
+    `timeout_seconds`, `memory_mb` (0: no limit) where it has such attributes."""
     function = load_function(spec)
+    single = style_of(function, spec) in (Style.native, Style.verl) and not inspect.iscoroutinefunction(function)
     wanted = {name: getattr(function, name, None) for name in ("timeout_seconds", "memory_mb")}
-    return {name: float(value) for name, value in wanted.items() if isinstance(value, int | float)}
+    limits = {name: float(value) for name, value in wanted.items() if isinstance(value, int | float)}
+    return {"one_by_one": float(single), **limits}
 
 
-def call_function(
+def call_one(spec: str, item: RewardInput, options: Mapping[str, Any]) -> float:
+    """The number that a native or verl function gives one completion; raises what it raises, `TypeError` for others."""
+    function = load_function(spec)
+    style = style_of(function, spec)
+    value = function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
+    value = value.get("score") if _is_verl_dict(style, value) else value
+    checked = _checked(value)
+    if isinstance(checked, str):
+        raise TypeError(f"{spec}: {checked}")
+    return checked
+
+
+def call_siblings(
     spec: str, inputs: Sequence[RewardInput], options: Mapping[str, Any], step: int = 0
 ) -> dict[str, Any]:
     """{"results": one {"value": number or None, "reason": text, "traceback": text} per input, "metrics": {name: [..]}}.
 
     `reason` is empty where the value counts; a value of None without a reason does not apply. Raises what the function
-    raises when it was called once for all inputs.
+    raises when it was called once for all inputs; coroutines are called once each, at the same time.
     """
     function = load_function(spec)
     style = style_of(function, spec)
     metrics: dict[str, list[float]] = {}
     if style in (Style.native, Style.verl):
-        return {"results": _call_each(spec, function, style, inputs, options), "metrics": metrics}
+        return {"results": _call_together(spec, function, style, inputs, options), "metrics": metrics}
     if style is Style.native_batch:
         values = _await(function(list(inputs), **options))
     else:
@@ -102,32 +117,23 @@ def call_function(
         raise TypeError(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
     if len(values) != len(inputs):
         raise TypeError(f"{spec}: expected {len(inputs)} numbers, one per completion, found {len(values)}")
-    checked = [_checked(spec, index, value, style is Style.trl) for index, value in enumerate(values)]
+    checked = [_entry(spec, index, value, style is Style.trl) for index, value in enumerate(values)]
     return {"results": checked, "metrics": metrics}
 
 
-def _call_each(
+def _call_together(
     spec: str, function: Callable, style: Style, inputs: Sequence[RewardInput], options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
-    """One call per completion; coroutines run at the same time. A call that raises is its own completion's failure."""
-
-    def start(item: RewardInput) -> Any:
-        return function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
-
-    if inspect.iscoroutinefunction(function):
-        found = asyncio.run(_gather([start(item) for item in inputs]))
-    else:
-        found = []
-        for item in inputs:
-            try:
-                found.append(start(item))
-            except Exception as error:
-                found.append(error)
+    """One coroutine per completion. One that raises is its own completion's failure."""
+    calls = [
+        function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
+        for item in inputs
+    ]
     return [
         {"value": None, "reason": _said(value), "traceback": "".join(traceback.format_exception(value))}
         if isinstance(value, Exception)
-        else _checked(spec, index, value.get("score") if _is_verl_dict(style, value) else value, False)
-        for index, value in enumerate(found)
+        else _entry(spec, index, value.get("score") if _is_verl_dict(style, value) else value, False)
+        for index, value in enumerate(asyncio.run(_gather(calls)))
     ]
 
 
@@ -150,14 +156,25 @@ def _await(value: Any) -> Any:
     return asyncio.run(wait()) if inspect.isawaitable(value) else value
 
 
-def _checked(spec: str, index: int, value: Any, may_abstain: bool) -> dict[str, Any]:
+def _entry(spec: str, index: int, value: Any, may_abstain: bool) -> dict[str, Any]:
     if value is None and may_abstain:
         return {"value": None, "reason": "", "traceback": ""}
-    number = isinstance(value, Real) and not isinstance(value, bool) and not _is_tensor(value)
-    if not number or not math.isfinite(value):
-        reason = f"{spec}: completion {index}: expected a finite number, found {_shown(value)}"
-        return {"value": None, "reason": reason, "traceback": ""}
-    return {"value": float(value), "reason": "", "traceback": ""}
+    checked = _checked(value)
+    if isinstance(checked, str):
+        return {"value": None, "reason": f"{spec}: completion {index}: {checked}", "traceback": ""}
+    return {"value": checked, "reason": "", "traceback": ""}
+
+
+def _checked(value: Any) -> float | str:
+    """A returned value as a number, or what is wrong with it."""
+    if isinstance(value, Real) and not isinstance(value, bool) and not _is_tensor(value):
+        try:
+            number = float(value)
+        except OverflowError:
+            number = math.inf
+        if math.isfinite(number):
+            return number
+    return f"expected a finite number, found {_shown(value)}"
 
 
 def _is_tensor(value: Any) -> bool:

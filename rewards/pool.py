@@ -25,9 +25,10 @@ class ScoringPool:
     """Tasks are plain dicts of these kinds, each with an optional `timeout_seconds` of its own:
 
     `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
-    `{"kind": "load", "function": spec}` imports a user's function; the value is what limits it asks for
-    `{"kind": "call", "function": spec, "inputs": [{fields of RewardInput}], "options": {...}, "step": 0}` calls it;
-    `memory_mb: 0` lifts the memory limit
+    `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
+    `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
+    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}, "step": 0}` the completions of a prompt
+    `memory_mb: 0` in a call lifts the memory limit.
     """
 
     def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:

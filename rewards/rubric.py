@@ -38,7 +38,7 @@ class Rubric:
         self._reasons_shown: set[str] = set()
         self._metrics: dict[str, list[float]] = {}
         self._weights = config.weights
-        self._limits: dict[str, dict[str, float]] = {}  # what functions ask for themselves
+        self._functions: dict[str, dict[str, float]] = {}  # how each is called, once it was loaded
         self._check_options()
 
     def check_functions(self) -> None:
@@ -48,7 +48,7 @@ class Rubric:
             if outcome.status is not Status.ok:
                 reason = outcome.reason
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
-            self._limits[spec] = outcome.value
+            self._functions[spec] = outcome.value
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
         """One result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
@@ -108,30 +108,23 @@ class Rubric:
         return self.config.datasets.get(str(dataset), self.config.verifier)
 
     def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome]:
-        """One task per prompt: siblings are scored together, and a failure costs no more than them."""
-        if spec not in self._limits:
+        """A task per completion, or per prompt where a function wants siblings; a failure costs its task alone."""
+        if spec not in self._functions:
             self.check_functions()
-        groups = [list(group) for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
-        options = self.config.options.get(name, {})
-        tasks = [
-            {
-                "kind": "call",
-                "function": spec,
-                "inputs": [asdict(item) for item in group],
-                "options": options,
-                "step": self.step,
-                **self._limits[spec],
-            }
-            for group in groups
-        ]
+        limits = {key: value for key, value in self._functions[spec].items() if key != "one_by_one"}
+        task = {"kind": "call", "function": spec, "options": self.config.options.get(name, {}), **limits}
+        if self._functions[spec]["one_by_one"]:
+            return self._pool.run([{**task, "input": asdict(item)} for item in inputs])
+        groups = [[asdict(item) for item in group] for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
         outcomes: list[Outcome] = []
-        for group, outcome in zip(groups, self._pool.run(tasks), strict=True):
+        found = self._pool.run([{**task, "inputs": group, "step": self.step} for group in groups])
+        for group, outcome in zip(groups, found, strict=True):
             if outcome.status is not Status.ok:
                 outcomes += [outcome] * len(group)
                 continue
             for metric, values in outcome.value["metrics"].items():
                 self._metrics.setdefault(metric, []).extend(values)
-            outcomes += [_call_outcome(found) for found in outcome.value["results"]]
+            outcomes += [_call_outcome(result) for result in outcome.value["results"]]
         return outcomes
 
     def _combine(self, outcomes: Mapping[str, Outcome]) -> RewardResult:

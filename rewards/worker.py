@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.custom import call_function, load_function, own_limits
+from rewards.custom import call_one, call_siblings, describe, load_function
 from rewards.limits import Limits
 from rewards.result import Claim, RewardInput, Unscorable
 from rewards.warm_up import touch_verifiers
@@ -40,7 +40,7 @@ def run_task(task: Mapping[str, Any]) -> Any:
         case "verify":
             return _verify(task)
         case "load":
-            return own_limits(task["function"])
+            return describe(task["function"])
         case "call":
             return _call(task)
     raise ValueError(f"task: expected kind verify, load or call, found {task.get('kind')!r}")
@@ -53,9 +53,12 @@ def _verify(task: Mapping[str, Any]) -> float | None:
     return registry.verify(task["verifier"], Claim(**task["claim"]), task.get("options") or {})
 
 
-def _call(task: Mapping[str, Any]) -> dict[str, Any]:
+def _call(task: Mapping[str, Any]) -> Any:
+    options = task.get("options") or {}
+    if "input" in task:
+        return call_one(task["function"], RewardInput(**task["input"]), options)
     inputs = [RewardInput(**item) for item in task["inputs"]]
-    return call_function(task["function"], inputs, task.get("options") or {}, task.get("step", 0))
+    return call_siblings(task["function"], inputs, options, task.get("step", 0))
 
 
 def serve(connection: socket.socket, lane: str, memory_bytes: int) -> None:

@@ -1,10 +1,8 @@
 """Functions in every style, called as they are written, and malformed returns refused by name and index."""
 
-import math
-
 import pytest
 
-from rewards.custom import Style, call_function, load_function, own_limits, style_of
+from rewards.custom import Style, call_one, call_siblings, describe, load_function, style_of
 
 SOURCE = """
 import asyncio
@@ -86,8 +84,8 @@ def test_style_is_told_by_the_parameters(spec, name, style):
 
 def test_native_functions_take_options_and_siblings(spec, make_input):
     inputs = [make_input("\\boxed{1}"), make_input("\\boxed{2}"), make_input("\\boxed{1}")]
-    assert values(call_function(spec("one"), inputs[:1], {"limit": 5})) == [(len("\\boxed{1}") / 5, "")]
-    assert [v for v, _ in values(call_function(spec("siblings"), inputs, {}))] == [2 / 3, 1 / 3, 2 / 3]
+    assert call_one(spec("one"), inputs[0], {"limit": 5}) == len("\\boxed{1}") / 5
+    assert [v for v, _ in values(call_siblings(spec("siblings"), inputs, {}))] == [2 / 3, 1 / 3, 2 / 3]
 
 
 def test_trl_function_sees_columns_state_and_metrics_and_may_abstain(spec, make_input):
@@ -96,15 +94,14 @@ def test_trl_function_sees_columns_state_and_metrics_and_may_abstain(spec, make_
         make_input("it is 8", meta={"kind": "a"}),
         make_input("it is 7", meta={"kind": "skip"}),
     ]
-    found = call_function(spec("trl"), inputs, {}, step=7)
+    found = call_siblings(spec("trl"), inputs, {}, step=7)
     assert values(found) == [(1.0, ""), (0.0, ""), (None, "")]
     assert found["metrics"] == {"seen": [3.0]}
 
 
 def test_verl_function_gets_its_four_arguments(spec, make_input):
     meta = {"data_source": "gsm", "kind": "x"}
-    inputs = [make_input("so 7", meta=meta), make_input("so 8", meta=meta)]
-    assert values(call_function(spec("verl"), inputs, {})) == [(1.0, ""), (0.0, "")]
+    assert [call_one(spec("verl"), make_input(text, meta=meta), {}) for text in ("so 7", "so 8")] == [1.0, 0.0]
 
 
 def test_coroutines_run_together_and_one_failure_is_one_failure(spec, make_input):
@@ -112,22 +109,22 @@ def test_coroutines_run_together_and_one_failure_is_one_failure(spec, make_input
 
     inputs = [make_input("good")] * 9 + [make_input("bad")]
     start = time.perf_counter()
-    found = call_function(spec("slow"), inputs, {})["results"]
+    found = call_siblings(spec("slow"), inputs, {})["results"]
     assert time.perf_counter() - start < 1.5  # ten sleeps of 0.2 s one after the other take 2 s
     assert [result["value"] for result in found] == [0.5] * 9 + [None]
     assert found[9]["reason"] == "LookupError('not found')" and "Traceback" in found[9]["traceback"]
-    assert values(call_function(spec("batch_async"), inputs[:2], {})) == [(1.0, "")] * 2
+    assert values(call_siblings(spec("batch_async"), inputs[:2], {})) == [(1.0, "")] * 2
 
 
 @pytest.mark.parametrize("case", ["short", "scalar", "string", "dict"])
 def test_wrong_shape_is_refused_by_name(spec, make_input, case):
     with pytest.raises(TypeError, match=r"styles\.py:returns: expected"):
-        call_function(spec("returns"), [make_input(case), make_input("b")], {})
+        call_siblings(spec("returns"), [make_input(case), make_input("b")], {})
 
 
 @pytest.mark.parametrize("case", ["nan", "none", "bool", "text"])
 def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
-    found = call_function(spec("returns"), [make_input(case), make_input("b")], {})["results"]
+    found = call_siblings(spec("returns"), [make_input(case), make_input("b")], {})["results"]
     assert found[0]["value"] in (0.5, 1.0) and found[0]["reason"] == ""
     assert found[1]["value"] is None
     assert "styles.py:returns: completion 1: expected a finite number" in found[1]["reason"]
@@ -135,8 +132,8 @@ def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
 
 def test_tensors_are_refused(spec, make_input):
     with pytest.raises(TypeError, match="found tensor"):
-        call_function(spec("tensors"), [make_input("tensor"), make_input("b")], {})
-    found = call_function(spec("tensors"), [make_input("a"), make_input("b")], {})["results"]
+        call_siblings(spec("tensors"), [make_input("tensor"), make_input("b")], {})
+    found = call_siblings(spec("tensors"), [make_input("a"), make_input("b")], {})["results"]
     assert all(result["value"] is None and "found tensor" in result["reason"] for result in found)
 
 
@@ -173,7 +170,8 @@ def test_entry_points_are_found(monkeypatch):
     load_function.cache_clear()
 
 
-def test_limits_are_what_the_function_says(spec):
-    assert own_limits(spec("one")) == {"timeout_seconds": 30.0}
-    assert own_limits(spec("siblings")) == {}
-    assert math.isclose(own_limits("rewards.reward_model:preference")["memory_mb"], 0.0)
+def test_description_says_how_to_call_a_function(spec):
+    assert describe(spec("one")) == {"one_by_one": 1.0, "timeout_seconds": 30.0}
+    assert describe(spec("siblings")) == describe(spec("slow")) == {"one_by_one": 0.0}
+    assert describe(spec("verl")) == {"one_by_one": 1.0}
+    assert describe("rewards.reward_model:preference")["memory_mb"] == 0.0

@@ -91,7 +91,7 @@ def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, 
     assert [result.status for result in results] == [Status.unscorable, Status.ok, Status.unscorable]
     for failed in (results[0], results[2]):
         assert (failed.value, failed.parts, failed.correct) == (None, {}, False)
-        assert failed.reason == "fail_on_seven: seven is not for me"
+        assert failed.reason == "fail_on_seven: error: seven is not for me"
     assert results[1].value == pytest.approx(0.8 * 0.1 + 0.1 * 0.25 + 0.1 * 1.0)
     printed = capfd.readouterr().err
     assert printed.count("reward part 'fail_on_seven' is unscorable") == 1
