@@ -1,129 +1,85 @@
-"""Worker processes that can be killed: one task at a time each, a deadline for each, results as plain data.
+"""Scoring in processes that can be killed: every task has a deadline and a memory limit, no task can harm another.
 
-A worker answers a task with two lines: `started` once what the task imports is loaded, then the outcome.
+One task at a time per worker. A worker past its deadline, out of memory, dead or talking nonsense is killed with all
+that it started and replaced by a fork of a warm process (`rewards.zygote`). Nothing here depends on signals or on the
+main thread, so a pool works from any thread, from asyncio and from actors of other frameworks. Linux is needed for the
+memory limit.
 """
 
-import contextlib
-import json
-import os
-import select
-import subprocess
-import sys
-import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
+import asyncio
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from typing import Any
 
-_START_SECONDS = 60.0  # until `started`: the worker's own imports and those of a user's file
+from rewards.dispatcher import Dispatcher, Run
+from rewards.result import Outcome
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """`value` when the task returned; otherwise `reason` (and the worker's traceback, if it raised)."""
-
-    value: float | None
-    reason: str = ""
-    traceback: str = ""
+REASON_KINDS = ("timeout", "memory", "died", "error", "load", "refused")
+"""First word of the reason of an unscorable outcome: past the deadline; out of memory; the process ended or broke the
+protocol; an exception; a user's file that does not load; `Unscorable`, raised by a verifier."""
 
 
 class ScoringPool:
-    """Runs tasks of `rewards.worker` in `num_workers` processes that start when first needed."""
+    """Tasks are plain dicts of these kinds, each with an optional `timeout_seconds` of its own:
 
-    def __init__(self, num_workers: int, timeout_seconds: float) -> None:
-        self._num_workers = num_workers
-        self._timeout = timeout_seconds
-        self._workers: list[_Worker] = []
+    `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
+    `{"kind": "load", "function": spec}` imports a user's function
+    `{"kind": "call", "function": spec, "input": {fields of RewardInput}}` calls it
+    """
 
-    def run(self, tasks: Sequence[dict[str, Any]]) -> list[Outcome]:
-        """Outcomes in task order. A task past its deadline or whose worker died is an outcome, never an exception."""
-        outcomes: list[Outcome | None] = [None] * len(tasks)
-        waiting = list(reversed(range(len(tasks))))
-        while len(self._workers) < min(self._num_workers, len(tasks)):
-            self._workers.append(_Worker())
-        while any(outcome is None for outcome in outcomes):
-            for worker in self._workers:
-                if worker.task is None and waiting:
-                    worker.send(waiting.pop(), tasks)
-            for index, worker in enumerate(self._workers):
-                if worker.task is None:
-                    continue
-                position = worker.task
-                outcome = worker.receive(self._timeout)
-                if outcome is not None:
-                    outcomes[position] = outcome
-                    if not worker.alive:
-                        worker.close()
-                        self._workers[index] = _Worker()
-        return [outcome for outcome in outcomes if outcome is not None]
+    def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:
+        if num_workers < 1 or not timeout_seconds > 0 or memory_mb < 1:
+            raise ValueError(
+                "scoring pool: expected at least one worker, a positive deadline and memory limit, found "
+                f"num_workers={num_workers}, timeout_seconds={timeout_seconds}, memory_mb={memory_mb}"
+            )
+        self._settings = num_workers, timeout_seconds, memory_mb
+        self._lock = threading.Lock()
+        self._dispatcher: Dispatcher | None = None
+        self._at_end: weakref.finalize | None = None
 
-    def close(self) -> None:
-        for worker in self._workers:
-            worker.close()
-        self._workers = []
+    def run(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """Outcomes in task order, from any thread. What goes wrong with a task is its outcome, never an exception."""
+        future = self.submit(tasks)
+        try:
+            return future.result()
+        except BaseException:  # KeyboardInterrupt: tasks that have not begun need not
+            future.cancel()
+            raise
 
+    async def run_async(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """As `run`, without blocking the event loop. Cancelling it drops the tasks that have not begun."""
+        return await asyncio.wrap_future(self.submit(tasks))
 
-class _Worker:
-    """One process. The deadline of a task begins when the worker says that it started."""
-
-    def __init__(self) -> None:
-        root = str(Path(__file__).resolve().parent.parent)
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        # -P keeps the working directory, which may hold a user's own rewards.py, off the module path.
-        self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "rewards.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={
-                **os.environ,
-                "PYTHONPATH": path,
-                "OMP_NUM_THREADS": "1",
-                "CUDA_VISIBLE_DEVICES": "",
-            },
-        )
-        self.task: int | None = None
-        self.alive = True
-        self._since = 0.0
-        self._limit = _START_SECONDS
-        self._buffer = b""
-
-    def send(self, position: int, tasks: Sequence[dict[str, Any]]) -> None:
-        assert self._process.stdin is not None
-        self.task = position
-        self._since, self._limit = time.monotonic(), _START_SECONDS
-        with contextlib.suppress(BrokenPipeError):  # a dead worker shows at receive
-            self._process.stdin.write(json.dumps(tasks[position]).encode() + b"\n")
-            self._process.stdin.flush()
-
-    def receive(self, timeout: float) -> Outcome | None:
-        """The outcome of the current task, or None if it is still running after a short wait."""
-        assert self._process.stdout is not None
-        left = self._since + self._limit - time.monotonic()
-        ready, _, _ = select.select([self._process.stdout], [], [], max(0.0, min(left, 0.02)))
-        if ready:
-            chunk = os.read(self._process.stdout.fileno(), 1 << 16)
-            if not chunk:
-                return self._fail(f"scoring process died with exit code {self._process.wait()}")
-            *lines, self._buffer = (self._buffer + chunk).split(b"\n")
-            for line in lines:
-                reply = json.loads(line)
-                if "started" not in reply:
-                    self.task = None
-                    return Outcome(reply.get("value"), reply.get("reason", ""), reply.get("traceback", ""))
-                self._since, self._limit = time.monotonic(), timeout
-            return None
-        if left <= 0:
-            return self._fail(f"timeout after {self._limit:g} s")
-        return None
-
-    def _fail(self, reason: str) -> Outcome:
-        self.task, self.alive = None, False
-        return Outcome(None, reason)
+    def submit(self, tasks: Sequence[Mapping[str, Any]]) -> "Future[list[Outcome]]":
+        run = Run(tasks)
+        while tasks and not self._running_dispatcher().submit(run):
+            pass
+        return run.future
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout):
-            if stream is not None:
-                with contextlib.suppress(BrokenPipeError):
-                    stream.close()
+        """End all processes. What is still open is unscorable. A later run starts the pool again."""
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.stop()
+
+    def __enter__(self) -> "ScoringPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running_dispatcher(self) -> Dispatcher:
+        dispatcher = self._dispatcher
+        if dispatcher is None or not dispatcher.serves():
+            with self._lock:
+                if self._dispatcher is None or not self._dispatcher.serves():
+                    self._dispatcher = Dispatcher(*self._settings)
+                    self._dispatcher.start()
+                    if self._at_end is not None:
+                        self._at_end.detach()
+                    self._at_end = weakref.finalize(self, self._dispatcher.stop)
+                dispatcher = self._dispatcher
+        return dispatcher

@@ -1,59 +1,133 @@
-"""A scoring process: reads one JSON task per line on stdin, answers on stdout: `started`, then the outcome.
+"""A scoring worker, forked by `rewards.zygote`: one JSON task per line in, `started` and one JSON reply per line out.
 
-Started by `rewards.pool`, killed by it when a task passes its deadline. What user code prints goes to stderr.
+Verifiers and user code never share a process, so that user code which patches a verifier changes no verdict.
+The parent keeps the time and kills; the worker limits its own memory and, should the parent stall, its CPU time.
 """
 
+import contextlib
 import importlib
 import json
 import math
 import os
+import socket
 import sys
 import traceback
+from collections.abc import Mapping
 from numbers import Real
 from typing import Any
 
 from rewards.custom import load_function
-from rewards.math_answer import verify_symbolic
-from rewards.rubric import RewardInput
+from rewards.limits import Limits
+from rewards.result import Claim, RewardInput, Unscorable
+from rewards.warm_up import touch_verifiers
+
+VERIFIERS, FUNCTIONS = "verifiers", "functions"
+"""Lanes: which processes a task may run in."""
+
+LOAD_SECONDS = 60.0
+"""Limit for importing a user's file, apart from the time of the task."""
+
+MAX_REPLY_BYTES = 4 << 20
+_MAX_REASON, _MAX_TRACEBACK = 2_000, 20_000
+_MAX_TASKS = 10_000  # then a fresh process: caches of sympy and allocations of `Limits` do not grow for ever
 
 
-def prepare(task: dict[str, Any]) -> None:
-    """Import what the task needs: that may take seconds in a new process and is not the task's time."""
-    if task["kind"] == "math":
-        importlib.import_module("math_verify")
-    else:
-        load_function(task["function"])
+def lane_of(task: Mapping[str, Any]) -> str:
+    return FUNCTIONS if task.get("kind") in ("load", "call") else VERIFIERS
 
 
-def run_task(task: dict[str, Any]) -> float:
+def run_task(task: Mapping[str, Any]) -> Any:
     """Value of one task; raises what the verifier or the user's function raises."""
-    if task["kind"] == "math":
-        return 1.0 if verify_symbolic(task["answer"], task["reference"]) else 0.0
-    if task["kind"] == "load":
-        return 0.0
+    match task.get("kind"):
+        case "verify":
+            return _verify(task)
+        case "load":
+            return 0.0
+        case "call":
+            return _call(task)
+    raise ValueError(f"task: expected kind verify, load or call, found {task.get('kind')!r}")
+
+
+def _verify(task: Mapping[str, Any]) -> float | None:
+    registry = importlib.import_module("rewards.verifiers.registry")
+    if "sympy" in sys.modules:  # simplify tries random numbers: a verdict must not depend on the tasks before
+        sys.modules["sympy.core.random"].rng.seed(0)
+    return registry.verify(task["verifier"], Claim(**task["claim"]), task.get("options") or {})
+
+
+def _call(task: Mapping[str, Any]) -> float:
     value = load_function(task["function"])(RewardInput(**task["input"]))
     if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
         raise TypeError(f"{task['function']}: expected a finite number, found {value!r}")
     return float(value)
 
 
-def main() -> None:
-    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    for line in sys.stdin:
-        try:
-            task = json.loads(line)
-            prepare(task)
-            replies.write('{"started": true}\n')
-            replies.flush()
-            outcome = {"value": run_task(task)}
-        except ValueError as error:
-            outcome = {"reason": str(error), "traceback": traceback.format_exc()}
-        except BaseException as error:  # user code may raise anything, even SystemExit
-            outcome = {"reason": repr(error), "traceback": traceback.format_exc()}
-        replies.write(json.dumps(outcome) + "\n")
-        replies.flush()
+def serve(connection: socket.socket, lane: str, memory_bytes: int) -> None:
+    """Answer tasks until the connection ends or this process should be replaced."""
+    if lane == VERIFIERS:
+        touch_verifiers()
+    limits = Limits(memory_bytes)
+    own_pid = os.getpid()
+    with connection.makefile("rb") as requests:
+        connection.sendall(b'{"ready": true}\n')
+        for count, line in enumerate(requests, start=1):
+            reply = _answer(json.loads(line), connection, limits)
+            if os.getpid() != own_pid:  # a copy that user code forked must not speak for this process
+                return
+            for stream in (sys.stdout, sys.stderr):
+                with contextlib.suppress(Exception):
+                    stream.flush()
+            if count >= _MAX_TASKS or limits.swollen():
+                reply["retire"] = True
+            connection.sendall(_encode(reply))
+            if reply.get("retire"):
+                return
 
 
-if __name__ == "__main__":
-    main()
+def _answer(request: dict[str, Any], connection: socket.socket, limits: Limits) -> dict[str, Any]:
+    task, phase = request["task"], "error"
+    reply: dict[str, Any] = {"id": request["id"]}
+    try:
+        threads = 1
+        if lane_of(task) == FUNCTIONS:
+            phase, threads = "load", os.cpu_count() or 1
+            limits.allow_seconds(LOAD_SECONDS * threads)
+            load_function(task["function"])
+            connection.sendall(_encode({"id": request["id"], "started": True}))
+            phase = "error"
+        limits.allow_seconds(request["seconds"] * threads)
+        with limits.memory():
+            reply["value"] = run_task(task)
+    except MemoryError:
+        return reply | limits.memory_failure()
+    except Unscorable as error:
+        reply |= _failure("refused", error)
+    except Exception as error:
+        reply |= _failure(phase, error)
+    except BaseException as error:  # SystemExit, KeyboardInterrupt: user code wants this process to end
+        reply |= {**_failure(phase, error), "retire": True}
+    if limits.ran_out_of_memory():  # and somebody swallowed it: the value means nothing
+        reply.pop("value", None)
+        reply |= limits.memory_failure()
+    return reply
+
+
+def _failure(kind: str, error: BaseException) -> dict[str, Any]:
+    try:
+        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        trace = "" if kind == "refused" else traceback.format_exc()
+    except Exception as another:  # an exception whose text cannot be had
+        reason, trace = f"{type(error).__name__}, whose text raises {type(another).__name__}", ""
+    return {"kind": kind, "reason": reason[:_MAX_REASON], "traceback": trace[-_MAX_TRACEBACK:]}
+
+
+def _encode(reply: dict[str, Any]) -> bytes:
+    try:
+        line = json.dumps(reply, allow_nan=False).encode() + b"\n"
+    except (TypeError, ValueError, RecursionError) as error:
+        failure = {"kind": "error", "reason": f"the value is not plain JSON data: {error}"[:_MAX_REASON]}
+        return _encode({"id": reply["id"], **failure})
+    if len(line) > MAX_REPLY_BYTES:
+        failure = {"kind": "error", "reason": f"a reply has at most {MAX_REPLY_BYTES} bytes, found {len(line)}"}
+        return _encode({"id": reply["id"], **failure})
+    return line
