@@ -16,7 +16,8 @@ class Combine(Enum):
 
 
 class WeightCheck(Enum):
-    """`one`: positive weights must sum to 1, so that a reward is a share; negative ones are penalties. `free`: any."""
+    """`one`: weights of what earns must sum to 1, so that a reward is a share; penalties (negative weights, overlong,
+    repetition) do not count. `free`: any."""
 
     one = "one"
     free = "free"
@@ -35,13 +36,13 @@ class RewardConfig:
     format_weight: float = 0.1
     """weight of the format part (1 for exactly one think block followed by one boxed answer, else 0)"""
     parts: dict[str, float] = field(default_factory=dict)
-    """further verifiers as parts of their own, with their weights, for example {language: 0.1, repetition: -0.2}"""
+    """further verifiers as parts of their own, with their weights, for example {language: 0.1, repetition: 0.2}"""
     functions: list[str] = field(default_factory=list)
     """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point; docs/rewards.md"""
     function_weights: list[float] = field(default_factory=list)
     """one weight per function; empty: 0.1 each, and the others are scaled down by as much"""
     weight_check: WeightCheck = WeightCheck.one
-    """one: positive weights must sum to 1"""
+    """one: weights of parts that earn must sum to 1"""
     combine: Combine = Combine.weighted_sum
     """how parts become one reward"""
     gates: list[str] = field(default_factory=list)
@@ -94,9 +95,14 @@ class RewardConfig:
         if self.functions and not self.function_weights:
             share = _DEFAULT_FUNCTION_WEIGHT
             left = 1.0 - share * len(self.functions) if self.weight_check is WeightCheck.one else 1.0
-            own = {name: weight * left if weight > 0 else weight for name, weight in own.items()}
+            own = {name: weight * left if _earns(name, weight) else weight for name, weight in own.items()}
             return {**own, **dict.fromkeys(self.function_names, share)}
         return {**own, **dict(zip(self.function_names, self.function_weights, strict=True))}
+
+    @property
+    def earning(self) -> dict[str, float]:
+        """Weights of the parts that can raise a reward; the others are penalties."""
+        return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
 
     def _check_weights(self) -> None:
         if not self.function_weights and len(self.functions) * _DEFAULT_FUNCTION_WEIGHT >= 1:
@@ -104,13 +110,18 @@ class RewardConfig:
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"reward: weight of {name}: expected a finite number, found {weight}")
-        total = sum(weight for weight in self.weights.values() if weight > 0)
+        total = sum(self.earning.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
             raise ValueError(
-                f"reward: expected positive weights that sum to 1, found {total:g} from {self.weights}; "
+                f"reward: expected weights that sum to 1, penalties apart, found {total:g} from {self.earning}; "
                 "change answer_weight, format_weight, parts or function_weights, or set weight_check=free"
             )
 
 
 _OWN_PARTS = ("answer", "format")
 _DEFAULT_FUNCTION_WEIGHT = 0.1
+_PENALTIES = ("overlong", "repetition")  # verifiers whose values are 0 or less
+
+
+def _earns(name: str, weight: float) -> bool:
+    return weight > 0 and name not in _PENALTIES

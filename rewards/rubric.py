@@ -136,8 +136,8 @@ class Rubric:
         for name, value in parts.items():
             self._metrics.setdefault(f"{_NOT_APPLICABLE}{name}", []).append(float(value is None))
         applicable = {name: value for name, value in parts.items() if value is not None}
-        if not any(self._weights[name] > 0 for name in applicable):
-            return RewardResult(None, parts, Status.unscorable, "no part with a positive weight applies")
+        if not self.config.earning.keys() & applicable.keys():
+            return RewardResult(None, parts, Status.unscorable, "no part that earns applies")
         if any(parts[gate] is not None and parts[gate] < 1.0 for gate in self.config.gates):
             return RewardResult(0.0, parts)
         if self.config.combine is Combine.product:
@@ -149,10 +149,10 @@ class Rubric:
         value = sum(self._weights[name] * part for name, part in parts.items())
         if len(parts) == len(self._weights):
             return value
-        gain = sum(self._weights[name] * part for name, part in parts.items() if self._weights[name] > 0)
-        present = sum(self._weights[name] for name in parts if self._weights[name] > 0)
-        total = sum(weight for weight in self._weights.values() if weight > 0)
-        return gain * total / present + (value - gain)
+        earning = self.config.earning
+        gain = sum(weight * parts[name] for name, weight in earning.items() if name in parts)
+        present = sum(weight for name, weight in earning.items() if name in parts)
+        return gain * sum(earning.values()) / present + (value - gain)
 
     def _show_once(self, name: str, outcome: Outcome) -> None:
         # The same line raising with other words is the same failure: the last line of a traceback does not count.

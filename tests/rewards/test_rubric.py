@@ -250,13 +250,14 @@ class TestComposition:
         settings = {"functions": [f"{tmp_path}/never.py:never"], "function_weights": [1.0]}
         (result,), _ = self.score(make_input, [(RIGHT,)], **settings, answer_weight=0.0, format_weight=0.0)
         assert (result.value, result.status) == (None, Status.unscorable)
-        assert "no part with a positive weight applies" in result.reason
+        assert "no part that earns applies" in result.reason
 
     def test_verifiers_are_parts_too_and_penalties_stay_out_of_the_sum(self, make_input):
         loop = "<think>" + "again and again " * 50 + "</think>\\boxed{7}"
-        results, _ = self.score(make_input, [(RIGHT,), (loop,)], parts={"repetition": -0.5})
+        results, _ = self.score(make_input, [(RIGHT,), (loop,)], parts={"repetition": 0.5}, options={"repetition": {"ngram": 3}})
         assert results[0].value == pytest.approx(1.0)
-        assert results[1].parts["repetition"] != 0 and results[1].value != pytest.approx(1.0)
+        assert results[1].parts["repetition"] < -0.9
+        assert results[1].value == pytest.approx(1.0 + 0.5 * results[1].parts["repetition"])
 
     def test_functions_take_options_and_see_siblings(self, make_input, tmp_path):
         (tmp_path / "own.py").write_text("def own(batch, scale=1.0):\n    return [scale * len(batch) for _ in batch]\n")
