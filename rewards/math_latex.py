@@ -54,7 +54,10 @@ def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
     """
     from latex2sympy2_extended import NormalizationConfig, normalize_latex
 
-    if _nesting(formula) > MAX_NESTING:
+    deepest, left_open = _nesting(formula)
+    if deepest > MAX_NESTING and left_open:
+        return None  # the grammar has no use for a bracket without its partner
+    if deepest > MAX_NESTING:
         raise RecursionError(f"more than {MAX_NESTING} nested brackets")
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
@@ -162,9 +165,10 @@ def _with_imaginary_unit(parsed: Any) -> Any:
     return parsed.xreplace(dict.fromkeys(letters, I))
 
 
-def _nesting(formula: str) -> int:
+def _nesting(formula: str) -> tuple[int, int]:
+    """(deepest nesting, brackets left open)"""
     deepest = depth = 0
     for character in formula:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
-    return deepest
+    return deepest, depth
