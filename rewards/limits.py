@@ -1,7 +1,7 @@
 """Limits that a scoring worker puts on itself, and whether it ran into the one on memory.
 
-Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and its kin swallow it and go on to call
-the answer wrong. `_Canary` notices such an exception after the fact.
+Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and its kin swallow it and go on to
+call the answer wrong. `_Canary` notices such an exception after the fact.
 """
 
 import contextlib
