@@ -6,6 +6,7 @@ through `sympy.parse_expr`, which evaluates).
 """
 
 import re
+from functools import lru_cache
 from typing import Any
 
 from rewards.math_latex import parse_latex
@@ -110,6 +111,7 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
     return bool(attempt(lambda: same(*marked)))
 
 
+@lru_cache(maxsize=256)  # of the data set's own texts, which the completions of a group share; never of answers
 def _parse_reference(reference: str, gold: MathText) -> object:
     if gold.words:
         if spoken_number(gold.words):

@@ -199,8 +199,24 @@ def _as_real_set(relation: Any) -> Any:
     """The solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
     for applied in relation.atoms(AppliedUndef):
         relation = sympy.And(*[part.subs(applied, Symbol("applied", real=True)) for part in _relations(relation)])
-    parts = [part.as_set() for part in (_relations(relation) if isinstance(relation, And) else [relation])]
+    conjuncts = relation.args if isinstance(relation, sympy.And) else [relation]
+    parts = [_bound(part) or part.as_set() for part in conjuncts]
     return sympy.Intersection(*parts) if len(parts) > 1 else parts[0]
+
+
+def _bound(relation: Any) -> Any | None:
+    """x < 3 as an interval at once: sympy's way by solving takes a hundred times as long."""
+    flip = isinstance(relation.rhs, Symbol)
+    symbol, number = (relation.rhs, relation.lhs) if flip else (relation.lhs, relation.rhs)
+    if (
+        not isinstance(symbol, Symbol)
+        or not getattr(number, "is_extended_real", False)
+        or isinstance(relation, (Eq, Ne))
+    ):
+        return None
+    is_open = isinstance(relation, (sympy.StrictLessThan, StrictGreaterThan))
+    above = _is_greater(relation) != flip
+    return Interval(number, S.Infinity, is_open, True) if above else Interval(S.NegativeInfinity, number, True, is_open)
 
 
 def _same_elements(gold: Any, pred: Any) -> bool:

@@ -116,23 +116,35 @@ def _expand_signs(text: str) -> str:
 
 
 def _read(text: str, lowercase: bool) -> Any | None:
-    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
-    from math_verify.grader import should_treat_as_complex
     from sympy import Basic, MatrixBase, S
 
-    try:
-        parsed = latex2sympy(
-            text,
-            is_real=not should_treat_as_complex(text),
-            normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=lowercase),
-        )
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:  # the parser's and sympy's refusals have no common type
-        return None
+    # ANTLR's two stages: a parse by its quick prediction is the right one; where that fails, the full one has the word.
+    parsed = None
+    for quick in (True, False):
+        try:
+            parsed = _converter(text, lowercase, quick).parse(text)
+            break
+        except (MemoryError, RecursionError):
+            raise
+        except Exception:  # the parser's and sympy's refusals have no common type
+            continue
     known = isinstance(parsed, (Basic, MatrixBase)) and parsed not in (S.NaN, S.ComplexInfinity)
     return _with_imaginary_unit(parsed) if known else None
+
+
+def _converter(text: str, lowercase: bool, quick: bool) -> Any:
+    from antlr4 import PredictionMode
+    from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
+    from math_verify.grader import should_treat_as_complex
+
+    class Converter(_Latex2Sympy):
+        def create_parser(self, latex_str: str) -> Any:
+            parser = super().create_parser(latex_str)
+            parser._interp.predictionMode = PredictionMode.SLL if quick else PredictionMode.LL
+            return parser
+
+    config = ConversionConfig(lowercase_symbols=lowercase)
+    return Converter(is_real=not should_treat_as_complex(text), config=config)
 
 
 def _with_imaginary_unit(parsed: Any) -> Any:

@@ -90,9 +90,8 @@ def _equal_to_many_digits(one: Any, other: Any) -> bool:
     """10^40 + 1 and 10^40 agree to 30 digits."""
     try:
         values = [sympy.N(side, _MANY_DIGITS) for side in (one, other)]
-        return bool(
-            abs(values[0] - values[1]) <= sympy.Float(10, _MANY_DIGITS) ** -(_MANY_DIGITS - 20) * abs(values[0])
-        )
+        gap, noise = abs(values[0] - values[1]), sympy.Float(10, _MANY_DIGITS) ** (20 - _MANY_DIGITS)
+        return bool(gap <= noise * max(abs(values[0]), abs(values[1])) or gap <= noise)
     except (MemoryError, RecursionError):
         raise
     except Exception:  # sympy's refusals have no common type

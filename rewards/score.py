@@ -1,0 +1,239 @@
+"""Score a file of completions: `python -m rewards.score --verifier math --input in.jsonl --output out.jsonl`.
+
+Every input line gives one output line, in order: the input's fields and `value` (null where unscorable or not
+applicable), `status` (ok | unscorable), `answer` (what was extracted), `reason`, `seconds`. A run that was killed goes
+on where its output ends. Settings stand beside the output in `<output>.settings.json`.
+"""
+
+import argparse
+import fcntl
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from rewards.answers import AnswerRule, extract
+from rewards.pool import ScoringPool
+from rewards.result import Claim, Outcome, Status
+from rewards.scoring import Scorer
+from rewards.verifiers.registry import VERIFIERS, check_options
+from rewards.verifiers.verifier import parse_json
+
+ADDED = ("value", "status", "answer", "reason", "seconds")
+_CHUNK = 256
+_NO_REFERENCE = ("format", "overlong", "repetition", "language")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Exit status: 0 all lines judged (unscorable ones too), 2 bad arguments, 130 interrupted."""
+    parser = _parser()
+    args = parser.parse_args(arguments)
+    try:
+        settings = _settings(args)
+        done = _prepare_output(args.input, args.output, settings)
+    except (ValueError, OSError) as error:
+        print(f"rewards.score: {error}", file=sys.stderr)
+        return 2
+    try:
+        return _run(args, settings, done)
+    except KeyboardInterrupt:
+        print(f"rewards.score: interrupted; the same command goes on after {args.output}'s last line", file=sys.stderr)
+        return 130
+
+
+def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
+    """(fields, fault) of an input line; a fault names the line and says what is wrong with it."""
+    try:
+        row = parse_json(raw.decode("utf-8"))
+    except ValueError as error:
+        return {"line": number, "text": raw[:500].decode("utf-8", "replace")}, f"line {number}: not JSON: {error}"
+    if not isinstance(row, dict):
+        return {"line": number, "text": row}, f"line {number}: expected a JSON object, found {type(row).__name__}"
+    if not isinstance(row.get("completion"), str):
+        return row, f"line {number}: expected the text field 'completion', found {type(row.get('completion')).__name__}"
+    return row, ""
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    options = {}
+    for pair in args.options:
+        key, equals, value = pair.partition("=")
+        if not equals:
+            raise ValueError(f"--options: expected KEY=VALUE, found {pair!r}")
+        options[key] = _option_value(value)
+    names = [name.strip() for name in args.extract.split(",")]
+    known = [rule.value for rule in AnswerRule]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"--extract: expected names among {', '.join(known)}, found {name!r}")
+    if args.workers < 1 or not args.timeout > 0:
+        raise ValueError("--workers, --timeout: expected at least one worker and a positive number of seconds")
+    settings = {"verifier": args.verifier, "options": check_options(args.verifier, options)}
+    return settings | {"extract": names, "timeout": args.timeout}
+
+
+def _option_value(text: str) -> Any:
+    try:
+        return float(text) if any(mark in text for mark in ".eE") else int(text)
+    except ValueError:
+        return text
+
+
+def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int:
+    """Number of lines that are already judged. `ValueError` when the output belongs to another input or settings."""
+    if not source.is_file():
+        raise ValueError(f"--input: expected a file, found none at {source}")
+    if not output.parent.is_dir():
+        raise ValueError(f"--output: expected an existing directory, found none at {output.parent}")
+    if output.exists() and output.samefile(source):
+        raise ValueError("--output: expected another file than --input")
+    beside = output.with_name(output.name + ".settings.json")
+    mend = f"name another output, or remove {output} and {beside.name} to start afresh"
+    if not output.exists():
+        beside.write_text(json.dumps(settings))
+        output.touch()
+        return 0
+    if not beside.exists():
+        raise ValueError(f"--output: {output} exists and was not written by this command; {mend}")
+    try:
+        found = json.loads(beside.read_text())
+    except ValueError:
+        raise ValueError(f"--output: {beside} is no JSON; {mend}") from None
+    if found != settings:
+        differing = ", ".join(key for key in settings if found.get(key) != settings[key])
+        raise ValueError(f"--output: {output} was written with other settings ({differing}); {mend}")
+    _drop_torn_line(output)
+    return _compare_lines(source, output, mend)
+
+
+def _drop_torn_line(output: Path) -> None:
+    with output.open("rb+") as file:
+        end = file.seek(0, 2)
+        while end:
+            begin = max(0, end - 65536)
+            file.seek(begin)
+            newline = file.read(end - begin).rfind(b"\n")
+            if newline >= 0:
+                file.truncate(begin + newline + 1)
+                return
+            end = begin
+        file.truncate(0)
+
+
+def _compare_lines(source: Path, output: Path, mend: str) -> int:
+    done = 0
+    with source.open("rb") as inputs, output.open("rb") as outputs:
+        for done, line in enumerate(outputs, 1):
+            raw = next(inputs, None)
+            fields = None if raw is None else read_line(done, raw)[0]
+            judged = json.loads(line)
+            for added in ADDED:
+                judged.pop(added, None)
+                if fields is not None:
+                    fields.pop(added, None)
+            if judged != fields:
+                raise ValueError(
+                    f"--output: line {done} of {output} does not come from line {done} of {source}; {mend}"
+                )
+    return done
+
+
+def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    with args.input.open("rb") as file:
+        total = sum(1 for _ in file)
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    counts = {"ok": 0, "unscorable": 0}
+    with (
+        args.input.open("rb") as inputs,
+        args.output.open("ab") as outputs,
+        ScoringPool(args.workers, args.timeout) as pool,
+        Progress(*columns, console=Console(stderr=True)) as progress,
+    ):
+        try:
+            fcntl.flock(outputs, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"rewards.score: --output: {args.output} is being written by another run", file=sys.stderr)
+            return 2
+        bar = progress.add_task(args.verifier, total=total, completed=done)
+        numbered = islice(enumerate(inputs, 1), done, None)
+        scorer = Scorer(pool)
+        while chunk := list(islice(numbered, _CHUNK)):
+            for line in _judge(chunk, settings, scorer):
+                counts[line["status"]] += 1
+                outputs.write(_encode(line))
+            outputs.flush()
+            progress.update(bar, advance=len(chunk))
+    print(f"judged {sum(counts.values())} lines: {counts['ok']} ok, {counts['unscorable']} unscorable", file=sys.stderr)
+    return 0
+
+
+def _judge(chunk: Sequence[tuple[int, bytes]], settings: dict[str, Any], scorer: Scorer) -> Iterator[dict[str, Any]]:
+    rules = [AnswerRule(name) for name in settings["extract"]]
+    rows = [read_line(number, raw) for number, raw in chunk]
+    rows = [
+        (row, fault or _missing(number, row, settings["verifier"]))
+        for (row, fault), (number, _) in zip(rows, chunk, strict=True)
+    ]
+    claims = [_claim(row, rules) for row, fault in rows if not fault]
+    outcomes = iter(scorer.score(settings["verifier"], claims, settings["options"]))
+    judged = iter(claims)
+    for row, fault in rows:
+        outcome = Outcome(None, Status.unscorable, fault) if fault else next(outcomes)
+        answer = None if fault else next(judged).answer
+        added = (outcome.value, outcome.status.value, answer, outcome.reason, round(outcome.seconds, 6))
+        yield row | dict(zip(ADDED, added, strict=True))
+
+
+def _missing(number: int, row: dict[str, Any], verifier: str) -> str:
+    if verifier not in _NO_REFERENCE and "reference" not in row:
+        return f"line {number}: verifier {verifier!r} needs the field 'reference'"
+    tokens = row.get("num_tokens")
+    if verifier == "overlong" and (isinstance(tokens, bool) or not isinstance(tokens, int)):
+        return f"line {number}: verifier 'overlong' needs the whole number 'num_tokens'"
+    return ""
+
+
+def _claim(row: dict[str, Any], rules: Sequence[AnswerRule]) -> Claim:
+    columns = {key: value for key, value in row.items() if key not in ("completion", "reference")}
+    tokens, finish = row.get("num_tokens"), row.get("finish_reason")
+    return Claim(
+        row["completion"],
+        extract(row["completion"], rules),
+        row.get("reference", ""),
+        columns,
+        tokens if isinstance(tokens, int) else 0,
+        finish if isinstance(finish, str) else "stop",
+    )
+
+
+def _encode(line: dict[str, Any]) -> bytes:
+    try:
+        return json.dumps(line, ensure_ascii=False).encode() + b"\n"
+    except UnicodeEncodeError:  # half a surrogate pair can only be written escaped
+        return json.dumps(line).encode() + b"\n"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rewards.score", description="Score a JSONL file of completions with a verifier."
+    )
+    parser.add_argument("--verifier", required=True, help=", ".join(VERIFIERS))
+    parser.add_argument("--input", required=True, type=Path, help="JSONL with completion, reference, options ...")
+    parser.add_argument("--output", required=True, type=Path, help="JSONL to write; continued if it exists")
+    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument(
+        "--timeout", type=float, default=5.0, help="seconds a line may take; past them it is unscorable"
+    )
+    rules = ",".join(rule.value for rule in AnswerRule)
+    parser.add_argument("--extract", default="boxed", metavar="RULES", help=f"tried in order, among {rules}")
+    parser.add_argument("--options", nargs="*", default=[], metavar="KEY=VALUE", help="options of the verifier")
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,156 @@
+"""The command that scores a file: order, bad lines, resuming, refusals."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from rewards.score import ADDED, main
+
+GOOD = {"completion": "<think>a</think>\\boxed{\\frac{14}{2}}", "reference": "7", "id": "g"}
+WRONG = {"completion": "\\boxed{\\sqrt{50}}", "reference": "7", "id": "w"}
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Writes the input, runs the command, returns (exit status, output lines)."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+    def run(lines, *arguments, verifier="math"):
+        raw = [line if isinstance(line, bytes) else json.dumps(line).encode() for line in lines]
+        source.write_bytes(b"\n".join(raw) + b"\n")
+        status = main(
+            ["--verifier", verifier, "--input", str(source), "--output", str(output), "--workers", "1", *arguments]
+        )
+        return status, [json.loads(line) for line in output.read_bytes().splitlines()] if output.exists() else []
+
+    run.source, run.output = source, output
+    return run
+
+
+def test_lines_keep_their_order_and_fields(files):
+    rows = [{**row, "n": i} for i, row in enumerate([GOOD, WRONG, {**GOOD, "completion": "7"}] * 5)]
+    status, lines = files(rows)
+    assert status == 0
+    assert [{key: line[key] for key in row} for row, line in zip(rows, lines, strict=True)] == rows
+    assert [line["value"] for line in lines] == [1.0, 0.0, 0.0] * 5
+    assert [line["answer"] for line in lines[:3]] == ["\\frac{14}{2}", "\\sqrt{50}", None]
+    assert all(set(ADDED) <= set(line) and line["status"] == "ok" and line["seconds"] >= 0 for line in lines)
+
+
+def test_bad_lines_are_named_and_never_dropped(files):
+    deep = b"[" * 100_000
+    bad = [
+        b"{",
+        b"",
+        b"\xff\xfe",
+        b"[1]",
+        deep,
+        {"reference": "7"},
+        {**GOOD, "completion": 7},
+        {"completion": "\\boxed{7}"},
+    ]
+    status, lines = files([*bad, GOOD, {**GOOD, "reference": "???"}])
+    assert status == 0 and len(lines) == len(bad) + 2
+    for number, line in enumerate(lines[: len(bad)], 1):
+        assert line["status"] == "unscorable" and line["value"] is None
+        assert f"line {number}:" in line["reason"]
+    assert lines[-2]["value"] == 1.0
+    assert lines[-1]["status"] == "unscorable" and "does not parse as mathematics" in lines[-1]["reason"]
+
+
+def test_extraction_rules_and_columns(files):
+    rows = [
+        {"completion": "The answer is (B) 12 cm", "reference": "B", "options": ["10 cm", "12 cm"]},
+        {"completion": "(A) or (B)", "reference": "B", "options": ["10 cm", "12 cm"]},
+        {"completion": "\\boxed{12 cm}", "reference": "B", "options": ["10 cm", "12 cm"]},
+    ]
+    status, lines = files(rows, "--extract", "boxed,bare", verifier="choice")
+    assert status == 0 and [line["value"] for line in lines] == [1.0, 0.0, 1.0]
+
+
+def test_options_reach_the_verifier(files):
+    rows = [{"completion": "\\boxed{105}", "reference": 100}]
+    assert files(rows, "--options", "relative=0.1", verifier="numeric")[1][0]["value"] == 1.0
+
+
+def test_what_is_done_is_not_done_again_and_a_torn_line_is(files):
+    rows = [{**GOOD, "n": i} for i in range(6)]
+    _, complete = files(rows)
+    kept = files.output.read_bytes().splitlines(keepends=True)
+    marked = json.loads(kept[0]) | {"seconds": 123.0}
+    files.output.write_bytes(json.dumps(marked).encode() + b"\n" + kept[1] + kept[2][:20])
+    status, lines = files(rows)
+    assert status == 0 and lines[0]["seconds"] == 123.0
+    assert [{**line, "seconds": 0} for line in lines] == [{**line, "seconds": 0} for line in complete]
+
+
+def test_an_output_of_another_input_or_settings_is_refused(files, capsys):
+    files([GOOD, WRONG])
+    before = files.output.read_bytes()
+    assert files([WRONG, GOOD])[0] == 2
+    assert "line 1 of" in capsys.readouterr().err
+    assert files([GOOD, WRONG], "--extract", "bare")[0] == 2
+    assert "other settings (extract)" in capsys.readouterr().err
+    assert files([GOOD])[0] == 2
+    assert files.output.read_bytes() == before
+    files.output.with_name("out.jsonl.settings.json").unlink()
+    assert files([GOOD, WRONG])[0] == 2
+    assert "was not written by this command" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "verifier", "message"),
+    [
+        (["--extract", "box"], "math", "--extract: expected names among boxed"),
+        (["--options", "relative"], "numeric", "expected KEY=VALUE"),
+        (["--options", "relativ=1"], "numeric", "did you mean 'relative'?"),
+        (["--options", "relative=x"], "numeric", "expected a finite number"),
+        ([], "maths", "did you mean 'math'?"),
+        (["--timeout", "0"], "math", "positive number of seconds"),
+        (["--workers", "0"], "math", "at least one worker"),
+    ],
+)
+def test_bad_arguments_exit_with_2_and_say_why(files, capsys, arguments, verifier, message):
+    assert files([GOOD], *arguments, verifier=verifier)[0] == 2
+    assert message in capsys.readouterr().err
+    assert not files.output.exists()
+
+
+def test_missing_input_exits_with_2(tmp_path, capsys):
+    out = str(tmp_path / "o.jsonl")
+    assert main(["--verifier", "math", "--input", str(tmp_path / "none"), "--output", out]) == 2
+    assert "--input: expected a file" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_where_its_output_ends(tmp_path):
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    rows = [{"completion": f"\\boxed{{\\sqrt{{{n * n}}}}}", "reference": str(n), "n": n} for n in range(1, 1500)]
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        sys.executable,
+        "-m",
+        "rewards.score",
+        "--verifier",
+        "math",
+        "--input",
+        str(source),
+        "--output",
+        str(output),
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.DEVNULL, start_new_session=True)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not (output.exists() and output.stat().st_size):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    half = len(output.read_bytes().splitlines())
+    assert 0 < half < len(rows)
+    assert subprocess.run(command, stderr=subprocess.DEVNULL, timeout=300).returncode == 0
+    lines = [json.loads(line) for line in output.read_bytes().splitlines()]
+    assert [line["n"] for line in lines] == [row["n"] for row in rows]
+    assert all(line["value"] == 1.0 for line in lines)
