@@ -197,7 +197,9 @@ def _option(text: str) -> tuple[str, Any]:
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m rewards.check", description="Test a reward before a run trusts it.")
+    parser = argparse.ArgumentParser(
+        prog="python -m rewards.check", description="Test a reward before a run trusts it."
+    )
     parser.add_argument("reward", help="FILE.py:NAME, package.module:NAME, an entry point, or a verifier's name")
     parser.add_argument("--data", required=True, help="JSONL rows with `reference`, and `completion` or `messages`")
     parser.add_argument("--rows", type=int, default=200, help="rows to read (default 200)")

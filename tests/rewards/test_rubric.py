@@ -254,7 +254,9 @@ class TestComposition:
 
     def test_verifiers_are_parts_too_and_penalties_stay_out_of_the_sum(self, make_input):
         loop = "<think>" + "again and again " * 50 + "</think>\\boxed{7}"
-        results, _ = self.score(make_input, [(RIGHT,), (loop,)], parts={"repetition": 0.5}, options={"repetition": {"ngram": 3}})
+        results, _ = self.score(
+            make_input, [(RIGHT,), (loop,)], parts={"repetition": 0.5}, options={"repetition": {"ngram": 3}}
+        )
         assert results[0].value == pytest.approx(1.0)
         assert results[1].parts["repetition"] < -0.9
         assert results[1].value == pytest.approx(1.0 + 0.5 * results[1].parts["repetition"])
@@ -269,8 +271,8 @@ class TestComposition:
     @pytest.mark.parametrize(
         ("settings", "said"),
         [
-            ({"answer_weight": 0.9, "format_weight": 0.3}, "sum to 1, found 1.2"),
-            ({"functions": ["a.py:f"], "function_weights": [0.5]}, "sum to 1, found 1.5"),
+            ({"answer_weight": 0.9, "format_weight": 0.3}, "penalties apart, found 1.2"),
+            ({"functions": ["a.py:f"], "function_weights": [0.5]}, "penalties apart, found 1.5"),
             ({"parts": {"language": 0.3}}, "sum to 1"),
             ({"gates": ["fromat"]}, "expected some of .*'fromat'"),
             ({"parts": {"answer": 0.0}}, "'answer' is taken"),
