@@ -3,6 +3,7 @@
 import contextlib
 import importlib
 import logging
+from typing import Any
 
 from rewards.result import Unscorable
 
@@ -24,8 +25,17 @@ _PAIRS = (
 """Forms of answers whose first reading is slow; the first four are run again in every worker."""
 
 
+_MAX_VARIABLES = 16
+_LAZY = ("sympy.integrals.heurisch", "sympy.integrals.manualintegrate", "sympy.integrals.risch", "sympy.sets.setexpr")
+"""What sympy imports when it is first needed, which would open files in a worker."""
+
+
 def warm_verifiers() -> None:
     """For seconds, once."""
+    for module in _LAZY:
+        importlib.import_module(module)
+    _read_numbers_as_data()
+    _make_monomial_code()
     importlib.import_module("rewards.verifiers.registry")
     from rewards.math_answer import verify_symbolic, warm_up
 
@@ -42,3 +52,35 @@ def touch_verifiers() -> None:
 
     for answer, reference in _PAIRS[:4]:
         verify_symbolic(answer, reference)
+
+
+def _read_numbers_as_data() -> None:
+    """The LaTeX reader hands digits to `sympy.Number`, which compiles and evaluates them; here they are data."""
+    from latex2sympy2_extended import latex2sympy2
+
+    def parse_number(_: object, text: str) -> Any:
+        return _number(text.replace(",", ""))
+
+    def convert_number(text: str) -> Any:
+        if "," in text and text.startswith("0"):  # a decimal comma
+            text = text.replace(",", ".")
+        return _number(text.replace(",", "").replace(" ", "").lstrip("0") or "0")
+
+    latex2sympy2._Latex2Sympy.parse_number = parse_number
+    latex2sympy2.convert_number = convert_number
+
+
+def _number(digits: str) -> Any:
+    from sympy import Float, Integer
+
+    return Integer(int(digits)) if digits.isdigit() else Float(digits)
+
+
+def _make_monomial_code() -> None:
+    """sympy's polynomials generate code by the number of variables, whatever they are; later it is at hand."""
+    from sympy.polys.monomials import MonomialOps
+
+    for num_variables in range(1, _MAX_VARIABLES):
+        operations = MonomialOps(num_variables)
+        for name in ("mul", "pow", "mulpow", "ldiv", "div", "lcm", "gcd"):
+            getattr(operations, name)()
