@@ -272,7 +272,8 @@ class TestDeath:
             thread.join()
             assert outcomes[0].reason == "timeout after 1 s" and outcomes[1].value == 1.0
             assert wait_for(lambda: not is_running(own.value))
-            killer, fine = pool.run([call("kill_parent"), call("parse", "2")])
+            (killer,) = pool.run([call("kill_parent")])  # tried twice: a sibling task could be hit both times
+            (fine,) = pool.run([call("parse", "2")])
             assert killer.reason.startswith("died: ") and fine.value == 2.0
 
     def test_everything_ends_when_the_parent_is_killed(self, functions):
@@ -313,7 +314,7 @@ class TestValues:
     def test_what_is_not_a_finite_number_is_refused(self, pool, call, name):
         (outcome,) = pool.run([call("bad", name)])
         assert outcome.value is None
-        assert "OverflowError" in outcome.reason if name == "huge" else "expected a finite number" in outcome.reason
+        assert "expected a finite number" in outcome.reason
         assert name == "huge" or "functions.py:bad" in outcome.reason
 
     def test_every_kind_of_real_number_is_taken(self, pool, call):
