@@ -58,7 +58,7 @@ def _read_numbers_as_data() -> None:
     """The LaTeX reader hands digits to `sympy.Number`, which compiles and evaluates them; here they are data."""
     from latex2sympy2_extended import latex2sympy2
 
-    def parse_number(_: object, text: str) -> Any:
+    def parse_number(self: object, text: str) -> Any:
         return _number(text.replace(",", ""))
 
     def convert_number(text: str) -> Any:
