@@ -16,7 +16,7 @@ _SET_BUILDER = re.compile(
 )
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 _CASES = re.compile(
-    r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
+    r"(?<![\[(|])(?:\\\{\s*)?\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
 )
 
 
@@ -34,6 +34,8 @@ _REWRITES = [
     (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])"), r"\\emptyset "),
     (re.compile(r"\\(?:R|reals|Reals)(?![a-zA-Z])"), r"\\mathbb{R}"),
     (re.compile(r"\\operatorname\s*\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)\}"), r"\\\1 "),
+    (re.compile(r"(?:\\|(?<![\\a-zA-Z]))sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
     (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
@@ -54,7 +56,10 @@ def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
     """
     from latex2sympy2_extended import NormalizationConfig, normalize_latex
 
-    if _nesting(formula) > MAX_NESTING:
+    deepest, left_open = _nesting(formula)
+    if deepest > MAX_NESTING and left_open:
+        return None  # the grammar has no use for a bracket without its partner
+    if deepest > MAX_NESTING:
         raise RecursionError(f"more than {MAX_NESTING} nested brackets")
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
@@ -157,14 +162,15 @@ def _with_imaginary_unit(parsed: Any) -> Any:
     letters = {
         symbol for symbol in getattr(parsed, "free_symbols", ()) if isinstance(symbol, Symbol) and symbol.name == "i"
     }
-    if not letters or parsed.atoms(Sum, Product) or parsed in letters:
+    if not letters or parsed.atoms(Sum, Product):
         return parsed
     return parsed.xreplace(dict.fromkeys(letters, I))
 
 
-def _nesting(formula: str) -> int:
+def _nesting(formula: str) -> tuple[int, int]:
+    """(deepest nesting, brackets left open)"""
     deepest = depth = 0
     for character in formula:
         depth += (character in "([{") - (character in ")]}")
         deepest = max(deepest, depth)
-    return deepest
+    return deepest, depth

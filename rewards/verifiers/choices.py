@@ -52,8 +52,9 @@ def pick(answer: str, given: Mapping[str, str]) -> str | None:
         return None
     wrapped = _WRAPPED.fullmatch(text)
     by_text = [key for key, option in given.items() if option and _same_text(option, text)]
-    if wrapped and not (by_text and wrapped[1].upper() not in by_text):
-        return wrapped[1].upper() if _is_key(wrapped[1], given) else None
+    if wrapped and (_is_key(wrapped[1], given) or not by_text):
+        key = wrapped[1].upper()
+        return key if _is_key(key, given) and set(by_text) <= {key} else None
     if by_text:
         return only(by_text)
     labelled = _KEY_AND_TEXT.fullmatch(text)
@@ -130,7 +131,9 @@ def _reference_key(reference: str, given: Mapping[str, str]) -> str:
     text = _plain(reference)
     by_text = only([key for key, option in given.items() if option and _same_text(option, text)])
     wrapped = _WRAPPED.fullmatch(text)
-    if wrapped and _is_key(wrapped[1], given) and (by_text is None or by_text == wrapped[1].upper()):
+    if wrapped and _is_key(wrapped[1], given):
+        if by_text not in (None, wrapped[1].upper()):
+            raise Unscorable(f"reference {reference[:80]!r} is the letter of one option and the text of another")
         return wrapped[1].upper()
     labelled = _KEY_AND_TEXT.fullmatch(text)
     if by_text is None and labelled and given:

@@ -1,12 +1,13 @@
 """Which part of a completion counts as its answer."""
 
+import re
 import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewards.answers import complete_boxes, parse_completion
+from rewards.answers import AnswerRule, complete_boxes, extract, parse_completion
 
 PIECES = [
     "\\boxed",
@@ -44,6 +45,12 @@ PIECES = [
         ("\\boxed{1} then \\boxed{2", "1"),
         ("} \\boxed{7}", "7"),
         ("{ \\boxed{7}", "7"),
+        ("\\fbox{7}", "7"),
+        ("\\boxed 7$ cm", "7"),
+        ("\\boxed -1,250.", "-1,250"),
+        ("\\boxed B", "B"),
+        ("\\boxed 1, then \\boxed{2}", "2"),
+        ("\\boxed{2}, then \\boxed 1", "1"),
     ],
 )
 def test_box_of_a_text_without_think_tags(text, answer):
@@ -51,7 +58,7 @@ def test_box_of_a_text_without_think_tags(text, answer):
 
 
 @pytest.mark.parametrize(
-    "text", ["7", "", "\\boxed", "\\boxed{7", "\\boxed{7\\}", "\\boxed 7", "\\boxed[7]", "boxed{7}"]
+    "text", ["7", "", "\\boxed", "\\boxed{7", "\\boxed{7\\}", "\\boxed x+1", "\\boxed[7]", "boxed{7}"]
 )
 def test_no_complete_box_is_no_answer(text):
     assert parse_completion(text).answer is None
@@ -129,7 +136,7 @@ def test_boxes_are_balanced_disjoint_and_in_order(text):
     end_of_last = 0
     for end, content in complete_boxes(text):
         box = text[end_of_last:end]
-        assert box.endswith("}") and content in box
+        assert content in box and (box.endswith("}") or re.fullmatch("[-+0-9.,A-Z]+", content))
         unescaped = content.replace("\\\\", "").replace("\\{", "").replace("\\}", "")
         assert unescaped.count("{") == unescaped.count("}")
         end_of_last = end
@@ -140,3 +147,56 @@ def test_thousands_of_unclosed_boxes_cost_linear_time():
     begin = time.perf_counter()
     assert parse_completion("\\boxed{" * 50_000).answer is None
     assert time.perf_counter() - begin < 5
+
+
+@pytest.mark.parametrize(
+    ("rule", "text", "answer"),
+    [
+        ("vlmevalkit", "\\boxed{1} no, \\boxed{2}", "1"),
+        ("answer_tag", "<answer> 5 cm </answer>", "5 cm"),
+        ("answer_tag", "<answer>4</answer> no <answer>5</answer>", "5"),
+        ("answer_tag", "<answer>\\boxed{5}</answer>", "5"),
+        ("answer_tag", "<answer>5", None),
+        ("answer_tag", "</answer>5<answer>", None),
+        ("answer_line", "Answer: 5 cm", "5 cm"),
+        ("answer_line", "**Answer:** 5 cm\nbye", "5 cm"),
+        ("answer_line", "The answer is **12**.", "12"),
+        ("answer_line", "Final Answer: The final answer is $5$. I hope it is correct.", "$5$"),
+        ("answer_line", "Answer: 3\nAnswer: 4", "4"),
+        ("answer_line", "Answer:\n\n\\boxed{3}", "3"),
+        ("answer_line", "答案是12。", "12"),
+        ("answer_line", "答案：B", "B"),
+        ("answer_line", "It is 5.", None),
+        ("answer_line", "Answer:", None),
+        ("last_number", "from 1,234.5 to -7.", "-7"),
+        ("last_number", "it is 3/4", "3/4"),
+        ("last_number", "it is 50%", "50%"),
+        ("last_number", "7-2", "2"),
+        ("last_number", "none", None),
+        ("bare", " 5 cm ", "5 cm"),
+        ("bare", " ", None),
+    ],
+)
+def test_opt_in_rules(rule, text, answer):
+    assert extract(text, [AnswerRule(rule)]) == answer
+
+
+def test_rules_are_tried_in_order_and_only_behind_the_thinking():
+    rules = [AnswerRule.boxed, AnswerRule.answer_tag, AnswerRule.bare]
+    assert extract("<answer>5</answer> \\boxed{6}", rules) == "6"
+    assert extract("<answer>5</answer> so", rules) == "5"
+    assert extract("five", rules) == "five"
+    assert extract("five") is None
+    assert extract("<think>\\boxed{4}</think>five", rules) == "five"
+    for rule in AnswerRule:
+        assert extract("<think>\\boxed{4} <answer>4</answer> Answer: 4", [rule]) is None
+
+
+@pytest.mark.parametrize(
+    "piece", ["\\boxed{", "answer ", "Answer:\n", "1,", "9", "<answer>", "1/", "\\boxed 1,", "答案 ", "*", " "]
+)
+def test_all_rules_take_linear_time(piece):
+    begin = time.perf_counter()
+    for rule in AnswerRule:
+        extract(piece * (100_000 // len(piece)), [rule])
+    assert time.perf_counter() - begin < 3

@@ -1,10 +1,13 @@
 """Verdicts on mathematical answers: what is decided plainly and what math-verify says through our wrapper."""
 
+from unittest.mock import patch
+
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rewards.math_answer import UnparsableReference, compare_plainly, verify_symbolic
+from rewards.math_answer import compare_plainly, verify_symbolic
+from rewards.result import Unscorable
 
 
 @pytest.mark.parametrize(
@@ -18,17 +21,25 @@ from rewards.math_answer import UnparsableReference, compare_plainly, verify_sym
         ("-0", "0", True),
         ("-7", "7", False),
         ("8", "7", False),
-        ("0.1", "0.10000000000000000000000000001", False),
+        ("0.1", "0.10000000000000000000000000001", True),  # decimals may be rounded at the sixth place
+        ("0.1", "0.100002", False),
+        ("0.0000001", "0.0000003", False),
         ("123456789012345678901234567890", "123456789012345678901234567891", False),
         ("blue", "blue", True),
         ("\\frac{1}{2}", "\\frac{1}{2}", True),
         ("", "7", False),
         ("  ", "7", False),
-        ("", "", False),
+        ("", "", None),
         ("7", "", None),
-        ("1/2", "0.5", None),
-        ("1,000", "1000", None),
-        ("7.", "7", None),
+        ("???", "???", None),
+        ("1/2", "0.5", True),
+        ("1,000", "1000", True),
+        ("7.", "7", True),
+        ("50\\%", "0.5", True),
+        ("5 cm", "5", True),
+        ("5 cm", "5 m", False),
+        ("\\sqrt{4}", "2", None),
+        ("\\text{Even}", "even", True),
         ("1e3", "1000", None),
         ("nan", "7", None),
     ],
@@ -44,9 +55,25 @@ def test_plain_comparison_of_integers_is_equality(a, b):
 
 @given(st.text(), st.text())
 def test_plain_comparison_takes_any_text(answer, reference):
-    verdict = compare_plainly(answer, reference)
-    assert verdict is (True if answer.strip() and answer.strip() == reference.strip() else verdict)
-    assert answer.strip() or verdict is False
+    assert compare_plainly(answer, reference) in (True, False, None)
+
+
+_FORMS = st.sampled_from(
+    ["{n}", "{n}.0", "+{n}", "{n}/1", "\\frac{{{n}}}{{1}}", "{n}\\%", "{n} cm", "{n}\\text{{ m}}", "\\${n}", "0.{n}", "{n}/7",
+     "\\frac{n}3", "-{n}", "{n}^\\circ", "{n},{n}", "{n}x", "\\text{{a{n}}}", "{n}e2", "x={n}", "{n},000", "{n}.{n}", "word"]
+)  # fmt: skip
+
+
+@pytest.mark.slow
+@settings(max_examples=3000, deadline=None)
+@given(_FORMS, _FORMS, st.integers(1, 12), st.integers(1, 12))
+def test_plain_comparison_never_contradicts_mathematics(one, other, n, m):
+    """What is decided plainly is what parsing and sympy say without it."""
+    answer, reference = one.format(n=n), other.format(n=m)
+    plain = compare_plainly(answer, reference)
+    if plain is not None:
+        with patch("rewards.math_answer.compare_plainly", lambda *_: None):
+            assert verify_symbolic(answer, reference) is plain
 
 
 @pytest.mark.parametrize(
@@ -127,7 +154,39 @@ def test_wrong_or_unreadable_answers(answer, reference):
     assert not verify_symbolic(answer, reference)
 
 
-@pytest.mark.parametrize("reference", ["", " ", "$", "???", "\\frac{1}{", "北京", "x^"])
+@pytest.mark.parametrize(
+    "reference", ["", " ", "$", "???", "\\frac{1}{", "forty two", "Answer is forty two.", "x^", "\\boxed{}"]
+)
 def test_a_reference_that_is_not_mathematics_cannot_be_scored(reference):
-    with pytest.raises(UnparsableReference, match=r"reference .* does not parse"):
+    with pytest.raises(Unscorable, match=r"reference .* does not parse"):
         verify_symbolic("7", reference)
+
+
+@pytest.mark.parametrize("answer", [None, "", "7", "???", "("])
+def test_an_unreadable_reference_is_unscorable_whatever_the_answer(answer):
+    with pytest.raises(Unscorable):
+        verify_symbolic(answer, "???")
+
+
+@pytest.mark.parametrize("answer", [None, "", " ", "$"])
+def test_no_answer_is_wrong(answer):
+    assert verify_symbolic(answer, "x+1") is False
+
+
+def test_an_answer_nested_beyond_judgement_is_unscorable_not_wrong():
+    with pytest.raises(Unscorable, match="nested too deeply"):
+        verify_symbolic("(" * 200 + "x" + ")" * 200, "x")
+
+
+@pytest.mark.parametrize("error", [MemoryError, RecursionError])
+@pytest.mark.parametrize("place", ["rewards.math_values._value", "sympy.simplify", "rewards.math_latex._converter"])
+def test_exhausted_resources_are_never_a_verdict(monkeypatch, error, place):
+    """math-verify turns them into "wrong"."""
+    verify_symbolic("\\sqrt{x}+f(x)", "\\sqrt{y}+f(y)")
+
+    def exhaust(*_, **__):
+        raise error
+
+    monkeypatch.setattr(place, exhaust)
+    with pytest.raises(Unscorable if error is RecursionError else MemoryError):
+        verify_symbolic("\\sqrt{x}+f(x)+z", "\\sqrt{y}+f(y)+z")
