@@ -64,7 +64,7 @@ def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
     if pred_assigns:
         pred = Eq(_relations(pred)[0].lhs, _relations(pred)[-1].rhs, evaluate=False)
     if pred_equates and not gold_equates and not isinstance(gold, (Relational, And)):
-        if not pred_assigns and _is_false_sum(pred):
+        if not pred_assigns and not _is_true_sum(pred) and not _names_quantity(_relations(pred)[0].lhs):
             return gold, pred
         return gold, _relations(pred)[-1].rhs
     if gold_assigns and not pred_equates and not isinstance(pred, (Relational, And)):
@@ -77,13 +77,21 @@ def _members(expr: Any) -> Any:
     return expr.rhs if isinstance(expr, Eq) and isinstance(expr.rhs, Set) else expr
 
 
-def _is_false_sum(equation: Any) -> bool:
-    """2+2=5: an equation between numbers that are not equal announces nothing."""
+def _is_true_sum(equation: Any) -> bool:
+    """9+3=12 announces 12; 9+3=13 announces nothing."""
     sides = [side for relation in _relations(equation) for side in (relation.lhs, relation.rhs)]
-    numbers = [side for side in sides if isinstance(side, sympy.Expr) and not side.free_symbols]
-    if len(numbers) < len(sides):
+    if not all(isinstance(side, sympy.Expr) and not side.free_symbols for side in sides):
         return False
-    return not all(_same_expressions(numbers[0], number) for number in numbers[1:])
+    return all(_same_expressions(sides[0], side) for side in sides[1:])
+
+
+def _names_quantity(expr: Any) -> bool:
+    """a^2+b^2, |AB| and f(2) name what an equation gives; 2x+3=5 is an equation to be solved, its 5 is no answer."""
+    if isinstance(expr, (Symbol, AppliedUndef)) or expr == S.NegativeOne:
+        return True
+    if isinstance(expr, (sympy.Pow, sympy.Function)):
+        return _names_quantity(expr.args[0])
+    return bool(expr.args) and all(map(_names_quantity, expr.args))
 
 
 def _relations(expr: Any) -> list[Any]:

@@ -16,7 +16,7 @@ _SET_BUILDER = re.compile(
 )
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
 _CASES = re.compile(
-    r"\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
+    r"(?<![\[(|])(?:\\\{\s*)?\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
 )
 
 
@@ -34,6 +34,8 @@ _REWRITES = [
     (re.compile(r"\\(?:varnothing|O)(?![a-zA-Z])"), r"\\emptyset "),
     (re.compile(r"\\(?:R|reals|Reals)(?![a-zA-Z])"), r"\\mathbb{R}"),
     (re.compile(r"\\operatorname\s*\{(sin|cos|tan|cot|sec|csc|ln|log|arcsin|arccos|arctan)\}"), r"\\\1 "),
+    (re.compile(r"(?:\\|(?<![\\a-zA-Z]))sqrt\s*\(([^()]*)\)"), r"\\sqrt{\1}"),
+    (re.compile(r"(?<=[0-9])\s*[xX]\s*(?=10\s*\^)"), r"\\times "),
     (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
@@ -160,7 +162,7 @@ def _with_imaginary_unit(parsed: Any) -> Any:
     letters = {
         symbol for symbol in getattr(parsed, "free_symbols", ()) if isinstance(symbol, Symbol) and symbol.name == "i"
     }
-    if not letters or parsed.atoms(Sum, Product) or parsed in letters:
+    if not letters or parsed.atoms(Sum, Product):
         return parsed
     return parsed.xreplace(dict.fromkeys(letters, I))
 

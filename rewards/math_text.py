@@ -60,7 +60,7 @@ _CONNECTIVE = re.compile(
 )
 _LEAD = re.compile(
     r"(?:the\s+)?(?:final\s+)?(?:answer|result|value|答案|结果)\s*(?:is|are|=|:|是|为)\s*:?\s*"
-    r"|(?:\\text\s*\{\s*)?(?:approximately|approx\.?|about|roughly|约为|大约|约)\s*\}?\s*|(?:答|故|共|∴|\\therefore)\s*[:：]?\s*",
+    r"|(?:\\text\s*\{\s*)?(?:\\approx|approximately|approx\.?|about|roughly|约为|大约|约)\s*\}?\s*|(?:答|故|共|∴|\\therefore)\s*[:：]?\s*",
     re.IGNORECASE,
 )
 _GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
@@ -70,6 +70,9 @@ _PERCENT = re.compile(r"\s*(?:\\text\s*\{\s*(?:%|\\%|percent|pct)\s*\}|\\?%|\b(?
 _CURRENCY = re.compile(
     r"(?:\\text\s*\{\s*)?(?:US\s*\\?\$|HK\s*\\?\$|\\\$|[€£¥₹₩]|\b(?:USD|EUR|GBP|CNY|RMB)\b|\\pounds|\\euro)\s*\}?",
     re.IGNORECASE,
+)
+_ANGLE = re.compile(
+    r"\\(sin|cos|tan|cot|sec|csc)\s*(\^\s*\{?-?[0-9]\}?)?\s*[({]?\s*([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?\s*[)}]?"
 )
 _DEGREES = re.compile(
     r"\s*(?:\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\circ|\\degree)|\\degree|\\text\s*\{\s*degrees?\s*\})"
@@ -109,6 +112,7 @@ def read(text: str) -> MathText:
     text = _CURRENCY.sub(" ", text).strip()
     text = _join_groups(text)
     text, percent = _split_percent(text)
+    text = _ANGLE.sub(r"\\\1\2(\\frac{\3\\pi}{180})", text)
     text, unit = split_unit(_DEGREES.sub("", text))
     text = _CONNECTIVE.sub(", ", text).strip().strip("$").strip()
     return MathText(text, unit, percent)

@@ -71,10 +71,10 @@ _SCALE = re.compile(
 _POWER = r"(?:\s*\^\s*\{?\s*(-?[1-9])\s*\}?)?"
 _TEXT_UNIT = re.compile(rf"(?<=[0-9a-zA-Z}})!%\]])\s*\\text\s*\{{([^{{}}$]*)\}}{_POWER}\s*$")
 _BARE_UNIT = re.compile(rf"(?<=[0-9}})])(\s*)([a-zA-Z]+(?:\s*/\s*[a-zA-Z]+)?){_POWER}\s*$")
-_PROSE_UNIT = re.compile(r"(?<=[0-9}])\s+([a-zA-Z]{3,}(?:[ -][a-zA-Z]{3,}){0,2})\s*$")
+_PROSE_UNIT = re.compile(r"(?<=[0-9}])\s+([a-zA-Z]{3,}(?:[ -][a-zA-Z]{3,}){0,2})" + _POWER + r"\s*$")
 _CHINESE_UNITS = sorted((alias for alias in _CANONICAL if not alias.isascii()), key=len, reverse=True)
 _CHINESE_UNIT = re.compile(
-    rf"(?<=[0-9}}])\s*((?:平方|立方)?(?:{'|'.join(_CHINESE_UNITS)})|[{_MEASURE_WORDS}])(?:/([^\W\d]{{1,3}}))?\s*$"
+    rf"(?<=[0-9}}])\s*((?:平方|立方)?(?:{'|'.join(_CHINESE_UNITS)})|[{_MEASURE_WORDS}](?:(?![或和与且])[\u4e00-\u9fff]){{0,4}})(?:/([^\W\d]{{1,3}}))?\s*$"
 )
 _SQUARE = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+(\S+)$")
 
@@ -127,7 +127,7 @@ def _split_prose_unit(text: str) -> tuple[str, str] | None:
     match = _PROSE_UNIT.search(text)
     if match is None or any(word in _NOT_UNITS for word in re.split(r"[ -]", match[1].lower())):
         return None
-    return text[: match.start()], _canonical(match[1], None)
+    return text[: match.start()], _canonical(match[1], match[2])
 
 
 def _split_chinese_unit(text: str) -> tuple[str, str] | None:

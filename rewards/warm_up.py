@@ -58,7 +58,7 @@ def _read_numbers_as_data() -> None:
     """The LaTeX reader hands digits to `sympy.Number`, which compiles and evaluates them; here they are data."""
     from latex2sympy2_extended import latex2sympy2
 
-    def parse_number(_: object, text: str) -> Any:
+    def parse_number(self: object, text: str) -> Any:
         return _number(text.replace(",", ""))
 
     def convert_number(text: str) -> Any:
@@ -66,7 +66,7 @@ def _read_numbers_as_data() -> None:
             text = text.replace(",", ".")
         return _number(text.replace(",", "").replace(" ", "").lstrip("0") or "0")
 
-    latex2sympy2._Latex2Sympy.parse_number = parse_number
+    latex2sympy2._Latex2Sympy.parse_number = parse_number  # pyright: ignore
     latex2sympy2.convert_number = convert_number
 
 

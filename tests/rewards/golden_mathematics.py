@@ -291,6 +291,12 @@ def equations(rng):
         yield f"{m}+{c}={m + c + 1}", str(m + c + 1), False
     yield "x^2+y^2=4", "(x)^2+(y)^2-4=0", True
     yield "x^2+y^2=4", "x^2+y^2=2", False
+    yield "a^2+b^2=25", "25", True
+    yield "f(2)=25", "25", True
+    yield "|AB| = 25", "25", True
+    yield "2x+3=25", "25", False
+    yield "\\frac{240}{x-2}-\\frac{240}{x}=10", "10\\%", False
+    yield "3x-1=7=2", "2", False
     yield "x(y-1)=0", "x(y-2)=0", False
 
 
