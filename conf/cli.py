@@ -75,15 +75,14 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
 
     register()
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
-    search_path = assign("hydra.searchpath", [f"file://{ROOT / 'conf'}"])
     GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"):
             groups = [_check_choice(o, entry) for o in plain if _key(o) in _groups(entry)]
-            known = compose("config", [search_path, *groups])
+            known = compose("config", groups)
             assert isinstance(known, DictConfig)
             checked = [_check_key(override, known, entry) for override in plain]
-            composed = compose("config", [search_path, *checked])
+            composed = compose("config", checked)
             for stage, extra in stage_overrides.items():
                 composed.stages[stage] = [*composed.stages[stage], *extra]
             config = OmegaConf.to_object(composed)
@@ -119,19 +118,18 @@ def check_packages() -> None:
 
 def help_text(entry: str, schema: type) -> str:
     """Every key with its type, default and documentation, and the choices of every group."""
-    from conf.schema import MODULES
+    from conf.schema import GROUPS, MODULES
 
     lines = [f"usage: python -m {MODULES[entry]} [KEY=VALUE ...] [--cfg job] [--help]", ""]
     for group, choices in _groups(entry).items():
         lines.append(f"  {group}={'|'.join(choices)}")
     lines += ["", "keys:"]
     lines += [f"  {line}" for line in _describe(schema, "")]
-    if entry == "rlhf":
-        from conf.schema import ALGORITHM_CONFIGS
-
-        for name, variant in ALGORITHM_CONFIGS.items():
-            lines += ["", f"keys that algorithm={name} adds or sets otherwise:"]
-            lines += [f"  {line}" for line in _describe(variant, "algorithm.") if f"  {line}" not in lines]
+    for group, choices in GROUPS.get(entry, {}).items():
+        general = list(lines)
+        for name, variant in choices.items():
+            lines += ["", f"keys that {group}={name} adds or sets otherwise:"]
+            lines += [f"  {line}" for line in _describe_otherwise(variant, f"{group}.", general)]
     if entry == "pipeline":
         lines += ["", "  stages.NAME.KEY=VALUE passes an override to a stage, e.g. stages.rl.algorithm.group_size=4"]
     return "\n".join(lines)
@@ -172,10 +170,11 @@ def _take_stage_overrides(entry: str, overrides: Sequence[str]) -> tuple[list[st
 
 def _groups(entry: str) -> dict[str, list[str]]:
     """Config groups of an entry point and their choices."""
-    folders = {"recipe": ROOT / "conf" / entry / "recipe"}
-    if entry == "rlhf":
-        folders["algorithm"] = ROOT / "conf" / "algorithm"
-    return {name: sorted(p.stem for p in folder.glob("*.yaml")) for name, folder in folders.items() if folder.is_dir()}
+    from conf.schema import GROUPS
+
+    choices = {group: sorted(schemas) for group, schemas in GROUPS.get(entry, {}).items()}
+    recipes = ROOT / "conf" / entry / "recipe"
+    return {**choices, **({"recipe": sorted(p.stem for p in recipes.glob("*.yaml"))} if recipes.is_dir() else {})}
 
 
 def _key(override: str) -> str:
@@ -185,9 +184,15 @@ def _key(override: str) -> str:
 def _check_choice(override: str, entry: str) -> str:
     key, choice = _key(override), override.partition("=")[2]
     choices = _groups(entry)[key]
+    _refuse_deletion(override)
     if choice not in choices:
         raise UsageError(f"{key}: no choice {choice!r}; {_nearest(choice, choices)}")
     return f"{key}={choice}"
+
+
+def _refuse_deletion(override: str) -> None:
+    if override.startswith("~"):
+        raise UsageError(f"{override!r}: deleting keys is not supported; set the value you want")
 
 
 def _check_key(override: str, known: Any, entry: str) -> str:
@@ -195,8 +200,7 @@ def _check_key(override: str, known: Any, entry: str) -> str:
     key = _key(override)
     if key in _groups(entry):
         return _check_choice(override, entry)
-    if override.startswith("~"):
-        raise UsageError(f"{override!r}: deleting keys is not supported; set the value you want")
+    _refuse_deletion(override)
     keys = list(_flatten(known, ""))
     if key in keys:
         return f"{'++' if _is_free_mapping(known, key) else ''}{override.lstrip('+')}"
@@ -278,6 +282,16 @@ def _describe(schema: type, prefix: str, section: Any = None) -> Iterator[str]:
         yield f"{prefix}{f.name}: {name} = {shown!r}"
         indent = "      "
         yield from textwrap.wrap(documentation.get(f.name, ""), 100, initial_indent=indent, subsequent_indent=indent)
+
+
+def _describe_otherwise(variant: type, prefix: str, general: Sequence[str]) -> Iterator[str]:
+    """Those keys of a choice, each with its documentation, whose line is not among the general ones."""
+    shown = False
+    for line in _describe(variant, prefix):
+        if not line.startswith(" "):
+            shown = f"  {line}" not in general
+        if shown:
+            yield line
 
 
 def _defaults(schema: type) -> dict[str, Any]:

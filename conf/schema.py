@@ -4,7 +4,8 @@ from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig
 from model.pretrain.config import PretrainConfig
-from rlhf.config import DapoConfig, EvaluateConfig, GrpoConfig, PipelineConfig, RlConfig
+from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
+from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
 from sft.config import SftConfig
 
 ENTRIES: dict[str, type] = {
@@ -29,7 +30,10 @@ MODULES: dict[str, str] = {
     "chat": "model.chat",
 }
 
-ALGORITHM_CONFIGS: dict[str, type] = {"grpo": GrpoConfig, "dapo": DapoConfig}
+GROUPS: dict[str, dict[str, dict[str, type]]] = {
+    "rlhf": {"algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig}, "trainer": {**TRAINER_CONFIGS}}
+}
+"""Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
 
 
 def register() -> None:
@@ -37,5 +41,7 @@ def register() -> None:
     store = ConfigStore.instance()
     for name, schema in ENTRIES.items():
         store.store(name=f"{name}_schema", node=schema)
-    for name, schema in ALGORITHM_CONFIGS.items():
-        store.store(group="algorithm", name=f"{name}_schema", node=schema)
+    for groups in GROUPS.values():
+        for group, choices in groups.items():
+            for name, schema in choices.items():
+                store.store(group=group, name=name, node=schema)

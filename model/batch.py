@@ -40,6 +40,7 @@ class ModelInputs:
     visual_index: Tensor  # tokens that visual features replace, in the order of `pixels`
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
+    routing_weights: Tensor | None = None  # [T] how much each token counts in an MoE's load balancing; None: 1 each
 
     @property
     def num_tokens(self) -> int:

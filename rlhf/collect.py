@@ -1,70 +1,177 @@
-"""From prompts to rewarded groups, refilling what the algorithm's filter drops."""
+"""From prompts to rewarded groups, refilling what the algorithm's filter drops, within a budget."""
 
 import math
-from collections.abc import Sequence
+import sys
+from collections import Counter
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
+from model.engine.base import NonFiniteError
+from model.engine.interrupt import CleanStop
 from model.tokenizer import Tokenizer
 from rewards.answers import parse_completion
-from rewards.result import RewardInput
+from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
-from rlhf.algorithms import Algorithm
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig
+from rlhf.draws import DrawOrder
+from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
-from rollouts.rollout import Rollout, RolloutWorker, generate
+from rollouts.rollout import FinishReason, Rollout, RolloutWorker, generate
+
+SAMPLER_FAILED = RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite")
+
+
+class BudgetExhausted(CleanStop):
+    """`trainer.max_draws` prompts gave too few useful groups, and `trainer.when_budget_ends` is stop."""
+
+    exit_code = 7
 
 
 @dataclass(frozen=True)
 class Collected:
-    """`groups` train; `dropped` do not, each with its reason."""
+    """What one step has: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
 
     groups: list[Group]
     dropped: list[tuple[Group, str]]
+    kept: list[Group]
+    num_drawn: int  # in this step; groups kept by earlier ones not counted
 
     @property
-    def all_groups(self) -> list[Group]:
-        """Everything that was sampled, in draw order."""
+    def sampled(self) -> list[Group]:
+        """Everything that is not waiting, in draw order; groups that were kept earlier among them."""
         return sorted([*self.groups, *(group for group, _ in self.dropped)], key=lambda group: group.draw)
 
 
-def collect(
-    prompts: PromptSet,
-    worker: RolloutWorker,
-    rubric: Rubric,
-    tokenizer: Tokenizer,
-    algorithm: Algorithm,
-    ledger: Ledger,
-    num_groups: int,
-    max_draws: int,
-) -> Collected:
-    """Draw until `num_groups` groups pass the filter or `max_draws` prompts were drawn.
+class Collector:
+    """Draws prompts, has them sampled and scored, and sorts groups into trained, dropped and kept ones.
 
-    Each round draws what is still missing, divided by the share of draws that were useful in the last step: few large
-    rounds sample faster than many small ones. Useful groups beyond `num_groups` are dropped as surplus.
+    Between steps its state is the ledger, the order of draws with its pass rates, and the kept groups.
     """
-    useful: list[Group] = []
-    dropped: list[tuple[Group, str]] = []
-    while len(useful) < num_groups and (drawn := len(useful) + len(dropped)) < max_draws:
-        wanted = math.ceil((num_groups - len(useful)) / max(ledger.useful_share, num_groups / max_draws))
-        count = min(wanted, max_draws - drawn)
-        tasks = [prompts.at(ledger.next_draw + i) for i in range(count)]
-        draws = [ledger.draw(task.prompt.id) for task in tasks]
-        group_size = algorithm.config.group_size
-        requests = [task.request(draw, group_size) for task, draw in zip(tasks, draws, strict=True)]
-        rollouts = generate(worker, requests)
-        for group in score_groups(tasks, rollouts, rubric, tokenizer, algorithm, prompts.root):
-            reason = algorithm.drop_reason(group) or ("surplus" if len(useful) == num_groups else "")
-            if reason:
-                ledger.drop(group.draw, reason)
-                dropped.append((group, reason))
+
+    def __init__(
+        self,
+        config: TrainerConfig,
+        prompts: PromptSet,
+        worker: RolloutWorker,
+        rubric: Rubric,
+        tokenizer: Tokenizer,
+        algorithm: Algorithm,
+        seed: int,
+    ) -> None:
+        self.ledger = Ledger()
+        self.kept: list[Group] = []
+        self.order = DrawOrder(prompts.ids, prompts.weights, seed, config.curriculum)
+        self._config, self._prompts, self._worker, self._rubric = config, prompts, worker, rubric
+        self._tokenizer, self._algorithm = tokenizer, algorithm
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
+        """Draw until `groups_per_step` groups pass the filter or `max_draws` prompts were drawn.
+
+        Groups kept by earlier steps come first. Each round draws what is still missing, divided by the share of draws
+        that were useful in the last step: few large rounds sample faster than many small ones. `check` is called
+        between rounds and while sampling; whatever it raises leaves this step undone.
+        """
+        config, ledger = self._config, self.ledger
+        wanted = config.groups_per_step
+        useful, self.kept = self.kept[:wanted], self.kept[wanted:]
+        dropped: list[tuple[Group, str]] = []
+        num_drawn = num_useful = 0
+        while len(useful) < wanted and num_drawn < config.max_draws:
+            check()
+            share = max(ledger.useful_share, wanted / config.max_draws)
+            count = min(math.ceil((wanted - len(useful)) / share), config.max_draws - num_drawn)
+            num_drawn += count
+            for group in self._sample(count, check):
+                reason = self._algorithm.drop_reason(group)
+                num_useful += not reason
+                if not reason and len(useful) < wanted:
+                    useful.append(group)
+                elif not reason and config.keep_surplus is KeepSurplus.always:
+                    self.kept.append(group)
+                else:
+                    dropped.append((group, reason or "surplus"))
+        if num_drawn:
+            ledger.useful_share = num_useful / num_drawn
+        if len(useful) < wanted:
+            useful = self._end_of_budget(useful, dropped, num_drawn)
+        for group, reason in dropped:
+            ledger.drop(group.draw, reason)
+        return Collected(useful, dropped, list(self.kept), num_drawn)
+
+    def close(self, groups: Sequence[Group], untrained: set[int]) -> None:
+        """Book the step's groups: trained, or dropped for numbers that were not finite in every update."""
+        for group in groups:
+            if group.draw in untrained:
+                self.ledger.drop(group.draw, "not_finite")
             else:
-                ledger.train(group.draw)
-                useful.append(group)
-    num_useful = len(useful) + sum(reason == "surplus" for _, reason in dropped)
-    ledger.useful_share = num_useful / max(1, len(useful) + len(dropped))
-    return Collected(useful, dropped)
+                self.ledger.train(group.draw)
+        self.ledger.check({group.draw for group in self.kept})
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, as JSON data."""
+        kept = [stored_group(group) for group in self.kept]
+        return {"ledger": self.ledger.state(), "order": self.order.state(), "kept": kept}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.ledger = Ledger.from_state(state["ledger"])
+        self.order.restore(state["order"])
+        self.kept = [restore_group(record, self._prompts.by_id(record["prompt_id"])) for record in state["kept"]]
+
+    def _sample(self, count: int, check: Callable[[], None]) -> list[Group]:
+        """Rewarded groups of the next `count` draws. Rows whose media cannot be read are replaced by other draws."""
+        tasks = [self._next_task() for _ in range(count)]
+        draws = [self.ledger.draw(task.prompt.id) for task in tasks]
+        size = self._algorithm.config.group_size
+        requests = [task.request(draw, size) for task, draw in zip(tasks, draws, strict=True)]
+        rollouts = generate(self._worker, requests, check)
+        _name_failures(rollouts)
+        groups = score_groups(tasks, rollouts, self._rubric, self._tokenizer, self._algorithm)
+        check()
+        for group in groups:
+            scored = group.scored
+            self.order.record(group.prompt.id, sum(t.reward.correct for t in scored), len(scored))
+        return groups
+
+    def _next_task(self) -> Task:
+        while True:
+            task = self._prompts.task(self.order.next())
+            if task is not None:
+                return task
+
+    def _end_of_budget(self, useful: list[Group], dropped: list[tuple[Group, str]], num_drawn: int) -> list[Group]:
+        """The groups that train although some are missing."""
+        match self._config.when_budget_ends:
+            case BudgetEnd.train_partial:
+                return useful
+            case BudgetEnd.skip_step:
+                if self._config.keep_surplus is KeepSurplus.always:
+                    self.kept = [*useful, *self.kept]
+                else:
+                    dropped += [(group, "skipped_step") for group in useful]
+                return []
+            case BudgetEnd.stop:
+                reasons = dict(Counter(reason for _, reason in dropped))
+                raise BudgetExhausted(
+                    f"trainer.max_draws: {num_drawn} prompts were drawn and {len(useful)} of trainer.groups_per_step = "
+                    f"{self._config.groups_per_step} groups are useful; the others: {reasons}. The state before this "
+                    "step is saved; raise trainer.max_draws, give other prompts, or set trainer.when_budget_ends="
+                    "train_partial in a new run"
+                )
+
+
+def _name_failures(rollouts: Sequence[list[Rollout]]) -> None:
+    """Say which prompts the sampler failed at. `NonFiniteError` if it failed at every rollout."""
+    failed = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.error]
+    if not failed:
+        return
+    text = f"sampling: numbers were not finite for prompts {sorted(set(failed))}"
+    if len(failed) == sum(map(len, rollouts)):
+        raise NonFiniteError(f"{text}, which is all that was sampled; look at the weights and at these prompts' images")
+    print(f"{text}; these completions are unscorable", file=sys.stderr)
 
 
 def score_groups(
@@ -73,31 +180,31 @@ def score_groups(
     rubric: Rubric,
     tokenizer: Tokenizer,
     algorithm: Algorithm,
-    root: Path,
 ) -> list[Group]:
-    """Rewards for every rollout, in one call of the rubric."""
+    """Rewards for every rollout, in one call of the rubric. What the sampler failed at is unscorable."""
     inputs = [
-        reward_input(task, rollout, tokenizer, root)
+        reward_input(task, rollout, tokenizer)
         for task, group in zip(tasks, rollouts, strict=True)
         for rollout in group
+        if rollout.finish_reason is not FinishReason.error
     ]
-    results = iter(rubric.score(inputs))
+    results = iter(rubric.score(inputs) if inputs else [])
     groups = []
     for task, group in zip(tasks, rollouts, strict=True):
-        rewarded = [(rollout, next(results)) for rollout in group]
+        rewarded = [(r, SAMPLER_FAILED if r.finish_reason is FinishReason.error else next(results)) for r in group]
         trajectories = tuple(Trajectory(r, reward, algorithm.shape_reward(reward, r)) for r, reward in rewarded)
         groups.append(Group(group[0].draw, task.prompt, task.images, trajectories))
     return groups
 
 
-def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer, root: Path) -> RewardInput:
+def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardInput:
     """What a reward may look at. The text is decoded from the sampled ids."""
     text = tokenizer.decode(rollout.completion_ids)
     parsed = parse_completion(text)
     return RewardInput(
         prompt_id=task.prompt.id,
         messages=task.prompt.messages,
-        images=[str(root / name) for name in task.tokens.files],
+        images=[str(task.root / name) for name in task.tokens.files],
         reference=task.prompt.reference,
         completion=text,
         thinking=parsed.thinking,

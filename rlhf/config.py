@@ -5,98 +5,38 @@ from enum import Enum
 
 from model.engine.config import EngineConfig, OptimizerConfig, RunConfig, Schedule
 from rewards.config import RewardConfig
+from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig
 
 
-class AdvantageScale(Enum):
-    """What a reward's distance from its group's mean is divided by."""
+class BudgetEnd(Enum):
+    """What a step does whose draws are used up before it has its groups: train those it has, train none of them, or
+    end the run with exit code 7 after a checkpoint.
+    """
 
-    group_std = "group_std"
+    train_partial = "train_partial"
+    skip_step = "skip_step"
+    stop = "stop"
+
+
+class KeepSurplus(Enum):
+    """What happens to useful groups beyond what a step needs: dropped, or kept for the next step."""
+
+    never = "never"
+    always = "always"
+
+
+class Curriculum(Enum):
+    """Which prompts are drawn more often: none, or by `pass_rate` p those that sometimes succeed, as p (1 - p)."""
+
     none = "none"
-
-
-class LossNormalisation(Enum):
-    """`tokens`: every trained token of the update weighs the same; `sequences`: every trajectory does."""
-
-    tokens = "tokens"
-    sequences = "sequences"
-
-
-class GroupFilter(Enum):
-    """Which groups train: all, those with right and wrong answers, or those with different total rewards."""
-
-    none = "none"
-    correctness_spread = "correctness_spread"
-    reward_spread = "reward_spread"
-
-
-@dataclass
-class AlgorithmConfig:
-    name: str = ""
-    """registered algorithm"""
-    group_size: int = 8
-    """completions per prompt [G]"""
-    clip_low: float = 0.2
-    """the ratio is clipped below 1 - clip_low"""
-    clip_high: float = 0.2
-    """the ratio is clipped above 1 + clip_high"""
-    advantage_scale: AdvantageScale = AdvantageScale.group_std
-    """divide advantages by the group's standard deviation, or by nothing"""
-    normalisation: LossNormalisation = LossNormalisation.tokens
-    """what the loss of an update is divided by"""
-    group_filter: GroupFilter = GroupFilter.none
-    """which groups train; filtered ones are replaced by new draws"""
-    kl_coefficient: float = 0.0
-    """weight of the k3 estimate of KL(policy, reference) in the loss; 0 keeps no reference model"""
-
-    def __post_init__(self) -> None:
-        if self.group_size < 1:
-            raise ValueError(f"algorithm.group_size: expected at least 1, found {self.group_size}")
-        if self.group_size == 1 and self.advantage_scale is AdvantageScale.group_std:
-            raise ValueError(
-                "algorithm.group_size: expected at least 2 with algorithm.advantage_scale=group_std (one completion "
-                "has no spread), found 1; raise the group size or set advantage_scale=none"
-            )
-        if self.group_size == 1 and self.group_filter is not GroupFilter.none:
-            raise ValueError("algorithm.group_filter: expected none with algorithm.group_size=1, found a spread filter")
-        if not 0 < self.clip_low < 1 or not self.clip_high > 0:
-            raise ValueError(
-                f"algorithm.clip_low, algorithm.clip_high: expected 0 < clip_low < 1 and clip_high > 0, found "
-                f"{self.clip_low}, {self.clip_high}"
-            )
-        if not 0 <= self.kl_coefficient < float("inf"):
-            raise ValueError(f"algorithm.kl_coefficient: expected 0 or more, found {self.kl_coefficient}")
-
-
-@dataclass
-class GrpoConfig(AlgorithmConfig):
-    """GRPO (arXiv 2402.03300): symmetric clip, per-sequence mean, KL to the reference in the loss, no filter."""
-
-    name: str = "grpo"
-    normalisation: LossNormalisation = LossNormalisation.sequences
-    kl_coefficient: float = 0.04
-
-
-@dataclass
-class DapoConfig(AlgorithmConfig):
-    """DAPO (arXiv 2503.14476): clip-higher, token-level loss, dynamic sampling, soft overlong punishment, no KL."""
-
-    name: str = "dapo"
-    clip_high: float = 0.28
-    group_filter: GroupFilter = GroupFilter.correctness_spread
-    overlong_buffer: int = 8
-    """completion tokens before the limit in which the punishment grows from 0 to `overlong_penalty`"""
-    overlong_penalty: float = 1.0
-    """reward taken from a completion that reaches the limit"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.overlong_buffer < 0 or self.overlong_penalty < 0:
-            raise ValueError("algorithm.overlong_buffer, algorithm.overlong_penalty: expected 0 or more")
+    pass_rate = "pass_rate"
 
 
 @dataclass
 class TrainerConfig:
+    name: str = "sailvl2"
+    """the loop that trains"""
     max_steps: int = 50
     """steps: sampled sets of groups"""
     groups_per_step: int = 32
@@ -106,7 +46,15 @@ class TrainerConfig:
     passes: int = 1
     """times each step's rollouts are trained on"""
     max_draws: int = 96
-    """prompts drawn per step at most, dropped groups included; then the step trains on what it has"""
+    """prompts drawn per step at most, dropped groups included"""
+    when_budget_ends: BudgetEnd = BudgetEnd.train_partial
+    """what a step does when max_draws are drawn and groups are still missing"""
+    keep_surplus: KeepSurplus = KeepSurplus.never
+    """useful groups beyond groups_per_step: drop them, or train them in the next step (their policy is older)"""
+    curriculum: Curriculum = Curriculum.none
+    """which prompts are drawn more often"""
+    balance_coefficient: float = 0.0
+    """weight of the load-balancing term of an MoE decoder's routers; the model's own router loss is not added"""
     show_every: int = 10
     """steps between printed rollouts"""
 
@@ -119,6 +67,41 @@ class TrainerConfig:
                 f"trainer.max_draws: expected at least trainer.groups_per_step = {self.groups_per_step}, "
                 f"found {self.max_draws}"
             )
+        if not 0 <= self.balance_coefficient < float("inf"):
+            raise ValueError(f"trainer.balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
+
+
+TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig}
+"""What `trainer=NAME` chooses from."""
+
+
+class Metric(Enum):
+    """What of an evaluation decides which policy is best: accuracy thinking greedily, of sampled thinking, direct."""
+
+    think = "think"
+    think_sampled = "think_sampled"
+    direct = "direct"
+
+
+@dataclass
+class EvaluationConfig:
+    prompts: str = ""
+    """held-out prompts, same formats as `prompts`; empty: no evaluation during training"""
+    every: int = 10
+    """steps between evaluations; there is one before the first step and one after the last"""
+    num_prompts: int = 0
+    """use the first so many rows; 0 uses all"""
+    samples: int = 4
+    """sampled thinking completions per prompt: pass@1 is their mean, pass@k whether any of them is right"""
+    metric: Metric = Metric.think
+    """what the best policy is best at; it is kept in run.dir/best"""
+    patience: int = 0
+    """end the run after so many evaluations in a row without a new best; 0 never does"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("samples", 1), ("num_prompts", 0), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
 
 
 def _rl_optimizer() -> OptimizerConfig:
@@ -137,6 +120,7 @@ class RlConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
 
     def __post_init__(self) -> None:
@@ -148,11 +132,18 @@ class RlConfig:
                 f"trainer.mini_batch_size: expected a multiple of algorithm.group_size = {self.algorithm.group_size}, "
                 f"found {self.trainer.mini_batch_size}; groups are never split over mini-batches"
             )
-        buffer = getattr(self.algorithm, "overlong_buffer", 0)
-        if buffer > self.rollouts.max_completion_tokens:
+        overlong = self.algorithm.overlong
+        if overlong.punishes and overlong.buffer > self.rollouts.max_completion_tokens:
             raise ValueError(
-                f"algorithm.overlong_buffer: expected at most rollouts.max_completion_tokens = "
-                f"{self.rollouts.max_completion_tokens}, found {buffer}"
+                f"algorithm.overlong.buffer: expected at most rollouts.max_completion_tokens = "
+                f"{self.rollouts.max_completion_tokens}, found {overlong.buffer}"
+            )
+        if self.trainer.keep_surplus is KeepSurplus.always and self.algorithm.correction.rule is Correction.none:
+            level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
+            raise ValueError(
+                "trainer.keep_surplus: always trains groups that an older policy sampled, but algorithm.correction."
+                f"rule=none takes no account of that; set algorithm.correction.rule={level}_truncate, or "
+                "trainer.keep_surplus=never"
             )
 
 
@@ -166,6 +157,8 @@ class EvaluateConfig:
     """JSON file for the result; empty prints it only"""
     num_prompts: int = 0
     """use the first so many rows; 0 uses all"""
+    samples: int = 1
+    """sampled thinking completions per prompt; with several, pass@k is reported too"""
     seed: int = 0
     """seed of the sampled evaluation"""
     num_threads: int = 2
@@ -177,11 +170,9 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
-        if self.num_prompts < 0 or self.seed < 0 or self.num_threads < 1:
-            raise ValueError(
-                f"num_prompts, seed, num_threads: expected 0 or more, 0 or more, 1 or more, "
-                f"found {self.num_prompts}, {self.seed}, {self.num_threads}"
-            )
+        for name, least in (("num_prompts", 0), ("samples", 1), ("seed", 0), ("num_threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
 
 
 @dataclass

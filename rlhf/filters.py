@@ -1,18 +1,20 @@
 """Which groups are worth training on: pure functions of a group."""
 
-from rlhf.config import GroupFilter
+from rlhf.algorithms.config import GroupFilter
 from rlhf.trajectory import Group
 
 
-def drop_reason(group: Group, group_filter: GroupFilter) -> str:
+def drop_reason(group: Group, group_filter: GroupFilter, masks_overlong: bool = False) -> str:
     """Empty when the group trains, otherwise why it does not.
 
-    A group needs two scored trajectories. `correctness_spread` judges the answer part alone: spread in format only
-    teaches a policy to shorten its thinking.
+    A group needs two scored trajectories and one that trains. `correctness_spread` judges the answer part alone: spread
+    in format only teaches a policy to shorten its thinking.
     """
     scored = group.scored
     if len(scored) < min(2, len(group.trajectories)):
         return "unscorable"
+    if masks_overlong and all(t.is_overlong for t in scored):
+        return "overlong"
     match group_filter:
         case GroupFilter.none:
             return ""

@@ -6,13 +6,13 @@ from typing import Any
 
 @dataclass
 class Ledger:
-    """Synchronous ledger: between steps nothing is in flight, so its state is the next ordinal and the totals."""
+    """In flight at the end of a step are the draws whose groups are kept for a later one."""
 
     next_draw: int = 0
     trained: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
     useful_share: float = 1.0  # of the last step's draws; how many prompts the next step asks for at once
-    in_flight: dict[int, str] = field(default_factory=dict)
+    in_flight: dict[int, str] = field(default_factory=dict)  # draw -> prompt id
     closed: list[dict[str, Any]] = field(default_factory=list)
 
     def draw(self, prompt_id: str) -> int:
@@ -34,29 +34,29 @@ class Ledger:
         lines, self.closed = sorted(self.closed, key=lambda line: line["draw"]), []
         return lines
 
-    def check(self) -> None:
-        """Raise `RuntimeError` unless draws = trained + dropped + in flight."""
+    def check(self, kept: set[int]) -> None:
+        """Raise `RuntimeError` unless draws = trained + dropped + in flight, and `kept` is what is in flight."""
         total = self.trained + sum(self.dropped.values()) + len(self.in_flight)
-        if total != self.next_draw:
+        if total != self.next_draw or self.in_flight.keys() != kept:
             raise RuntimeError(
                 f"ledger: {self.next_draw} draws, but {self.trained} trained + {self.dropped} dropped + "
-                f"{len(self.in_flight)} in flight"
+                f"{len(self.in_flight)} in flight; in flight are {sorted(self.in_flight)}, kept are {sorted(kept)}"
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Only legal between steps, when nothing is in flight."""
-        if self.in_flight:
-            raise RuntimeError(f"ledger: {len(self.in_flight)} draws are still in flight at a checkpoint")
+        """What a checkpoint keeps."""
         return {
             "next_draw": self.next_draw,
             "trained": self.trained,
             "dropped": dict(self.dropped),
             "useful_share": self.useful_share,
+            "in_flight": {str(draw): prompt_id for draw, prompt_id in self.in_flight.items()},
         }
 
     @classmethod
     def from_state(cls, state: dict[str, Any]) -> "Ledger":
-        return cls(state["next_draw"], state["trained"], dict(state["dropped"]), state["useful_share"])
+        in_flight = {int(draw): prompt_id for draw, prompt_id in state["in_flight"].items()}
+        return cls(state["next_draw"], state["trained"], dict(state["dropped"]), state["useful_share"], in_flight)
 
     def _close(self, draw: int, end: str, reason: str) -> None:
         prompt_id = self.in_flight.pop(draw)

@@ -1,39 +1,45 @@
 """What a step says about itself: plain numbers from groups and loss sums."""
 
+from collections import Counter
+from statistics import pstdev
 from typing import Any
 
 from model.engine.base import StepResult
 from model.tokenizer import Tokenizer
-from rewards.result import Status
-from rlhf.collect import Collected
-from rlhf.ledger import Ledger
-from rollouts.rollout import FinishReason
-
-_MAXIMA = ("ratio_max", "sampler_gap_max")
-_MINIMA = ("ratio_min",)
+from rlhf.collect import Collected, Collector
+from rlhf.loss_metrics import EXTREMES, GAP_POSITIONS
+from rlhf.trajectory import Group
+from rlhf.update import UpdateResult
 
 
 class LossTotals:
-    """Sums over the micro-batches of one step."""
+    """Sums over the micro-batches of one step, whose first update finds the policy at `policy_version`."""
 
-    def __init__(self) -> None:
+    def __init__(self, policy_version: int = 0) -> None:
+        self.policy_version = policy_version
         self.sums: dict[str, float] = {}
         self.updates: list[StepResult] = []
+        self._tried: set[int] = set()
+        self._trained: set[int] = set()
+
+    @property
+    def untrained(self) -> set[int]:
+        """Draws none of whose updates was applied."""
+        return self._tried - self._trained
 
     def add(self, metrics: dict[str, float]) -> None:
         """Add one micro-batch's sums (extremes are kept, not added)."""
         for name, value in metrics.items():
-            if name not in self.sums:
-                self.sums[name] = value
-            elif name in _MAXIMA:
-                self.sums[name] = max(self.sums[name], value)
-            elif name in _MINIMA:
-                self.sums[name] = min(self.sums[name], value)
-            else:
-                self.sums[name] += value
+            merge = EXTREMES.get(name, lambda one, other: one + other)
+            self.sums[name] = merge(self.sums[name], value) if name in self.sums else value
 
-    def add_update(self, result: StepResult) -> None:
-        self.updates.append(result)
+    def add_update(self, update: UpdateResult) -> None:
+        self.updates.append(update.result)
+        self._tried |= update.draws
+        if update.result.applied:
+            self._trained |= update.draws
+        for metrics in update.sums:
+            self.add(metrics)
 
     def metrics(self) -> dict[str, float]:
         """Means per trained token, extremes, and the optimizer's view."""
@@ -46,49 +52,82 @@ class LossTotals:
             "clip/low_share": self.sums["clipped_low"] / tokens,
             "clip/high_share": self.sums["clipped_high"] / tokens,
             "kl/old": self.sums["old_kl"] / tokens,
+            "kl/sampler": self.sums["sampler_kl"] / tokens,
             "ratio/min": self.sums["ratio_min"],
             "ratio/max": self.sums["ratio_max"],
             "sampler_gap/mean": self.sums["sampler_gap"] / tokens,
             "sampler_gap/max": self.sums["sampler_gap_max"],
+            "correction/mean": self.sums["correction"] / tokens,
             "learning_rate": self.updates[-1].learning_rate,
             "grad_norm": max(update.grad_norm for update in self.updates),
             "skipped_updates": float(sum(not update.applied for update in self.updates)),
             "updates": float(len(self.updates)),
             "trained_tokens": self.sums["tokens"],
         }
+        for tower in self.updates[-1].tower_norms:
+            values[f"grad_norm/{tower}"] = max(update.tower_norms[tower] for update in self.updates)
+        for first in GAP_POSITIONS:
+            if f"tokens_from_{first}" in self.sums:
+                gap = self.sums[f"sampler_gap_from_{first}"] / self.sums[f"tokens_from_{first}"]
+                values[f"sampler_gap/from_{first}"] = gap
         if "ref_kl" in self.sums:
             values["kl/reference"] = self.sums["ref_kl"] / tokens
+        if "dual_clipped" in self.sums:
+            values["clip/dual_share"] = self.sums["dual_clipped"] / tokens
+        for name in ("balance", "expert_entropy"):
+            if name in self.sums:
+                values[name] = self.sums[name] / len(self.updates)
         return values
 
 
-def step_metrics(collected: Collected, totals: LossTotals, ledger: Ledger) -> dict[str, float]:
-    """Everything metrics.jsonl keeps of a step, times aside. Rewards and accuracy are over all sampled groups."""
-    trajectories = [t for group in collected.all_groups for t in group.trajectories]
-    scored = [t for t in trajectories if t.reward.status is Status.ok]
+def step_metrics(collected: Collected, totals: LossTotals, collector: Collector) -> dict[str, float]:
+    """Everything metrics.jsonl keeps of a step, times aside. Rewards and accuracy are over all groups of the step."""
+    groups = collected.sampled
+    trajectories = [t for group in groups for t in group.trajectories]
+    scored = [t for t in trajectories if t.is_scored]
     lengths = [len(t.rollout.completion_ids) for t in trajectories]
-    num_drawn = len(collected.groups) + len(collected.dropped)
     metrics = {
         "reward": _mean([t.reward.value or 0.0 for t in scored]),
         "reward/shaped": _mean([t.shaped_reward for t in scored]),
         "accuracy": _mean([float(t.reward.correct) for t in scored]),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=0)),
-        "overlong_share": _mean([float(t.rollout.finish_reason is FinishReason.length) for t in trajectories]),
+        "overlong_share": _mean([float(t.is_overlong) for t in trajectories]),
         "unscorable_share": 1.0 - len(scored) / max(1, len(trajectories)),
-        "groups/drawn": float(num_drawn),
-        "groups/trained": float(len(collected.groups)),
-        "groups/dead_share": len(collected.dropped) / max(1, num_drawn),
         "completion_tokens": float(sum(lengths)),
-        "ledger/draws": float(ledger.next_draw),
-        "ledger/trained": float(ledger.trained),
     }
     for name in sorted({part for t in scored for part in t.reward.parts}):
-        metrics[f"reward/{name}"] = _mean(
-            [t.reward.parts[name] for t in scored if t.reward.parts.get(name) is not None]
-        )
-    for reason in sorted({reason for _, reason in collected.dropped}):
-        metrics[f"dropped/{reason}"] = float(sum(r == reason for _, r in collected.dropped))
-    return {**metrics, **totals.metrics()}
+        values = [value for t in scored if (value := t.reward.parts.get(name)) is not None]
+        metrics[f"reward/{name}"] = _mean(values)
+    return {**metrics, **_group_metrics(collected, groups, totals, collector), **totals.metrics()}
+
+
+def _group_metrics(
+    collected: Collected, groups: list[Group], totals: LossTotals, collector: Collector
+) -> dict[str, float]:
+    ledger = collector.ledger
+    reasons = Counter(reason for _, reason in collected.dropped)
+    ages = [float(totals.policy_version - group.policy_version) for group in collected.groups]
+    rewards = [[t.shaped_reward for t in group.scored] for group in groups if group.scored]
+    rates = collector.order.pass_rates.values()
+    metrics = {
+        "groups/drawn": float(collected.num_drawn),
+        "groups/trained": float(len(collected.groups)),
+        "groups/kept": float(len(collected.kept)),
+        "groups/dead_share": len(collected.dropped) / max(1, len(groups)),
+        "groups/reward_spread": _mean([pstdev(values) for values in rewards]),
+        "policy_age/mean": _mean(ages),
+        "policy_age/max": max(ages, default=0.0),
+        "prompts/seen_share": len(rates) / collector.order.num_prompts,
+        "prompts/pass_rate": _mean(list(rates)),
+        "ledger/draws": float(ledger.next_draw),
+        "ledger/trained": float(ledger.trained),
+        "ledger/in_flight": float(len(ledger.in_flight)),
+    }
+    for reason, count in sorted(reasons.items()):
+        metrics[f"dropped/{reason}"] = float(count)
+        metrics[f"dead_share/{reason}"] = count / max(1, len(groups))
+    return metrics
 
 
 def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, Any]]:
@@ -110,7 +149,7 @@ def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str
             "policy_version": trajectory.rollout.policy_versions[0][1],
             "completion_ids": trajectory.rollout.completion_ids,
         }
-        for group in collected.all_groups
+        for group in collected.sampled
         for trajectory in group.trajectories
     ]
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.data.loader import KeyedOrder
 from model.data.records import read_records
 from model.interface import Mode
 from model.processor import Processor, PromptTokens
@@ -25,6 +24,7 @@ class Task:
     prompt: Prompt
     tokens: PromptTokens
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
+    root: Path  # folder that image names are relative to
 
     def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
         return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.images, group_size, greedy)
@@ -33,7 +33,7 @@ class Task:
 class PromptSet:
     """Rows of a JSONL file; token limits and image files are checked when the set is opened."""
 
-    def __init__(self, path: Path, processor: Processor, mode: Mode, max_prompt_tokens: int, seed: int = 0) -> None:
+    def __init__(self, path: Path, processor: Processor, mode: Mode, max_prompt_tokens: int) -> None:
         records = read_records(path, {"messages": list, "reference": str})
         self.root = Path(path).parent
         self.prompts = [
@@ -53,8 +53,17 @@ class PromptSet:
                 )
             self._tokens.append(tokens)
         check_visuals(self.root, (image for tokens in self._tokens for image in tokens.images))
-        self._order = KeyedOrder(len(self.prompts), seed, "prompts")
+        self._index = {prompt.id: index for index, prompt in enumerate(self.prompts)}
         self._task = cache(self._build)
+
+    @property
+    def ids(self) -> list[str]:
+        return [prompt.id for prompt in self.prompts]
+
+    @property
+    def weights(self) -> list[float]:
+        """How often each prompt is drawn, relative to the others."""
+        return [1.0] * len(self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -62,13 +71,16 @@ class PromptSet:
     def __getitem__(self, index: int) -> Task:
         return self._task(index)
 
-    def at(self, draw: int) -> Task:
-        """The prompt of a draw ordinal, in keyed epochs."""
-        return self._task(self._order.rows(draw, 1)[0])
+    def task(self, index: int) -> Task | None:
+        """None for a row whose media cannot be read."""
+        return self._task(index)
+
+    def by_id(self, prompt_id: str) -> Task:
+        return self._task(self._index[prompt_id])
 
     def _build(self, index: int) -> Task:
         tokens = self._tokens[index]
-        return Task(self.prompts[index], tokens, self._processor.open_images(self.root, tokens.images))
+        return Task(self.prompts[index], tokens, self._processor.open_images(self.root, tokens.images), self.root)
 
 
 def check_context(sampler: RolloutConfig, context: int) -> None:

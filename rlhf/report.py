@@ -18,7 +18,7 @@ class StepReporter:
     def __init__(self, progress: StageProgress, tokenizer: Tokenizer, show_every: int) -> None:
         self._progress, self._tokenizer, self._show_every = progress, tokenizer, show_every
 
-    def show(self, step: int, metrics: dict[str, float], collected: Collected, seconds: float, root: Path) -> None:
+    def show(self, step: int, metrics: dict[str, float], collected: Collected, seconds: float) -> None:
         line = (
             f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  length {metrics['length/mean']:.1f}  "
             f"dead {metrics['groups/dead_share']:.0%}  unscorable {metrics['unscorable_share']:.0%}  "
@@ -26,13 +26,13 @@ class StepReporter:
         )
         self._progress.say(f"step {step:4d}  {line}")
         self._progress.advance(step, "")
-        if step % self._show_every == 0 and collected.all_groups:
-            group = collected.all_groups[step % len(collected.all_groups)]
+        if step % self._show_every == 0 and collected.sampled:
+            group = collected.sampled[step % len(collected.sampled)]
             trajectory = group.trajectories[0]
             text = self._tokenizer.decode(trajectory.rollout.completion_ids)
             images = [part["image"] for m in group.prompt.messages for part in _parts(m) if part["type"] == "image"]
             self._progress.say(
-                f"  rollout of {group.prompt.id}  {' '.join(str(root / name) for name in images)}\n"
+                f"  rollout of {group.prompt.id}  {' '.join(map(str, images))}\n"
                 f"    {printable(text)}\n"
                 f"    reference {group.prompt.reference}  reward {trajectory.reward.value}"
             )

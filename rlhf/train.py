@@ -16,6 +16,8 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
 
     `rubric_class` replaces the rubric, for control experiments.
     """
+    if config.trainer.name == "trl":
+        raise ValueError("trainer=trl is not built yet")
     from pathlib import Path
 
     from model.checkpoint import load_model, save_model
@@ -24,17 +26,20 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     from model.engine.run import Run
     from model.interface import Mode
     from rewards.rubric import Rubric
-    from rlhf.algorithms import build_algorithm
+    from rlhf.algorithms.registry import build_algorithm
+    from rlhf.collect import Collector
+    from rlhf.evaluation import Evaluator
     from rlhf.prompts import PromptSet, check_context
     from rlhf.report import StepReporter
-    from rlhf.trainer import Policy, train
+    from rlhf.trainer import Parts, train
+    from rlhf.update import Policy
     from rollouts.embedded import EmbeddedWorker
 
-    sampler, limits = config.rollouts, config.trainer
+    sampler, limits, longest = config.rollouts, config.trainer, config.rollouts.max_prompt_tokens
+    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     model, processor = load_model(Path(config.checkpoint))
     check_context(sampler, model.config.language.max_position_embeddings)
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens, config.run.seed)
-    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest)
     with (rubric_class or Rubric)(config.reward) as rubric:
         rubric.check_functions()
         run = Run(config.run, resolved)
@@ -52,11 +57,18 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
             processor.barred_ids,
         )
         reference = engine.frozen_copy() if algorithm.needs_reference else None
-        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens)
         worker = EmbeddedWorker(model, processor, sampler, config.run.seed)
         with StageProgress("rl", limits.max_steps) as progress:
-            reporter = StepReporter(progress, processor.tokenizer, limits.show_every)
-            train(limits, policy, worker, prompts, rubric, algorithm, run, reporter)
+            parts = Parts(
+                policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),
+                worker=worker,
+                collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, config.run.seed),
+                rubric=rubric,
+                algorithm=algorithm,
+                evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, longest),
+                reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
+            )
+            train(limits, parts, run)
         save_model(run.final_folder, model, processor)
         run.finish({"updates": engine.step_count})
 

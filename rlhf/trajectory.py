@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.batch import ModelInputs, Row, move_batch, pack_rows, split_by_tokens
 from rewards.result import RewardResult, Status
-from rollouts.rollout import Prompt, Rollout
+from rollouts.rollout import FinishReason, Prompt, Rollout
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,20 @@ class Trajectory:
     reward: RewardResult
     shaped_reward: float  # the reward after the algorithm's own terms, such as the overlong penalty
     advantage: float = 0.0
+    token_advantages: list[float] | None = None  # one per completion token, where they are not all `advantage`
+    ref_logprobs: Tensor | None = None  # [tokens] by the frozen reference, when a KL to it is asked for
+
+    @property
+    def is_overlong(self) -> bool:
+        return self.rollout.finish_reason is FinishReason.length
+
+    @property
+    def num_trained_tokens(self) -> int:
+        return sum(self.rollout.completion_mask)
+
+    @property
+    def is_scored(self) -> bool:
+        return self.reward.status is Status.ok
 
 
 @dataclass(frozen=True)
@@ -33,7 +47,12 @@ class Group:
     @property
     def scored(self) -> tuple[Trajectory, ...]:
         """Those whose reward is known; the others never enter means or the loss."""
-        return tuple(t for t in self.trajectories if t.reward.status is Status.ok)
+        return tuple(t for t in self.trajectories if t.is_scored)
+
+    @property
+    def policy_version(self) -> int:
+        """Of the oldest token."""
+        return min(version for t in self.trajectories for _, version in t.rollout.policy_versions)
 
     def with_trajectories(self, trajectories: Sequence[Trajectory]) -> "Group":
         return replace(self, trajectories=tuple(trajectories))
@@ -45,12 +64,13 @@ class PolicyBatch:
 
     inputs: ModelInputs
     loss_mask: Tensor  # [N] True where a token trains
-    advantages: Tensor  # [N] fp32, the trajectory's advantage at each of its tokens
+    advantages: Tensor  # [N] fp32
     rollout_logprobs: Tensor  # [N] by the sampler
     old_logprobs: Tensor | None  # [N] by the policy at the start of the step; None: detach the policy's own
     ref_logprobs: Tensor | None  # [N] by the frozen reference; None when no KL is asked for
     sequence: Tensor  # [N] trajectory number within this micro-batch, 0 .. S-1
     token_weights: Tensor  # [N] what each token's loss is multiplied by before the sum
+    prompt_ids: tuple[str, ...] = ()  # whose trajectories these are, for messages
 
     def to(self, device: torch.device) -> "PolicyBatch":
         return move_batch(self, device)
@@ -61,7 +81,8 @@ def pack(
 ) -> list[PolicyBatch]:
     """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
 
-    `mean_per_sequence` gives each token the weight 1 / (trained tokens of its trajectory), otherwise 1.
+    Every scored trajectory of the groups is packed, in their order. `mean_per_sequence` gives each token the weight
+    1 / (trained tokens of its trajectory), otherwise 1.
     """
     pieces = [piece for group in groups for piece in _split_group(group, budget)]
     rows = [
@@ -71,8 +92,23 @@ def pack(
     for part in split_by_tokens(rows, budget):
         trajectories = [t for piece, _ in pieces[part] for t in piece]
         inputs = pack_rows(rows[part], placeholder_id, pixels_per_token)
+        inputs = replace(inputs, routing_weights=routing_weights(rows[part]))
         batches.append(_policy_batch(inputs, trajectories, mean_per_sequence))
     return batches
+
+
+def routing_weights(rows: Sequence[Row]) -> Tensor:
+    """[T] how much each token counts in load balancing: a prompt token as often as it has siblings behind it.
+
+    So the sum over a group is the same however the group is split over rows.
+    """
+    counts = [(len(row.completions), len(row.prefix_ids)) for row in rows]
+    lengths = [sum(map(len, row.completions)) for row in rows]
+    parts = [
+        torch.cat((torch.full((prefix,), float(siblings)), torch.ones(length)))
+        for (siblings, prefix), length in zip(counts, lengths, strict=True)
+    ]
+    return torch.cat(parts)
 
 
 def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Sequence[Tensor]]]:
@@ -90,18 +126,25 @@ def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Sequ
 
 
 def _policy_batch(inputs: ModelInputs, trajectories: Sequence[Trajectory], mean_per_sequence: bool) -> PolicyBatch:
-    lengths = torch.tensor([len(t.rollout.completion_ids) for t in trajectories])
-    sequence = torch.repeat_interleave(torch.arange(len(trajectories)), lengths)
+    lengths = [len(t.rollout.completion_ids) for t in trajectories]
+    sequence = torch.repeat_interleave(torch.arange(len(trajectories)), torch.tensor(lengths))
     mask = torch.tensor([bit for t in trajectories for bit in t.rollout.completion_mask], dtype=torch.bool)
     trained = torch.zeros(len(trajectories)).index_add(0, sequence, mask.float())
     weights = 1.0 / trained.clamp(min=1.0) if mean_per_sequence else torch.ones(len(trajectories))
+    advantages = [
+        a
+        for t, length in zip(trajectories, lengths, strict=True)
+        for a in (t.token_advantages or [t.advantage] * length)
+    ]
+    references = [t.ref_logprobs for t in trajectories if t.ref_logprobs is not None]
     return PolicyBatch(
         inputs=inputs,
         loss_mask=mask,
-        advantages=torch.tensor([t.advantage for t in trajectories], dtype=torch.float32)[sequence],
+        advantages=torch.tensor(advantages, dtype=torch.float32),
         rollout_logprobs=torch.tensor([x for t in trajectories for x in t.rollout.rollout_logprobs]),
         old_logprobs=None,
-        ref_logprobs=None,
+        ref_logprobs=torch.cat(references) if references else None,
         sequence=sequence,
         token_weights=weights[sequence],
+        prompt_ids=tuple(dict.fromkeys(t.rollout.prompt_id for t in trajectories)),
     )

@@ -116,7 +116,10 @@ class EmbeddedWorker:
         ]
 
     def _draw(self, logits: Tensor, seeds: np.ndarray, step: int, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and their log-probabilities [n, G] from logits [n, G, V]; inverse CDF at one keyed uniform."""
+        """Token ids and their log-probabilities [n, G] from logits [n, G, V]; inverse CDF at one keyed uniform.
+
+        Where logits are not finite: the end of turn, and NaN.
+        """
         logits = logits.float().masked_fill(self._barred, float("-inf")) / self.config.temperature
         log_all = logits.log_softmax(-1)
         if greedy:
@@ -125,7 +128,10 @@ class EmbeddedWorker:
             cumulative = log_all.double().exp().cumsum(-1)
             target = torch.from_numpy(uniforms(seeds, step))[..., None] * cumulative[..., -1:]
             chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-        return chosen, log_all.gather(-1, chosen[..., None]).squeeze(-1).double()
+        finite = torch.isfinite(log_all.amax(-1))
+        chosen = torch.where(finite, chosen, self._processor.tokenizer.end_id)
+        chosen_logprobs = log_all.gather(-1, chosen[..., None]).squeeze(-1).double()
+        return chosen, torch.where(finite, chosen_logprobs, torch.nan)
 
     def _rollout(
         self,
@@ -138,6 +144,9 @@ class EmbeddedWorker:
         ended: Tensor,
     ) -> Rollout:
         length = int(lengths[n, sample_index])
+        reason = FinishReason.stop if ended[n, sample_index] else FinishReason.length
+        if logprobs[n, sample_index, :length].isnan().any():
+            reason = FinishReason.error
         return Rollout(
             draw=request.draw,
             prompt_id=request.prompt_id,
@@ -147,7 +156,7 @@ class EmbeddedWorker:
             completion_mask=[1] * length,
             rollout_logprobs=logprobs[n, sample_index, :length].tolist(),
             policy_versions=((0, self.version),),
-            finish_reason=FinishReason.stop if ended[n, sample_index] else FinishReason.length,
+            finish_reason=reason,
         )
 
 

@@ -1,6 +1,6 @@
 """What samplers take and give, as plain data."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -11,6 +11,7 @@ from torch import Tensor
 class FinishReason(Enum):
     stop = "stop"  # the policy ended its turn
     length = "length"  # overlong: the token limit came first
+    error = "error"  # the sampler's numbers were not finite; the completion is worth nothing
 
 
 @dataclass(frozen=True)
@@ -80,11 +81,14 @@ class RolloutWorker(Protocol):
     def close(self) -> None: ...
 
 
-def generate(worker: RolloutWorker, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
-    """Rollouts of every request, in request order."""
+def generate(
+    worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
+) -> list[list[Rollout]]:
+    """Rollouts of every request, in request order. `check` is called between polls and may raise to give up."""
     order = {worker.submit(request): position for position, request in enumerate(requests)}
     done: list[list[Rollout]] = [[] for _ in requests]
     while order:
+        check()
         for handle, rollouts in worker.poll():
             done[order.pop(handle)] = rollouts
     return done

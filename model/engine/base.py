@@ -1,7 +1,7 @@
 """What a training engine does; every engine is tested against `model.engine.local`."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,8 +24,9 @@ class StepResult:
     """One optimizer update. `applied` is False when a non-finite loss or gradient was kept from the weights."""
 
     learning_rate: float
-    grad_norm: float
+    grad_norm: float  # before it was scaled down
     applied: bool
+    tower_norms: dict[str, float] = field(default_factory=dict)  # of each tower's own gradient
 
 
 class TrainEngine(Protocol):

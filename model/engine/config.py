@@ -68,9 +68,11 @@ class EngineConfig:
     """keep only each block's input for the backward pass: less memory, one more forward pass"""
     attention_kernel: AttentionKernel = AttentionKernel.auto
     """what computes attention over packed rows: the best for the device, or one by name"""
+    max_skipped_updates: int = 3
+    """the run ends with exit code 4 after so many updates in a row whose loss or gradient was not finite"""
 
     def __post_init__(self) -> None:
-        for name in ("num_threads", "micro_batch_tokens"):
+        for name in ("num_threads", "micro_batch_tokens", "max_skipped_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
         if set(self.freeze) == set(Tower):

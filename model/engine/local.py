@@ -12,13 +12,12 @@ from torch import Tensor
 
 from model.batch import ModelInputs
 from model.checkpoint import released_tensors
+from model.config import Tower
 from model.engine.base import LossFn, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.optimizer import AdamW
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
-
-MAX_SKIPPED = 3
 
 
 class LocalEngine:
@@ -64,7 +63,10 @@ class LocalEngine:
 
     def step(self) -> StepResult:
         learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
-        norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm).item()
+        tower_norms = {tower.value: self._tower_norm(tower) for tower in Tower}
+        total = torch.linalg.vector_norm(torch.stack(list(tower_norms.values())))
+        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm, total)
+        norm = total.item()
         applied = self._loss_is_finite and math.isfinite(norm)
         if applied:
             self._optimizer.step(learning_rate)
@@ -72,12 +74,13 @@ class LocalEngine:
         self._loss_is_finite = True
         self.step_count += 1
         self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= MAX_SKIPPED:
+        if self._skipped_in_a_row >= self.config.max_skipped_updates:
             raise NonFiniteError(
-                f"loss or gradient was not finite in {MAX_SKIPPED} updates in a row (latest gradient norm {norm}); "
-                "the weights are those before them: lower optimizer.learning_rate or look at the data of these steps"
+                f"loss or gradient was not finite in {self._skipped_in_a_row} updates in a row (latest gradient norm "
+                f"{norm}); the weights are those before them: lower optimizer.learning_rate or look at the data of "
+                "these steps"
             )
-        return StepResult(learning_rate, norm, applied)
+        return StepResult(learning_rate, norm, applied, {name: value.item() for name, value in tower_norms.items()})
 
     def save(self) -> dict[str, bytes]:
         weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
@@ -119,8 +122,14 @@ class LocalEngine:
         frozen.model = model
         return frozen
 
+    def _tower_norm(self, tower: Tower) -> Tensor:
+        """Norm of the gradient of one tower, a scalar tensor; 0 for a frozen one."""
+        parameters = getattr(self.model, tower.value).parameters()
+        norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
+        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self._device)
+
     def _scores(self, inputs: ModelInputs) -> TokenScores:
-        return self.model(inputs, self._temperature, self._barred_ids)
+        return self.model(inputs, self._temperature, self._barred_ids, inputs.routing_weights)
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:

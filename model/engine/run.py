@@ -1,13 +1,15 @@
 """A run's folder: resolved config, metrics, events, progress, checkpoints, and exact restart."""
 
+import errno
 import fcntl
 import json
+import math
 import os
 import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,10 +17,32 @@ from typing import Any, Protocol
 from model.engine.config import RunConfig, Start
 from model.engine.durable import STAGING_SUFFIX, verify_folder, write_file, write_folder
 from model.engine.failpoints import reach
+from model.engine.interrupt import CleanStop, StopSignal
 
 STATE = "state.json"
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
-_OWN_FILES = ("done.json", "checkpoints", "final", "ledger.jsonl", "rollouts", "events", "metrics.jsonl", "config.yaml")
+_OWN_FILES = (
+    "done.json",
+    "checkpoints",
+    "final",
+    "best",
+    "ledger.jsonl",
+    "skipped.jsonl",
+    "evaluations.jsonl",
+    "bad_rows.jsonl",
+    "rollouts",
+    "media",
+    "events",
+    "metrics.jsonl",
+    "config.yaml",
+)
+_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+class OutOfSpace(RuntimeError):
+    """The disk, or the quota, is full."""
+
+    exit_code = 6
 
 
 class Saves(Protocol):
@@ -83,6 +107,8 @@ class Run:
                 break
             rejected.append(f"{folder.name}: {problem}")
             print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
+        if not found:
+            self._refuse_lost_checkpoints()
         if found and len(rejected) == len(found):
             raise ValueError(
                 f"resume: no checkpoint in {self.folder / 'checkpoints'} is intact: {'; '.join(rejected)}; "
@@ -98,13 +124,27 @@ class Run:
         return state
 
     def save(self, engine: Saves, state: dict[str, Any]) -> None:
-        """Write a checkpoint of `state["step"]`, then prune the oldest."""
-        self._metrics.flush()
-        os.fsync(self._metrics.fileno())
-        root = self.folder / "checkpoints"
+        """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one."""
         files = {**engine.save(), STATE: json.dumps(state).encode()}
-        write_folder(root / f"step_{state['step']:08d}", files)
+        with self._space_for(f"the checkpoint of step {state['step']}"):
+            self._metrics.flush()
+            os.fsync(self._metrics.fileno())
+            write_folder(self._checkpoint(state["step"]), files)
         self._prune()
+
+    @contextmanager
+    def saved_on_stop(self, engine: Saves, state: Callable[[], dict[str, Any]]) -> Iterator[StopSignal]:
+        """While open, SIGTERM waits for `check` of what this gives. A `CleanStop` out of the block saves first.
+
+        `state()` is what `save` would take; whoever stops cleanly does so when the engine is as it says.
+        """
+        try:
+            with StopSignal() as stop:
+                yield stop
+        except CleanStop:
+            if not self._checkpoint(state()["step"]).exists():
+                self.save(engine, state())
+            raise
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as complete; a later start with the same command returns at once."""
@@ -120,8 +160,10 @@ class Run:
         """Append one step's metrics, with the time of each phase since the last call under `time/`."""
         metrics = {**metrics, **{f"time/{name}": round(seconds, 4) for name, seconds in self._times.items()}}
         self._times = {}
-        self._metrics.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._metrics.flush()
+        written = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
+        with self._space_for("metrics.jsonl"):
+            self._metrics.write(json.dumps({"step": step, **written}) + "\n")
+            self._metrics.flush()
         self._write_events(step, metrics)
         reach("log")
 
@@ -129,7 +171,7 @@ class Run:
         """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
         path = self.folder / file
         path.parent.mkdir(exist_ok=True)
-        with path.open("a", encoding="utf-8") as log:
+        with self._space_for(file), path.open("a", encoding="utf-8") as log:
             log.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
             log.flush()
             os.fsync(log.fileno())
@@ -142,6 +184,36 @@ class Run:
         begin = time.monotonic()
         yield
         self._times[phase] = self._times.get(phase, 0.0) + time.monotonic() - begin
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step_{step:08d}"
+
+    @contextmanager
+    def _space_for(self, what: str) -> Iterator[None]:
+        """`OutOfSpace` in the user's words when the block fills the disk."""
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in _OUT_OF_SPACE:
+                raise
+            for leftover in (self.folder / "checkpoints").glob(f"*{STAGING_SUFFIX}"):
+                shutil.rmtree(leftover, ignore_errors=True)
+            good = sorted(path.name for path in (self.folder / "checkpoints").glob("step_*[0-9]"))
+            raise OutOfSpace(
+                f"run.dir: no space to write {what} in {self.folder} ({error.strerror}); the newest checkpoint is "
+                f"{good[-1] if good else 'none'}: free space, and the same command continues from there"
+            ) from error
+
+    def _refuse_lost_checkpoints(self) -> None:
+        """A run that went on past its first checkpoint does not silently begin again because all of them are gone."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        steps = [int(match[1]) for line in lines if (match := re.match(r'\{"step": (\d+)', line))]
+        if max(steps, default=0) > self.config.save_every:
+            raise ValueError(
+                f"resume: {path} reaches step {max(steps)}, but {self.folder / 'checkpoints'} holds no checkpoint; put "
+                "one back, or start anew with run.start=fresh"
+            )
 
     def _prune(self) -> None:
         found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"))
@@ -171,12 +243,8 @@ class Run:
     def _open_logs(self, step: int) -> None:
         for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for path in [
-            self.folder / "metrics.jsonl",
-            self.folder / "ledger.jsonl",
-            *self.folder.glob("rollouts/*.jsonl"),
-        ]:
-            cut_lines(path, step)
+        for path in [*self.folder.glob("*.jsonl"), *self.folder.glob("rollouts/*.jsonl")]:
+            cut_lines(path, step or -1)  # what a run says before its first step it says again
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
         shutil.rmtree(self.folder / "events", ignore_errors=True)
@@ -184,13 +252,14 @@ class Run:
             metrics = json.loads(line)
             self._write_events(metrics.pop("step"), metrics)
 
-    def _write_events(self, step: int, metrics: dict[str, float]) -> None:
+    def _write_events(self, step: int, metrics: dict[str, Any]) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder / "events"))
         for name, value in metrics.items():
-            self._events.add_scalar(name, value, step)
+            if value is not None:
+                self._events.add_scalar(name, value, step)
 
 
 def cut_lines(path: Path, last_step: int) -> None:

@@ -6,7 +6,8 @@ import pytest
 from omegaconf import OmegaConf
 
 from conf.cli import load_config
-from conf.schema import ALGORITHM_CONFIGS, ENTRIES
+from conf.schema import ENTRIES
+from rlhf.algorithms.config import ALGORITHM_CONFIGS
 
 
 def leaves(section, prefix=""):
@@ -39,10 +40,10 @@ def test_help_shows_the_entry_points_own_defaults(run):
     for line in (
         "optimizer.schedule: constant|linear|cosine = 'linear'",
         "run.dir: str = 'runs/rl'",
-        "algorithm.kl_coefficient: float = 0.04",
+        "algorithm.kl.coefficient: float = 0.04",
         "algorithm.clip_high: float = 0.28",
         "recipe=quickstart",
-        "algorithm=dapo|grpo",
+        "algorithm=cispo|custom|dapo|dr_grpo|grpo|gspo|reinforce_pp|rloo",
     ):
         assert line in shown
     assert "run.dir: str = 'runs/sft'" in run("sft", "-h").out
@@ -59,7 +60,7 @@ def test_help_wins_over_a_broken_rest(run):
         ("pretrain", ["data.mixture.web=5", "normalise=samples"]),
         ("sft", ["recipe=quickstart_fusion", "max_steps=3"]),
         ("rlhf", ["algorithm=grpo", "algorithm.advantage_scale=none", "reward.functions=[a.py:f]"]),
-        ("rlhf", ["algorithm=dapo", "algorithm.overlong_buffer=3", "run.dir='a: b #c'"]),
+        ("rlhf", ["algorithm=dapo", "algorithm.overlong.buffer=3", "run.dir='a: b #c'"]),
         ("evaluate", ["seed=4", "output=null.json"]),
         ("pipeline", ["stages.rl.trainer.max_steps=3", "run.start=fresh"]),
     ],

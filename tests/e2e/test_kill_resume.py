@@ -14,7 +14,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-RL_PHASES = ["sync", "collect", "update", "append.ledger", "append.step_000002", "append.step_000005", "log"]
+RL_PHASES = [
+    *("sync", "collect", "prepare", "update", "evaluate", "append.ledger", "append.evaluations", "log"),
+    *("append.step_000002", "append.step_000005"),
+]
 SUPERVISED_PHASES = ["data", "update", "log"]
 SAVES = ["save.begin", "save.file", "save.before_rename", "save.after_rename", "save.prune"]
 
@@ -62,11 +65,19 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         f"prompts={digits_folder / 'train.jsonl'}",
         "trainer.max_steps=6",
         "trainer.groups_per_step=3",
-        "trainer.max_draws=4",
+        "trainer.max_draws=6",
         "trainer.mini_batch_size=8",
         "trainer.passes=2",
+        "trainer.keep_surplus=always",
+        "trainer.curriculum=pass_rate",
+        "algorithm=dapo",
         "algorithm.group_size=4",
         "algorithm.group_filter=reward_spread",
+        "algorithm.correction.rule=token_truncate",
+        f"evaluation.prompts={digits_folder / 'validation.jsonl'}",
+        "evaluation.every=3",
+        "evaluation.num_prompts=4",
+        "evaluation.samples=2",
         f"reward.functions=[{evenness}:even]",
         "rollouts.max_completion_tokens=16",
     ]
@@ -142,7 +153,8 @@ def seeded_failpoint(seed: int) -> str:
             return f"bytes:{rng.randint(1, 50_000_000)}"
         case _:
             name = rng.choice(RL_PHASES)
-            return f"{name}:{1 if name.startswith('append.step') else rng.randint(1, 6)}"
+            times = 1 if name.startswith("append.step") else 2 if name == "append.evaluations" else 6
+            return f"{name}:{rng.randint(1, times)}"
 
 
 def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, straight):
@@ -171,7 +183,7 @@ def test_supervised_stages_survive_kills(runner, commands, straight, stage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(10, 40))
+@pytest.mark.parametrize("seed", range(10, 50))
 def test_rl_survives_more_kills(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint

@@ -1,16 +1,19 @@
 """Collecting groups: refill, budgets, surplus, reasons, and a ledger whose sums match."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from model.interface import Mode
 from rewards.config import RewardConfig
 from rewards.result import RewardResult, Status
 from rewards.rubric import Rubric
-from rlhf.algorithms import build_algorithm
-from rlhf.collect import collect
-from rlhf.config import DapoConfig, GrpoConfig
+from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, GrpoConfig
+from rlhf.algorithms.registry import build_algorithm
+from rlhf.collect import BudgetExhausted, Collector
+from rlhf.config import BudgetEnd, Curriculum, KeepSurplus, RlConfig, TrainerConfig
 from rlhf.ledger import Ledger
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.prompts import PromptSet
@@ -41,27 +44,42 @@ class ScriptedRubric(Rubric):
 
 
 @pytest.fixture
-def gather(tiny, easy_prompts: Path):
-    def run(rule, num_groups=4, max_draws=12, algorithm=None, ledger=None):
+def collector(tiny, easy_prompts: Path):
+    def make(rule, num_groups=4, max_draws=12, algorithm=None, **settings) -> Collector:
         prompts = PromptSet(easy_prompts, tiny[1], Mode.think, 96)
         worker = EmbeddedWorker(*tiny, SAMPLER, 0)
-        ledger = ledger or Ledger()
+        config = TrainerConfig(groups_per_step=num_groups, max_draws=max_draws, **settings)
         algorithm = algorithm or build_algorithm(DapoConfig(group_size=4), 4)
-        collected = collect(
-            prompts, worker, ScriptedRubric(rule), tiny[1].tokenizer, algorithm, ledger, num_groups, max_draws
-        )
-        ledger.check()
-        lines = ledger.take_closed()
-        assert [line["draw"] for line in lines] == list(range(ledger.next_draw - len(lines), ledger.next_draw))
-        assert not ledger.in_flight
-        return collected, ledger, lines
+        return Collector(config, prompts, worker, ScriptedRubric(rule), tiny[1].tokenizer, algorithm, 0)
+
+    return make
+
+
+def one_step(collector: Collector):
+    """Collect, and book what is trained as the loop does after its updates."""
+    collected = collector.collect()
+    collector.close(collected.groups, set())
+    return collected, collector.ledger.take_closed()
+
+
+@pytest.fixture
+def gather(collector):
+    """One step without kept groups: every draw of it is closed."""
+
+    def run(rule, num_groups=4, max_draws=12, algorithm=None, useful_share=1.0):
+        one = collector(rule, num_groups, max_draws, algorithm)
+        one.ledger.useful_share = useful_share
+        collected, lines = one_step(one)
+        assert [line["draw"] for line in lines] == list(range(one.ledger.next_draw))
+        assert not one.ledger.in_flight
+        return collected, one, lines
 
     return run
 
 
 def test_mixed_groups_need_no_refill(gather):
-    collected, ledger, lines = gather(lambda prompt, sample: sample % 2 == 0)
-    assert (len(collected.groups), len(collected.dropped), ledger.next_draw) == (4, 0, 4)
+    collected, one, lines = gather(lambda prompt, sample: sample % 2 == 0)
+    assert (len(collected.groups), len(collected.dropped), one.ledger.next_draw) == (4, 0, 4)
     assert {line["end"] for line in lines} == {"trained"}
 
 
@@ -71,11 +89,12 @@ def test_dead_groups_are_refilled_and_named(gather):
     def rule(prompt: int, sample: int) -> bool:
         return prompt % 2 == 0 or (prompt % 4 == 3 and sample == 0)
 
-    collected, ledger, lines = gather(rule, num_groups=3, max_draws=12)
+    collected, one, lines = gather(rule, num_groups=3, max_draws=12)
     assert len(collected.groups) == 3
     assert all(int(group.prompt.id[1:]) % 4 == 3 for group in collected.groups)
     reasons = {reason for _, reason in collected.dropped}
     assert reasons <= {"all_right", "all_wrong", "surplus"} and "all_right" in reasons
+    ledger = one.ledger
     assert ledger.trained + sum(ledger.dropped.values()) == ledger.next_draw == len(lines)
     assert len({line["prompt_id"] for line in lines}) == len(lines)  # one epoch never repeats a prompt
 
@@ -86,25 +105,26 @@ def test_the_budget_ends_it(gather):
         (lambda p, s: False, "all_wrong"),
         (lambda p, s: None, "unscorable"),
     ):
-        collected, ledger, _ = gather(rule, num_groups=4, max_draws=10)
-        assert (len(collected.groups), ledger.next_draw) == (0, 10)
-        assert ledger.dropped == {reason: 10}
-        metrics = step_metrics(collected, LossTotals(), ledger)
+        collected, one, _ = gather(rule, num_groups=4, max_draws=10)
+        assert (len(collected.groups), one.ledger.next_draw) == (0, 10)
+        assert one.ledger.dropped == {reason: 10}
+        metrics = step_metrics(collected, LossTotals(), one)
+        assert metrics[f"dead_share/{reason}"] == 1.0
         assert (
             metrics["groups/dead_share"] == 1.0 and metrics[f"dropped/{reason}"] == 10.0 and metrics["updates"] == 0.0
         )
 
 
 def test_the_next_step_asks_for_more_at_once_and_drops_the_surplus(gather):
-    ledger = Ledger(useful_share=0.5)
-    collected, ledger, _ = gather(lambda p, s: s == 0, num_groups=3, max_draws=12, ledger=ledger)
+    collected, one, _ = gather(lambda p, s: s == 0, num_groups=3, max_draws=12, useful_share=0.5)
+    ledger = one.ledger
     assert (len(collected.groups), ledger.dropped, ledger.useful_share) == (3, {"surplus": 3}, 1.0)
     assert [group.draw for group in collected.groups] == [0, 1, 2]
 
 
 def test_unscorable_rollouts_are_counted_not_scored(gather, tiny):
-    collected, ledger, _ = gather(lambda p, s: None if s == 3 else s == 0)
-    metrics = step_metrics(collected, LossTotals(), ledger)
+    collected, one, _ = gather(lambda p, s: None if s == 3 else s == 0)
+    metrics = step_metrics(collected, LossTotals(), one)
     assert metrics["unscorable_share"] == 0.25
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     stored = stored_rollouts(collected, tiny[1].tokenizer)
@@ -115,32 +135,145 @@ def test_unscorable_rollouts_are_counted_not_scored(gather, tiny):
 
 def test_grpo_trains_dead_groups_with_zero_advantage(gather):
     algorithm = build_algorithm(GrpoConfig(group_size=4), 4)
-    collected, ledger, _ = gather(lambda p, s: True, algorithm=algorithm)
-    assert (len(collected.groups), ledger.next_draw) == (4, 4)
-    assert {t.advantage for g in collected.groups for t in algorithm.assign_advantages(g).trajectories} == {0.0}
+    collected, one, _ = gather(lambda p, s: True, algorithm=algorithm)
+    assert (len(collected.groups), one.ledger.next_draw) == (4, 4)
+    groups = algorithm.assign_advantages(collected.groups)
+    assert {t.advantage for g in groups for t in g.trajectories} == {0.0}
+
+
+class TestWhenTheBudgetEnds:
+    """Prompts 3, 7 and 11 are useful; a step wants four groups and may draw the twelve prompts once."""
+
+    @staticmethod
+    def rule(prompt: int, sample: int) -> bool:
+        return prompt % 2 == 0 or (prompt % 4 == 3 and sample % 4 == 0)
+
+    def test_train_partial(self, collector):
+        collected, lines = one_step(collector(self.rule))
+        assert sorted(group.prompt.id for group in collected.groups) == ["p11", "p3", "p7"]
+        assert [line["end"] for line in lines].count("trained") == 3
+
+    @pytest.mark.parametrize("surplus", list(KeepSurplus))
+    def test_skip_step(self, collector, surplus):
+        one = collector(self.rule, when_budget_ends=BudgetEnd.skip_step, keep_surplus=surplus)
+        collected, lines = one_step(one)
+        assert collected.groups == []
+        if surplus is KeepSurplus.never:
+            assert one.ledger.dropped == {"all_right": 6, "all_wrong": 3, "skipped_step": 3}
+            assert len(lines) == 12 and not one.ledger.in_flight
+        else:  # kept, so that the next step begins with three of four
+            assert one.ledger.dropped == {"all_right": 6, "all_wrong": 3}
+            assert len(lines) == 9 and len(one.ledger.in_flight) == 3
+            later, _ = one_step(one)
+            assert len(later.groups) == 4 and later.num_drawn <= 12
+
+    def test_stop(self, collector):
+        one = collector(self.rule, when_budget_ends=BudgetEnd.stop)
+        with pytest.raises(
+            BudgetExhausted, match=r"12 prompts were drawn and 3 of trainer\.groups_per_step = 4"
+        ) as stop:
+            one.collect()
+        assert stop.value.exit_code == 7 and "'all_right': 6" in str(stop.value)
+
+    @pytest.mark.parametrize("policy", list(BudgetEnd))
+    @pytest.mark.parametrize(
+        ("rule", "reason"),
+        [
+            (lambda p, s: True, "all_right"),
+            (lambda p, s: False, "all_wrong"),
+            (lambda p, s: None, "unscorable"),
+        ],
+    )
+    def test_dead_sets_end_too(self, collector, policy, rule, reason):
+        one = collector(rule, when_budget_ends=policy)
+        if policy is BudgetEnd.stop:
+            with pytest.raises(BudgetExhausted, match=f"0 of .*'{reason}': 12"):
+                one.collect()
+            return
+        collected, _ = one_step(one)
+        assert (collected.groups, one.ledger.dropped, collected.num_drawn) == ([], {reason: 12}, 12)
+        metrics = step_metrics(collected, LossTotals(), one)
+        assert (metrics["updates"], metrics["groups/dead_share"]) == (0.0, 1.0)
+
+
+class TestKeptSurplus:
+    def make(self, collector) -> Collector:
+        one = collector(lambda p, s: s % 2 == 0, num_groups=3, keep_surplus=KeepSurplus.always)
+        one.ledger.useful_share = 0.5  # draws six, needs three
+        return one
+
+    def test_is_trained_first_in_the_next_step(self, collector):
+        one = self.make(collector)
+        first, lines = one_step(one)
+        assert [g.draw for g in first.groups] == [0, 1, 2] and [g.draw for g in first.kept] == [3, 4, 5]
+        assert sorted(one.ledger.in_flight) == [3, 4, 5] and len(lines) == 3 and first.dropped == []
+        second, lines = one_step(one)
+        assert [g.draw for g in second.groups] == [3, 4, 5] and second.num_drawn == 0
+        assert one.ledger.trained == one.ledger.next_draw == 6 and not one.ledger.in_flight
+
+    def test_survives_a_checkpoint_to_the_bit(self, collector):
+        one, other = self.make(collector), self.make(collector)
+        one_step(one)
+        other.restore(json.loads(json.dumps(one.state())))
+        assert other.state() == one.state()
+        for kept, restored in zip(one.kept, other.kept, strict=True):
+            assert kept.trajectories == restored.trajectories and kept.prompt == restored.prompt
+            assert all(torch.equal(a, b) for a, b in zip(kept.images, restored.images, strict=True))
+        later, again = one_step(one), one_step(other)
+        assert [g.draw for g in later[0].groups] == [g.draw for g in again[0].groups] and later[1] == again[1]
+
+    def test_its_age_is_reported(self, collector):
+        one = self.make(collector)
+        one_step(one)
+        collected, _ = one_step(one)
+        metrics = step_metrics(collected, LossTotals(policy_version=2), one)
+        assert (metrics["policy_age/mean"], metrics["policy_age/max"]) == (2.0, 2.0)
+
+    def test_needs_a_correction(self):
+        with pytest.raises(ValueError, match=r"trainer\.keep_surplus: always .* algorithm\.correction\.rule=token_tr"):
+            RlConfig("c", "p", DapoConfig(), trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
+        corrected = DapoConfig(correction=CorrectionConfig(Correction.token_truncate))
+        RlConfig("c", "p", corrected, trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
+
+
+def test_an_interruption_leaves_the_round(collector):
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    one = collector(lambda p, s: s == 0)
+    with pytest.raises(KeyboardInterrupt):
+        one.collect(check)
+
+
+def test_updates_that_were_skipped_drop_their_groups(collector):
+    one = collector(lambda p, s: s == 0)
+    collected = one.collect()
+    one.close(collected.groups, {collected.groups[0].draw})
+    assert (one.ledger.trained, one.ledger.dropped) == (3, {"not_finite": 1})
+
+
+def test_pass_rates_are_remembered_and_reported(collector):
+    one = collector(lambda p, s: s == 0, curriculum=Curriculum.pass_rate)
+    collected, _ = one_step(one)
+    assert set(one.order.pass_rates.values()) == {0.25}
+    metrics = step_metrics(collected, LossTotals(), one)
+    assert (metrics["prompts/pass_rate"], metrics["prompts/seen_share"]) == (0.25, 4 / 12)
 
 
 def test_ledger_state_round_trip_and_imbalance():
     ledger = Ledger()
     ledger.train(ledger.draw("a"))
     ledger.drop(ledger.draw("b"), "all_wrong")
-    assert Ledger.from_state(ledger.state()) == Ledger(2, 1, {"all_wrong": 1})
     ledger.draw("c")
-    with pytest.raises(RuntimeError, match="1 draws are still in flight"):
-        ledger.state()
+    assert Ledger.from_state(json.loads(json.dumps(ledger.state()))) == Ledger(
+        3, 1, {"all_wrong": 1}, in_flight={2: "c"}
+    )
+    ledger.check({2})
+    with pytest.raises(RuntimeError, match=r"in flight are \[2\], kept are \[\]"):
+        ledger.check(set())
     ledger.trained += 1
     with pytest.raises(RuntimeError, match="ledger: 3 draws, but 2 trained"):
-        ledger.check()
-
-
-def test_prompts_are_drawn_in_keyed_epochs(tiny, easy_prompts):
-    def order(seed: int, start: int) -> list[str]:
-        prompts = PromptSet(easy_prompts, tiny[1], Mode.think, 96, seed)
-        return [prompts.at(start + i).prompt.id for i in range(12)]
-
-    assert sorted(order(0, 0)) == sorted(order(0, 12)) == sorted(f"p{i}" for i in range(12))
-    assert order(0, 0) == order(0, 0) != order(1, 0)
-    assert order(0, 0) != order(0, 12)
+        ledger.check({2})
 
 
 @pytest.mark.parametrize(

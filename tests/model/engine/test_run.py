@@ -1,14 +1,18 @@
 """Run folders: damaged checkpoints are rejected by name, logs are cut, one owner, one config."""
 
+import errno
 import json
+import os
 import random
 import shutil
+import signal
 
 import pytest
 
 from model.engine.config import RunConfig, Start
 from model.engine.durable import verify_folder, write_folder
-from model.engine.run import Run, cut_lines
+from model.engine.interrupt import Interrupted
+from model.engine.run import OutOfSpace, Run, cut_lines
 
 
 class Counter:
@@ -40,11 +44,12 @@ def fill(folder, steps: int = 6) -> None:
     run._lock.close()
 
 
-def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd):
-    """Forty seeded damages of the two newest checkpoints: truncated, flipped, deleted."""
+@pytest.mark.parametrize("trials", [range(10), pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=str)
+def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd, trials):
+    """Seeded damages of the two newest checkpoints: truncated, flipped, deleted."""
     fill(tmp_path / "master")
-    rng = random.Random(0)
-    for trial in range(40):
+    for trial in trials:
+        rng = random.Random(trial)
         folder = shutil.copytree(tmp_path / "master", tmp_path / f"run{trial}")
         victims = [folder / "checkpoints" / f"step_{step:08d}" for step in rng.choice([(6,), (6, 4)])]
         for victim in victims:
@@ -154,3 +159,84 @@ def test_write_folder_replaces_whole_folders_and_verifies(tmp_path):
     (folder / "a").write_bytes(b"4")
     assert "differ from the checksum" in verify_folder(folder)
     assert "manifest.json is missing" in verify_folder(tmp_path / "y")
+
+
+def test_checkpoints_that_are_gone_are_an_error_never_a_new_start(tmp_path):
+    fill(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"reaches step 6, but .*checkpoints holds no checkpoint; .*run\.start=fresh"):
+        make_run(tmp_path).restore(Counter())
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    run = make_run(tmp_path)
+    run.restore(Counter())
+    run.append("evaluations.jsonl", 0, [{"accuracy": 0.5}])
+    for step in (1, 2):  # killed between the log of step 2 and its save
+        run.log(step, {"loss": 1.0})
+    run._lock.close()
+    assert make_run(tmp_path).restore(Counter()) == {"step": 0}
+    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_numbers_that_json_does_not_have_are_written_as_null(tmp_path):
+    run = make_run(tmp_path)
+    run.restore(Counter())
+    run.log(1, {"loss": float("nan"), "grad_norm": float("inf"), "reward": 0.5})
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (row["loss"], row["grad_norm"], row["reward"]) == (None, None, 0.5)
+
+
+class TestStops:
+    def start(self, folder):
+        run, engine = make_run(folder), Counter()
+        run.restore(engine)
+        return run, engine
+
+    def test_sigterm_saves_the_last_whole_step(self, tmp_path):
+        run, engine = self.start(tmp_path)
+        before = signal.getsignal(signal.SIGTERM)
+        state = {"step": 5}
+        engine.value = 5
+        with pytest.raises(Interrupted) as stop, run.saved_on_stop(engine, lambda: state) as asked:
+            asked.check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.check()
+        assert stop.value.exit_code == 5 and signal.getsignal(signal.SIGTERM) is before
+        run._lock.close()
+        again = Counter()
+        assert make_run(tmp_path).restore(again) == {"step": 5} and again.value == 5
+
+    def test_other_errors_save_nothing(self, tmp_path):
+        run, engine = self.start(tmp_path)
+        with pytest.raises(ZeroDivisionError), run.saved_on_stop(engine, lambda: {"step": 5}):
+            _ = 1 / 0
+        assert not (tmp_path / "checkpoints").exists()
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+    def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(self, tmp_path, monkeypatch, code):
+        run, engine = self.start(tmp_path)
+        run.save(engine, {"step": 2})
+        written = os.fsync
+
+        def full(descriptor: int) -> None:
+            if "partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
+                raise OSError(code, os.strerror(code))
+            written(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(
+            OutOfSpace, match=r"no space to write the checkpoint of step 4 .*newest .* is step_00000002"
+        ):
+            run.save(engine, {"step": 4})
+        monkeypatch.undo()
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+        assert verify_folder(tmp_path / "checkpoints" / "step_00000002") == ""
+        run._lock.close()
+        assert make_run(tmp_path).restore(Counter()) == {"step": 2}
+
+    def test_a_full_disk_under_the_logs_is_said_too(self, tmp_path):
+        (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+        run, _ = make_run(tmp_path), Counter()
+        with pytest.raises(OutOfSpace, match=r"no space to write ledger\.jsonl .* newest checkpoint is none"):
+            run.append("ledger.jsonl", 1, [{"draw": 0}])

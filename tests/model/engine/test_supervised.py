@@ -6,9 +6,10 @@ import torch
 from model.batch import Row
 from model.checkpoint import build_flavour
 from model.config import Flavour
+from model.engine.balance import BalancedLoss
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
-from model.engine.supervised import BalancedCrossEntropy, cross_entropy, make_train_batch
+from model.engine.supervised import cross_entropy, make_train_batch
 from model.moe import activation_entropy
 
 DENOMINATOR = 40.0
@@ -31,7 +32,7 @@ def test_balance_does_not_depend_on_the_split_into_micro_batches(moe):
     gradients, terms = [], []
     for parts in ([slice(0, 4)], [slice(0, 1), slice(1, 4)]):
         batches = [make_train_batch(rows(1)[part], processor) for part in parts]
-        loss = BalancedCrossEntropy.over(engine, batches, 1.0, DENOMINATOR)
+        loss = BalancedLoss.over(cross_entropy, engine, [b.inputs for b in batches], 1.0, DENOMINATOR)
 
         def balance_only(scores, batch, loss=loss):
             total, metrics = loss(scores, batch)
@@ -54,7 +55,7 @@ def test_the_term_spreads_tokens_over_the_experts(moe):
     entropies = []
     for step in range(40):
         batch = make_train_batch(rows(step), processor)
-        loss = BalancedCrossEntropy.over(engine, [batch], 100.0, DENOMINATOR)
+        loss = BalancedLoss.over(cross_entropy, engine, [batch.inputs], 100.0, DENOMINATOR)
         metrics = engine.forward_backward(batch, lambda s, b, loss=loss: loss(s, b), DENOMINATOR)
         entropies.append(metrics["expert_entropy"])
         engine.step()

@@ -1,0 +1,64 @@
+"""The load-balancing term of MoE routers as an addition to any loss."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.batch import ModelInputs
+from model.engine.base import LossFn, TrainEngine
+from model.logprobs import TokenScores
+from model.moe import activation_entropy, balance_loss
+
+
+@dataclass(frozen=True)
+class BalancedLoss:
+    """`loss` plus the load-balancing term of the routers over all tokens of one update.
+
+    The term has its own denominator: the loss grows by coefficient x (1 when balanced), however rows are packed.
+    """
+
+    loss: LossFn
+    coefficient: float
+    counts: Tensor | None  # [L, E] routed pairs that balance is asked of; None: the one batch is the update
+    num_tokens: float  # of the update, weighed as routing weighs them
+    denominator: float  # what the engine divides the loss by
+
+    @classmethod
+    def over(
+        cls,
+        loss: LossFn,
+        engine: TrainEngine,
+        inputs: Sequence[ModelInputs],
+        coefficient: float,
+        denominator: float,
+        counts: Tensor | None = None,
+    ) -> "BalancedLoss":
+        """Over the micro-batches `inputs` of one update. Without `counts`, several of them need a pass without
+        gradient first: balance is asked of all of them together."""
+        if counts is None and len(inputs) > 1:
+            counts = routed_counts(engine, inputs)
+        return cls(loss, coefficient, counts, sum(map(routing_total, inputs)), denominator)
+
+    def __call__(self, scores: TokenScores, batch: Any) -> tuple[Tensor, dict[str, float]]:
+        loss_sum, metrics = self.loss(scores, batch)
+        assert scores.routing is not None
+        counts = scores.routing.counts if self.counts is None else self.counts
+        balance = balance_loss(scores.routing, counts) / self.num_tokens
+        share = routing_total(batch.inputs) / self.num_tokens  # the log adds micro-batches up
+        metrics["balance"] = balance.item()
+        metrics["expert_entropy"] = activation_entropy(counts).mean().item() * share
+        return loss_sum + self.coefficient * self.denominator * balance, metrics
+
+
+def routed_counts(engine: TrainEngine, inputs: Sequence[ModelInputs]) -> Tensor:
+    """[L, E] routed pairs of several micro-batches, from a pass without gradient."""
+    routings = [engine.logprobs(part).routing for part in inputs]
+    return torch.stack([routing.counts for routing in routings if routing is not None]).sum(0)
+
+
+def routing_total(inputs: ModelInputs) -> float:
+    """How many tokens the inputs count as in load balancing."""
+    return float(inputs.num_tokens if inputs.routing_weights is None else inputs.routing_weights.sum())

@@ -1,0 +1,333 @@
+"""Settings of algorithms. Each named bundle is a subclass whose defaults are its paper's; what a paper leaves open is
+marked as ours.
+"""
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+
+class Baseline(Enum):
+    """What is taken from a reward: the mean of its group, of its siblings without itself, of the step, or nothing."""
+
+    group_mean = "group_mean"
+    leave_one_out = "leave_one_out"
+    batch_mean = "batch_mean"
+    none = "none"
+
+
+class AdvantageScale(Enum):
+    """What a reward's distance from its baseline is divided by: its group's standard deviation, the step's, nothing."""
+
+    group_std = "group_std"
+    batch_std = "batch_std"
+    none = "none"
+
+
+class LossNormalisation(Enum):
+    """`tokens`: every trained token of the update weighs the same; `sequences`: every trajectory does; `constant`:
+    tokens weigh the same, and the sum is divided by trajectories x max_completion_tokens, whatever was sampled.
+    """
+
+    tokens = "tokens"
+    sequences = "sequences"
+    constant = "constant"
+
+
+class GroupFilter(Enum):
+    """Which groups train: all, those with right and wrong answers, or those with different total rewards."""
+
+    none = "none"
+    correctness_spread = "correctness_spread"
+    reward_spread = "reward_spread"
+
+
+class RatioLevel(Enum):
+    """Whose probability the ratio compares: each `token`'s, the `sequence`'s as a mean per token (GSPO), or the
+    product over the `whole_sequence` (RLOO).
+    """
+
+    token = "token"
+    sequence = "sequence"
+    whole_sequence = "whole_sequence"
+
+
+class KlEstimator(Enum):
+    """Schulman's estimators of KL(policy, reference) with d = policy - reference: d, d^2 / 2, exp(-d) - 1 + d."""
+
+    k1 = "k1"
+    k2 = "k2"
+    k3 = "k3"
+
+
+class KlPlace(Enum):
+    """A term of the `loss`, with gradient, or taken from the `reward`, without."""
+
+    loss = "loss"
+    reward = "reward"
+
+
+class Correction(Enum):
+    """Importance weight exp(old - rollout) between trainer and sampler, per token or of the whole sequence: at most
+    `cap` (truncate), or 0 where it is more (mask).
+    """
+
+    none = "none"
+    token_truncate = "token_truncate"
+    token_mask = "token_mask"
+    sequence_truncate = "sequence_truncate"
+    sequence_mask = "sequence_mask"
+
+
+class OverlongRule(Enum):
+    """A completion that hits the token limit: as any other, kept out of the loss, punished in its reward, or both."""
+
+    keep = "keep"
+    mask = "mask"
+    punish = "punish"
+    mask_and_punish = "mask_and_punish"
+
+
+@dataclass
+class KlConfig:
+    coefficient: float = 0.0
+    """weight of KL(policy, reference); 0 keeps no reference model"""
+    estimator: KlEstimator = KlEstimator.k3
+    """k1 (unbiased), k2 (unbiased gradient), k3 (unbiased and never negative)"""
+    place: KlPlace = KlPlace.loss
+    """loss: a term with gradient; reward: taken from the reward before advantages"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.coefficient < float("inf"):
+            raise ValueError(f"algorithm.kl.coefficient: expected 0 or more, found {self.coefficient}")
+
+
+@dataclass
+class CorrectionConfig:
+    rule: Correction = Correction.none
+    """importance weight between the log-probs of trainer and sampler"""
+    cap: float = 2.0
+    """largest weight (truncate), or the weight above which a token or sequence does not count (mask)"""
+
+    def __post_init__(self) -> None:
+        if not self.cap >= 1:
+            raise ValueError(f"algorithm.correction.cap: expected at least 1, found {self.cap}")
+
+
+@dataclass
+class OverlongConfig:
+    rule: OverlongRule = OverlongRule.keep
+    """what happens to completions that hit rollouts.max_completion_tokens"""
+    buffer: int = 8
+    """completion tokens before the limit in which the punishment grows from 0 to `penalty`"""
+    penalty: float = 1.0
+    """reward taken from a completion that reaches the limit"""
+
+    def __post_init__(self) -> None:
+        if self.buffer < 0 or not 0 <= self.penalty < float("inf"):
+            raise ValueError(
+                f"algorithm.overlong.buffer, algorithm.overlong.penalty: expected 0 or more, found {self.buffer}, "
+                f"{self.penalty}"
+            )
+
+    @property
+    def masks(self) -> bool:
+        return self.rule in (OverlongRule.mask, OverlongRule.mask_and_punish)
+
+    @property
+    def punishes(self) -> bool:
+        return self.rule in (OverlongRule.punish, OverlongRule.mask_and_punish)
+
+
+@dataclass
+class AlgorithmConfig:
+    name: str = ""
+    """registered algorithm"""
+    group_size: int = 8
+    """completions per prompt [G]"""
+    clip_low: float = 0.2
+    """the ratio is clipped below 1 - clip_low"""
+    clip_high: float = 0.2
+    """the ratio is clipped above 1 + clip_high"""
+    dual_clip: float = 0.0
+    """with a negative advantage the ratio counts as this at most (arXiv 1912.09729); 0 turns it off"""
+    ratio_level: RatioLevel = RatioLevel.token
+    """whose probability the ratio compares"""
+    baseline: Baseline = Baseline.group_mean
+    """what is taken from a reward to make an advantage"""
+    advantage_scale: AdvantageScale = AdvantageScale.group_std
+    """what that difference is divided by"""
+    normalisation: LossNormalisation = LossNormalisation.tokens
+    """what the loss of an update is divided by"""
+    group_filter: GroupFilter = GroupFilter.none
+    """which groups train; filtered ones are replaced by new draws"""
+    entropy_coefficient: float = 0.0
+    """weight of the entropy bonus, per token as the loss weighs tokens"""
+    kl: KlConfig = field(default_factory=KlConfig)
+    correction: CorrectionConfig = field(default_factory=CorrectionConfig)
+    overlong: OverlongConfig = field(default_factory=OverlongConfig)
+
+    def __post_init__(self) -> None:
+        if self.group_size < 1:
+            raise ValueError(f"algorithm.group_size: expected at least 1, found {self.group_size}")
+        if self.group_size == 1:
+            self._check_lone_completions()
+        if not 0 < self.clip_low <= 1 or not self.clip_high > 0:
+            raise ValueError(
+                f"algorithm.clip_low, algorithm.clip_high: expected 0 < clip_low <= 1 and clip_high > 0, found "
+                f"{self.clip_low}, {self.clip_high}"
+            )
+        if self.dual_clip != 0 and not self.dual_clip > 1 + self.clip_high:
+            raise ValueError(
+                f"algorithm.dual_clip: expected 0 (off) or more than 1 + algorithm.clip_high = {1 + self.clip_high}, "
+                f"found {self.dual_clip}"
+            )
+        if not abs(self.entropy_coefficient) < float("inf"):
+            raise ValueError(f"algorithm.entropy_coefficient: expected a number, found {self.entropy_coefficient}")
+        if self.ratio_level is not RatioLevel.token and self.correction.rule.value.startswith("token_"):
+            raise ValueError(
+                f"algorithm.correction.rule: {self.correction.rule.value} weighs tokens, but algorithm.ratio_level="
+                f"{self.ratio_level.value} has one ratio for a sequence; set algorithm.correction.rule="
+                f"{self.correction.rule.value.replace('token', 'sequence')} or none"
+            )
+        if self.ratio_level is not RatioLevel.token and self.normalisation is not LossNormalisation.sequences:
+            raise ValueError(
+                f"algorithm.normalisation: expected sequences with algorithm.ratio_level={self.ratio_level.value} "
+                f"(a sequence has one ratio), found {self.normalisation.value}"
+            )
+        if self.kl.place is KlPlace.reward and self.kl.coefficient == 0:
+            raise ValueError(
+                "algorithm.kl.place: reward asks for a reference, but algorithm.kl.coefficient=0 keeps none; set "
+                "algorithm.kl.coefficient above 0, or algorithm.kl.place=loss"
+            )
+
+    def _check_lone_completions(self) -> None:
+        """What compares siblings needs siblings."""
+        wrong = {
+            "advantage_scale": self.advantage_scale is AdvantageScale.group_std,
+            "baseline": self.baseline in (Baseline.group_mean, Baseline.leave_one_out),
+            "group_filter": self.group_filter is not GroupFilter.none,
+        }
+        for name, compares in wrong.items():
+            if compares:
+                raise ValueError(
+                    f"algorithm.group_size: expected at least 2 with algorithm.{name}={getattr(self, name).value} (one "
+                    f"completion has no siblings), found 1; raise the group size or set another algorithm.{name}"
+                )
+
+
+@dataclass
+class GrpoConfig(AlgorithmConfig):
+    """GRPO (arXiv 2402.03300): symmetric clip, per-sequence mean, KL to the reference in the loss, no filter.
+
+    Ours: the clip range, which the paper does not state.
+    """
+
+    name: str = "grpo"
+    normalisation: LossNormalisation = LossNormalisation.sequences
+    kl: KlConfig = field(default_factory=lambda: KlConfig(0.04))
+
+
+@dataclass
+class DrGrpoConfig(AlgorithmConfig):
+    """Dr. GRPO (arXiv 2503.20783): neither the group's deviation nor the completion's length divides; no KL."""
+
+    name: str = "dr_grpo"
+    advantage_scale: AdvantageScale = AdvantageScale.none
+    normalisation: LossNormalisation = LossNormalisation.constant
+
+
+@dataclass
+class DapoConfig(AlgorithmConfig):
+    """DAPO (arXiv 2503.14476): clip-higher, token-level loss, dynamic sampling, soft overlong punishment, no KL.
+
+    Ours: the buffer (the paper's 4,096 of 20,480 tokens do not fit a short limit).
+    """
+
+    name: str = "dapo"
+    clip_high: float = 0.28
+    group_filter: GroupFilter = GroupFilter.correctness_spread
+    overlong: OverlongConfig = field(default_factory=lambda: OverlongConfig(OverlongRule.punish))
+
+
+@dataclass
+class GspoConfig(AlgorithmConfig):
+    """GSPO (arXiv 2507.18071): one length-normalised ratio per sequence, clipped to 1 - 3e-4 .. 1 + 4e-4, no KL."""
+
+    name: str = "gspo"
+    clip_low: float = 3e-4
+    clip_high: float = 4e-4
+    ratio_level: RatioLevel = RatioLevel.sequence
+    normalisation: LossNormalisation = LossNormalisation.sequences
+
+
+@dataclass
+class CispoConfig(AlgorithmConfig):
+    """CISPO (MiniMax-M1, arXiv 2506.13585): the ratio is clipped and detached, so no token loses its gradient;
+    token-level loss, dynamic sampling and overlong punishment of DAPO, no KL.
+
+    Ours: clip_high = 4 (the paper tunes it and names no value); clip_low = 1 leaves the ratio unbounded below.
+    """
+
+    name: str = "cispo"
+    clip_low: float = 1.0
+    clip_high: float = 4.0
+    group_filter: GroupFilter = GroupFilter.correctness_spread
+    overlong: OverlongConfig = field(default_factory=lambda: OverlongConfig(OverlongRule.punish))
+
+
+@dataclass
+class RlooConfig(AlgorithmConfig):
+    """RLOO (arXiv 2402.14740): leave-one-out baseline, whole completions as actions, KL in the reward.
+
+    Ours: the clip (the paper has none; with one update per step it does nothing) and 0.05, from the paper's range.
+    """
+
+    name: str = "rloo"
+    ratio_level: RatioLevel = RatioLevel.whole_sequence
+    baseline: Baseline = Baseline.leave_one_out
+    advantage_scale: AdvantageScale = AdvantageScale.none
+    normalisation: LossNormalisation = LossNormalisation.sequences
+    kl: KlConfig = field(default_factory=lambda: KlConfig(0.05, KlEstimator.k1, KlPlace.reward))
+
+
+@dataclass
+class ReinforcePpConfig(AlgorithmConfig):
+    """REINFORCE++ (arXiv 2501.03262): k1 KL of each token in the reward to go, advantages normalised over the step.
+
+    Ours: 0.01, which the paper does not fix.
+    """
+
+    name: str = "reinforce_pp"
+    baseline: Baseline = Baseline.batch_mean
+    advantage_scale: AdvantageScale = AdvantageScale.batch_std
+    kl: KlConfig = field(default_factory=lambda: KlConfig(0.01, KlEstimator.k1, KlPlace.reward))
+
+
+@dataclass
+class CustomConfig(AlgorithmConfig):
+    """A class of your own in a file of your own; docs/algorithms.md."""
+
+    name: str = "FILE.py:CLASS"
+    """your subclass of rlhf.algorithms.algorithm.Algorithm; it runs in the trainer's process"""
+    settings: dict[str, float] = field(default_factory=dict)
+    """what your class reads from self.config.settings"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        path, _, name = self.name.rpartition(":")
+        if not path.endswith(".py") or not name.isidentifier() or self.name == CustomConfig.name:
+            raise ValueError(
+                f"algorithm.name: expected the file and class of your algorithm as FILE.py:CLASS, found {self.name!r}"
+            )
+
+
+ALGORITHM_CONFIGS: dict[str, type[AlgorithmConfig]] = {
+    "grpo": GrpoConfig,
+    "dr_grpo": DrGrpoConfig,
+    "dapo": DapoConfig,
+    "gspo": GspoConfig,
+    "cispo": CispoConfig,
+    "rloo": RlooConfig,
+    "reinforce_pp": ReinforcePpConfig,
+}
+"""What `algorithm=NAME` chooses from, beside `algorithm=custom`."""

@@ -1,0 +1,117 @@
+"""From the groups of a step to optimizer updates that the algorithm's loss asks for."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from model.config import MoeLanguageConfig
+from model.engine.balance import BalancedLoss, routed_counts
+from model.engine.base import LossFn, NonFiniteError, StepResult, TrainEngine
+from model.engine.run import Run
+from model.processor import Processor
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.config import TrainerConfig
+from rlhf.trajectory import Group, PolicyBatch, pack
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The trained weights and, when the algorithm asks for KL, the frozen ones it started from."""
+
+    engine: TrainEngine
+    reference: TrainEngine | None
+    processor: Processor
+    micro_batch_tokens: int
+
+
+@dataclass(frozen=True)
+class Update:
+    """One optimizer update: the groups of a mini-batch, packed into micro-batches."""
+
+    groups: Sequence[Group]
+    batches: list[PolicyBatch]
+    balance_coefficient: float = 0.0
+    routed: Tensor | None = None  # [L, E] pairs that the routers of an MoE sent where, over the step
+
+
+@dataclass(frozen=True)
+class UpdateResult:
+    """What an update did, and the sums of its micro-batches."""
+
+    result: StepResult
+    sums: list[dict[str, float]]
+    draws: set[int]
+
+
+def with_reference(groups: Sequence[Group], policy: Policy) -> list[Group]:
+    """The groups with the reference's log-probabilities in each scored trajectory; unchanged without a reference."""
+    if policy.reference is None:
+        return list(groups)
+    columns: list[Tensor] = []
+    for batch in _pack(groups, policy, mean_per_sequence=False):
+        logprobs = policy.reference.logprobs(batch.inputs).logprobs.cpu()
+        columns += logprobs.split(torch.bincount(batch.sequence).tolist())
+    found = iter(columns)
+    return [
+        group.with_trajectories(
+            [replace(t, ref_logprobs=next(found)) if t.is_scored else t for t in group.trajectories]
+        )
+        for group in groups
+    ]
+
+
+def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, config: TrainerConfig) -> list[Update]:
+    """Every optimizer update of the step, all passes. `groups` hold what trains, with advantages.
+
+    With one update per step the old policy is the policy itself; otherwise its log-probs are computed here, once, on
+    the same micro-batches, so that the first ratio is exactly 1.
+    """
+    engine = policy.engine
+    per_update = max(1, config.mini_batch_size // algorithm.config.group_size)
+    mini_batches = [groups[start : start + per_update] for start in range(0, len(groups), per_update)]
+    updates = [Update(part, _pack(part, policy, algorithm.mean_per_sequence)) for part in mini_batches]
+    several = len(updates) * config.passes > 1
+    if several:
+        updates = [
+            replace(one, batches=[replace(b, old_logprobs=engine.logprobs(b.inputs).logprobs) for b in one.batches])
+            for one in updates
+        ]
+    if config.balance_coefficient and isinstance(policy.processor.config.language, MoeLanguageConfig):
+        inputs = [batch.inputs for one in updates for batch in one.batches]
+        routed = routed_counts(engine, inputs) if several or len(inputs) > 1 else None
+        updates = [replace(one, balance_coefficient=config.balance_coefficient, routed=routed) for one in updates]
+    return updates * config.passes
+
+
+def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number: int, run: Run) -> UpdateResult:
+    """Gradient of every micro-batch, then one optimizer step.
+
+    A loss or gradient that is not finite reaches neither weights nor optimizer; its prompts are named on stderr and in
+    skipped.jsonl. `NonFiniteError` after `engine.max_skipped_updates` of them in a row.
+    """
+    engine, denominator = policy.engine, algorithm.denominator(one.groups)
+    loss: LossFn = algorithm.loss
+    if one.balance_coefficient:
+        inputs = [batch.inputs for batch in one.batches]
+        loss = BalancedLoss.over(loss, engine, inputs, one.balance_coefficient, denominator, one.routed)
+    sums = [engine.forward_backward(batch, loss, denominator) for batch in one.batches]
+    suspects = [b for b, s in zip(one.batches, sums, strict=True) if not -float("inf") < s["loss"] < float("inf")]
+    prompts = sorted({name for batch in suspects or one.batches for name in batch.prompt_ids})
+    what = "loss" if suspects else "gradient"
+    try:
+        result = engine.step()
+    except NonFiniteError as error:
+        raise NonFiniteError(f"step {step}: {error}; prompts of the last one: {prompts}") from None
+    if not result.applied:
+        print(f"step {step}: update {number} skipped, {what} not finite; prompts: {prompts}", file=sys.stderr)
+        run.append("skipped.jsonl", step, [{"update": number, "what": what, "prompts": prompts}])
+    return UpdateResult(result, sums, {group.draw for group in one.groups})
+
+
+def _pack(groups: Sequence[Group], policy: Policy, mean_per_sequence: bool) -> list[PolicyBatch]:
+    processor = policy.processor
+    pixels_per_token = processor.config.pixels_per_token
+    return pack(groups, policy.micro_batch_tokens, processor.placeholder_id, pixels_per_token, mean_per_sequence)
