@@ -170,9 +170,17 @@ def _finish(
 
 
 def _run_module(title: str, module: str, arguments: list[str]) -> None:
-    """`python -m MODULE ARGUMENTS` as a process. `StageFailed` if it ends with an error."""
+    """`python -m MODULE ARGUMENTS` as a process. `StageFailed` if it ends with an error.
+
+    SIGTERM is passed on: the stage saves its state and ends with its own exit code.
+    """
     command = [sys.executable, "-m", module, *arguments]
-    code = subprocess.run(command, preexec_fn=_die_with_parent).returncode
+    with subprocess.Popen(command, preexec_fn=_die_with_parent) as stage:
+        previous = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
+        try:
+            code = stage.wait()
+        finally:
+            signal.signal(signal.SIGTERM, previous)
     if code:
         raise StageFailed(title, code)
 

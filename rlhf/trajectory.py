@@ -91,7 +91,11 @@ def pack(
     batches = []
     for part in split_by_tokens(rows, budget):
         trajectories = [t for piece, _ in pieces[part] for t in piece]
-        inputs = pack_rows(rows[part], placeholder_id, pixels_per_token)
+        try:
+            inputs = pack_rows(rows[part], placeholder_id, pixels_per_token)
+        except ValueError as error:
+            prompts = sorted({t.rollout.prompt_id for t in trajectories})
+            raise ValueError(f"prompts {prompts}: {error}") from None
         inputs = replace(inputs, routing_weights=routing_weights(rows[part]))
         batches.append(_policy_batch(inputs, trajectories, mean_per_sequence))
     return batches

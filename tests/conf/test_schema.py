@@ -27,6 +27,7 @@ def test_recipe_composes_and_holds_what_its_file_says(required, entry, recipe):
     assert type(config) is ENTRIES[entry]
     composed = OmegaConf.structured(config)
     written = OmegaConf.load(CONF / entry / "recipe" / f"{recipe}.yaml")
+    written.pop("defaults", None)  # which algorithm, unless the command line names one
     assert len(written) > 0 and OmegaConf.merge(composed, written) == composed
 
 
@@ -61,6 +62,20 @@ def test_an_algorithm_named_by_a_recipes_override_beats_the_default(required):
     grpo, _ = load_config("rlhf", [*required["rlhf"], "algorithm=grpo"])
     assert (type(default.algorithm), type(grpo.algorithm)) == (ALGORITHM_CONFIGS["dapo"], ALGORITHM_CONFIGS["grpo"])
     assert grpo.algorithm.kl.coefficient == 0.04 and default.algorithm.kl.coefficient == 0.0
+
+
+def test_the_reports_recipes_hold_its_values(required):
+    """Section 4.2.3 and table 4: 2,048 rollouts, mini-batches of 512, eight updates, 1e-6, 16,384 + 4,096 tokens."""
+    for algorithm in ("dapo", "gspo"):
+        config, _ = load_config("rlhf", [*required["rlhf"], f"recipe=verifiable_{algorithm}"])
+        assert config.algorithm.name == algorithm
+        rollouts = config.trainer.groups_per_step * config.algorithm.group_size
+        updates = config.trainer.passes * rollouts // config.trainer.mini_batch_size
+        assert (rollouts, config.trainer.mini_batch_size, updates) == (2048, 512, 8)
+        assert config.optimizer.learning_rate == 1e-6
+        assert (config.rollouts.max_prompt_tokens, config.rollouts.max_completion_tokens) == (16384, 4096)
+        other, _ = load_config("rlhf", [*required["rlhf"], f"recipe=verifiable_{algorithm}", "algorithm=grpo"])
+        assert other.algorithm.name == "grpo" and other.trainer == config.trainer
 
 
 @pytest.mark.parametrize("recipe", [recipe for entry, recipe in RECIPES if entry == "pipeline"])
