@@ -9,7 +9,8 @@ from rewards.answers import AnswerRule
 
 
 class Combine(Enum):
-    """`weighted_sum` of the parts, or their `product` (SAIL-RL, arXiv 2511.02280); a product ignores weights but 0."""
+    """`weighted_sum` of the parts, or the `product` of those that earn (SAIL-RL, arXiv 2511.02280). A product ignores
+    their weights, but 0 leaves a part out; penalties are added to it with their weights."""
 
     weighted_sum = "weighted_sum"
     product = "product"
@@ -110,6 +111,8 @@ class RewardConfig:
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"reward: weight of {name}: expected a finite number, found {weight}")
+        if not self.earning:
+            raise ValueError(f"reward: expected a part with a positive weight, penalties apart, found {self.weights}")
         total = sum(self.earning.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
             raise ValueError(

@@ -5,7 +5,8 @@ Styles, told by the names of the parameters:
 - TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for;
   a list comes back in which None says that the function does not apply;
 - verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back.
-Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments.
+Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments. True and False count as
+1 and 0 in the TRL and verl styles, as those trainers take them; a native function returns numbers.
 """
 
 import asyncio
@@ -16,7 +17,7 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence, Set
 from enum import Enum
 from functools import cache
 from numbers import Real
@@ -29,6 +30,10 @@ from rewards.result import RewardInput
 ENTRY_POINTS = "sailvl2_rl.rewards"
 _ALIASES = ("solution", "answer", "ground_truth", "label", "target")  # of `reference`, where a function asks for one
 _MAX_SHOWN = 80
+
+
+class Malformed(TypeError):
+    """A function returned what is no reward; the text names the function and the completion's index."""
 
 
 class Style(Enum):
@@ -74,26 +79,26 @@ def style_of(function: Callable, spec: str = "") -> Style:
     return Style.native_batch if first.name == "batch" else Style.native
 
 
-def describe(spec: str) -> dict[str, float]:
+def describe(spec: str, options: Mapping[str, Any] | None = None) -> dict[str, float]:
     """How to call a function: `one_by_one` (1: a task per completion, 0: per prompt, with all its completions), and
-    `timeout_seconds`, `memory_mb` (0: no limit) where it has such attributes."""
-    function = load_function(spec)
-    single = style_of(function, spec) in (Style.native, Style.verl) and not inspect.iscoroutinefunction(function)
-    wanted = {name: getattr(function, name, None) for name in ("timeout_seconds", "memory_mb")}
-    limits = {name: float(value) for name, value in wanted.items() if isinstance(value, int | float)}
-    return {"one_by_one": float(single), **limits}
-
-
-def call_one(spec: str, item: RewardInput, options: Mapping[str, Any]) -> float:
-    """The number that a native or verl function gives one completion; raises what it raises, `TypeError` for others."""
+    `timeout_seconds`, `memory_mb` (0: no limit) where it has such attributes. `ValueError` for options or limits that
+    it cannot be called with."""
     function = load_function(spec)
     style = style_of(function, spec)
-    value = function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
-    value = value.get("score") if _is_verl_dict(style, value) else value
-    checked = _checked(value)
-    if isinstance(checked, str):
-        raise TypeError(f"{spec}: {checked}")
-    return checked
+    _check_options(spec, function, style, options or {})
+    single = style in (Style.native, Style.verl) and not _is_async(function)
+    return {"one_by_one": float(single), **_own_limits(spec, function)}
+
+
+def call_one(spec: str, item: RewardInput, options: Mapping[str, Any], index: int = 0) -> float:
+    """The number that a native or verl function gives one completion; raises what it raises, `Malformed` for what is
+    no number."""
+    function = load_function(spec)
+    style = style_of(function, spec)
+    entry = _entry(spec, index, _await(_call(function, style, item, options)), style)
+    if entry["reason"]:
+        raise Malformed(entry["reason"])
+    return entry["value"]
 
 
 def call_siblings(
@@ -113,11 +118,11 @@ def call_siblings(
         values = _await(function(list(inputs), **options))
     else:
         values = _await(function(**_trl_arguments(function, inputs, options, step, metrics)))
-    if isinstance(values, str | bytes | Mapping) or not hasattr(values, "__len__") or _is_tensor(values):
-        raise TypeError(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
+    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__") or _is_tensor(values):
+        raise Malformed(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
     if len(values) != len(inputs):
-        raise TypeError(f"{spec}: expected {len(inputs)} numbers, one per completion, found {len(values)}")
-    checked = [_entry(spec, index, value, style is Style.trl) for index, value in enumerate(values)]
+        raise Malformed(f"{spec}: expected {len(inputs)} numbers, one per completion, found {len(values)}")
+    checked = [_entry(spec, index, value, style) for index, value in enumerate(values)]
     return {"results": checked, "metrics": metrics}
 
 
@@ -125,14 +130,11 @@ def _call_together(
     spec: str, function: Callable, style: Style, inputs: Sequence[RewardInput], options: Mapping[str, Any]
 ) -> list[dict[str, Any]]:
     """One coroutine per completion. One that raises is its own completion's failure."""
-    calls = [
-        function(item, **options) if style is Style.native else function(**_verl_arguments(item, options))
-        for item in inputs
-    ]
+    calls = [_call(function, style, item, options) for item in inputs]
     return [
         {"value": None, "reason": _said(value), "traceback": "".join(traceback.format_exception(value))}
         if isinstance(value, Exception)
-        else _entry(spec, index, value.get("score") if _is_verl_dict(style, value) else value, False)
+        else _entry(spec, index, value, style)
         for index, value in enumerate(asyncio.run(_gather(calls)))
     ]
 
@@ -141,8 +143,14 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) and str(error) else repr(error)
 
 
-def _is_verl_dict(style: Style, value: Any) -> bool:
-    return style is Style.verl and isinstance(value, Mapping)
+def _call(function: Callable, style: Style, item: RewardInput, options: Mapping[str, Any]) -> Any:
+    if style is Style.native:
+        return function(item, **options)
+    return function(**_understood(function, _verl_arguments(item)), **options)
+
+
+def _is_async(function: Callable) -> bool:
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
 async def _gather(calls: Sequence[Any]) -> list[Any]:
@@ -156,9 +164,13 @@ def _await(value: Any) -> Any:
     return asyncio.run(wait()) if inspect.isawaitable(value) else value
 
 
-def _entry(spec: str, index: int, value: Any, may_abstain: bool) -> dict[str, Any]:
-    if value is None and may_abstain:
+def _entry(spec: str, index: int, value: Any, style: Style) -> dict[str, Any]:
+    if value is None and style is Style.trl:
         return {"value": None, "reason": "", "traceback": ""}
+    if style is Style.verl and isinstance(value, Mapping):
+        value = value.get("score", value)
+    if style in (Style.trl, Style.verl) and _is_bool(value):
+        value = 1.0 if value else 0.0
     checked = _checked(value)
     if isinstance(checked, str):
         return {"value": None, "reason": f"{spec}: completion {index}: {checked}", "traceback": ""}
@@ -175,6 +187,10 @@ def _checked(value: Any) -> float | str:
         if math.isfinite(number):
             return number
     return f"expected a finite number, found {_shown(value)}"
+
+
+def _is_bool(value: Any) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # numpy's too, which is not imported for it
 
 
 def _is_tensor(value: Any) -> bool:
@@ -199,7 +215,7 @@ def _trl_arguments(
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],
         "completion_ids": [item.token_ids for item in inputs],
         "trainer_state": SimpleNamespace(global_step=step),
-        "log_metric": lambda name, value: metrics.setdefault(str(name), []).append(float(value)),
+        "log_metric": lambda name, value: _log(metrics, str(name), float(value)),
         "log_extra": lambda column, values: None,
         "images": [item.images for item in inputs],
         "reference": [item.reference for item in inputs],
@@ -210,20 +226,32 @@ def _trl_arguments(
     for alias in _ALIASES:
         if alias in parameters:
             given.setdefault(alias, given["reference"])
-    given |= options
+    return {**_understood(function, given), **options}
+
+
+def _log(metrics: dict[str, list[float]], name: str, value: float) -> None:
+    if math.isfinite(value):  # the mean of nothing is no reason to lose a reward
+        metrics.setdefault(name, []).append(value)
+
+
+def _understood(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
+    """What of `given` the function has parameters for: all, where it takes any keyword."""
+    parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return given
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _verl_arguments(item: RewardInput, options: Mapping[str, Any]) -> dict[str, Any]:
+def _verl_arguments(item: RewardInput) -> dict[str, Any]:
+    """`extra_info` holds the row's column of that name, if it has one, and its other columns."""
     extra = {**item.meta, "messages": item.messages, "images": item.images, "prompt_id": item.prompt_id}
+    if isinstance(column := extra.pop("extra_info", None), Mapping):
+        extra |= column
     return {
         "data_source": item.meta.get("data_source", item.meta.get("dataset", "")),
         "solution_str": item.completion,
         "ground_truth": item.reference,
         "extra_info": extra,
-        **options,
     }
 
 
@@ -239,7 +267,41 @@ def _from_entry_point(name: str) -> Callable:
     return function
 
 
+def _check_options(spec: str, function: Callable, style: Style, options: Mapping[str, Any]) -> None:
+    signature = inspect.signature(function)
+    try:
+        if style in (Style.native, Style.native_batch):
+            signature.bind(None, **options)
+        else:
+            signature.bind_partial(**options)
+    except TypeError as error:
+        raise ValueError(
+            f"reward.options: {spec!r} cannot be called with {dict(options)}: {error}; its parameters are "
+            f"{list(signature.parameters)}"
+        ) from None
+
+
+def _own_limits(spec: str, function: Callable) -> dict[str, float]:
+    limits = {}
+    for name, least in (("timeout_seconds", "more than 0"), ("memory_mb", "0 (no limit) or more")):
+        value = getattr(function, name, None)
+        if value is None:
+            continue
+        good = isinstance(value, int | float) and math.isfinite(value)
+        if not good or value < 0 or (value == 0 and name == "timeout_seconds"):
+            raise ValueError(f"reward.functions: {spec!r}: attribute {name}: expected {least}, found {value!r}")
+        limits[name] = float(value)
+    return limits
+
+
+def _let_import(folder: Path) -> None:
+    """At the end of the module path, so that a user's own json.py hides nothing."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+
+
 def _from_module(spec: str, module: str) -> Any:
+    _let_import(Path.cwd())
     try:
         return importlib.import_module(module)
     except Exception as error:
@@ -252,6 +314,7 @@ def _from_file(spec: str, path: Path) -> Any:
     module_spec = importlib.util.spec_from_file_location(f"custom_reward_{path.stem}", path)
     if module_spec is None or module_spec.loader is None:
         raise ValueError(f"reward.functions: {spec!r}: expected a .py file, found {path.name}")
+    _let_import(path.resolve().parent)
     module = importlib.util.module_from_spec(module_spec)
     sys.modules[module_spec.name] = module
     try:

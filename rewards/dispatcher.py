@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import os
 import selectors
 import socket
@@ -22,6 +23,7 @@ from rewards.worker import FUNCTIONS, LOAD_SECONDS, VERIFIERS, lane_of
 _START_SECONDS = 60.0  # for a worker to say that it is ready, the imports of its zygote included
 _END_SECONDS = 0.2  # from a closed connection to the notice that the process ended, before it is killed
 _KILL_SECONDS = 5.0  # from the order to kill to the notice, before the zygote counts as broken
+_LONGEST_WAIT = 3600.0  # select refuses what its milliseconds cannot hold
 _MAX_FAILED_STARTS = 3
 
 
@@ -205,8 +207,11 @@ class Dispatcher(threading.Thread):
         self._selector.register(connection, selectors.EVENT_READ, lambda mask: self._on_ready(lane, seat, mask))
 
     def _send(self, lane: _Lane, seat: Seat, job: Job) -> None:
+        seconds = job.task.get("timeout_seconds", self._timeout)
+        if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
+            job.finish(unscorable("error", f": timeout_seconds: expected a positive number, found {seconds!r}"))
+            return
         try:
-            seconds = float(job.task.get("timeout_seconds", self._timeout))
             seat.put({"id": next(self._numbers), "task": job.task, "seconds": seconds})
         except (TypeError, ValueError, RecursionError) as error:
             job.finish(unscorable("error", f": the task is not plain JSON data: {error}"))
@@ -264,8 +269,7 @@ class Dispatcher(threading.Thread):
             self._kill(lane, seat, unscorable("died", ": answered out of turn", seconds=seat.elapsed()))
             return
         if "started" in reply:
-            seconds = float(job.task.get("timeout_seconds", self._timeout))
-            seat.begin(job, State.running, time.monotonic(), seconds)
+            seat.begin(job, State.running, time.monotonic(), job.task.get("timeout_seconds", self._timeout))
             return
         if seat.has_more():
             raise ValueError("answered more than once")
@@ -369,4 +373,4 @@ class Dispatcher(threading.Thread):
 
     def _seconds_to_next_limit(self) -> float | None:
         limits = [seat.limit for lane in self._lanes for seat in lane.seats.values() if seat.limit is not None]
-        return max(0.0, min(limits) - time.monotonic()) if limits else None
+        return min(_LONGEST_WAIT, max(0.0, min(limits) - time.monotonic())) if limits else None

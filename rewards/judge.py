@@ -167,6 +167,7 @@ def _image(path: Path) -> dict[str, Any]:
 
 def _ask(endpoint: Endpoint, payload: dict[str, Any], marker: str) -> dict[str, bool]:
     """One verdict, asking again after what may pass: waits double, with jitter."""
+    _check_key(endpoint)
     problem = ""
     for attempt in range(endpoint.retries + 1):
         if attempt:
@@ -185,14 +186,32 @@ def _ask(endpoint: Endpoint, payload: dict[str, Any], marker: str) -> dict[str, 
     )
 
 
+def _check_key(endpoint: Endpoint) -> None:
+    """`ValueError` for a key that a header cannot hold: the client's own message would say the key."""
+    key = _key(endpoint)
+    if not key.isascii() or not key.isprintable():
+        raise ValueError(
+            f"environment variable {endpoint.api_key_env}: expected a key of printable ASCII characters, found others"
+        )
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """A redirect would carry the key to another address: it counts as a failure, like any status but 200."""
+
+    def redirect_request(self, *_: Any) -> None:
+        return None
+
+
+_opener = urllib.request.build_opener(_StayHere)
+
+
 def _post(endpoint: Endpoint, payload: dict[str, Any]) -> bytes:
     headers = {"Content-Type": "application/json"}
-    key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else ""
-    if key:
+    if key := _key(endpoint):
         headers["Authorization"] = f"Bearer {key}"
     url = endpoint.base_url.rstrip("/") + "/chat/completions"
     request = urllib.request.Request(url, json.dumps(payload).encode(), headers)
-    with urllib.request.urlopen(request, timeout=endpoint.request_seconds) as reply:
+    with _opener.open(request, timeout=endpoint.request_seconds) as reply:
         body = reply.read(_MAX_REPLY_BYTES + 1)
     if len(body) > _MAX_REPLY_BYTES:
         raise JudgeError(f"expected a reply of at most {_MAX_REPLY_BYTES} bytes, found more")
@@ -213,8 +232,12 @@ def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
     return {name: verdict[name] for name in CHECKS}
 
 
+def _key(endpoint: Endpoint) -> str:
+    return os.environ.get(endpoint.api_key_env, "").strip() if endpoint.api_key_env else ""
+
+
 def _without_key(endpoint: Endpoint, text: str) -> str:
-    key = os.environ.get(endpoint.api_key_env, "") if endpoint.api_key_env else ""
+    key = _key(endpoint)
     return text.replace(key, "***") if key else text
 
 

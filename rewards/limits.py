@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 _PAGE = resource.getpagesize()
+_LONGEST = 1e9  # seconds: no limit, and still one that the system call takes
 _MARGIN_SECONDS = 2  # beyond the deadline the parent kills; this limit is for a parent that cannot
 
 
@@ -59,7 +60,7 @@ class Limits:
 
     def __init__(self, memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-        self._memory_bytes = memory_bytes
+        self._memory_bytes = self._allowed = memory_bytes
         try:
             self._statm = os.open("/proc/self/statm", os.O_RDONLY)
         except OSError:  # not Linux: no limit on memory
@@ -70,17 +71,19 @@ class Limits:
 
     def allow_seconds(self, seconds: float) -> None:
         """So much more CPU time, then SIGXCPU ends this process."""
-        limit = math.ceil(time.process_time() + seconds) + _MARGIN_SECONDS
+        limit = math.ceil(time.process_time() + min(seconds, _LONGEST)) + _MARGIN_SECONDS
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))
 
     @contextlib.contextmanager
-    def memory(self) -> Iterator[None]:
-        """Inside, the process may grow by the memory limit. Outside it is free, so that it can say what happened."""
+    def memory(self, megabytes: float | None = None) -> Iterator[None]:
+        """Inside, the process may grow by the memory limit, or by `megabytes` (0: at will). Outside it is free, so that
+        it can say what happened."""
         self._canary.arm()
-        size = self._size()
+        self._allowed = self._memory_bytes if megabytes is None else int(megabytes * (1 << 20))
+        size = self._size() if self._allowed else 0
         if size:
-            limit = size + self._memory_bytes
+            limit = size + self._allowed
             resource.setrlimit(resource.RLIMIT_AS, (limit if self._hard < 0 else min(limit, self._hard), self._hard))
         try:
             yield
@@ -94,12 +97,12 @@ class Limits:
         return self._canary.sang()
 
     def memory_failure(self) -> dict[str, Any]:
-        reason = f"ran into the limit of {self._memory_bytes >> 20} MB"
+        reason = f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
         return {"kind": "memory", "reason": reason, "traceback": "", "retire": True}
 
     def swollen(self) -> bool:
         """Whether tasks left more than half of the limit behind."""
-        return self._kept > self._memory_bytes // 2
+        return self._kept > (self._allowed or self._memory_bytes) // 2
 
     def _size(self) -> int:
         return int(os.pread(self._statm, 64, 0).split(b" ", 1)[0]) * _PAGE if self._statm >= 0 else 0

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from rewards.worker import VERIFIERS
 from rewards.zygote import FORK, KILL, NOTICE, ORDER
 
 
@@ -24,7 +25,7 @@ class Nursery:
                 stdin=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C at the terminal is for the caller alone
-                env=_environment(),
+                env=_environment(lane),
             )
 
     def fork(self) -> tuple[int, socket.socket]:
@@ -62,12 +63,13 @@ class Nursery:
         return self._process.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(lane: str) -> dict[str, str]:
     root = str(Path(__file__).resolve().parent.parent)
     changes = {
         "PYTHONPATH": os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH")))),
         "OMP_NUM_THREADS": "1",
-        "CUDA_VISIBLE_DEVICES": "",
     }
+    if lane == VERIFIERS:  # a user's reward model may want the GPU
+        changes["CUDA_VISIBLE_DEVICES"] = ""
     # Another allocator than Python's own would blind rewards.limits to swallowed memory errors.
     return {key: value for key, value in os.environ.items() if key != "PYTHONMALLOC"} | changes

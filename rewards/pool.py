@@ -7,6 +7,7 @@ memory limit.
 """
 
 import asyncio
+import math
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
@@ -28,11 +29,12 @@ class ScoringPool:
     `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
     `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
     `{"kind": "call", "function": spec, "inputs": [...], "options": {...}, "step": 0}` the completions of a prompt
-    `memory_mb: 0` in a call lifts the memory limit.
+    `options` in a load are checked against the function's parameters; `index` in a call of one completion is named
+    where its value is refused; `memory_mb` in a call replaces the memory limit (0: none).
     """
 
     def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:
-        if num_workers < 1 or not timeout_seconds > 0 or memory_mb < 1:
+        if num_workers < 1 or not 0 < timeout_seconds < math.inf or memory_mb < 1:
             raise ValueError(
                 "scoring pool: expected at least one worker, a positive deadline and memory limit, found "
                 f"num_workers={num_workers}, timeout_seconds={timeout_seconds}, memory_mb={memory_mb}"
@@ -78,10 +80,11 @@ class ScoringPool:
         if dispatcher is None or not dispatcher.serves():
             with self._lock:
                 if self._dispatcher is None or not self._dispatcher.serves():
-                    self._dispatcher = Dispatcher(*self._settings)
-                    self._dispatcher.start()
+                    fresh = Dispatcher(*self._settings)
+                    fresh.start()  # may fail, where no thread is to be had: then there is none to hand tasks to
+                    self._dispatcher = fresh
                     if self._at_end is not None:
                         self._at_end.detach()
-                    self._at_end = weakref.finalize(self, self._dispatcher.stop)
+                    self._at_end = weakref.finalize(self, fresh.stop)
                 dispatcher = self._dispatcher
         return dispatcher

@@ -42,8 +42,10 @@ class Rubric:
         self._check_options()
 
     def check_functions(self) -> None:
-        """Load every user function in a worker now, so that a bad path fails before anything runs."""
-        outcomes = self._pool.run([{"kind": "load", "function": spec} for spec in self.config.functions])
+        """Load every user function in a worker now, so that a bad path or option fails before anything runs."""
+        named = zip(self.config.function_names, self.config.functions, strict=True)
+        tasks = [{"kind": "load", "function": spec, "options": self._options(name)} for name, spec in named]
+        outcomes = self._pool.run(tasks)
         for spec, outcome in zip(self.config.functions, outcomes, strict=True):
             if outcome.status is not Status.ok:
                 reason = outcome.reason
@@ -57,7 +59,7 @@ class Rubric:
         claims = [_claim(item) for item in inputs]
         parts = {"answer": self._answers(inputs, claims)}
         for name in ("format", *self.config.parts):
-            parts[name] = self._scorer.score(name, claims, self.config.options.get(name, {}))
+            parts[name] = self._scorer.score(name, claims, self._options(name))
         for name, spec in zip(self.config.function_names, self.config.functions, strict=True):
             parts[name] = self._call(name, spec, inputs)
         results = [self._combine({name: found[i] for name, found in parts.items()}) for i in range(len(inputs))]
@@ -84,11 +86,14 @@ class Rubric:
         config = self.config
         verifiers = {config.verifier, "format", *config.datasets.values(), *config.parts}
         for name in sorted(verifiers):
-            check_options(name, config.options.get(name, {}))
+            check_options(name, self._options(name))
         unused = set(config.options) - verifiers - set(config.function_names)
         if unused:
             known = sorted(verifiers | set(config.function_names))
             raise ValueError(f"reward.options: expected options of {known}, found some of {sorted(unused)[0]!r}")
+
+    def _options(self, name: str) -> dict[str, Any]:
+        return self.config.options.get(name, {})
 
     def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome]:
         """The answer part, by the verifier of each row's data set."""
@@ -96,10 +101,8 @@ class Rubric:
         outcomes: list[Outcome] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
             where = [i for i, route in enumerate(routes) if route == verifier]
-            options = self.config.options.get(verifier, {})
-            for i, outcome in zip(
-                where, self._scorer.score(verifier, [claims[i] for i in where], options), strict=True
-            ):
+            found = self._scorer.score(verifier, [claims[i] for i in where], self._options(verifier))
+            for i, outcome in zip(where, found, strict=True):
                 outcomes[i] = outcome
         return outcomes
 
@@ -112,9 +115,9 @@ class Rubric:
         if spec not in self._functions:
             self.check_functions()
         limits = {key: value for key, value in self._functions[spec].items() if key != "one_by_one"}
-        task = {"kind": "call", "function": spec, "options": self.config.options.get(name, {}), **limits}
+        task = {"kind": "call", "function": spec, "options": self._options(name), **limits}
         if self._functions[spec]["one_by_one"]:
-            return self._pool.run([{**task, "input": asdict(item)} for item in inputs])
+            return self._pool.run([{**task, "input": asdict(item), "index": i} for i, item in enumerate(inputs)])
         groups = [[asdict(item) for item in group] for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
         outcomes: list[Outcome] = []
         found = self._pool.run([{**task, "inputs": group, "step": self.step} for group in groups])
@@ -131,6 +134,8 @@ class Rubric:
         for name, outcome in outcomes.items():
             if outcome.status is Status.unscorable:
                 self._show_once(name, outcome)
+                if not self._matters(name):
+                    continue
                 return RewardResult(None, {}, Status.unscorable, f"{name}: {outcome.reason}")
         parts = {name: outcome.value for name, outcome in outcomes.items()}
         for name, value in parts.items():
@@ -141,8 +146,18 @@ class Rubric:
         if any(parts[gate] is not None and parts[gate] < 1.0 for gate in self.config.gates):
             return RewardResult(0.0, parts)
         if self.config.combine is Combine.product:
-            return RewardResult(math.prod(v for name, v in applicable.items() if self._weights[name]), parts)
+            return RewardResult(self._product(applicable), parts)
         return RewardResult(self._weighted_sum(applicable), parts)
+
+    def _matters(self, name: str) -> bool:
+        """Whether the reward depends on the part; one of weight 0 is only logged."""
+        return bool(self._weights[name]) or name in self.config.gates
+
+    def _product(self, parts: Mapping[str, float]) -> float:
+        """Of the parts that earn. Penalties are added with their weights: their best value is 0."""
+        earning = self.config.earning
+        penalties = sum(self._weights[name] * part for name, part in parts.items() if name not in earning)
+        return math.prod(part for name, part in parts.items() if name in earning) + penalties
 
     def _weighted_sum(self, parts: Mapping[str, float]) -> float:
         """Weights of parts that do not apply go to those that do; penalties keep theirs."""

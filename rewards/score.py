@@ -8,6 +8,7 @@ on where its output ends. Settings stand beside the output in `<output>.settings
 import argparse
 import fcntl
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -27,7 +28,7 @@ _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all lines judged (unscorable ones too), 2 bad arguments, 130 interrupted."""
+    """Exit status: 0 all lines judged (unscorable ones too), 1 the files failed, 2 bad arguments, 130 interrupted."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
@@ -39,16 +40,25 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         return _run(args, settings, done)
     except KeyboardInterrupt:
-        print(f"rewards.score: interrupted; the same command goes on after {args.output}'s last line", file=sys.stderr)
+        print(f"rewards.score: interrupted; {_goes_on(args)}", file=sys.stderr)
         return 130
+    except OSError as error:  # a full disk
+        print(f"rewards.score: {error}; {_goes_on(args)}", file=sys.stderr)
+        return 1
+
+
+def _goes_on(args: argparse.Namespace) -> str:
+    return f"the same command goes on after {args.output}'s last line"
 
 
 def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
     """(fields, fault) of an input line; a fault names the line and says what is wrong with it."""
+    raw = raw.rstrip(b"\r\n")
     try:
         row = parse_json(raw.decode("utf-8"))
     except ValueError as error:
-        return {"line": number, "text": raw[:500].decode("utf-8", "replace")}, f"line {number}: not JSON: {error}"
+        fault = f"not JSON: {error}" if raw.strip() else "expected a JSON object, found an empty line"
+        return {"line": number, "text": raw[:500].decode("utf-8", "replace")}, f"line {number}: {fault}"
     if not isinstance(row, dict):
         return {"line": number, "text": row}, f"line {number}: expected a JSON object, found {type(row).__name__}"
     if not isinstance(row.get("completion"), str):
@@ -68,7 +78,7 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     for name in names:
         if name not in known:
             raise ValueError(f"--extract: expected names among {', '.join(known)}, found {name!r}")
-    if args.workers < 1 or not args.timeout > 0:
+    if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError("--workers, --timeout: expected at least one worker and a positive number of seconds")
     settings = {"verifier": args.verifier, "options": check_options(args.verifier, options)}
     return settings | {"extract": names, "timeout": args.timeout}
@@ -100,7 +110,9 @@ def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int
     try:
         found = json.loads(beside.read_text())
     except ValueError:
-        raise ValueError(f"--output: {beside} is no JSON; {mend}") from None
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"--output: expected a JSON object in {beside}, found something else; {mend}")
     if found != settings:
         differing = ", ".join(key for key in settings if found.get(key) != settings[key])
         raise ValueError(f"--output: {output} was written with other settings ({differing}); {mend}")
@@ -128,16 +140,22 @@ def _compare_lines(source: Path, output: Path, mend: str) -> int:
         for done, line in enumerate(outputs, 1):
             raw = next(inputs, None)
             fields = None if raw is None else read_line(done, raw)[0]
-            judged = json.loads(line)
-            for added in ADDED:
-                judged.pop(added, None)
-                if fields is not None:
-                    fields.pop(added, None)
-            if judged != fields:
+            if fields is None or _own_fields(_parsed(line)) != _own_fields(fields):
                 raise ValueError(
                     f"--output: line {done} of {output} does not come from line {done} of {source}; {mend}"
                 )
     return done
+
+
+def _parsed(line: bytes) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return None
+
+
+def _own_fields(row: Any) -> Any:
+    return {key: value for key, value in row.items() if key not in ADDED} if isinstance(row, dict) else None
 
 
 def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:

@@ -13,6 +13,8 @@ from rewards.result import Claim, Outcome, Status, Unscorable
 from rewards.verifiers.registry import UNDECIDED, check_options, decide_quickly
 
 MAX_VERDICTS = 100_000  # of some 200 bytes each
+MAX_CHARACTERS = 10_000_000
+"""What a worker is given: handing over more takes so long that it would hold up the deadlines of other tasks."""
 
 _READS_ANSWER_ONLY = frozenset({"math"})
 """Their verdict is a function of answer, reference and options: other completions with the same answer share it."""
@@ -86,6 +88,10 @@ class _Batch:
             return Outcome(quick)
         if verifier in _READS_ANSWER_ONLY:
             claim = Claim("", claim.answer, claim.reference)
+        size = len(claim.completion) + len(claim.answer or "")
+        if size > MAX_CHARACTERS:
+            reason = f"refused: expected at most {MAX_CHARACTERS} characters to judge, found {size}"
+            return Outcome(None, Status.unscorable, reason)
         task = {"kind": "verify", "verifier": verifier, "claim": _plain(claim), "options": dict(options)}
         try:
             key = hashlib.blake2b(json.dumps(task, sort_keys=True).encode(), digest_size=16).digest()

@@ -14,7 +14,7 @@ import traceback
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.custom import call_one, call_siblings, describe, load_function
+from rewards.custom import Malformed, call_one, call_siblings, describe, load_function
 from rewards.limits import Limits
 from rewards.result import Claim, RewardInput, Unscorable
 from rewards.warm_up import touch_verifiers
@@ -40,7 +40,7 @@ def run_task(task: Mapping[str, Any]) -> Any:
         case "verify":
             return _verify(task)
         case "load":
-            return describe(task["function"])
+            return describe(task["function"], task.get("options"))
         case "call":
             return _call(task)
     raise ValueError(f"task: expected kind verify, load or call, found {task.get('kind')!r}")
@@ -56,7 +56,7 @@ def _verify(task: Mapping[str, Any]) -> float | None:
 def _call(task: Mapping[str, Any]) -> Any:
     options = task.get("options") or {}
     if "input" in task:
-        return call_one(task["function"], RewardInput(**task["input"]), options)
+        return call_one(task["function"], RewardInput(**task["input"]), options, task.get("index", 0))
     inputs = [RewardInput(**item) for item in task["inputs"]]
     return call_siblings(task["function"], inputs, options, task.get("step", 0))
 
@@ -95,7 +95,7 @@ def _answer(request: dict[str, Any], connection: socket.socket, limits: Limits) 
             connection.sendall(_encode({"id": request["id"], "started": True}))
             phase = "error"
         limits.allow_seconds(request["seconds"] * threads)
-        with limits.memory() if task.get("memory_mb", 1) else contextlib.nullcontext():
+        with limits.memory(task.get("memory_mb")):
             reply["value"] = run_task(task)
     except MemoryError:
         return reply | limits.memory_failure()
@@ -113,7 +113,7 @@ def _answer(request: dict[str, Any], connection: socket.socket, limits: Limits) 
 
 def _failure(kind: str, error: BaseException) -> dict[str, Any]:
     try:
-        reason = str(error) if isinstance(error, ValueError) else repr(error)
+        reason = str(error) if isinstance(error, ValueError | Malformed) else repr(error)
         trace = "" if kind == "refused" else traceback.format_exc()
     except Exception as another:  # an exception whose text cannot be had
         reason, trace = f"{type(error).__name__}, whose text raises {type(another).__name__}", ""

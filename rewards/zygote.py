@@ -122,6 +122,9 @@ class Zygote:
         for pid in list(self._numbers):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self._bury(pid)
+        for pid in self._children() - set(self._numbers):  # left behind by a worker that lives on
+            with contextlib.suppress(ChildProcessError):
+                os.waitpid(pid, os.WNOHANG)
 
     def _bury(self, pid: int) -> None:
         """`pid` has ended and still holds its id: end its group, then give the id back and report."""

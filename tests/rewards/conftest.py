@@ -71,6 +71,9 @@ def fail_on_seven(completion):
         raise ValueError("seven is not for me")
     return 1.0
 
+def bad_on_seven(completion):
+    return None if completion.answer == "7" else 1.0
+
 class Unspeakable(Exception):
     def __repr__(self):
         raise RuntimeError("not me")

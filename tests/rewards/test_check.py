@@ -34,6 +34,12 @@ def breaks(completion):
 
 def nan(completion):
     return float("nan")
+
+def length_only(completion):
+    return min(1.0, len(completion.completion) / 200)
+
+def fair_to_any(completion):
+    return 1.0 if completion.answer == str(completion.reference) else 0.0
 """
 
 
@@ -74,6 +80,7 @@ def test_verifiers_pay_no_probe(folder, capsys, verifier, data):
         ("format_only", "several boxes"),
         ("anywhere", "answer inside thinking"),
         ("believes_instructions", "instructions to a judge"),
+        ("length_only", "100 kB repeats"),
     ],
 )
 def test_hackable_function_is_named_with_its_probe(folder, capsys, name, probe):
@@ -101,6 +108,45 @@ def test_broken_contract_is_named(folder, capsys, name, said):
 def test_wrong_usage_exits_with_2(folder, capsys, reward, data, said):
     assert main([reward, "--data", str(folder / data)]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reference", "options"),
+    [
+        ("count", "5", None),
+        ("count", "1", None),
+        ("boolean", "yes", None),
+        ("boolean", "False", None),
+        ("choice", "(C)", ["3 cm", "4 cm", "5 cm"]),
+        ("box_iou", "[0, 0, 500, 500]", None),
+        ("math", "\\infty", None),
+    ],
+)
+def test_no_probe_is_a_right_answer(folder, capsys, verifier, reference, options):
+    """A verifier that keeps its rule must pass, whatever the kind of its references."""
+    row = {"reference": reference, **({"options": options} if options else {})}
+    (folder / "kind.jsonl").write_text(json.dumps(row) + "\n")
+    assert run(folder, capsys, verifier, "kind.jsonl", "--timeout", "1") == (0, [])
+
+
+def test_rows_of_every_form_are_read(folder, capsys):
+    """Line separators within texts, nulls, and references that no verifier would take."""
+    rows = [
+        {"reference": {"a": 1}, "images": None, "completion": None, "messages": None},
+        {"reference": "", "prompt": "one\u2028two\x85three"},
+    ]
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    (folder / "odd.jsonl").write_text(text, encoding="utf-8")
+    code, problems = run(folder, capsys, f"{folder}/own.py:nan", "odd.jsonl")
+    assert code == 1 and "2 of 2 rows are unscorable" in problems[0] and "found nan" in problems[0]
+    (folder / "dicts.jsonl").write_text(json.dumps(rows[0]) + "\n")
+    assert run(folder, capsys, f"{folder}/own.py:fair_to_any", "dicts.jsonl")[0] == 0
+
+
+def test_unknown_rule_is_named(folder, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([f"{folder}/own.py:fair", "--data", str(folder / "rows.jsonl"), "--extract", "boxes"])
+    assert stop.value.code == 2 and "expected names among boxed" in capsys.readouterr().err
 
 
 def test_every_family_of_probes_is_there_and_none_ends_in_the_right_box():

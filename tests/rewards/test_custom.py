@@ -1,8 +1,10 @@
 """Functions in every style, called as they are written, and malformed returns refused by name and index."""
 
+import sys
+
 import pytest
 
-from rewards.custom import Style, call_one, call_siblings, describe, load_function, style_of
+from rewards.custom import Malformed, Style, call_one, call_siblings, describe, load_function, style_of
 
 SOURCE = """
 import asyncio
@@ -39,8 +41,40 @@ def returns(batch):
 
 RETURNS = {
     "short": [1.0], "scalar": 1.0, "string": "11", "dict": {"a": 1.0, "b": 2.0}, "nan": [1.0, float("nan")],
-    "none": [0.5, None], "bool": [0.5, True], "text": [0.5, "1"],
+    "none": [0.5, None], "bool": [0.5, True], "text": [0.5, "1"], "set": {0.0, 1.0},
 }
+
+class Judge:
+    async def __call__(self, completion):
+        return 0.5
+
+called = Judge()
+
+def verl_bool(solution_str, ground_truth, strict=False):
+    return solution_str == ground_truth
+
+def verl_index(data_source, solution_str, ground_truth, extra_info):
+    return extra_info["index"] + len(extra_info["images"])
+
+def verl_no_score(data_source, solution_str, ground_truth, extra_info):
+    return {"acc": 1.0}
+
+def trl_bools(completions, **columns):
+    import numpy
+    return [True, numpy.bool_(False)]
+
+def trl_metrics(completions, log_metric, **columns):
+    log_metric("empty", float("nan"))
+    log_metric("full", 2)
+    return [1.0] * len(completions)
+
+def needs(completion, *, limit):
+    return limit
+
+def forever(completion):
+    return 1.0
+
+forever.timeout_seconds = float("inf")
 
 def tensors(batch):
     import torch
@@ -116,7 +150,7 @@ def test_coroutines_run_together_and_one_failure_is_one_failure(spec, make_input
     assert values(call_siblings(spec("batch_async"), inputs[:2], {})) == [(1.0, "")] * 2
 
 
-@pytest.mark.parametrize("case", ["short", "scalar", "string", "dict"])
+@pytest.mark.parametrize("case", ["short", "scalar", "string", "dict", "set"])
 def test_wrong_shape_is_refused_by_name(spec, make_input, case):
     with pytest.raises(TypeError, match=r"styles\.py:returns: expected"):
         call_siblings(spec("returns"), [make_input(case), make_input("b")], {})
@@ -128,6 +162,60 @@ def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
     assert found[0]["value"] in (0.5, 1.0) and found[0]["reason"] == ""
     assert found[1]["value"] is None
     assert "styles.py:returns: completion 1: expected a finite number" in found[1]["reason"]
+
+
+def test_a_value_of_one_completion_is_refused_by_name_and_index(spec, make_input):
+    with pytest.raises(
+        Malformed, match=r"styles\.py:verl_no_score: completion 3: expected a finite number, found {'acc"
+    ):
+        call_one(spec("verl_no_score"), make_input("7"), {}, index=3)
+
+
+def test_foreign_functions_may_say_true_and_false_as_where_they_come_from(spec, make_input):
+    assert [call_one(spec("verl_bool"), make_input(text), {"strict": True}) for text in ("7", "8")] == [1.0, 0.0]
+    inputs = [make_input("a"), make_input("b")]
+    assert values(call_siblings(spec("trl_bools"), inputs, {})) == [(1.0, ""), (0.0, "")]
+
+
+def test_verl_function_sees_the_column_extra_info_as_its_own(spec, make_input):
+    item = make_input("7", images=["a.png"], meta={"extra_info": {"index": 5}})
+    assert call_one(spec("verl_index"), item, {}) == 6.0
+
+
+def test_an_object_with_an_async_call_is_a_coroutine_function(spec, make_input):
+    assert describe(spec("called")) == {"one_by_one": 0.0}
+    assert values(call_siblings(spec("called"), [make_input("a")], {})) == [(0.5, "")]
+
+
+def test_a_metric_of_nothing_costs_no_reward(spec, make_input):
+    found = call_siblings(spec("trl_metrics"), [make_input("a")], {})
+    assert (values(found), found["metrics"]) == ([(1.0, "")], {"full": [2.0]})
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("one", {"limt": 3}, "unexpected keyword argument 'limt'; its parameters are .*'limit'"),
+        ("needs", {}, "missing a required .*'limit'"),
+        ("verl", {"strict": 1}, "unexpected keyword argument 'strict'"),
+        ("forever", {}, "attribute timeout_seconds: expected more than 0, found inf"),
+    ],
+)
+def test_options_and_limits_without_sense_are_found_when_it_is_loaded(spec, name, options, said):
+    with pytest.raises(ValueError, match=said):
+        describe(spec(name), options)
+
+
+def test_a_file_may_import_its_neighbour_and_a_module_may_lie_in_the_working_directory(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.path", list(sys.path))
+    (tmp_path / "neighbour_of_mine.py").write_text("value = 0.5\n")
+    (tmp_path / "own.py").write_text("import neighbour_of_mine as n\ndef f(completion):\n    return n.value\n")
+    (tmp_path / "package_of_mine").mkdir()
+    (tmp_path / "package_of_mine" / "inner.py").write_text("def g(completion):\n    return 0.25\n")
+    assert load_function(f"{tmp_path / 'own.py'}:f")(None) == 0.5
+    monkeypatch.setattr("sys.path", [path for path in sys.path if path not in ("", str(tmp_path))])
+    monkeypatch.chdir(tmp_path)
+    assert load_function("package_of_mine.inner:g")(None) == 0.25
 
 
 def test_tensors_are_refused(spec, make_input):

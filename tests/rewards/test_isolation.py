@@ -1,6 +1,9 @@
 """No completion makes a worker evaluate code, start a process, open a file or a socket: an audit hook listens."""
 
 import ast
+import json
+import subprocess
+import sys
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,13 +15,16 @@ from rewards.pool import ScoringPool
 from rewards.result import RewardInput
 from rewards.verifiers.registry import VERIFIERS
 
+EVENTS = (
+    "exec", "compile", "open", "import", "marshal.", "pickle.", "subprocess.", "socket.", "os.", "pty.", "ctypes.",
+    "shutil.", "tempfile.", "urllib.", "http.", "ftplib.", "smtplib.", "code.__new__", "function.__new__", "fcntl.",
+    "builtins.input", "builtins.breakpoint", "glob.", "mmap.", "sqlite3.", "webbrowser.", "cpython.run",
+)  # fmt: skip
 LISTENER = """
 import os, sys
 
 log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
-heard = ("exec", "compile", "open", "import", "marshal.", "pickle.", "subprocess.", "socket.", "os.", "pty.", "ctypes.",
-         "shutil.", "tempfile.", "urllib.", "http.", "ftplib.", "smtplib.", "code.__new__", "function.__new__", "fcntl.",
-         "builtins.input", "builtins.breakpoint", "glob.", "mmap.", "sqlite3.", "webbrowser.", "cpython.run")
+heard = {events}
 
 def listen(event, arguments):
     # A worker sets its CPU limit when a task begins.
@@ -131,7 +137,7 @@ def all_tasks() -> Iterable[dict]:
 
 @pytest.fixture
 def listening_pool(tmp_path, monkeypatch):
-    (tmp_path / "sitecustomize.py").write_text(LISTENER.format(log=str(tmp_path / "log")))
+    (tmp_path / "sitecustomize.py").write_text(LISTENER.format(log=str(tmp_path / "log"), events=EVENTS))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     with ScoringPool(1, 0.5, 512) as pool:
@@ -161,3 +167,53 @@ def test_no_completion_causes_anything_but_arithmetic(listening_pool, tmp_path):
     assert len(starts) >= len(tasks), "the listener did not hear the tasks"
     assert {pid: lines for pid, lines in listened(log).items() if lines} == {}
     assert not list(tmp_path.rglob("PWNED*"))
+
+
+CALLER = """
+import json, sys
+
+from rewards.answers import AnswerRule, extract, parse_completion
+from rewards.result import Claim
+from rewards.verifiers.registry import VERIFIERS, decide_quickly
+
+heard, listening = [], False
+sys.addaudithook(lambda event, found: heard.append((event, repr(found)[:200]))
+                 if listening and event.startswith({events}) else None)
+
+def decide(task):
+    claim = Claim(**task["claim"])
+    parse_completion(claim.completion)
+    for rule in AnswerRule:
+        extract(claim.completion, [rule])
+    try:
+        decide_quickly(task["verifier"], claim, task["options"])
+    except ValueError:
+        pass
+
+tasks = json.load(sys.stdin)
+for name in VERIFIERS:  # what is imported when it is first needed
+    first = next(task for task in tasks if task["verifier"] == name)
+    decide(dict(first, claim=dict(first["claim"], completion="7", answer="7", reference="7")))
+listening = True
+eval("1")
+control = len(heard)
+for task in tasks:
+    decide(task)
+listening = False
+print(json.dumps([control, heard[control:], len(tasks)]))
+"""
+
+
+def test_nor_does_what_is_decided_in_the_callers_process():
+    done = subprocess.run(
+        [sys.executable, "-c", CALLER.format(events=EVENTS)],
+        input=json.dumps(list(all_tasks())),
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).resolve().parents[2],
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    control, heard, count = json.loads(done.stdout)
+    assert control > 0 and count > 1500, "the listener is deaf"
+    assert heard == []

@@ -21,6 +21,10 @@ def stub():
     class Stub(BaseHTTPRequestHandler):
         replies: list = []  # noqa: RUF012
         asked: list = []  # noqa: RUF012
+        location = ""
+
+        def do_GET(self):
+            Stub.asked.append({"path": self.path, "headers": dict(self.headers)})
 
         def do_POST(self):
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
@@ -29,13 +33,15 @@ def stub():
             reply = reply(body) if callable(reply) else reply
             status, text = reply if isinstance(reply, tuple) else (200, reply)
             self.send_response(status)
+            if Stub.location:
+                self.send_header("Location", Stub.location)
             self.end_headers()
             self.wfile.write(text.encode())
 
         def log_message(self, *_):
             pass
 
-    Stub.replies, Stub.asked = [], []
+    Stub.replies, Stub.asked, Stub.location = [], [], ""
     server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     Stub.url = f"http://127.0.0.1:{server.server_port}/v1"
@@ -150,6 +156,27 @@ def test_key_is_sent_and_never_said(ask, stub, make_input, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-123")
     judge(Endpoint(stub.url, "m", "JUDGE_KEY"), make_input(RIGHT))
     assert stub.asked[0]["headers"]["Authorization"] == "Bearer sk-secret-123"
+
+
+@pytest.mark.parametrize(("key", "sent"), [("sk-secret-123\n", True), ("sk-secret\n123", False), ("sk-sécret", False)])
+def test_key_that_no_header_holds_is_not_said_either(ask, stub, make_input, monkeypatch, key, sent):
+    """As read from a file with a line end: http.client's own error quotes the header."""
+    monkeypatch.setenv("JUDGE_KEY", key)
+    if sent:
+        ask(make_input(RIGHT), [verdict()], api_key_env="JUDGE_KEY")
+        assert stub.asked[0]["headers"]["Authorization"] == "Bearer sk-secret-123"
+        return
+    with pytest.raises(ValueError, match="environment variable JUDGE_KEY: expected a key of printable") as error:
+        ask(make_input(RIGHT), [verdict()], api_key_env="JUDGE_KEY")
+    assert "cret" not in str(error.value) and stub.asked == []
+
+
+def test_key_does_not_follow_a_redirect(stub, make_input, monkeypatch):
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret-123")
+    stub.location, stub.replies[:] = f"{stub.url}/elsewhere", [(302, "")]
+    with pytest.raises(JudgeError, match="HTTP status 302"):
+        judge(Endpoint(stub.url, "m", "JUDGE_KEY"), make_input(RIGHT))
+    assert [asked["path"] for asked in stub.asked] == ["/v1/chat/completions"]
 
 
 def test_requests_are_spaced(monkeypatch):

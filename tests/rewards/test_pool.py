@@ -82,7 +82,7 @@ class TestOrder:
         assert values(pool.run([call("constant")])) == [0.25]
         pool.close()
 
-    @pytest.mark.parametrize("settings", [(0, 1.0), (1, 0.0), (1, float("nan")), (1, 1.0, 0)])
+    @pytest.mark.parametrize("settings", [(0, 1.0), (1, 0.0), (1, float("nan")), (1, float("inf")), (1, 1.0, 0)])
     def test_settings_without_sense_are_refused(self, settings):
         with pytest.raises(ValueError, match="expected at least one worker, a positive deadline"):
             ScoringPool(*settings)
@@ -111,6 +111,15 @@ class TestDeadline:
     def test_a_task_may_have_its_own(self, pool, call):
         slow, fast = pool.run([{**call("hang"), "timeout_seconds": 0.7}, {**call("hang"), "timeout_seconds": 0.1}])
         assert (slow.reason, fast.reason) == ("timeout after 0.7 s", "timeout after 0.1 s")
+
+    @pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf"), "soon", None])
+    def test_one_without_sense_is_refused_and_harms_no_other(self, pool, call, seconds):
+        odd, fine = pool.run([{**call("constant"), "timeout_seconds": seconds}, call("parse", "2")])
+        assert odd.reason == f"error: timeout_seconds: expected a positive number, found {seconds!r}"
+        assert fine.value == 2.0
+
+    def test_one_longer_than_a_timer_holds(self, pool, call):
+        assert values(pool.run([{**call("constant"), "timeout_seconds": 1e12}])) == [0.25]
 
     def test_imports_of_a_users_file_are_not_the_calls_time(self, tmp_path, call):
         path = tmp_path / "slow.py"
@@ -150,6 +159,11 @@ class TestMemory:
         bomb, fine = pool.run([{**call(name, "512"), "timeout_seconds": 5.0}, call("swallow_memory_errors", "8")])
         assert (bomb.value, bomb.reason) == (None, f"memory: ran into the limit of {MEMORY_MB} MB")
         assert fine.value == 8.0
+
+    def test_a_call_may_have_its_own(self, pool, call):
+        tasks = [{**call("use_memory", "256"), "memory_mb": megabytes} for megabytes in (512, 64, 0)]
+        more, less, free = pool.run([*tasks, call("use_memory", "64")])[:3]
+        assert (more.value, less.reason, free.value) == (256.0, "memory: ran into the limit of 64 MB", 256.0)
 
     def test_a_verifier_that_runs_out_is_unscorable(self, verify):
         with ScoringPool(1, 5.0, memory_mb=32) as pool:
@@ -300,6 +314,46 @@ class TestDeath:
         parent.wait()
         assert wait_for(lambda: not any(is_running(pid) for pid in pids))
 
+    def test_descriptors_threads_and_processes_are_given_back(self, call):
+        def held():
+            return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+        before = held()
+        for _ in range(3):
+            with ScoringPool(2, 0.2) as pool:
+                first = int(pool.run([call("process_id")])[0].value)
+                zygote = int(Path(f"/proc/{first}/stat").read_text().rpartition(")")[2].split()[1])
+                open_then = len(os.listdir(f"/proc/{zygote}/fd"))
+                pool.run([call(name) for name in ("hang", "leave", "hang_up", "quit") * 3])
+                pool.run([call("parse", "1")] * 4)
+                assert len(os.listdir(f"/proc/{zygote}/fd")) == open_then
+        assert held() == before and not is_running(zygote)
+
+    def test_what_a_living_worker_leaves_behind_is_reaped(self, call, tmp_path):
+        path = tmp_path / "daemons.py"
+        path.write_text(
+            "import os\ndef leave(completion):\n    if os.fork() == 0:\n        os.fork()\n        os._exit(0)\n"
+            "    os.wait()\n    return float(os.getppid())\n"
+        )
+        with ScoringPool(1, 5.0) as pool:
+            outcomes = pool.run([{**call("constant"), "function": f"{path}:leave"}] * 20)
+            zygote = int(outcomes[0].value)
+            children = Path(f"/proc/{zygote}/task/{zygote}/children")
+            assert wait_for(lambda: len(children.read_text().split()) == 1)
+
+    def test_a_pool_that_gets_no_thread_says_so_every_time(self, call, monkeypatch):
+        def refuse(_):
+            raise RuntimeError("can't start new thread")
+
+        pool = ScoringPool(1, DEADLINE)
+        with monkeypatch.context() as patch:
+            patch.setattr("rewards.dispatcher.Dispatcher.start", refuse)
+            for _ in range(2):  # the second time no thread may be waited for that never began
+                with pytest.raises(RuntimeError, match="new thread"):
+                    pool.run([call("constant")])
+        assert values(pool.run([call("constant")])) == [0.25]
+        pool.close()
+
     def test_a_pool_that_nobody_holds_ends_its_processes(self, call):
         pool = ScoringPool(1, DEADLINE)
         (own,) = pool.run([call("process_id")])
@@ -339,7 +393,7 @@ class TestValues:
         odd = {**call("constant"), "more": object()}
         loop: list = []
         loop.append(loop)
-        outcomes = pool.run([odd, {"kind": "verify", "claim": loop}, {**call("constant"), "timeout_seconds": "soon"}])
+        outcomes = pool.run([odd, {"kind": "verify", "claim": loop}])
         assert all(outcome.reason.startswith("error: the task is not plain JSON data") for outcome in outcomes)
 
 

@@ -98,6 +98,12 @@ def test_failing_function_is_unscorable_and_never_zero(make_input, rubric_with, 
     assert printed.count("Traceback") == 1 and 'raise ValueError("seven is not for me")' in printed
 
 
+def test_value_that_is_none_is_refused_by_name_and_index(make_input, rubric_with):
+    results = rubric_with("bad_on_seven").score([make_input(SHOWN), make_input(WRONG), make_input(RIGHT)])
+    assert [result.status is Status.ok for result in results] == [False, True, False]
+    assert "functions.py:bad_on_seven: completion 2: expected a finite number, found None" in results[2].reason
+
+
 def test_reference_that_is_not_mathematics_is_unscorable(rubric, make_input):
     (result,) = rubric.score([make_input(RIGHT, reference="\\frac{1}{")])
     assert (result.value, result.status) == (None, Status.unscorable)
@@ -181,6 +187,12 @@ class TestCheckFunctions:
         message = self.refusal(f"{path}:reward")
         assert str(path) in message and reason in message
 
+    def test_option_that_the_function_does_not_take(self, tmp_path):
+        (tmp_path / "own.py").write_text("def own(completion, limit=40):\n    return 1.0\n")
+        config = RewardConfig(functions=[f"{tmp_path}/own.py:own"], options={"own": {"limt": 60}})
+        with Rubric(config) as rubric, pytest.raises(ValueError, match=r"'limt'; its parameters are .*'limit'"):
+            rubric.check_functions()
+
     def test_own_rewards_file_in_the_working_directory(self, tmp_path, monkeypatch, make_input):
         (tmp_path / "rewards.py").write_text("def mine(completion):\n    return len(completion.token_ids)\n")
         monkeypatch.chdir(tmp_path)
@@ -219,6 +231,24 @@ class TestComposition:
         settings = {"combine": Combine.product, "format_weight": 0.0}
         results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], **settings)
         assert [result.value for result in results] == [1.0, 1.0, 0.0]
+
+    def test_penalties_are_added_to_a_product(self, make_input):
+        """Their best value is 0, which would make every product 0."""
+        loop = "<think>" + "again and again " * 50 + "</think>\\boxed{7}"
+        settings = {"combine": Combine.product, "parts": {"repetition": 0.5}, "options": {"repetition": {"ngram": 3}}}
+        results, _ = self.score(make_input, [(RIGHT,), (loop,), (WRONG,)], **settings)
+        penalty = results[1].parts["repetition"]
+        assert penalty < -0.9 and [r.value for r in results] == pytest.approx([1.0, 1.0 + 0.5 * penalty, 0.0])
+
+    def test_a_part_without_weight_is_logged_and_cannot_fail_a_completion(self, make_input, functions, capfd):
+        settings = {"functions": [f"{functions}:constant"], "function_weights": [1.0], "format_weight": 0.0}
+        inputs = [make_input(RIGHT, reference="\\frac{1}{"), make_input(RIGHT)]
+        results, metrics = self.score(make_input, inputs, **settings, answer_weight=0.0)
+        assert [(r.value, r.parts["answer"]) for r in results] == [(0.25, None), (0.25, 1.0)]
+        assert metrics == {"not_applicable/answer": 0.5}
+        assert "reward part 'answer' is unscorable" in capfd.readouterr().err
+        (gated, _), _ = self.score(make_input, inputs, **settings, answer_weight=0.0, gates=["answer"])
+        assert gated.status is Status.unscorable
 
     def test_gate_must_be_passed(self, make_input):
         results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], gates=["format"])
@@ -277,6 +307,7 @@ class TestComposition:
             ({"gates": ["fromat"]}, "expected some of .*'fromat'"),
             ({"parts": {"answer": 0.0}}, "'answer' is taken"),
             ({"answer_weight": float("nan")}, "finite"),
+            ({"answer_weight": 0.0, "format_weight": 0.0, "weight_check": FREE}, "a part with a positive weight"),
         ],
     )
     def test_wrong_settings_are_refused(self, settings, said):

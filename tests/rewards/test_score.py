@@ -1,6 +1,7 @@
 """The command that scores a file: order, bad lines, resuming, refusals."""
 
 import json
+import resource
 import signal
 import subprocess
 import sys
@@ -102,6 +103,59 @@ def test_an_output_of_another_input_or_settings_is_refused(files, capsys):
     assert "was not written by this command" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("foreign", [b"[1]", b"garbage", b"null", b'{"value": 1.0}'])
+def test_an_output_that_is_no_output_is_refused(files, capsys, foreign):
+    files([GOOD, WRONG])
+    files.output.write_bytes(foreign + b"\n")
+    assert main(["--verifier", "math", "--input", str(files.source), "--output", str(files.output)]) == 2
+    assert "line 1 of" in capsys.readouterr().err
+    files.output.with_name("out.jsonl.settings.json").write_bytes(foreign)
+    assert main(["--verifier", "math", "--input", str(files.source), "--output", str(files.output)]) == 2
+    assert files.output.read_bytes() == foreign + b"\n"
+
+
+def test_empty_input_and_empty_lines(files):
+    files.source.write_bytes(b"")
+    arguments = ["--verifier", "math", "--input", str(files.source), "--output", str(files.output)]
+    assert main(arguments) == 0 and files.output.read_bytes() == b""
+    _, lines = files([GOOD, b"", b"  ", WRONG])
+    assert [line["reason"] for line in lines] == [
+        "",
+        "line 2: expected a JSON object, found an empty line",
+        "line 3: expected a JSON object, found an empty line",
+        "",
+    ]
+    assert files([GOOD, b"", b"  ", WRONG])[1] == lines
+
+
+@pytest.mark.parametrize("line_end", [b"\r\n", b"\n"])
+def test_half_surrogates_and_line_ends_survive_a_second_run(files, line_end):
+    rows = [{**GOOD, "completion": "\ud800 \u2028 \\boxed{7}"}, GOOD]
+    files.source.write_bytes(line_end.join(json.dumps(row).encode() for row in rows))
+    arguments = ["--verifier", "math", "--input", str(files.source), "--output", str(files.output)]
+    assert main(arguments) == 0
+    first = files.output.read_bytes()
+    assert [json.loads(line)["value"] for line in first.splitlines()] == [1.0, 1.0]
+    assert main(arguments) == 0 and files.output.read_bytes() == first
+
+
+def test_a_full_disk_is_said_and_the_run_goes_on_later(files, capsys):
+    """The limit on file sizes stands for the disk."""
+    rows = [{**GOOD, "n": n, "pad": "x" * 100} for n in range(300)]
+    files.source.write_bytes(b"".join(json.dumps(row).encode() + b"\n" for row in rows))
+    arguments = ["--verifier", "math", "--input", str(files.source), "--output", str(files.output)]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
+    try:
+        assert main(arguments) == 1
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "File too large; the same command goes on" in capsys.readouterr().err
+    assert files.output.stat().st_size == 10_000
+    assert main(arguments) == 0
+    assert [json.loads(line)["n"] for line in files.output.read_bytes().splitlines()] == list(range(300))
+
+
 @pytest.mark.parametrize(
     ("arguments", "verifier", "message"),
     [
@@ -111,6 +165,7 @@ def test_an_output_of_another_input_or_settings_is_refused(files, capsys):
         (["--options", "relative=x"], "numeric", "expected a finite number"),
         ([], "maths", "did you mean 'math'?"),
         (["--timeout", "0"], "math", "positive number of seconds"),
+        (["--timeout", "inf"], "math", "positive number of seconds"),
         (["--workers", "0"], "math", "at least one worker"),
     ],
 )

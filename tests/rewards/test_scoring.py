@@ -114,6 +114,13 @@ def test_odd_claims_are_outcomes(scorer):
     assert all(outcome.reason.startswith(("refused: ", "error: ")) for outcome in outcomes)
 
 
+def test_what_is_too_long_to_hand_over_is_refused(scorer, pool):
+    long = "x" * 10_000_001
+    (outcome,) = scorer.score("geo3k", [claim("3", completion=long)])
+    assert outcome.reason == "refused: expected at most 10000000 characters to judge, found 10000002"
+    assert values(scorer.score("math", [claim("\\sqrt{9}", completion=long)])) == [1.0]
+
+
 def test_columns_of_any_mapping_type(scorer):
     outcomes = scorer.score("geo3k", [Claim("\\boxed{\\sqrt{9}}", "\\sqrt{9}", "3", MappingProxyType({"a": 1}))])
     assert values(outcomes) == pytest.approx([0.9])
