@@ -6,6 +6,7 @@ from typing import Any
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
+_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # where the library converts at once
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
     r"(?:[,;]\s*\(?|\()\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
@@ -141,12 +142,26 @@ def _converter(text: str, lowercase: bool, quick: bool) -> Any:
     from antlr4 import PredictionMode
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
     from math_verify.grader import should_treat_as_complex
+    from sympy import Float, Integer, binomial
 
     class Converter(_Latex2Sympy):
         def create_parser(self, latex_str: str) -> Any:
             parser = super().create_parser(latex_str)
             parser._interp.predictionMode = PredictionMode.SLL if quick else PredictionMode.LL
             return parser
+
+        def parse(self, latex_str: str) -> Any:
+            grouped = _GROUPED_NUMBER.fullmatch(latex_str)
+            return self.parse_number(latex_str.strip()) if grouped else super().parse(latex_str)
+
+        def parse_number(self, text: str) -> Any:
+            """Digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
+            digits = text.replace(",", "")
+            return Integer(int(digits)) if digits.lstrip("-").isdigit() else Float(digits)
+
+        def convert_binom(self, binom: Any) -> Any:
+            """Unlike the library's, not computed: (10^9 over 10^8) is a number of gigabytes."""
+            return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
     config = ConversionConfig(lowercase_symbols=lowercase)
     return Converter(is_real=not should_treat_as_complex(text), config=config)
