@@ -6,6 +6,7 @@ through `sympy.parse_expr`, which evaluates).
 """
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -22,6 +23,7 @@ _NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # what a program wr
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
 _BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
+_NAMED_POINT = re.compile(r"[A-Z]\s*(\([^()]*,[^()]*\))")
 _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
@@ -107,6 +109,9 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
         return _same_words(gold, pred)
     if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
         return False
+    named = _NAMED_POINT.fullmatch(pred.formula)
+    if named and gold.formula.startswith("("):
+        pred = replace(pred, formula=named[1])
     based = [_BASED.fullmatch(side.formula) for side in (gold, pred)]
     if based[0] and based[1] and based[0][2] != based[1][2]:
         return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
@@ -138,6 +143,9 @@ def _parse_reference(reference: str, gold: MathText) -> object:
 
 def _same_words(gold: MathText, pred: MathText) -> bool:
     one, other = (side.words or side.formula.casefold() for side in (gold, pred))
+    for clock, time in ((one, other), (other, one)):  # half of the day is said by one side, or by both
+        if clock.startswith("clock ") and time.removeprefix("clock ") == clock.split()[1]:
+            return True
     return bool(one) and one == other
 
 

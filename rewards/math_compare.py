@@ -195,15 +195,22 @@ def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
     """Inequalities become sets of real numbers where the other side is one; a lone element becomes a set of one."""
     sides = [gold, pred]
     for index, (side, other) in enumerate([(gold, pred), (pred, gold)]):
-        members = list(side.args) if isinstance(side, PlainFiniteSet) else [side]
-        inequalities = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
-        if members and inequalities and not isinstance(other, (PlainFiniteSet, Tuple)):
+        members = _inequalities(side)
+        listed = isinstance(other, (PlainFiniteSet, Tuple)) and not _inequalities(other)
+        if members and not listed:
             sets = [attempt(lambda part=part: _as_real_set(part)) for part in members]
             if all(part is not None for part in sets):
                 sides[index] = sympy.Union(*sets)
         elif not isinstance(side, (Set, Tuple)):
             sides[index] = FiniteSet(side)
     return sides[0], sides[1]
+
+
+def _inequalities(expr: Any) -> list[Any]:
+    """An inequality or the members of a set of nothing else; empty for all else."""
+    members = list(expr.args) if isinstance(expr, PlainFiniteSet) else [expr]
+    unequal = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
+    return members if unequal else []
 
 
 def _as_real_set(relation: Any) -> Any:

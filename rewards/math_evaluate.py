@@ -120,10 +120,20 @@ class Exact(_Arithmetic):
     def power(self, base: Fraction, exponent: Fraction) -> Fraction:
         if base in (0, 1) and exponent > 0:
             return base
+        if exponent.denominator != 1 and base > 0:
+            base, exponent = self._root(base, exponent.denominator), Fraction(exponent.numerator)
         bits = max(base.numerator.bit_length(), base.denominator.bit_length())
         if exponent.denominator != 1 or bits * abs(exponent) > MAX_BITS or (base == 0 and exponent < 0):
             raise NoValue
         return base ** int(exponent)
+
+    def _root(self, base: Fraction, degree: int) -> Fraction:
+        if degree > MAX_BITS:
+            raise NoValue
+        roots = [sympy.integer_nthroot(part, degree) for part in (base.numerator, base.denominator)]
+        if not all(is_whole for _, is_whole in roots):
+            raise NoValue
+        return Fraction(int(roots[0][0]), int(roots[1][0]))
 
     def function(self, expr: Any) -> Fraction:
         if expr.is_Atom or not isinstance(expr, (sympy.Abs, sympy.factorial, sympy.binomial, sympy.Mod, *_ROUNDED)):

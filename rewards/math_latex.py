@@ -16,6 +16,8 @@ _SET_BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:|\\vert|\\colon)\s*([^|]*?)\s*\\\}"
 )
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+# 0.333... and 0.5454... repeat; 0.33... may be any decimal.
+_REPEATED = re.compile(r"([0-9]*)\.([0-9]*?)(?:([0-9])\3{2,}|([0-9]{2,}?)\4+)(?:\\[lc]?dots|\.\.\.|…)")
 _CASES = re.compile(
     r"(?<![\[(|])(?:\\\{\s*)?\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
 )
@@ -26,6 +28,9 @@ def _named_constant(name: re.Match) -> str:
 
 
 _REWRITES = [
+    # Combinations as Chinese textbooks write them.
+    (re.compile(r"(?<![\\a-zA-Z0-9])C_\{?([0-9]+)\}?\^\{?([0-9]+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\overline\s*\{([A-Z]{2})\}"), r"\1"),
     (re.compile(r"\\langle(?![a-zA-Z])|\\lparen(?![a-zA-Z])"), "("),
     (re.compile(r"\\rangle(?![a-zA-Z])|\\rparen(?![a-zA-Z])"), ")"),
     (re.compile(r"\\(?:lbrace|rbrace)(?![a-zA-Z])"), lambda brace: "\\{" if brace[0] == "\\lbrace" else "\\}"),
@@ -89,6 +94,7 @@ def split_list(text: str) -> list[str]:
 def _rewrite(formula: str) -> str:
     formula = _INTEGER_PARAMETER.sub("", formula)
     formula = _SET_BUILDER.sub(lambda built: built[2], formula)
+    formula = _REPEATED.sub(lambda dots: f"{dots[1]}.{dots[2]}\\overline{{{dots[3] or dots[4]}}}", formula)
     formula = _REPEATING.sub(_repeating_fraction, formula)
     formula = _CASES.sub(_system, formula)
     for pattern, replacement in _REWRITES:
