@@ -14,7 +14,6 @@ from typing import Any
 
 import sympy
 from mpmath import mp
-from mpmath.libmp import to_rational
 
 from rewards.result import Unscorable
 
@@ -49,7 +48,7 @@ class _Arithmetic:
         if expr.is_Rational:
             return self.number(Fraction(int(expr.p), int(expr.q)))
         if expr.is_Float:
-            return self.number(Fraction(*to_rational(expr._mpf_)))
+            return self.number(Fraction(str(expr)))  # as it was written, not its nearest binary number
         if expr.is_Symbol and expr in self._point:
             return self.number(self._point[expr])
         if expr.is_Add:
@@ -57,7 +56,7 @@ class _Arithmetic:
         if expr.is_Mul:
             return self.multiply([self.of(factor) for factor in expr.args])
         if expr.is_Pow:
-            return self.power(self.of(expr.base), self.of(expr.exp))
+            return self.power(self.of(expr.base), self.of(expr.exp), expr.exp)
         if isinstance(expr, sympy.UnevaluatedExpr):
             return self.of(expr.args[0])
         if isinstance(expr, (sympy.Sum, sympy.Product)) and (indices := self._indices(expr)) is not None:
@@ -73,7 +72,7 @@ class _Arithmetic:
     def multiply(self, factors: list[Any]) -> Any:
         return reduce(operator.mul, factors, self.number(Fraction(1)))
 
-    def power(self, base: Any, exponent: Any) -> Any:
+    def power(self, base: Any, exponent: Any, written: Any) -> Any:
         raise NotImplementedError
 
     def function(self, expr: Any) -> Any:
@@ -117,7 +116,7 @@ class Exact(_Arithmetic):
     def multiply(self, factors: list[Fraction]) -> Fraction:
         return reduce(lambda total, factor: self.number(total * factor), factors, Fraction(1))
 
-    def power(self, base: Fraction, exponent: Fraction) -> Fraction:
+    def power(self, base: Fraction, exponent: Fraction, written: Any) -> Fraction:
         if base in (0, 1) and exponent > 0:
             return base
         if exponent.denominator != 1 and base > 0:
@@ -157,6 +156,14 @@ class Exact(_Arithmetic):
         raise NoValue
 
 
+def exactly(expr: Any) -> Fraction | None:
+    """The rational number that a constant is, None where it is none or too long."""
+    try:
+        return Exact({}).of(expr)
+    except NoValue:
+        return None
+
+
 class Approximate(_Arithmetic):
     """Real and complex numbers to `mp.dps` digits, which the caller sets.
 
@@ -187,12 +194,17 @@ class Approximate(_Arithmetic):
         self.absorbed = max(self.absorbed, max(sizes) - min(sizes)) if sizes else self.absorbed
         return super().add(terms)
 
-    def power(self, base: Any, exponent: Any) -> Any:
+    def power(self, base: Any, exponent: Any, written: Any) -> Any:
+        """The cube root of -8 is -2: an odd root of a negative number is the real one, as schools have it."""
         if not base:
             if mp.re(exponent) < 0:
                 raise NoValue
             return mp.mpf(not exponent)
         _refuse_immense(exponent, mp.mag(base))
+        if not mp.im(base) and mp.re(base) < 0 and not written.free_symbols:
+            share = exactly(written)
+            if share is not None and share.denominator > 1 and share.denominator % 2:
+                return (-1) ** (share.numerator % 2) * mp.power(-mp.re(base), exponent)
         return mp.power(base, exponent)
 
     def function(self, expr: Any) -> Any:

@@ -7,6 +7,7 @@ PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside
 MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
 _GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # where the library converts at once
+_INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
     r"(?:[,;]\s*\(?|\()\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
@@ -170,7 +171,7 @@ def _converter(text: str, lowercase: bool, quick: bool) -> Any:
             return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
     config = ConversionConfig(lowercase_symbols=lowercase)
-    return Converter(is_real=not should_treat_as_complex(text), config=config)
+    return Converter(is_real=_INDEX_I.search(text) is not None or not should_treat_as_complex(text), config=config)
 
 
 def _with_imaginary_unit(parsed: Any) -> Any:

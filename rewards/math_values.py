@@ -16,7 +16,7 @@ from mpmath.libmp import to_rational
 from sympy import S, Symbol
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
-from rewards.math_evaluate import COARSE_DIGITS, Approximate, Exact, NoValue, Point
+from rewards.math_evaluate import COARSE_DIGITS, Approximate, NoValue, Point, exactly
 from rewards.plain_numbers import PlainNumber, same_number
 from rewards.result import Unscorable
 
@@ -24,7 +24,7 @@ _QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
 _MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
 _BITS_PER_DIGIT = 3.3219280948873626
 _CLOSE_DECIMAL = 2e-6  # relative; for expressions that hold rounded decimals
-_MAX_ABSORBED_BITS = 17  # a term smaller than another by more than `_CLOSE_DECIMAL` is not seen
+_MAX_ABSORBED_BITS = 7  # of a term smaller than that `_CLOSE_DECIMAL` of the sum leaves less than four digits
 _COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
 _TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
@@ -60,6 +60,11 @@ def equal_expressions(one: Any, other: Any) -> bool:
     decimal = _has_decimals(one, other)
     if not symbols:
         return _equal_constants(one, other, decimal)
+    return _equal_functions(one, other, symbols, False) or (decimal and _equal_functions(one, other, symbols, True))
+
+
+def _equal_functions(one: Any, other: Any, symbols: list[Symbol], decimal: bool) -> bool:
+    """`decimal`: but for the rounding of decimals."""
     agreed, hidden = 0, False
     counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
     for point in _points(symbols, _COUNTS if counted else _POINTS):
@@ -87,24 +92,45 @@ def is_constant_multiple(one: Any, other: Any, positive: bool = False) -> bool:
             looks.append((point, _evaluate((one, other), point, _QUICK_DIGITS)))
         except NoValue:
             continue
-    decimal = _has_decimals(one, other)
-    if decimal and any(not quick.absorbed for _, quick in looks):
-        looks = [(point, quick) for point, quick in looks if not quick.absorbed]
+    enough = _ENOUGH if symbols else 1
+    if _proportional(one, other, looks, positive, enough, decimal=False):
+        return True
+    if not _has_decimals(one, other):
+        return False
+    seen = [(point, quick) for point, quick in looks if not quick.absorbed]
+    equal = _proportional(one, other, seen or looks, positive, 1 if seen else enough, decimal=True)
+    if equal and not seen:
+        raise Unscorable(_TOO_FAR_APART)
+    return equal
+
+
+def _proportional(
+    one: Any, other: Any, looks: list[tuple[Point, _Values]], positive: bool, enough: int, decimal: bool
+) -> bool:
     span = max((quick.span for _, quick in looks), default=0)
     coarse = any(quick.coarse for _, quick in looks)
+    if span > (_COARSE_SPAN if coarse else _MAX_SPAN):
+        raise Unscorable(_TOO_FAR_APART)
     known = _COARSE_KNOWN if coarse else 6 * span + 30
-    pairs = []
-    with mp.workdps(2 * known + 20 if span <= _MAX_SPAN else _QUICK_DIGITS):
-        for point, _ in looks if span <= _MAX_SPAN else ():
+    ratios: list[Any] = []  # as pairs of numbers, with the decimal exponent of what was added up to them
+    with mp.workdps(2 * known + 20):
+        for point, _ in looks:
             values = _evaluate((one, other), point, mp.dps)
             zero = [abs(number) <= mp.mpf(10) ** (values.high - known) for number in values.numbers]
             if zero[0] != zero[1]:
                 return False
-            pairs += [] if zero[0] else [(*values.numbers, values.high)]
-        proportional = _proportional(pairs[: _ENOUGH if symbols else 1], known, decimal, positive)
-    if span > (_COARSE_SPAN if coarse else _MAX_SPAN) or (proportional and decimal and looks[0][1].absorbed):
-        raise Unscorable(_TOO_FAR_APART)
-    return proportional and (len(pairs) >= _ENOUGH or not symbols)
+            ratios += [] if zero[0] else [(*values.numbers, values.high)]
+        if len(ratios) < enough:
+            return False
+        first, second, high = ratios[0]
+        ratio = first / second
+        if abs(mp.im(ratio)) > mp.mpf(10) ** -20 * abs(ratio) or (positive and mp.re(ratio) <= 0):
+            return False
+        for top, bottom, higher in ratios[1:]:
+            gap = abs(first * bottom - top * second)
+            if gap > (_CLOSE_DECIMAL * abs(first * bottom) if decimal else mp.mpf(10) ** (high + higher - known)):
+                return False
+    return True
 
 
 def refuse_immense(*objects: Any) -> None:
@@ -121,37 +147,16 @@ def refuse_immense(*objects: Any) -> None:
                 raise Unscorable(_TOO_FAR_APART)
 
 
-def _proportional(pairs: list[tuple[Any, Any, int]], known: int, decimal: bool, positive: bool) -> bool:
-    if not pairs:
-        return False
-    first, second, high = pairs[0]
-    ratio = first / second
-    if abs(mp.im(ratio)) > mp.mpf(10) ** -20 * abs(ratio) or (positive and mp.re(ratio) <= 0):
-        return False
-    for one, other, higher in pairs[1:]:
-        gap = abs(first * other - one * second)
-        if gap > (_CLOSE_DECIMAL * abs(first * other) if decimal else mp.mpf(10) ** (high + higher - known)):
-            return False
-    return True
-
-
 def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
-    numbers = [_exactly(side) for side in (one, other)]
+    left, right = exactly(one), exactly(other)
     try:
-        if None in numbers and (not decimal or not _are_real(one, other)):
-            return _equal_at(one, other, {})
-        if None in numbers:
-            numbers = [_fraction(side) for side in (one, other)]
+        if left is None or right is None:
+            if not decimal or not _are_real(one, other):
+                return _equal_at(one, other, {})
+            left, right = _fraction(one), _fraction(other)
     except NoValue:
         return _simplifies_to_zero(one, other)
-    return same_number(*(PlainNumber(number, decimal) for number in numbers))
-
-
-def _exactly(expr: Any) -> Fraction | None:
-    try:
-        return Exact({}).of(expr)
-    except NoValue:
-        return None
+    return same_number(PlainNumber(left, decimal), PlainNumber(right, decimal))
 
 
 def _are_real(*sides: Any) -> bool:
