@@ -15,7 +15,7 @@ def _power_tower(rng: random.Random) -> Answer:
 
 
 def _nested_factorial(rng: random.Random) -> Answer:
-    """Eleven to fifteen: the inner factorials are computed, the outer asks for gigabytes."""
+    """The innermost is computed; nobody could write down the outer ones."""
     before = rng.choice(["", "-", "x+", "2\\cdot "])
     return f"{before}(({rng.randint(12, 15)}!)!)!+{rng.randint(0, 10**6)}", "3"
 
@@ -175,7 +175,7 @@ def _repeats(rng: random.Random) -> Answer:
 FAMILIES: dict[str, tuple[Callable[[random.Random], Answer], int]] = {
     "power towers": (_power_tower, 2),
     "nested factorials": (_nested_factorial, 1),
-    "huge common divisors": (_huge_common_divisor, 1),
+    "huge common divisors": (_huge_common_divisor, 3),
     "factorials": (_factorial, 4),
     "huge floors": (_huge_floor, 1),
     "deep brackets": (_deep_brackets, 4),

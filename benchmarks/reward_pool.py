@@ -104,7 +104,7 @@ def respawn_seconds(quick: dict[str, Any], repeats: int = 10) -> list[float]:
     with ScoringPool(1, DEADLINE, MEMORY_MB) as pool:
         pool.run([quick])
         for number in range(repeats):
-            (killed,) = pool.run([task(f"9^{{9^{{9^{{{number + 9}}}}}}}", "3")])
+            (killed,) = pool.run([task(f"\\prod_{{k=1}}^{{10^{{12}}}}(k^{{{number + 50}}}+1)", "3")])
             begin = time.perf_counter()
             (answered,) = pool.run([quick])
             if killed.reason.startswith("timeout") and answered.value == 1.0:

@@ -17,6 +17,11 @@ _ANSWER_SAID = re.compile(
     r"(?i:answer)\**[ \t]*(?:(?i:is)\b[ \t]*[:：]?|[:：])\**|答案(?:应该|应)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：])"
 )
 _SENTENCE_END = re.compile(r"(?:[.]\**(?=[ \t]+[A-Z])|。)")
+_MAX_SENTENCE = 400
+_CONCLUSION = re.compile(
+    r"(?i:(?:so|thus|hence|therefore),?\s+)?(?i:the|there)\s.*\s(?:is|are|equals)\s+"
+    r"(\$[^$]+\$|\\\([^()]+\\\)|-?[0-9][0-9.,/]*(?:\\?%)?)"
+)
 _NUMBER = re.compile(
     r"(?:(?<![\w.)}\]])[+-])?(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
     r"(?:/[0-9]+(?![0-9.]))?(?:\\?%)?",
@@ -103,12 +108,17 @@ def _tagged(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    """An announcement with nothing behind it on its line announces the next line that is not empty."""
+    """An announcement with nothing behind it on its line announces the next line that is not empty.
+
+    Of a sentence that ends in a number or formula ("The area of ABC is 12") that one is the answer.
+    """
     announced = deque(_ANSWER_SAID.finditer(text), maxlen=1)
     if not announced:
         return None
     lines = text[announced[0].end() :].lstrip().splitlines()
-    return _inner_box(_SENTENCE_END.split(lines[0], maxsplit=1)[0]) or None if lines else None
+    said = _inner_box(_SENTENCE_END.split(lines[0], maxsplit=1)[0]) if lines else ""
+    concluded = _CONCLUSION.fullmatch(said) if len(said) <= _MAX_SENTENCE else None
+    return (concluded[1] if concluded else said) or None
 
 
 def _inner_box(text: str) -> str:

@@ -6,6 +6,7 @@ through `sympy.parse_expr`, which evaluates).
 """
 
 import re
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,9 +18,12 @@ from rewards.result import Unscorable
 
 UnparsableReference = Unscorable
 MAX_QUICK = 300  # characters; longer texts go to a worker
+MAX_CHARACTERS = 4_000  # longer texts are refused: no reference of the known data sets has a tenth of that
+_NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # what a program writes where it has no number
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
 _BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
+_NAMED_POINT = re.compile(r"[A-Z]\s*(\([^()]*,[^()]*\))")
 _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
@@ -32,7 +36,8 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
         return None
     gold = read(reference)
     number = read_plain(gold)
-    if number is None and not (gold.words and not spoken_number(gold.words)):
+    readable = gold.words and not spoken_number(gold.words) and not _NO_NUMBER.fullmatch(gold.words)
+    if number is None and not readable:
         return None
     pred = read(answer)
     if number is not None:
@@ -48,9 +53,10 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
 def verify_symbolic(answer: str | None, reference: str) -> bool:
     """The verdict of mathematics; an answer that is None or cannot be read is wrong.
 
-    Raises `Unscorable` for a reference that is empty or cannot be read, whatever the answer, and for an answer nested
-    too deeply to be judged; MemoryError as it comes.
+    Raises `Unscorable` for a reference that is empty or cannot be read, whatever the answer, and for an answer that is
+    too long, nested too deeply, or holds numbers too large to be judged; MemoryError as it comes.
     """
+    refuse_long(answer, reference)
     gold = read(reference)
     try:
         gold_object = _parse_reference(reference, gold)
@@ -65,6 +71,13 @@ def verify_symbolic(answer: str | None, reference: str) -> bool:
 def check_reference(reference: str) -> None:
     """Raises `Unscorable` where `verify_symbolic` would for the reference's sake."""
     verify_symbolic(None, reference)
+
+
+def refuse_long(*texts: str | None) -> None:
+    """`Unscorable` for a text that is longer than `MAX_CHARACTERS`."""
+    for text in texts:
+        if text is not None and len(text) > MAX_CHARACTERS:
+            raise Unscorable(f"{len(text)} characters are too many to be judged, at most {MAX_CHARACTERS} are")
 
 
 def warm_up() -> None:
@@ -96,6 +109,9 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
         return _same_words(gold, pred)
     if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
         return False
+    named = _NAMED_POINT.fullmatch(pred.formula)
+    if named and gold.formula.startswith("("):
+        pred = replace(pred, formula=named[1])
     based = [_BASED.fullmatch(side.formula) for side in (gold, pred)]
     if based[0] and based[1] and based[0][2] != based[1][2]:
         return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
@@ -113,6 +129,8 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
 
 @lru_cache(maxsize=256)  # of the data set's own texts, which the completions of a group share; never of answers
 def _parse_reference(reference: str, gold: MathText) -> object:
+    if _NO_NUMBER.fullmatch(gold.words or gold.formula):
+        raise Unscorable(f"reference {reference[:80]!r} is no number")
     if gold.words:
         if spoken_number(gold.words):
             raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics: write the number in digits")
@@ -125,6 +143,9 @@ def _parse_reference(reference: str, gold: MathText) -> object:
 
 def _same_words(gold: MathText, pred: MathText) -> bool:
     one, other = (side.words or side.formula.casefold() for side in (gold, pred))
+    for clock, time in ((one, other), (other, one)):  # half of the day is said by one side, or by both
+        if clock.startswith("clock ") and time.removeprefix("clock ") == clock.split()[1]:
+            return True
     return bool(one) and one == other
 
 

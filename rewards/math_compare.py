@@ -12,13 +12,14 @@ import sympy
 from latex2sympy2_extended import is_expr_of_only_symbols
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.sets import FiniteSet
-from sympy import E, Eq, Interval, MatrixBase, MatrixExpr, Mul, Ne, S, Set, Symbol, Tuple
+from sympy import Add, E, Eq, Interval, MatrixBase, MatrixExpr, Mul, Ne, Rational, S, Set, Symbol, Tuple
 from sympy import FiniteSet as PlainFiniteSet
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import GreaterThan, Relational, StrictGreaterThan
 
 from rewards.math_latex import PERCENT_SIGN
-from rewards.math_values import equal_expressions, is_constant_multiple
+from rewards.math_values import equal_expressions, is_constant_multiple, refuse_immense
+from rewards.result import Unscorable
 
 _T = TypeVar("_T")
 
@@ -27,7 +28,7 @@ def attempt(action: Callable[[], _T]) -> _T | None:
     """The result, or None where the mathematics refuses. Exhausted memory or stack is not a verdict: it is raised."""
     try:
         return action()
-    except (MemoryError, RecursionError):
+    except (MemoryError, RecursionError, Unscorable):
         raise
     except Exception:  # sympy's refusals have no common type
         return None
@@ -139,7 +140,7 @@ def _same_relation(gold: Any, pred: Any) -> bool:
 
 
 def _difference(sides: Sequence[Any]) -> Any:
-    return sides[0] - sides[1]
+    return Add(sides[0], Mul(-1, sides[1], evaluate=False), evaluate=False)  # evaluated, 7^(10^10) is written out
 
 
 def _of_numbers(*relations: Any) -> bool:
@@ -159,6 +160,7 @@ def _same_solutions(gold: Any, pred: Any) -> bool:
         return len(symbols) == 1 and _as_real_set(gold) == _as_real_set(pred)
     if isinstance(gold, And) or isinstance(pred, And):
         return False
+    refuse_immense(gold, pred)
     found = False
     for symbol in symbols:  # all of them: x(y-1)=0 and x(y-2)=0 have the same x
         one, other = (sympy.solve(equation, symbol) for equation in (gold, pred))
@@ -181,6 +183,7 @@ def _same_sets(gold: Any, pred: Any) -> bool:
         return _same_elements(gold, pred)
     if not isinstance(gold, Set) or not isinstance(pred, Set):
         return False
+    refuse_immense(gold, pred)
     one, other = attempt(gold.doit) or gold, attempt(pred.doit) or pred
     if one == other or attempt(lambda: one.symmetric_difference(other).is_empty) is True:
         return True
@@ -192,9 +195,9 @@ def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
     """Inequalities become sets of real numbers where the other side is one; a lone element becomes a set of one."""
     sides = [gold, pred]
     for index, (side, other) in enumerate([(gold, pred), (pred, gold)]):
-        members = list(side.args) if isinstance(side, PlainFiniteSet) else [side]
-        inequalities = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
-        if members and inequalities and not isinstance(other, (PlainFiniteSet, Tuple)):
+        members = _inequalities(side)
+        listed = isinstance(other, (PlainFiniteSet, Tuple)) and not _inequalities(other)
+        if members and not listed:
             sets = [attempt(lambda part=part: _as_real_set(part)) for part in members]
             if all(part is not None for part in sets):
                 sides[index] = sympy.Union(*sets)
@@ -203,8 +206,16 @@ def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
     return sides[0], sides[1]
 
 
+def _inequalities(expr: Any) -> list[Any]:
+    """An inequality or the members of a set of nothing else; empty for all else."""
+    members = list(expr.args) if isinstance(expr, PlainFiniteSet) else [expr]
+    unequal = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
+    return members if unequal else []
+
+
 def _as_real_set(relation: Any) -> Any:
     """The solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
+    refuse_immense(relation)
     for applied in relation.atoms(AppliedUndef):
         relation = sympy.And(*[part.subs(applied, Symbol("applied", real=True)) for part in _relations(relation)])
     conjuncts = relation.args if isinstance(relation, sympy.And) else [relation]
@@ -275,8 +286,8 @@ def _letters(expr: Any) -> str | None:
 
 
 def _same_matrices(gold: Any, pred: Any) -> bool:
-    sides = [attempt(side.doit) for side in (gold, pred)]
-    one, other = sides
+    refuse_immense(gold, pred)
+    one, other = [attempt(side.doit) for side in (gold, pred)]
     if not isinstance(one, MatrixBase) or not isinstance(other, MatrixBase):
         return one is not None and one == other
     return one.shape == other.shape and all(map(same, one.flat(), other.flat()))
@@ -287,7 +298,7 @@ def _same_expressions(gold: Any, pred: Any) -> bool:
     if gold_percent == pred_percent:
         return equal_expressions(gold, pred)
     marked, other = (gold, pred) if gold_percent else (pred, gold)
-    return equal_expressions(marked, other) or equal_expressions(marked / 100, other)
+    return equal_expressions(marked, other) or equal_expressions(Mul(marked, Rational(1, 100), evaluate=False), other)
 
 
 def percentage(value: Any) -> Any:

@@ -6,6 +6,8 @@ from typing import Any
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
+_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # where the library converts at once
+_INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
     r"(?:[,;]\s*\(?|\()\s*(?:\\text\s*\{\s*(?:where|for|with)?\s*\}\s*)?(?:where |for |with )?"
@@ -15,6 +17,8 @@ _SET_BUILDER = re.compile(
     r"\\\{\s*([a-zA-Z])\s*(?:\\in\s*\\mathbb\s*\{?R\}?\s*)?(?:\\mid|\||:|\\vert|\\colon)\s*([^|]*?)\s*\\\}"
 )
 _REPEATING = re.compile(r"([0-9]*)\.([0-9]*)\\(?:overline|bar|dot)\s*(?:\{\s*([0-9]+)\s*\}|([0-9]))")
+# 0.333... and 0.5454... repeat; 0.33... may be any decimal.
+_REPEATED = re.compile(r"([0-9]*)\.([0-9]*?)(?:([0-9])\3{2,}|([0-9]{2,}?)\4+)(?:\\[lc]?dots|\.\.\.|…)")
 _CASES = re.compile(
     r"(?<![\[(|])(?:\\\{\s*)?\\begin\s*\{(?:cases|aligned|array|gathered)\}(?:\s*\{[lcr|]*\})?(.*?)\\end\s*\{(?:cases|aligned|array|gathered)\}"
 )
@@ -25,6 +29,9 @@ def _named_constant(name: re.Match) -> str:
 
 
 _REWRITES = [
+    # Combinations as Chinese textbooks write them.
+    (re.compile(r"(?<![\\a-zA-Z0-9])C_\{?([0-9]+)\}?\^\{?([0-9]+)\}?"), r"\\binom{\1}{\2}"),
+    (re.compile(r"\\overline\s*\{([A-Z]{2})\}"), r"\1"),
     (re.compile(r"\\langle(?![a-zA-Z])|\\lparen(?![a-zA-Z])"), "("),
     (re.compile(r"\\rangle(?![a-zA-Z])|\\rparen(?![a-zA-Z])"), ")"),
     (re.compile(r"\\(?:lbrace|rbrace)(?![a-zA-Z])"), lambda brace: "\\{" if brace[0] == "\\lbrace" else "\\}"),
@@ -88,6 +95,7 @@ def split_list(text: str) -> list[str]:
 def _rewrite(formula: str) -> str:
     formula = _INTEGER_PARAMETER.sub("", formula)
     formula = _SET_BUILDER.sub(lambda built: built[2], formula)
+    formula = _REPEATED.sub(lambda dots: f"{dots[1]}.{dots[2]}\\overline{{{dots[3] or dots[4]}}}", formula)
     formula = _REPEATING.sub(_repeating_fraction, formula)
     formula = _CASES.sub(_system, formula)
     for pattern, replacement in _REWRITES:
@@ -141,6 +149,7 @@ def _converter(text: str, lowercase: bool, quick: bool) -> Any:
     from antlr4 import PredictionMode
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
     from math_verify.grader import should_treat_as_complex
+    from sympy import Float, Integer, binomial
 
     class Converter(_Latex2Sympy):
         def create_parser(self, latex_str: str) -> Any:
@@ -148,8 +157,21 @@ def _converter(text: str, lowercase: bool, quick: bool) -> Any:
             parser._interp.predictionMode = PredictionMode.SLL if quick else PredictionMode.LL
             return parser
 
+        def parse(self, latex_str: str) -> Any:
+            grouped = _GROUPED_NUMBER.fullmatch(latex_str)
+            return self.parse_number(latex_str.strip()) if grouped else super().parse(latex_str)
+
+        def parse_number(self, text: str) -> Any:
+            """Digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
+            digits = text.replace(",", "")
+            return Integer(int(digits)) if digits.lstrip("-").isdigit() else Float(digits)
+
+        def convert_binom(self, binom: Any) -> Any:
+            """Unlike the library's, not computed: (10^9 over 10^8) is a number of gigabytes."""
+            return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
+
     config = ConversionConfig(lowercase_symbols=lowercase)
-    return Converter(is_real=not should_treat_as_complex(text), config=config)
+    return Converter(is_real=_INDEX_I.search(text) is not None or not should_treat_as_complex(text), config=config)
 
 
 def _with_imaginary_unit(parsed: Any) -> Any:

@@ -48,7 +48,7 @@ _SPACING = re.compile(r"\\(?:quad|qquad|enspace|thinspace|displaystyle|textstyle
 _THIN_SPACE = re.compile(r"(?<!\\)\\[,;: >]")
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
 _CLOCK = re.compile(
-    r"([0-9]{1,2}):([0-5][0-9])\s*(?:\\text\s*\{\s*)?([ap])\.?\s?m\.?\s*\}?|([0-9]{1,2}):(0[0-9])", re.IGNORECASE
+    r"([0-9]{1,2}):([0-5][0-9])\s*(?:(?:\\text\s*\{\s*)?([ap])\.?\s?m\.?\s*\}?|(?<=:0[0-9]))", re.IGNORECASE
 )
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(\\[{}|]|[()\[\]|.<>]|(?=\\))?")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
@@ -80,7 +80,15 @@ _DEGREES = re.compile(
 )
 _WORD = r"[^\W\d_]+(?:['-][^\W\d_]+)*"
 _WORDS = re.compile(rf"{_WORD}(?: {_WORD})*")
+_NUMBERED = re.compile(r"[A-Za-z][\w ]*[0-9][\w ]*")  # "Figure 2" when TeX says that it is text
 _SHORT_WORDS = ("odd", "yes", "no", "red", "all", "one", "two", "six", "ten")
+_LETTER_IN_BRACKETS = re.compile(r"\(\s*([A-Z])\s*\)")
+_SAID_AS_TEXT = re.compile(
+    r"\\text\s*\{\s*((?:(?:the\s+)?(?:final\s+)?answer\s[^{}0-9]*)?\\?[$€£¥]?[-+.]?[0-9][^{}]*)\}", re.IGNORECASE
+)
+_TEXT_QUOTIENT = re.compile(r"\\text\s*\{([^{}]*)\}\s*(/|\\cdot(?![a-zA-Z]))\s*\\text\s*\{([^{}]*)\}")
+_TEXT_POWER = re.compile(r"(\\text\s*\{[^{}^]*\^)\{(-?[0-9])\}")
+_ORDINAL = re.compile(r"([0-9]+)\s*(?:\^\s*)?(?:\{\s*)?(?:\\text\s*\{\s*)?(?:st|nd|rd|th)\s*\}{0,2}")
 _TEXT_NUMBER = re.compile(r"\\text\s*\{\s*([-+0-9.,/ ]+)\s*\}")
 _TEXT_COMMAND = re.compile(r"\\text\s*\{([^{}]*)\}")
 _NUMBER_WORDS = re.compile(
@@ -104,7 +112,7 @@ def read(text: str) -> MathText:
     text = _unify(text)
     words = _as_words(text)
     if clock := _CLOCK.fullmatch(text):
-        words = "clock " + ":".join(filter(None, clock.groups())).lower()
+        words = " ".join(["clock", clock[1] + ":" + clock[2], (clock[3] or "").lower()]).strip()
     if words:
         return MathText(text, words=words)
     text = _LEAD.sub("", text, count=1) if _LEAD.match(text) else text
@@ -134,7 +142,12 @@ def _unify(text: str) -> str:
     text = _FRACTION.sub(r"\\frac", text)
     text = _STYLE.sub(r"\\text{", text) if "\\m" not in text or "mathbb" not in text else text
     text = _TEXT_NUMBER.sub(r"\1", text)
-    return " ".join(_strip_enclosing(text).split())
+    text = _TEXT_QUOTIENT.sub(r"\\text{\1\2\3}", _TEXT_POWER.sub(r"\1\2", text)).replace("{:}", ":")
+    text = " ".join(_strip_enclosing(text).split())
+    whole = _LETTER_IN_BRACKETS.fullmatch(text) or _SAID_AS_TEXT.fullmatch(text)
+    text = whole[1].strip() if whole else text
+    ordinal = _ORDINAL.fullmatch(text)
+    return ordinal[1] if ordinal else text
 
 
 def _strip_enclosing(text: str) -> str:
@@ -178,6 +191,8 @@ def _as_words(text: str) -> str:
     plain = " ".join((said[1] if said else text).split())
     if said and len(plain) == 3 and plain[0] == "(" and plain[2] == ")":
         plain = plain[1]  # \text{(B)}
+    if said and _NUMBERED.fullmatch(plain) and not _LEAD.match(plain):
+        return plain.casefold()
     if not _WORDS.fullmatch(plain):
         return ""
     # Three letters and fewer may be a product of variables, unless TeX says that they are text or no variable is meant.

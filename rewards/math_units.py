@@ -76,11 +76,15 @@ _CHINESE_UNITS = sorted((alias for alias in _CANONICAL if not alias.isascii()), 
 _CHINESE_UNIT = re.compile(
     rf"(?<=[0-9}}])\s*((?:平方|立方)?(?:{'|'.join(_CHINESE_UNITS)})|[{_MEASURE_WORDS}](?:(?![或和与且])[\u4e00-\u9fff]){{0,4}})(?:/([^\W\d]{{1,3}}))?\s*$"
 )
+_MODULUS = re.compile(r"\s*\(?\s*\\p?mod\s*\{?\s*([0-9]+)\s*\}?\s*\)?\s*$")
 _SQUARE = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+(\S+)$")
 
 
 def split_unit(text: str) -> tuple[str, str]:
     """(formula, unit): the unit that stands behind a formula; "" without one. Scale words become powers of ten."""
+    modulus = _MODULUS.search(text)
+    if modulus and "=" not in text and "\\equiv" not in text:
+        return text[: modulus.start()].strip(), f"mod {modulus[1]}"
     text = _SCALE.sub(lambda scale: f" \\cdot 10^{{{_SCALES[scale[1]]}}}", text)
     for split in (_split_text_unit, _split_bare_unit, _split_prose_unit, _split_chinese_unit):
         found = split(text)
@@ -91,7 +95,9 @@ def split_unit(text: str) -> tuple[str, str]:
 
 
 def same_unit(one: str, other: str) -> bool:
-    """False only for two known units that differ: 5 cm is not 5 m, but 5 apples may be 5 fruits."""
+    """False only for two known units or moduli that differ: 5 cm is not 5 m, but 5 apples may be 5 fruits."""
+    if one.startswith("mod ") and other.startswith("mod "):
+        return one == other
     known = set(_ALIASES)
     dimensions = [re.sub(r"\^-?\d", "", unit).split("/") for unit in (one, other)]
     if not one or not other or not all(part in known for unit in dimensions for part in unit):
@@ -104,7 +110,12 @@ def _split_text_unit(text: str) -> tuple[str, str] | None:
     if match is None:
         return None
     words = match[1].strip(" .,()").replace("\\", "")
-    if not words or words.split()[0] in _NOT_UNITS or any(character.isdigit() for character in words.split("^")[0]):
+    if (
+        not words
+        or words in ("i", "e", "x", "y", "z")
+        or words.split()[0] in _NOT_UNITS
+        or any(character.isdigit() for character in words.split("^")[0])
+    ):
         return None
     return text[: match.start()], _canonical(words, match[2])
 

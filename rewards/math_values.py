@@ -1,142 +1,231 @@
-"""Equality of sympy expressions by their values: exact for rational numbers, to 30 digits at fixed points otherwise."""
+"""Equality of sympy expressions by their values: exact for rational numbers, else to as many digits as it takes.
+
+"Equal" is said only of values computed to more digits than separate the largest and the smallest number on the way,
+so that no term can hide behind another (10^40 + 1 is not 10^40). Where that takes too many digits, values that differ
+are different and others cannot be judged: `Unscorable`.
+"""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
 import sympy
+from mpmath import mp
+from mpmath.libmp import to_rational
 from sympy import S, Symbol
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
+from rewards.math_evaluate import COARSE_DIGITS, Approximate, NoValue, Point, exactly
 from rewards.plain_numbers import PlainNumber, same_number
+from rewards.result import Unscorable
 
-_DIGITS = 30
-_MANY_DIGITS = 150
-_CLOSE = sympy.Float("1e-22", _DIGITS)  # relative; what is left of 30 digits after ordinary cancellation
-_CLOSE_DECIMAL = sympy.Float("2e-6", _DIGITS)  # relative; for expressions that hold rounded decimals
+_QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
+_MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
+_BITS_PER_DIGIT = 3.3219280948873626
+_CLOSE_DECIMAL = 2e-6  # relative; for expressions that hold rounded decimals
+_MAX_ABSORBED_BITS = 7  # of a term smaller than that `_CLOSE_DECIMAL` of the sum leaves less than four digits
+_COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
+_TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
 _POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
 _COUNTS = ["5", "8", "3", "12", "7", "10"]  # for sums and products whose ends are symbols
 _ENOUGH = 3
 
 
+@dataclass(frozen=True)
+class _Values:
+    """Of several expressions at one point; exponents are decimal."""
+
+    numbers: list[Any]
+    gap: Any  # first minus last
+    span: int
+    high: int
+    absorbed: bool
+    coarse: bool
+
+
 def equal_expressions(one: Any, other: Any) -> bool:
     """Whether two expressions have the same value for every value of their symbols.
 
     Symbols take the values of `_POINTS`, shifted for each symbol. A point where either side has no finite value does
-    not count; if too few are left, `simplify` decides. MemoryError and RecursionError go up to the caller.
+    not count; if too few are left, `simplify` decides. `Unscorable` where numbers are too large to tell; MemoryError
+    and RecursionError go up to the caller.
     """
     if one == other:
         return one not in (S.NaN, S.ComplexInfinity)
-    if _is_infinite(one) or _is_infinite(other):
+    if not isinstance(one, sympy.Expr) or not isinstance(other, sympy.Expr) or _is_infinite(one) or _is_infinite(other):
         return False
-    if isinstance(one, sympy.Rational) and isinstance(other, sympy.Rational):
-        return False
-    symbols = sorted(_symbols(one) | _symbols(other), key=str)
-    decimal = bool(_atoms(one, sympy.Float) or _atoms(other, sympy.Float))
+    symbols = _symbols(one, other)
+    decimal = _has_decimals(one, other)
     if not symbols:
         return _equal_constants(one, other, decimal)
-    agreed = 0
-    counted = bool(_atoms(one, ExprWithLimits) or _atoms(other, ExprWithLimits))
+    return _equal_functions(one, other, symbols, False) or (decimal and _equal_functions(one, other, symbols, True))
+
+
+def _equal_functions(one: Any, other: Any, symbols: list[Symbol], decimal: bool) -> bool:
+    """`decimal`: but for the rounding of decimals."""
+    agreed, hidden = 0, False
+    counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
     for point in _points(symbols, _COUNTS if counted else _POINTS):
-        values = [_value(side, point) for side in (one, other)]
-        if None in values:
+        try:
+            equal = _close_decimals(one, other, point) if decimal else _equal_at(one, other, point)
+        except NoValue:
             continue
-        if not _close(values[0], values[1], decimal):
+        hidden |= equal is None
+        if equal is False:
             return False
-        agreed += 1
+        agreed += equal is True
         if agreed == _ENOUGH:
             return True
-    return _simplifies_to_zero(one, other)
+    if hidden and not agreed:
+        raise Unscorable(_TOO_FAR_APART)
+    return hidden or _simplifies_to_zero(one, other)
 
 
 def is_constant_multiple(one: Any, other: Any, positive: bool = False) -> bool:
     """Whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
-    symbols = sorted(_symbols(one) | _symbols(other), key=str)
-    ratios = []
+    symbols = _symbols(one, other)
+    looks = []
     for point in _points(symbols) if symbols else iter([{}]):
-        values = [_value(side, point) for side in (one, other)]
-        if None in values:
+        try:
+            looks.append((point, _evaluate((one, other), point, _QUICK_DIGITS)))
+        except NoValue:
             continue
-        if abs(values[0]) < _CLOSE or abs(values[1]) < _CLOSE:
-            if (abs(values[0]) < _CLOSE) != (abs(values[1]) < _CLOSE):
+    enough = _ENOUGH if symbols else 1
+    if _proportional(one, other, looks, positive, enough, decimal=False):
+        return True
+    if not _has_decimals(one, other):
+        return False
+    seen = [(point, quick) for point, quick in looks if not quick.absorbed]
+    equal = _proportional(one, other, seen or looks, positive, 1 if seen else enough, decimal=True)
+    if equal and not seen:
+        raise Unscorable(_TOO_FAR_APART)
+    return equal
+
+
+def _proportional(
+    one: Any, other: Any, looks: list[tuple[Point, _Values]], positive: bool, enough: int, decimal: bool
+) -> bool:
+    span = max((quick.span for _, quick in looks), default=0)
+    coarse = any(quick.coarse for _, quick in looks)
+    if span > (_COARSE_SPAN if coarse else _MAX_SPAN):
+        raise Unscorable(_TOO_FAR_APART)
+    known = _COARSE_KNOWN if coarse else 6 * span + 30
+    ratios: list[Any] = []  # as pairs of numbers, with the decimal exponent of what was added up to them
+    with mp.workdps(2 * known + 20):
+        for point, _ in looks:
+            values = _evaluate((one, other), point, mp.dps)
+            zero = [abs(number) <= mp.mpf(10) ** (values.high - known) for number in values.numbers]
+            if zero[0] != zero[1]:
                 return False
-            continue
-        ratios.append(values[0] / values[1])
-        if len(ratios) == _ENOUGH:
-            break
-    if not ratios or (symbols and len(ratios) < _ENOUGH):
-        return False
-    decimal = bool(_atoms(one, sympy.Float) or _atoms(other, sympy.Float))
-    first = ratios[0]
-    if abs(sympy.im(first)) > _CLOSE * abs(first) or (positive and sympy.re(first) <= 0):
-        return False
-    return all(_close(first, ratio, decimal) for ratio in ratios[1:])
+            ratios += [] if zero[0] else [(*values.numbers, values.high)]
+        if len(ratios) < enough:
+            return False
+        first, second, high = ratios[0]
+        ratio = first / second
+        if abs(mp.im(ratio)) > mp.mpf(10) ** -20 * abs(ratio) or (positive and mp.re(ratio) <= 0):
+            return False
+        for top, bottom, higher in ratios[1:]:
+            gap = abs(first * bottom - top * second)
+            if gap > (_CLOSE_DECIMAL * abs(first * bottom) if decimal else mp.mpf(10) ** (high + higher - known)):
+                return False
+    return True
+
+
+def refuse_immense(*objects: Any) -> None:
+    """`Unscorable` where a power, factorial or the like is too large or too small to be written out, as sympy would."""
+    for one in objects:
+        for constant in one.atoms(sympy.Pow, sympy.factorial, sympy.binomial, sympy.exp):
+            if constant.free_symbols:
+                continue
+            try:
+                span = _evaluate([constant], {}, _QUICK_DIGITS).span
+            except NoValue:
+                continue
+            if span > _MAX_SPAN:
+                raise Unscorable(_TOO_FAR_APART)
 
 
 def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
-    values = [_value(side, {}) for side in (one, other)]
-    if None in values:
-        return _simplifies_to_zero(one, other)
-    if not decimal:
-        return _close(values[0], values[1], decimal) and _equal_to_many_digits(one, other)
-    if any(value.is_real is not True for value in values):
-        return _close(values[0], values[1], decimal)
-    numbers = [PlainNumber(_fraction(side, value), True) for side, value in zip((one, other), values, strict=True)]
-    return same_number(*numbers)
-
-
-def _equal_to_many_digits(one: Any, other: Any) -> bool:
-    """10^40 + 1 and 10^40 agree to 30 digits."""
+    left, right = exactly(one), exactly(other)
     try:
-        values = [sympy.N(side, _MANY_DIGITS) for side in (one, other)]
-        gap, noise = abs(values[0] - values[1]), sympy.Float(10, _MANY_DIGITS) ** (20 - _MANY_DIGITS)
-        return bool(gap <= noise * max(abs(values[0]), abs(values[1])) or gap <= noise)
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:  # sympy's refusals have no common type
-        return True
+        if left is None or right is None:
+            if not decimal or not _are_real(one, other):
+                return _equal_at(one, other, {})
+            left, right = _fraction(one), _fraction(other)
+    except NoValue:
+        return _simplifies_to_zero(one, other)
+    return same_number(PlainNumber(left, decimal), PlainNumber(right, decimal))
 
 
-def _fraction(side: Any, value: Any) -> Fraction:
-    if isinstance(side, sympy.Rational):
-        return Fraction(int(side.p), int(side.q))
-    return Fraction(str(value))
+def _are_real(*sides: Any) -> bool:
+    return all(not mp.im(_evaluate([side], {}, _QUICK_DIGITS).numbers[0]) for side in sides)
 
 
-def _close(one: Any, other: Any, decimal: bool) -> bool:
-    scale = max(abs(one), abs(other))
-    # Cancellation to zero (sin 2x - 2 sin x cos x) leaves noise far below the size of what was added up.
-    return bool(
-        scale < sympy.Float("1e-25", _DIGITS) or abs(one - other) <= (_CLOSE_DECIMAL if decimal else _CLOSE) * scale
-    )
+def _fraction(expr: Any) -> Fraction:
+    """The value of a real constant, to more digits than two decimals may differ by."""
+    quick = _evaluate([expr], {}, _QUICK_DIGITS)
+    if quick.span > _MAX_SPAN:
+        raise Unscorable(_TOO_FAR_APART)
+    number = _evaluate([expr], {}, _QUICK_DIGITS + 2 * quick.span).numbers[0]
+    return Fraction(*to_rational(mp.re(number)._mpf_))
 
 
-def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Any]]:
-    step = S.One if numbers is _COUNTS else sympy.Rational(1, 7)
+def _equal_at(one: Any, other: Any, point: Point) -> bool:
+    quick = _evaluate((one, other), point, _QUICK_DIGITS)
+    if quick.span <= _COARSE_SPAN and _apart(quick, _COARSE_KNOWN):
+        return False
+    if quick.coarse or quick.span > _MAX_SPAN:
+        if quick.span > _COARSE_SPAN and not _surely_apart(one, other, point):
+            raise Unscorable(_TOO_FAR_APART)
+        return quick.span <= _COARSE_SPAN
+    known = 3 * quick.span + 30
+    # Twice as many digits: the root of what should be zero is known to half of them.
+    return not _apart(_evaluate((one, other), point, 2 * known + 20), known)
+
+
+def _apart(values: _Values, known: int) -> bool:
+    """Whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
+    with mp.workdps(_QUICK_DIGITS):
+        return abs(values.gap) > mp.mpf(10) ** (values.high - known)
+
+
+def _surely_apart(one: Any, other: Any, point: Point) -> bool:
+    """Whether the values differ, and by the same when computed to more digits."""
+    rough, fine = (_evaluate((one, other), point, digits) for digits in (2 * _QUICK_DIGITS, 4 * _QUICK_DIGITS))
+    scale = max(map(abs, fine.numbers))
+    return abs(fine.gap) > scale / 10**10 and abs(fine.gap - rough.gap) * 1000 < abs(fine.gap)
+
+
+def _close_decimals(one: Any, other: Any, point: Point) -> bool | None:
+    """None where the values agree, but a part of them is too small to be seen."""
+    values = _evaluate((one, other), point, _QUICK_DIGITS)
+    if abs(values.gap) > _CLOSE_DECIMAL * max(map(abs, values.numbers)):
+        return False
+    return None if values.absorbed else True
+
+
+def _evaluate(sides: Sequence[Any], point: Point, digits: int) -> _Values:
+    with mp.workdps(digits):
+        arithmetic = Approximate(point)
+        numbers = [arithmetic.of(side) for side in sides]
+        low, high = (int(bits / _BITS_PER_DIGIT) for bits in (arithmetic.low, arithmetic.high))
+        absorbed = arithmetic.absorbed > _MAX_ABSORBED_BITS
+        return _Values(numbers, numbers[0] - numbers[-1], high - low, high + 1, absorbed, arithmetic.coarse)
+
+
+def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Fraction]]:
+    step = Fraction(1) if numbers is _COUNTS else Fraction(1, 7)
     for index in range(len(numbers)):
         yield {
-            symbol: sympy.Rational(numbers[(index + shift) % len(numbers)]) + shift * step
+            symbol: Fraction(numbers[(index + shift) % len(numbers)]) + shift * step
             for shift, symbol in enumerate(symbols)
         }
 
 
-def _value(expr: Any, point: dict[Symbol, Any]) -> Any:
-    """A finite number, or None where there is none (a pole, an unknown function, a sum with an open end)."""
-    try:
-        value = expr.evalf(_DIGITS, subs=point) if point else expr.evalf(_DIGITS)
-        if not value.is_Number and not (value.is_Add or value.is_Mul or value == S.ImaginaryUnit):
-            return None
-        value = sympy.N(value, _DIGITS)
-        finite = value.is_number and value.is_finite and not value.free_symbols
-        return value if finite and sympy.im(value).is_Number and sympy.re(value).is_Number else None
-    except (MemoryError, RecursionError):
-        raise
-    except Exception:  # sympy's refusals have no common type
-        return None
-
-
 def _simplifies_to_zero(one: Any, other: Any) -> bool:
+    refuse_immense(one, other)
     try:
         return sympy.simplify(one - other).is_zero is True
     except (MemoryError, RecursionError):
@@ -145,12 +234,12 @@ def _simplifies_to_zero(one: Any, other: Any) -> bool:
         return False
 
 
-def _symbols(expr: Any) -> set[Any]:
-    return {symbol for symbol in getattr(expr, "free_symbols", set()) if isinstance(symbol, Symbol)}
+def _symbols(*sides: Any) -> list[Symbol]:
+    return sorted({symbol for side in sides for symbol in side.free_symbols if isinstance(symbol, Symbol)}, key=str)
 
 
-def _atoms(expr: Any, kind: type) -> Any:
-    return expr.atoms(kind) if hasattr(expr, "atoms") else ()
+def _has_decimals(*sides: Any) -> bool:
+    return any(side.atoms(sympy.Float) for side in sides)
 
 
 def _is_infinite(expr: Any) -> bool:

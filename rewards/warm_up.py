@@ -3,7 +3,6 @@
 import contextlib
 import importlib
 import logging
-from typing import Any
 
 from rewards.result import Unscorable
 
@@ -34,7 +33,6 @@ def warm_verifiers() -> None:
     """For seconds, once."""
     for module in _LAZY:
         importlib.import_module(module)
-    _read_numbers_as_data()
     _make_monomial_code()
     importlib.import_module("rewards.verifiers.registry")
     from rewards.math_answer import verify_symbolic, warm_up
@@ -52,28 +50,6 @@ def touch_verifiers() -> None:
 
     for answer, reference in _PAIRS[:4]:
         verify_symbolic(answer, reference)
-
-
-def _read_numbers_as_data() -> None:
-    """The LaTeX reader hands digits to `sympy.Number`, which compiles and evaluates them; here they are data."""
-    from latex2sympy2_extended import latex2sympy2
-
-    def parse_number(self: object, text: str) -> Any:
-        return _number(text.replace(",", ""))
-
-    def convert_number(text: str) -> Any:
-        if "," in text and text.startswith("0"):  # a decimal comma
-            text = text.replace(",", ".")
-        return _number(text.replace(",", "").replace(" ", "").lstrip("0") or "0")
-
-    latex2sympy2._Latex2Sympy.parse_number = parse_number  # pyright: ignore
-    latex2sympy2.convert_number = convert_number
-
-
-def _number(digits: str) -> Any:
-    from sympy import Float, Integer
-
-    return Integer(int(digits)) if digits.isdigit() else Float(digits)
 
 
 def _make_monomial_code() -> None:

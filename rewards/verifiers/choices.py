@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.answers import complete_boxes
+from rewards.math_answer import compare_plainly
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Options, Verifier, only
 
 _MAX_CHARACTERS = 20_000
+_WIDE = {code: code - 0xFEE0 for code in range(0xFF21, 0xFF5B)}  # full-width letters
 _KEY = r"[A-Za-z]"
-_WRAPPED = re.compile(rf"(?:option|choice|选项)?\s*[(\[（【]?\s*({_KEY})\s*[)\]）】]?\s*[.:：、,。]?", re.IGNORECASE)
+_WRAPPED = re.compile(
+    rf"(?:option|choice|选项)?\s*[(\[（【'\"“‘]?\s*({_KEY})\s*[)\]）】'\"”’]?\s*[.:：、,。]?", re.IGNORECASE
+)
 _KEY_AND_TEXT = re.compile(
     rf"(?:option\s+)?(?:[(（\[]\s*({_KEY})\s*[)）\]]|({_KEY})\s*[.:：)、]|({_KEY})\s+-)\s*(.+)", re.DOTALL
 )
@@ -21,6 +25,19 @@ _SAID = re.compile(
     r"(?P<between>(?:[\s:：*]|\b(?i:is|are|should|must|be|would|option|choice|the|correct|letter|as)\b|是|为|项){0,12})"
     r"[(（\[*\"'“]*(?P<key>[A-Z])(?![\w'])(?P<more>\s*[)）\]*\"'”]*\s*(?:,|、|(?i:and|or)\b|&|/|或|和)\s*[(（\[]?(?:option\s+)?[A-Z](?![\w']))?"
 )
+_CALLED_RIGHT = re.compile(
+    r"(?:option\s+|choice\s+)?[(\[]?([A-Z])[)\]]?\s+(?:is|would be|must be)\s+(?:the\s+)?(?:only\s+)?"
+    r"(?:correct|right|best)(?:\s+(?:answer|choice|option|one))?\b",
+    re.IGNORECASE,
+)
+_LAST_LETTER = re.compile(r"((?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?)([a-z])(\)?[\s.]*)$", re.IGNORECASE)
+_SPELLINGS = [
+    (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
+    (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
+    (re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;:!]"), ""),
+    (re.compile(r"\\ |~"), " "),
+    (re.compile(r"\\%"), "%"),
+]
 _NEGATION = re.compile(
     r"\b(?:not|isn't|isnt|cannot|can't|never|incorrect|wrong|false|eliminate[ds]?|neither|nor|except|unlikely"
     r"|rather than|ruled? out)\b|不|错|非|排除|除了",
@@ -55,8 +72,9 @@ def pick(answer: str, given: Mapping[str, str]) -> str | None:
     if wrapped and (_is_key(wrapped[1], given) or not by_text):
         key = wrapped[1].upper()
         return key if _is_key(key, given) and set(by_text) <= {key} else None
-    if by_text:
-        return only(by_text)
+    by_value = [] if by_text else [key for key, option in given.items() if compare_plainly(text, option)]
+    if by_text or by_value:
+        return only(by_text or by_value)
     labelled = _KEY_AND_TEXT.fullmatch(text)
     if (
         labelled
@@ -80,6 +98,10 @@ def _confirmed(key: str, rest: str, given: Mapping[str, str]) -> str | None:
 
 
 def _from_prose(text: str, given: Mapping[str, str]) -> str | None:
+    text = _LAST_LETTER.sub(lambda said: said[1] + said[2].upper() + said[3], text)
+    judged = _CALLED_RIGHT.match(text)
+    if judged:
+        text = f"answer {judged[1].upper()}{text[judged.end() :]}"
     statements = list(_SAID.finditer(text))
     if statements:
         keys = [match["key"] for match in statements]
@@ -160,7 +182,9 @@ def _plain(text: str) -> str:
     text = boxes[-1][1] if len(boxes) == 1 and boxes[0][0] >= len(text.rstrip(" .$")) else text
     for _ in range(3):
         text = _MARKUP.sub(lambda markup: markup[1] or markup[2] or "", text)
-    return " ".join(text.split())
+    for pattern, replacement in _SPELLINGS:
+        text = pattern.sub(replacement, text)
+    return " ".join(text.translate(_WIDE).split())
 
 
 def _is_key(key: str, given: Mapping[str, str]) -> bool:
@@ -176,7 +200,8 @@ def _normal(text: str) -> str:
 
 
 def _same_text(one: str, other: str) -> bool:
-    return bool(_normal(one)) and _normal(one) == _normal(other)
+    left, right = (_normal(text).replace(" ", "") for text in (one, other))
+    return bool(left) and left == right
 
 
 def _without(text: str, option: str) -> str:

@@ -20,6 +20,10 @@ _WORDS: list[str] = [
 ]
 _CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九十")} | {"两": 2}
 _COUNT_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
+_LARGER_WORD = re.compile(
+    r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|[mb]illions?|dozens?)\b|[0-9][km]\b",
+    re.IGNORECASE,
+)
 _CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
 
 
@@ -102,7 +106,7 @@ def _counted(text: str) -> int | None:
     if not found and text.strip(" 。.") in _CHINESE:
         found = [_CHINESE[text.strip(" 。.")]]
     decimals = re.search(r"[0-9]\.[0-9]*[1-9]", text)
-    return None if decimals else only(found)
+    return None if decimals or _LARGER_WORD.search(text) else only(found)
 
 
 NUMERIC = Verifier(

@@ -1,6 +1,6 @@
 """`math`: mathematical equality."""
 
-from rewards.math_answer import compare_plainly, verify_symbolic
+from rewards.math_answer import compare_plainly, refuse_long, verify_symbolic
 from rewards.result import Claim
 from rewards.verifiers.verifier import UNDECIDED, Options, Undecided, Verifier, reference_text
 
@@ -13,6 +13,7 @@ def judge_math(claim: Claim, options: Options) -> float:
 def decide_math(claim: Claim, options: Options) -> float | Undecided:
     """Equal numbers and words are decided here; a missing answer only when the reference is known to be readable."""
     reference = reference_text(claim)
+    refuse_long(claim.answer, reference)
     verdict = compare_plainly(claim.answer or "", reference)
     if verdict is None:
         return UNDECIDED

@@ -20,6 +20,10 @@ from rewards.verifiers.verifier import (
 
 _YES = re.compile(r"(?:yes|yeah|yep|true|correct|right)\b|是的?|对的?|正确|真", re.IGNORECASE)
 _NO = re.compile(r"(?:no|nope|false|incorrect|wrong)\b|不是|不对|错误?|否|假", re.IGNORECASE)
+_ANNOUNCED = re.compile(
+    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|:)\s*[:*\"']*\s*",
+    re.IGNORECASE,
+)
 _BOTH = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
 _CHINESE_BOTH = re.compile(r"不是|不对|错误|正确|是|否|对|错")
 _FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
@@ -98,7 +102,7 @@ def _normal(text: str, options: Options) -> str:
 
 
 def _truth(text: str) -> bool | None:
-    text = text.strip(" \t\n.,!*\"'。！\\${}()").removeprefix("text{")
+    text = _ANNOUNCED.sub("", text.strip(" \t\n.,!*\"'。！\\${}()").removeprefix("text{"))
     if text in ("1", "0"):
         return text == "1"
     says_no, says_yes = _NO.match(text), _YES.match(text)

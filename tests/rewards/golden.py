@@ -102,6 +102,8 @@ def count_cases(rng: random.Random) -> Iterator[Case]:
         yield case("count", "digits", f"{other}", n, False)
         yield case("count", "hedged", f"{n} or {other}", n, False)
         yield case("count", "hedged", f"{n}.5", n, False)
+    for larger, part in (("one hundred", 1), ("six thousand birds", 6), ("7k", 7), ("two dozen", 2), ("forty", 4)):
+        yield case("count", "larger", larger, part, False)
     yield case("count", "chinese", "图中有三只猫", 3, True)
     yield case("count", "chinese", "图中有三只猫", 4, False)
 
@@ -141,6 +143,8 @@ def boolean_cases(rng: random.Random) -> Iterator[Case]:
         for reference, right, wrong in (("yes", yes, no), ("no", no, yes), (True, yes, no), ("False", no, yes)):
             yield case("boolean", "plain", right, reference, True)
             yield case("boolean", "plain", wrong, reference, False)
+            yield case("boolean", "announced", f"The answer is {right}", reference, True)
+            yield case("boolean", "announced", f"So the final answer is: {wrong}", reference, False)
             yield case("boolean", "both", "yes and no", reference, False)
             yield case("boolean", "none", "perhaps", reference, False)
 

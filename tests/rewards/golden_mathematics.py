@@ -18,6 +18,7 @@ def mathematics(rng: random.Random) -> Iterator[Pair]:
     for family in (
         rationals, decimals, groups, surds, polynomials, rational_functions, trigonometry, powers, lists, intervals,
         tuples, matrices, equations, inequalities, units, percentages, complex_numbers, words, chinese, layout, kinds,
+        styles, sizes,
     ):  # fmt: skip
         for answer, reference, verdict in family(rng):
             yield family.__name__, answer, reference, verdict
@@ -418,3 +419,63 @@ def kinds(rng):
         yield f"x_{{{a}}}", f"x_{{{b}}}", False
         yield f"|{a}-{b}|", str(b - a), True
         yield f"{Rational(a, b)}", f"\\frac{{{a}}}{{{b}}}", True
+
+
+def styles(rng):
+    """How models dress the same value."""
+    for n in rng.sample(range(13, 90), 8):
+        m = n + rng.randint(1, 9)
+        yield f"\\text{{{n} coins}}", str(n), True
+        yield f"\\text{{\\${n}}}", str(n), True
+        yield f"\\text{{The answer is {n}}}", str(n), True
+        yield f"{n}^{{\\text{{th}}}}", str(n), True
+        yield f"{n}\\text{{th}}", str(m), False
+        yield f"{n}\\ \\text{{km}}/\\text{{h}}", str(n), True
+        yield f"{n}\\ \\text{{km}}/\\text{{h}}", f"{n}\\text{{ m/s}}", False
+        yield f"{n}\\,\\mathrm{{m\\,s^{{-2}}}}", str(n), True
+        yield f"{n} \\pmod{{{m + 80}}}", str(n), True
+        yield f"{n} \\pmod{{{m + 80}}}", f"{n} \\pmod{{{m + 81}}}", False
+        yield f"x \\equiv {n} \\pmod{{{m + 80}}}", f"x\\equiv {n}\\pmod {{{m + 80}}}", True
+        yield f"x \\equiv {n} \\pmod{{{m + 80}}}", f"x\\equiv {m}\\pmod {{{m + 80}}}", False
+        yield f"{n}+{m}\\mathrm{{i}}", f"{m}i+{n}", True
+        yield f"{n}+{m}\\mathrm{{i}}", str(n + m), False
+        yield f"Q({n}, {m})", f"({n},{m})", True
+        yield f"Q({n}, {m})", f"({m},{n})", False
+        yield f"q({n}, {m})", f"({n},{m})", False
+        yield f"\\text{{Figure {n}}}", f"Figure {n}", True
+        yield f"\\text{{Figure {n}}}", f"\\text{{Figure {m}}}", False
+        yield f"x<-{n}\\text{{ or }}x>{n}", f"|x|>{n}", True
+        yield f"x<-{n}\\text{{ or }}x>{m}", f"|x|>{n}", False
+        yield f"-{n}<x<{n}", f"|x|<{n}", True
+    for hour, minute in ((3, 20), (10, 45), (11, 5)):
+        time = f"{hour}:{minute:02d}"
+        yield f"{time} PM", f"{time}\\text{{ p.m.}}", True
+        yield f"\\text{{{time} PM}}", time, True
+        yield f"{time} PM", f"{time} AM", False
+        yield f"{time} PM", f"{hour}:{minute + 1:02d}", False
+    yield from (
+        ("\\text{D}", "(D)", True), ("\\textbf{(D)}", "D", True), ("(D)", "(E)", False), ("C_9^4", "126", True),
+        ("C_9^4", "94", False), ("0.777\\ldots", "\\frac{7}{9}", True), ("0.5454\\ldots", "0.5454", False),
+        ("0.1222\\dots", "\\frac{11}{90}", True), ("0.777\\ldots", "0.777", False), ("\\overline{PQ}", "PQ", True),
+        ("\\overline{PQ}", "PR", False),
+    )  # fmt: skip
+
+
+def sizes(rng):
+    """Values too far apart, or too close, for a fixed number of digits."""
+    for n in rng.sample(range(30, 480), 10):
+        yield f"10^{{-{n}}}", "0", False
+        yield f"10^{{-{n}}}", f"10^{{-{n + 1}}}", False
+        yield f"7^{{{n}}}+1", f"7^{{{n}}}", False
+        yield f"7^{{{n}}}+7^{{{n}}}", f"2\\cdot 7^{{{n}}}", True
+        yield f"\\pi+10^{{-{n}}}", "\\pi", False
+        yield f"\\sqrt{{10^{{{2 * n}}}}}", f"10^{{{n}}}", True
+        yield f"\\sqrt{{10^{{{2 * n}}}+1}}", f"10^{{{n}}}", False
+        yield f"x+10^{{-{n}}}", "x", False
+        yield f"x>10^{{-{n}}}", "x>0", False
+        yield f"(x+2y)^{{{n}}}+1", f"(x+2y)^{{{n}}}", False
+        yield f"(x^2+2xy+y^2)^{{{n}}}", f"(x+y)^{{{2 * n}}}", True
+        yield f"{n}!", f"{n}\\cdot {n - 1}!", True
+        yield f"{n}!+1", f"{n}!", False
+        yield f"y=10^{{{n}}}x+1", f"y=10^{{{n}}}x", False
+        yield f"e^{{-{n}}}", "0", False

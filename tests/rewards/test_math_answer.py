@@ -1,5 +1,6 @@
 """Verdicts on mathematical answers: what is decided plainly and what math-verify says through our wrapper."""
 
+import contextlib
 from unittest.mock import patch
 
 import pytest
@@ -7,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.math_answer import compare_plainly, verify_symbolic
-from rewards.result import Unscorable
+from rewards.result import Claim, Unscorable
+from rewards.verifiers.registry import UNDECIDED, decide_quickly, verify
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,7 @@ def test_an_answer_nested_beyond_judgement_is_unscorable_not_wrong():
 
 
 @pytest.mark.parametrize("error", [MemoryError, RecursionError])
-@pytest.mark.parametrize("place", ["rewards.math_values._value", "sympy.simplify", "rewards.math_latex._converter"])
+@pytest.mark.parametrize("place", ["rewards.math_values._evaluate", "sympy.simplify", "rewards.math_latex._converter"])
 def test_exhausted_resources_are_never_a_verdict(monkeypatch, error, place):
     """math-verify turns them into "wrong"."""
     verify_symbolic("\\sqrt{x}+f(x)", "\\sqrt{y}+f(y)")
@@ -190,3 +192,97 @@ def test_exhausted_resources_are_never_a_verdict(monkeypatch, error, place):
     monkeypatch.setattr(place, exhaust)
     with pytest.raises(Unscorable if error is RecursionError else MemoryError):
         verify_symbolic("\\sqrt{x}+f(x)+z", "\\sqrt{y}+f(y)+z")
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        # Values between which the digits of a quick look cannot tell.
+        ("10^{-300}", "0"),
+        ("7^{-5000}", "0"),
+        ("e^{-700}", "0"),
+        ("\\sin(10^{-35})", "0"),
+        ("2^{900}+1", "2^{900}"),
+        ("800!+1", "800!"),
+        ("10^{200}+\\sqrt{2}", "10^{200}+\\sqrt{3}"),
+        ("\\sqrt{10^{300}+1}", "10^{150}"),
+        ("\\pi+10^{-120}", "\\pi"),
+        ("\\tanh(90)", "1"),
+        ("\\sum_{k=1}^{150}2^k", "2^{151}-3"),
+        ("(3a+7b)^{288}", "(3a+7b)^{288}+1"),
+        ("(0.5a+7b)^{288}", "(0.5a+7b)^{288}+1"),
+        ("x^{400}+x", "x^{400}"),
+        ("y=7000x+0.2", "y=7000x+0.3"),
+        ("0.5x+7000.2", "0.5x+7000.3"),
+        ("x+10^{-35}", "x"),
+        ("x>10^{-90}", "x>0"),
+        ("10^{35}x+y=1", "10^{35}x+y=2"),
+        ("y=10^{-35}x", "y=10^{-36}x"),
+        # Numbers that nobody can write out.
+        ("10^{-888888888}", "0"),
+        ("6^{10^{11}}", "4"),
+        ("(10^8)!", "0"),
+        ("\\binom{10^8}{10^7}", "7"),
+        ("x^{10^8}", "x^{10^8+1}"),
+        ("7^{10^{10}}=x", "x=3"),
+        ("x>7^{10^{10}}", "x>3"),
+        ("6^{10^{11}}+1", "6^{10^{11}}"),
+        ("((6!)!)!", "5"),
+        ("e^{e^{e^{11}}}+1", "e^{e^{e^{11}}}"),
+        ("\\tanh(10^9)", "1"),
+        ("x+6^{-10^{11}}", "x"),
+        ("(0,6^{10^{11}})", "(0,4)"),
+        ("(-1,0)\\cup(1,6^{10^{11}})", "(-1,0)\\cup(1,4)"),
+        ("x<-6^{10^{11}}", "(-\\infty,-4)"),
+        ("\\{2,6^{10^{11}}\\}", "\\{2,4\\}"),
+        ("6^{10^{11}}\\%", "4"),
+    ],
+)
+def test_sizes_never_make_different_values_equal(answer, reference):
+    for one, other in ((answer, reference), (reference, answer)):
+        with contextlib.suppress(Unscorable):
+            assert verify_symbolic(one, other) is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("3\\cdot 2^{1500}", "2^{1501}+2^{1500}"),
+        ("\\frac{300!}{299!}", "300"),
+        ("\\sqrt{10^{300}}", "10^{150}"),
+        ("\\frac{1}{\\sqrt{10^{40}+1}-10^{20}}", "\\sqrt{10^{40}+1}+10^{20}"),
+        ("\\sin^2(10^{15})+\\cos^2(10^{15})", "1"),
+        ("(x+1)^{60}", "(x^2+2x+1)^{30}"),
+        ("\\sum_{k=1}^{150}2^k", "2^{151}-2"),
+        ("\\sum_{k=1}^{n}k^3", "\\frac{n^2(n+1)^2}{4}"),
+        ("6.02\\times 10^{23}", "6.020\\cdot 10^{23}"),
+        ("1.5\\cdot 10^{-20}x", "\\frac{3x}{2}\\cdot 10^{-20}"),
+        ("y=10^{-35}x", "x=10^{35}y"),
+        ("\\lfloor\\log_2 8\\rfloor", "3"),
+        ("\\sum_{i=1}^{n}i", "\\frac{n^2+n}{2}"),
+        ("\\sqrt[3]{-27}", "-3"),
+        ("\\sqrt[3]{-8x}", "-2\\sqrt[3]{x}"),
+        ("y=0.004x+7000", "x=250y-1750000"),
+        ("0.166667x+2", "\\frac{x}{6}+2"),
+        ("6^{10^{11}}", "6^{10^{11}}"),
+    ],
+)
+def test_sizes_never_make_equal_values_different(answer, reference):
+    assert verify_symbolic(answer, reference)
+
+
+@pytest.mark.parametrize("reference", ["nan", "NaN", "inf", "-inf", float("nan"), float("inf")])
+def test_what_a_program_writes_for_no_number_is_no_reference(reference):
+    for answer in ("nan", "inf", "3", None):
+        with pytest.raises(Unscorable):
+            verify("math", Claim("", answer, reference), {})
+        with pytest.raises(Unscorable):
+            if decide_quickly("math", Claim("", answer, reference), {}) is UNDECIDED:
+                raise Unscorable
+
+
+def test_a_very_long_answer_is_refused_at_once():
+    answer = "+".join(["x"] * 3000)
+    for judge in (verify, decide_quickly):
+        with pytest.raises(Unscorable, match="5999 characters are too many"):
+            judge("math", Claim("", answer, "x"), {})

@@ -27,6 +27,16 @@ LENGTHS = {"A": "10 cm", "B": "12 cm", "C": "1.12 cm", "D": "not enough informat
         ("正确答案是 B。", "B"),
         ("A triangle of 12 cm", "B"),
         ("12 CM", "B"),
+        ("12\\,\\text{cm}", "B"),
+        ("12cm", "B"),
+        ("Ｂ", "B"),
+        ("'B'", "B"),
+        ("B is the correct answer.", "B"),
+        ("option b is right", "B"),
+        ("Answer: b", "B"),
+        ("B is not the correct answer", None),
+        ("B is correct and C is correct", None),
+        ("B is right? No, C.", None),
         ("The answer is 112 cm", None),
         ("The answer is (A) or (B)", None),
         ("The answer is A. Wait, the answer is B.", None),
@@ -46,6 +56,12 @@ LENGTHS = {"A": "10 cm", "B": "12 cm", "C": "1.12 cm", "D": "not enough informat
 )
 def test_what_a_text_picks(text, key):
     assert pick(text, LENGTHS) == key
+
+
+def test_options_that_are_formulas_are_picked_by_their_value():
+    given = {"A": "$\\frac{2}{5}$", "B": "$\\frac{3}{4}$", "C": "75\\%", "D": "0.4 kg"}
+    for text, key in (("\\dfrac{3}{4}", "B"), ("\\frac34", "B"), ("75%", "C"), ("0.75", None), ("0.4", None)):
+        assert pick(text, given) == key
 
 
 @pytest.mark.parametrize(
