@@ -14,9 +14,8 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from model.checkpoint import load_model
     from model.engine.durable import write_file
     from model.engine.local import use_deterministic_cpu
-    from model.interface import Mode
     from rewards.rubric import Rubric
-    from rlhf.evaluation import evaluate_modes
+    from rlhf.evaluation import HELD_OUT_MODES, HeldOut, evaluate_modes
     from rlhf.prompts import PromptSet, check_context
     from rollouts.embedded import EmbeddedWorker
 
@@ -26,11 +25,11 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     model, processor = load_model(Path(config.checkpoint))
     check_context(config.rollouts, model.config.language.max_position_embeddings)
     path, longest = Path(config.prompts), config.rollouts.max_prompt_tokens
-    think, direct = (PromptSet(path, processor, mode, longest) for mode in (Mode.think, Mode.direct))
+    held_out = HeldOut(*(PromptSet(path, processor, mode, longest) for mode in HELD_OUT_MODES))
     with Rubric(config.reward) as rubric:
         rubric.check_functions()
         worker = EmbeddedWorker(model, processor, config.rollouts, config.seed)
-        result = evaluate_modes(think, direct, config.num_prompts, worker, rubric, processor, config.samples)
+        result = evaluate_modes(held_out, config.num_prompts, worker, rubric, processor, config.samples)
     if config.output:
         output = Path(config.output)
         output.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from model.checkpoint import save_model
 from model.engine.run import Run
@@ -18,6 +18,7 @@ from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
 from rollouts.rollout import FinishReason, RolloutWorker, generate
 
+HELD_OUT_MODES = (Mode.think, Mode.direct)
 FIRST_DRAW = 2**40
 """Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
 
@@ -69,9 +70,22 @@ def ask(
     )
 
 
+class HeldOut(NamedTuple):
+    """The same prompts in both modes."""
+
+    think: PromptSet
+    direct: PromptSet
+
+
+def load_held_out(config: EvaluationConfig, processor: Processor, max_prompt_tokens: int) -> HeldOut | None:
+    """The held-out prompts of a run, None when there are none."""
+    if not config.prompts:
+        return None
+    return HeldOut(*(PromptSet(Path(config.prompts), processor, mode, max_prompt_tokens) for mode in HELD_OUT_MODES))
+
+
 def evaluate_modes(
-    think: PromptSet,
-    direct: PromptSet,
+    held_out: HeldOut,
     count: int,
     worker: RolloutWorker,
     rubric: Rubric,
@@ -84,8 +98,8 @@ def evaluate_modes(
     Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
     accuracy of always giving the most common reference. `ValueError` when nothing could be scored.
     """
-    thinking_tasks = [think[index] for index in range(min(count or len(think), len(think)))]
-    direct_tasks = [direct[index] for index in range(len(thinking_tasks))]
+    thinking_tasks = [held_out.think[index] for index in range(min(count or 2**62, len(held_out.think)))]
+    direct_tasks = [held_out.direct[index] for index in range(len(thinking_tasks))]
     thinking = ask(thinking_tasks, worker, rubric, processor, greedy=True, first_draw=first_draw)
     sampled = ask(thinking_tasks, worker, rubric, processor, samples, first_draw=first_draw)
     answered = ask(direct_tasks, worker, rubric, processor, greedy=True, first_draw=first_draw)
@@ -120,11 +134,11 @@ class Evaluator:
     def __init__(
         self,
         config: EvaluationConfig,
+        held_out: HeldOut | None,
         model: SailVL2,
         processor: Processor,
         worker: RolloutWorker,
         rubric: Rubric,
-        max_prompt_tokens: int,
     ) -> None:
         """`model` holds the weights that train."""
         self.config = config
@@ -132,10 +146,7 @@ class Evaluator:
         self.best_step = 0
         self.without_new_best = 0
         self._model, self._processor, self._worker, self._rubric = model, processor, worker, rubric
-        self._sets = {}
-        if config.prompts:
-            path = Path(config.prompts)
-            self._sets = {mode: PromptSet(path, processor, mode, max_prompt_tokens) for mode in Mode}
+        self._held_out = held_out
 
     @property
     def stops(self) -> bool:
@@ -149,11 +160,10 @@ class Evaluator:
 
     def evaluate_if_due(self, step: int, last: int, run: Run) -> dict[str, float]:
         """Evaluate the policy after `step` steps; what metrics.jsonl keeps of it, empty when it is not due."""
-        if not self._sets or (step % self.config.every and step != last):
+        if self._held_out is None or (step % self.config.every and step != last):
             return {}
         result = evaluate_modes(
-            self._sets[Mode.think],
-            self._sets[Mode.direct],
+            self._held_out,
             self.config.num_prompts,
             self._worker,
             self._rubric,

@@ -76,6 +76,13 @@ class Run:
         self._events: Any = None
         self._times: dict[str, float] = {}
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the folder, however the run ended."""
+        self._lock.close()
+
     @property
     def final_folder(self) -> Path:
         return self.folder / "final"

@@ -43,7 +43,13 @@ def run(tiny_folder, prompts, folder, rubric=LengthRubric, *overrides):
             f"prompts={prompts}",
             f"run.dir={folder}",
             *("trainer.max_steps=4", "trainer.groups_per_step=2", "trainer.max_draws=6", "trainer.mini_batch_size=8"),
-            *("algorithm.group_size=4", "rollouts.max_completion_tokens=5", "engine.num_threads=1", "run.save_every=3"),
+            *(
+                "algorithm.group_size=4",
+                "algorithm.overlong.buffer=2",
+                "rollouts.max_completion_tokens=5",
+                "engine.num_threads=1",
+                "run.save_every=3",
+            ),
             *overrides,
         ],
     )
