@@ -20,6 +20,8 @@ from rlhf.algorithms.config import ALGORITHM_CONFIGS
 
 ARMS: dict[str, list[str]] = {
     **{name: [f"algorithm={name}"] for name in ALGORITHM_CONFIGS},
+    "dr_grpo_filtered": ["algorithm=dr_grpo", "algorithm.group_filter=correctness_spread"],
+    "gspo_filtered": ["algorithm=gspo", "algorithm.group_filter=correctness_spread"],
     "trl": ["trainer=trl", "algorithm=grpo"],
 }
 FIGURES = ("accuracy_think", "accuracy_think_sampled", "accuracy_direct", "mean_length")
