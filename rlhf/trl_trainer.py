@@ -141,28 +141,28 @@ def drawn_prompts(prompts: PromptSet, seed: int, count: int) -> Dataset:
         rows.append(row)
 
     @lru_cache(maxsize=64)  # TRL asks for a row once for each of its completions
-    def messages(row: int) -> list[dict[str, Any]]:
-        return with_pictures(prompts[row])
+    def prompt_and_images(row: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        return as_trl_prompt(prompts[row])
 
     def columns(batch: dict[str, list]) -> dict[str, list]:
-        return {**batch, "prompt": [messages(row) for row in batch["row"]]}
+        pairs = [prompt_and_images(row) for row in batch["row"]]
+        return {**batch, "prompt": [prompt for prompt, _ in pairs], "images": [images for _, images in pairs]}
 
     return Dataset.from_dict({"row": rows, "draw": list(range(count))}).with_transform(columns)
 
 
-def with_pictures(task: Task) -> list[dict[str, Any]]:
-    """The prompt's messages with opened images where they name files."""
-    names = iter(task.tokens.files)
+def as_trl_prompt(task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages with a bare part where an image stands, and the opened images in their order.
 
-    def opened(part: dict[str, Any]) -> dict[str, Any]:
-        return {"type": "image", "image": open_image(task.root, next(names))} if part["type"] == "image" else part
-
-    return [
-        {**message, "content": [opened(part) for part in message["content"]]}
-        if isinstance(message["content"], list)
-        else message
-        for message in task.prompt.messages
-    ]
+    Every content is a list of parts: TRL would put the images into the first plain text of a user.
+    """
+    messages = []
+    for message in task.prompt.messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        bare = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+        messages.append({**message, "content": bare})
+    return messages, [open_image(task.root, name) for name in task.tokens.files]
 
 
 class StepRewards:
@@ -173,6 +173,7 @@ class StepRewards:
     ) -> None:
         self.rubric, self.tokenizer = rubric, tokenizer
         self.updates_per_step = updates_per_step(config)
+        self.kl_name = "trl/kl_k1" if uses_rloo(config) else "kl/reference"  # ours is always k3
         self.groups: list[Group] = []
         self.scored_at = 0.0
         rubric.max_steps = config.trainer.max_steps
@@ -229,7 +230,7 @@ class StepRecorder(TrainerCallback):
             "groups/drawn": float(len(rewards.groups)),
             "groups/trained": float(len(rewards.groups)),
             "groups/dead_share": 0.0,  # of dropped groups
-            **update_metrics(self._updates),
+            **update_metrics(self._updates, rewards.kl_name),
             **rewards.rubric.take_metrics(),
             "time/collect": round(rewards.scored_at - self._began, 4),
             "time/update": round(now - rewards.scored_at, 4),
@@ -244,16 +245,15 @@ _MEANS = {
     "entropy": "entropy",
     "clip_ratio/low_mean": "clip/low_share",
     "clip_ratio/high_mean": "clip/high_share",
-    "kl": "kl/reference",
     "frac_reward_zero_std": "trl/equal_rewards_share",
 }
 """TRL's name of a number -> ours, where a step's value is the mean over its updates."""
 
 
-def update_metrics(updates: Sequence[dict[str, float]]) -> dict[str, float]:
+def update_metrics(updates: Sequence[dict[str, float]], kl_name: str) -> dict[str, float]:
     """What TRL logged at each update of a step, as one step's metrics."""
     metrics = {}
-    for theirs, ours in _MEANS.items():
+    for theirs, ours in {**_MEANS, "kl": kl_name}.items():
         values = [update[theirs] for update in updates if update.get(theirs) is not None]
         if values:
             metrics[ours] = mean(values)
