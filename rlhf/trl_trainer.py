@@ -11,7 +11,7 @@ import torch
 from datasets import Dataset
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
-from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import model.hf  # noqa: F401  (registers the classes)
 from model.checkpoint import load_model, save_model
@@ -90,7 +90,7 @@ def load_policy(checkpoint: Path, processor: Processor, engine: EngineConfig) ->
     policy.generation_config.eos_token_id = processor.tokenizer.end_id
     for tower in engine.freeze:
         getattr(policy.model, tower.value).requires_grad_(False)
-        if tower is Tower.language_model:
+        if tower is Tower.language:
             policy.lm_head.requires_grad_(False)
     return policy
 

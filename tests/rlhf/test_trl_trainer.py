@@ -14,9 +14,9 @@ import torch
 from PIL import Image
 
 from conf.cli import load_config
-from model.checkpoint import load_model
-from model.config import Tower
-from model.engine.config import OptimizerConfig
+from model.checkpoint import build_flavour, load_model, save_model
+from model.config import Flavour, Tower
+from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import learning_rate_at
 from model.engine.optimizer import AdamW
 from model.interface import Mode
@@ -226,6 +226,36 @@ def trl_messages(messages, images):
     from trl.data_utils import prepare_multimodal_messages
 
     return prepare_multimodal_messages(messages, images=images)
+
+
+def test_a_policy_is_written_back_under_released_names(trl, tmp_path):
+    """An MoE decoder, whose experts are stacked in memory and single on disk."""
+    save_model(tmp_path / "moe", *build_flavour(Flavour.tiny_moe, seed=1))
+    policy = trl.load_policy(tmp_path / "moe", Processor.from_folder(tmp_path / "moe"), EngineConfig())
+    with torch.no_grad():
+        for parameter in policy.parameters():
+            parameter.mul_(2.0)
+    trl.save_policy(tmp_path / "out", policy, tmp_path / "moe")
+    before, after = (dict(load_model(tmp_path / name)[0].named_parameters()) for name in ("moe", "out"))
+    assert before.keys() == after.keys()
+    assert all(torch.equal(after[name], 2.0 * parameter) for name, parameter in before.items())
+
+
+def test_frozen_towers(trl, tiny, tiny_folder):
+    engine = EngineConfig(freeze=[Tower.vision, Tower.language])
+    policy = trl.load_policy(tiny_folder, tiny[1], engine)
+    trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
+    assert trained == {name for name, _ in policy.named_parameters() if name.startswith("model.mlp1.")}
+    optimizer, _ = trl.build_optimizer(policy, OptimizerConfig(), 1)
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
+
+
+def test_videos_are_refused(trl):
+    visual = SimpleNamespace(media=SimpleNamespace(num_frames=4))
+    task = SimpleNamespace(tokens=SimpleNamespace(images=[visual]), prompt=SimpleNamespace(id="film"))
+    prompts = SimpleNamespace(ids=["film"], weights=[1.0], task=lambda index: task)
+    with pytest.raises(ValueError, match="row film: trainer=trl takes images, found a video"):
+        trl.drawn_prompts(prompts, 0, 1)
 
 
 def test_the_optimizer_is_ours(trl):
