@@ -5,7 +5,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from conf.cli import launch
-from rlhf.config import RlConfig
+from rlhf.config import RlConfig, TrlTrainerConfig
 
 if TYPE_CHECKING:
     from model.engine.run import Run
@@ -20,8 +20,13 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
 
     `rubric_class` replaces the rubric, for control experiments.
     """
-    if config.trainer.name == "trl":
-        raise ValueError("trainer=trl is not built yet")
+    if isinstance(config.trainer, TrlTrainerConfig):
+        from rlhf.trl_settings import check
+
+        check(config)
+        from rlhf.trl_trainer import run_with_trl
+
+        return run_with_trl(config, resolved, rubric_class)
     from pathlib import Path
 
     from model.checkpoint import load_processor

@@ -41,6 +41,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
         evaluator.restore(state)
     else:
         state = {"step": 0, **collector.state(), **evaluator.state()}
+    parts.rubric.max_steps = config.max_steps
     sync_weights(engine.publish_weights, parts.worker)
     evaluator.start(state["step"], run)
     with run.saved_on_stop(engine, lambda: state) as stop:
