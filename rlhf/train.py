@@ -20,32 +20,34 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
         raise ValueError("trainer=trl is not built yet")
     from pathlib import Path
 
-    from model.checkpoint import load_model, save_model
+    from model.checkpoint import StoredTensors, load_weights, save_model
     from model.engine.local import LocalEngine
     from model.engine.progress import StageProgress
     from model.engine.run import Run
-    from model.interface import Mode
+    from model.processor import Processor
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
     from rlhf.collect import Collector
     from rlhf.evaluation import Evaluator
-    from rlhf.prompts import PromptSet, check_context
+    from rlhf.prompts import check_context, open_prompts
     from rlhf.report import StepReporter
     from rlhf.trainer import Parts, train
     from rlhf.update import Policy
     from rollouts.embedded import EmbeddedWorker
 
-    sampler, limits, longest = config.rollouts, config.trainer, config.rollouts.max_prompt_tokens
+    sampler, limits = config.rollouts, config.trainer
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
-    model, processor = load_model(Path(config.checkpoint))
-    check_context(sampler, model.config.language.max_position_embeddings)
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest)
+    checkpoint = Path(config.checkpoint)
+    processor = Processor.from_folder(checkpoint)
+    check_context(sampler, processor.config.language.max_position_embeddings)
     with (rubric_class or Rubric)(config.reward) as rubric:
         rubric.check_functions()
         run = Run(config.run, resolved)
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
+        prompts, held_out = open_prompts(config, processor, run.folder)
+        model = load_weights(processor.config, StoredTensors(checkpoint))
         rollouts_per_step = limits.groups_per_step * config.algorithm.group_size
         updates_per_step = limits.passes * math.ceil(rollouts_per_step / limits.mini_batch_size)
         engine = LocalEngine(
@@ -65,7 +67,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
                 collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, config.run.seed),
                 rubric=rubric,
                 algorithm=algorithm,
-                evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, longest),
+                evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, held_out),
                 reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
             )
             train(limits, parts, run)
