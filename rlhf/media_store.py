@@ -24,6 +24,10 @@ class MediaStore:
             self._folder = Path(self._temporary.name)
         return self._folder
 
+    def without_folder(self, text: str) -> str:
+        """A message without the folder's path, so that it is the same in every run's folder."""
+        return text if self._folder is None else text.replace(f"{self._folder.resolve()}/", "")
+
     def put(self, content: bytes) -> str:
         """Name of the file that holds `content`. `MediaError` unless it is an image that may be opened."""
         name = f"{hashlib.sha256(content).hexdigest()}.{image_format(content).lower()}"

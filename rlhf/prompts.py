@@ -98,7 +98,8 @@ class PromptSet:
         try:
             return self[index]
         except MediaError as error:
-            self._bad.add_later(row.file, row.number, row.prompt.id, str(error))
+            reason = self._media.without_folder(str(error))
+            self._bad.add_later(row.file, row.number, row.prompt.id, reason)
         self._refuse_if_nothing_is_left()
         return None
 
@@ -143,7 +144,7 @@ class PromptSet:
                 try:
                     self._admit(reader.read(raw, file, ordinal, prefix), checked)
                 except ValueError as error:
-                    self._bad.add(raw.file, raw.number, str(error))
+                    self._bad.add(raw.file, raw.number, self._media.without_folder(str(error)))
         return total
 
     def _admit(self, row: PromptRow, checked: set[tuple[Path, Source, int]]) -> None:
