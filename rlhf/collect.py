@@ -114,11 +114,13 @@ class Collector:
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data."""
         kept = [stored_group(group) for group in self.kept]
-        return {"ledger": self.ledger.state(), "order": self.order.state(), "kept": kept}
+        order, bad_rows = self.order.state(), self._prompts.state()
+        return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.ledger = Ledger.from_state(state["ledger"])
         self.order.restore(state["order"])
+        self._prompts.restore(state["bad_rows"])
         self.kept = [restore_group(record, self._prompts.by_id(record["prompt_id"])) for record in state["kept"]]
 
     def _sample(self, count: int, check: Callable[[], None]) -> list[Group]:

@@ -1,6 +1,6 @@
 """Settings of reinforcement learning, evaluation and the pipeline."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from model.engine.config import EngineConfig, OptimizerConfig, RunConfig, Schedule
@@ -118,6 +118,46 @@ class EvaluationConfig:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
 
 
+@dataclass
+class DataConfig:
+    """How files of prompts are read; docs/data.md."""
+
+    also: list[str] = field(default_factory=list)
+    """further files or folders of prompts; their ids get NAME/ in front, the file's name without its ending"""
+    weights: dict[str, float] = field(default_factory=dict)
+    """how often a row is drawn, by its data set: column `dataset` or `data_source`, else the file's name; others 1"""
+    max_bad_rows: float = 0.01
+    """rows that may be skipped because they cannot be used: a share of all below 1, a number from 1 on"""
+    max_image_bytes: int = 32 * 2**20
+    """largest image, as stored; never more than the default"""
+    cache_mib: int = 256
+    """memory for prompts that are ready to be drawn again, mostly pixels"""
+    id_column: str = ""
+    """empty: id or index, else NAME-ROW"""
+    question_column: str = ""
+    """text, or chat messages; empty: the first of messages, question, problem, prompt"""
+    reference_column: str = ""
+    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth"""
+    image_column: str = ""
+    """one image or a list; empty: the first of images, image, image_path"""
+    dataset_column: str = ""
+    """empty: dataset or data_source"""
+
+    def __post_init__(self) -> None:
+        for name, weight in self.weights.items():
+            if not 0 <= weight < float("inf"):
+                raise ValueError(f"data.weights: {name}: expected 0 or more, found {weight}")
+        if not 0 <= self.max_bad_rows < float("inf"):
+            raise ValueError(f"data.max_bad_rows: expected 0 or more, found {self.max_bad_rows}")
+        for name, least in (("max_image_bytes", 1), ("cache_mib", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.{name}: expected at least {least}, found {getattr(self, name)}")
+
+    def without_mixture(self) -> "DataConfig":
+        """How a held-out file is read: by the same columns and limits, but alone."""
+        return replace(self, also=[], weights={})
+
+
 def _rl_optimizer() -> OptimizerConfig:
     return OptimizerConfig(learning_rate=5e-4, warmup_steps=5, schedule=Schedule.linear, beta2=0.99, weight_decay=0.0)
 
@@ -127,7 +167,7 @@ class RlConfig:
     checkpoint: str = ""
     """folder of the model to start from"""
     prompts: str = ""
-    """JSONL rows: id, messages, reference and any further columns; images lie beside the file"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -135,6 +175,7 @@ class RlConfig:
     optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
 
     def __post_init__(self) -> None:
@@ -166,7 +207,7 @@ class EvaluateConfig:
     checkpoint: str = ""
     """folder of the model to evaluate"""
     prompts: str = ""
-    """JSONL rows: id, messages, reference"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     output: str = ""
     """JSON file for the result; empty prints it only"""
     num_prompts: int = 0
@@ -179,6 +220,7 @@ class EvaluateConfig:
     """CPU threads inside an operation"""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
         for name in ("checkpoint", "prompts"):

@@ -1,4 +1,4 @@
-"""Both modes of a checkpoint on held-out prompts: `python -m rlhf.evaluate checkpoint=DIR prompts=FILE.jsonl`."""
+"""Both modes of a checkpoint on held-out prompts: `python -m rlhf.evaluate checkpoint=DIR prompts=FILE`."""
 
 import json
 import sys
@@ -11,25 +11,28 @@ from rlhf.config import EvaluateConfig
 
 def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
-    from model.checkpoint import load_model
+    from model.checkpoint import load_model, load_processor
     from model.engine.durable import write_file
     from model.engine.local import use_deterministic_cpu
+    from model.interface import Mode
     from rewards.rubric import Rubric
-    from rlhf.evaluation import HELD_OUT_MODES, HeldOut, evaluate_modes
+    from rlhf.evaluation import evaluate_modes
     from rlhf.prompts import PromptSet, check_context
     from rollouts.embedded import EmbeddedWorker
 
     if config.output and Path(config.output).is_dir():
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
     use_deterministic_cpu(config.num_threads)
-    model, processor = load_model(Path(config.checkpoint))
-    check_context(config.rollouts, model.config.language.max_position_embeddings)
-    path, longest = Path(config.prompts), config.rollouts.max_prompt_tokens
-    held_out = HeldOut(*(PromptSet(path, processor, mode, longest) for mode in HELD_OUT_MODES))
+    checkpoint = Path(config.checkpoint)
+    processor = load_processor(checkpoint)
+    check_context(config.rollouts, processor.config.language.max_position_embeddings)
+    longest = config.rollouts.max_prompt_tokens
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest, config.data)
+    model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
         rubric.check_functions()
         worker = EmbeddedWorker(model, processor, config.rollouts, config.seed)
-        result = evaluate_modes(held_out, config.num_prompts, worker, rubric, processor, config.samples)
+        result = evaluate_modes(prompts, config.num_prompts, worker, rubric, processor, config.samples)
     if config.output:
         output = Path(config.output)
         output.parent.mkdir(parents=True, exist_ok=True)

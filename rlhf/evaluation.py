@@ -4,23 +4,23 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from model.checkpoint import save_model
 from model.engine.run import Run
-from model.interface import Mode
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rewards.rubric import Rubric
 from rlhf.collect import SAMPLER_FAILED, reward_input
 from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
-from rollouts.rollout import FinishReason, RolloutWorker, generate
+from rollouts.rollout import FinishReason, Prompt, RolloutWorker, generate
 
-HELD_OUT_MODES = (Mode.think, Mode.direct)
 FIRST_DRAW = 2**40
 """Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
+
+PORTION = 128
+"""Prompts whose pixels are held at once."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,15 @@ class Answers:
     right: list[list[bool | None]]
     formatted: list[float]
     lengths: list[int]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """To the prompts of all parts, in order."""
+        return cls(
+            [group for part in parts for group in part.right],
+            [value for part in parts for value in part.formatted],
+            [length for part in parts for length in part.lengths],
+        )
 
     @property
     def accuracy(self) -> float:
@@ -70,22 +79,8 @@ def ask(
     )
 
 
-class HeldOut(NamedTuple):
-    """The same prompts in both modes."""
-
-    think: PromptSet
-    direct: PromptSet
-
-
-def load_held_out(config: EvaluationConfig, processor: Processor, max_prompt_tokens: int) -> HeldOut | None:
-    """The held-out prompts of a run, None when there are none."""
-    if not config.prompts:
-        return None
-    return HeldOut(*(PromptSet(Path(config.prompts), processor, mode, max_prompt_tokens) for mode in HELD_OUT_MODES))
-
-
 def evaluate_modes(
-    held_out: HeldOut,
+    prompts: PromptSet,
     count: int,
     worker: RolloutWorker,
     rubric: Rubric,
@@ -95,20 +90,28 @@ def evaluate_modes(
 ) -> dict[str, Any]:
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
+    `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
     Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
     accuracy of always giving the most common reference. `ValueError` when nothing could be scored.
     """
-    thinking_tasks = [held_out.think[index] for index in range(min(count or 2**62, len(held_out.think)))]
-    direct_tasks = [held_out.direct[index] for index in range(len(thinking_tasks))]
-    thinking = ask(thinking_tasks, worker, rubric, processor, greedy=True, first_draw=first_draw)
-    sampled = ask(thinking_tasks, worker, rubric, processor, samples, first_draw=first_draw)
-    answered = ask(direct_tasks, worker, rubric, processor, greedy=True, first_draw=first_draw)
-    if thinking.num_unscorable == len(thinking_tasks):
-        raise ValueError(f"evaluation: none of {len(thinking_tasks)} completions could be scored")
-    references = [task.prompt.reference for task in thinking_tasks]
+    direct, asked = prompts.direct(), list[Prompt]()
+    answers: list[tuple[Answers, Answers, Answers]] = []
+    for tasks in prompts.portions(count, PORTION):
+        draw = first_draw + len(asked)
+        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_draw=draw)
+        drawn = ask(tasks, worker, rubric, processor, samples, first_draw=draw)
+        plain = [direct.by_id(task.prompt.id) for task in tasks]
+        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_draw=draw)))
+        asked += [task.prompt for task in tasks]
+    if not asked:
+        raise ValueError("evaluation: expected a prompt whose images can be read, found none among those asked for")
+    thinking, sampled, answered = map(Answers.joined, zip(*answers, strict=True))
+    if thinking.num_unscorable == len(asked):
+        raise ValueError(f"evaluation: none of {len(asked)} completions could be scored")
+    references = [prompt.reference for prompt in asked]
     by_family: dict[str, Counter[str]] = {}
-    for task in thinking_tasks:
-        by_family.setdefault(str(task.prompt.meta.get("family", "")), Counter())[task.prompt.reference] += 1
+    for prompt in asked:
+        by_family.setdefault(str(prompt.meta.get("family", "")), Counter())[prompt.reference] += 1
     return {
         "accuracy_think": thinking.accuracy,
         "accuracy_think_sampled": sampled.accuracy,
@@ -134,19 +137,19 @@ class Evaluator:
     def __init__(
         self,
         config: EvaluationConfig,
-        held_out: HeldOut | None,
         model: SailVL2,
         processor: Processor,
         worker: RolloutWorker,
         rubric: Rubric,
+        prompts: PromptSet | None,
     ) -> None:
-        """`model` holds the weights that train."""
+        """`model` holds the weights that train, `prompts` what is held out, opened for thinking."""
         self.config = config
         self.best: float | None = None
         self.best_step = 0
         self.without_new_best = 0
         self._model, self._processor, self._worker, self._rubric = model, processor, worker, rubric
-        self._held_out = held_out
+        self._prompts = prompts
 
     @property
     def stops(self) -> bool:
@@ -160,10 +163,10 @@ class Evaluator:
 
     def evaluate_if_due(self, step: int, last: int, run: Run) -> dict[str, float]:
         """Evaluate the policy after `step` steps; what metrics.jsonl keeps of it, empty when it is not due."""
-        if self._held_out is None or (step % self.config.every and step != last):
+        if self._prompts is None or (step % self.config.every and step != last):
             return {}
         result = evaluate_modes(
-            self._held_out,
+            self._prompts,
             self.config.num_prompts,
             self._worker,
             self._rubric,
@@ -190,10 +193,13 @@ class Evaluator:
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps."""
-        return {"evaluation": [self.best, self.best_step, self.without_new_best]}
+        best = [self.best, self.best_step, self.without_new_best]
+        return {"evaluation": best, "evaluation_bad_rows": [] if self._prompts is None else self._prompts.state()}
 
     def restore(self, state: dict[str, Any]) -> None:
         self.best, self.best_step, self.without_new_best = state["evaluation"]
+        if self._prompts is not None:
+            self._prompts.restore(state["evaluation_bad_rows"])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -1,20 +1,29 @@
-"""The RL data set: prompts, ready as token ids and pixels, in keyed order."""
+"""The RL data set: prompts of one or several files, checked when it is opened, ready as ids and pixels when drawn."""
 
-from collections.abc import Sequence
+import copy
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
-from model.data.records import read_records
+from model.data.media import MediaError
 from model.interface import Mode
+from model.messages import Source
 from model.processor import Processor, PromptTokens
 from model.visuals import check_visuals
+from rlhf.bad_rows import BadRows
+from rlhf.config import DataConfig, RlConfig
+from rlhf.media_store import MediaStore
+from rlhf.prompt_files import PromptFile
+from rlhf.prompt_rows import PromptRow, RowReader
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
-_COLUMNS = ("id", "messages", "reference")
+_BYTES_OF_ID = 36  # a Python int and its place in a list
 
 
 @dataclass(frozen=True)
@@ -26,61 +35,189 @@ class Task:
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     root: Path  # folder that image names are relative to
 
+    @property
+    def num_bytes(self) -> int:
+        ids = len(self.tokens.ids) + len(self.tokens.placeholder_ids)
+        return sum(image.nbytes for image in self.images) + _BYTES_OF_ID * ids
+
     def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
         return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.images, group_size, greedy)
 
 
 class PromptSet:
-    """Rows of a JSONL file; token limits and image files are checked when the set is opened."""
+    """Rows that can be used, in the order of their files. Ids and image headers were checked; pixels are decoded when a
+    row is drawn. What a row says is kept, what it weighs as ids and pixels is not, beyond `data.cache_mib`.
+    """
 
-    def __init__(self, path: Path, processor: Processor, mode: Mode, max_prompt_tokens: int) -> None:
-        records = read_records(path, {"messages": list, "reference": str})
-        self.root = Path(path).parent
-        self.prompts = [
-            Prompt(r["id"], r["messages"], r["reference"], {k: v for k, v in r.items() if k not in _COLUMNS})
-            for r in records
-        ]
-        self._processor = processor
-        self._tokens = []
-        for prompt in self.prompts:
-            if not prompt.reference.strip():
-                raise ValueError(f"data: {path}: row {prompt.id}: reference: expected an answer, found nothing")
-            tokens = processor.prompt(prompt.messages, mode, self.root)
-            if len(tokens.ids) > max_prompt_tokens:
-                raise ValueError(
-                    f"rollouts.max_prompt_tokens: expected at least {len(tokens.ids)} for row {prompt.id} of {path}, "
-                    f"found {max_prompt_tokens}"
-                )
-            self._tokens.append(tokens)
-        check_visuals(self.root, (image for tokens in self._tokens for image in tokens.images))
-        self._index = {prompt.id: index for index, prompt in enumerate(self.prompts)}
-        self._task = cache(self._build)
+    def __init__(
+        self,
+        path: Path,
+        processor: Processor,
+        mode: Mode,
+        max_prompt_tokens: int,
+        data: DataConfig | None = None,
+        media: Path | None = None,
+        report: Path | None = None,
+    ) -> None:
+        """`media`: folder for images that come as bytes, None for a temporary one. `report`: file that names bad rows.
+
+        `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
+        """
+        self._data = data or DataConfig()
+        self._processor, self._mode, self._max_prompt_tokens = processor, mode, max_prompt_tokens
+        self._media = MediaStore(media)
+        self._bad = BadRows(self._data.max_bad_rows, report)
+        self._rows: list[PromptRow] = []
+        self._visual_tokens = array("q")  # of each row when it was opened
+        self._index: dict[str, int] = {}
+        self._bad.opened(self._read([Path(path), *map(Path, self._data.also)]))
+        self._weights = self._row_weights()
+        self._cache = _TaskCache(self._data.cache_mib * 2**20)
 
     @property
     def ids(self) -> list[str]:
-        return [prompt.id for prompt in self.prompts]
+        return list(self._index)
 
     @property
     def weights(self) -> list[float]:
         """How often each prompt is drawn, relative to the others."""
-        return [1.0] * len(self.prompts)
+        return self._weights
 
     def __len__(self) -> int:
-        return len(self.prompts)
+        return len(self._rows)
 
     def __getitem__(self, index: int) -> Task:
-        return self._task(index)
+        """`MediaError` for a row whose media cannot be read."""
+        return self._cache.get(index, self._build)
 
     def task(self, index: int) -> Task | None:
-        """None for a row whose media cannot be read."""
-        return self._task(index)
+        """None for a row whose media cannot be read; it is named. `ValueError` past `data.max_bad_rows`."""
+        row = self._rows[index]
+        if row.prompt.id in self._bad.ids:
+            return None
+        try:
+            return self[index]
+        except MediaError as error:
+            reason = self._media.without_folder(str(error))
+            self._bad.add_later(row.file, row.number, row.prompt.id, reason)
+        self._refuse_if_nothing_is_left()
+        return None
+
+    def portions(self, count: int, size: int) -> Iterator[list[Task]]:
+        """The first `count` rows (0: all), `size` at a time; those whose media cannot be read are left out."""
+        total = min(count or len(self), len(self))
+        for start in range(0, total, size):
+            tasks = map(self.task, range(start, min(start + size, total)))
+            if usable := [task for task in tasks if task is not None]:
+                yield usable
 
     def by_id(self, prompt_id: str) -> Task:
-        return self._task(self._index[prompt_id])
+        return self[self._index[prompt_id]]
+
+    def direct(self) -> "PromptSet":
+        """The same rows asked without thinking, which takes no more tokens; bad rows are counted together."""
+        other = copy.copy(self)
+        other._mode = Mode.direct
+        other._cache = _TaskCache(self._data.cache_mib * 2**20)
+        return other
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps: rows that turned out bad when they were drawn."""
+        return self._bad.state()
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        self._bad.restore(state)
+
+    def _read(self, paths: Sequence[Path]) -> int:
+        """Admit every row that can be used; how many rows there are."""
+        files = [PromptFile(path) for path in paths]
+        names = [file.name for file in files]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"data.also: expected files of different names, found {twice[0]!r} twice; rename one")
+        reader = RowReader(self._data, self._media)
+        checked: set[tuple[Path, Source, int]] = set()  # images and videos whose headers were read
+        total = 0
+        for position, file in enumerate(files):
+            prefix = f"{file.name}/" if position else ""
+            for ordinal, raw in enumerate(file.rows(), 1):
+                total += 1
+                try:
+                    self._admit(reader.read(raw, file, ordinal, prefix), checked)
+                except ValueError as error:
+                    self._bad.add(raw.file, raw.number, self._media.without_folder(str(error)))
+        return total
+
+    def _admit(self, row: PromptRow, checked: set[tuple[Path, Source, int]]) -> None:
+        prompt = row.prompt
+        if prompt.id in self._index:
+            raise ValueError(f"id: expected a unique value, found {prompt.id!r} again")
+        tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
+        if len(tokens.ids) > self._max_prompt_tokens:
+            raise ValueError(
+                f"expected at most rollouts.max_prompt_tokens={self._max_prompt_tokens} tokens, found {len(tokens.ids)}"
+            )
+        places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
+        new = [visual for visual, place in zip(tokens.images, places, strict=True) if place not in checked]
+        check_visuals(row.root, new)
+        checked.update(places)
+        self._index[prompt.id] = len(self._rows)
+        self._rows.append(row)
+        self._visual_tokens.append(_num_visual_tokens(tokens))
+
+    def _row_weights(self) -> list[float]:
+        known = {row.dataset for row in self._rows}
+        if unknown := sorted(self._data.weights.keys() - known):
+            raise ValueError(f"data.weights: expected names of data sets among {sorted(known)}, found {unknown[0]!r}")
+        return [self._data.weights.get(row.dataset, 1.0) for row in self._rows]
+
+    def _refuse_if_nothing_is_left(self) -> None:
+        """Whoever draws until a row can be used would draw for ever."""
+        rows = zip(self._rows, self._weights, strict=True)
+        if not any(weight and row.prompt.id not in self._bad.ids for row, weight in rows):
+            raise ValueError("data: no row is left whose images can be read; see the bad rows named above")
 
     def _build(self, index: int) -> Task:
-        tokens = self._tokens[index]
-        return Task(self.prompts[index], tokens, self._processor.open_images(self.root, tokens.images), self.root)
+        row = self._rows[index]
+        tokens = self._processor.prompt(row.prompt.messages, self._mode, row.root)
+        if _num_visual_tokens(tokens) != self._visual_tokens[index]:
+            raise MediaError(
+                f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "
+                f"{_num_visual_tokens(tokens)}; keep files as they are while they are used"
+            )
+        return Task(row.prompt, tokens, self._processor.open_images(row.root, tokens.images), row.root)
+
+
+class _TaskCache:
+    """The tasks that were used last, as many as `capacity` bytes hold."""
+
+    def __init__(self, capacity: int) -> None:
+        self._capacity, self.num_bytes = capacity, 0
+        self._tasks: OrderedDict[int, Task] = OrderedDict()
+
+    def get(self, index: int, build: Callable[[int], Task]) -> Task:
+        if index in self._tasks:
+            self._tasks.move_to_end(index)
+            return self._tasks[index]
+        task = self._tasks[index] = build(index)
+        self.num_bytes += task.num_bytes
+        while self.num_bytes > self._capacity:
+            self.num_bytes -= self._tasks.popitem(last=False)[1].num_bytes
+        return task
+
+
+def _num_visual_tokens(tokens: PromptTokens) -> int:
+    return sum(visual.tokens_each * visual.num_pictures for visual in tokens.images)
+
+
+def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[PromptSet, PromptSet | None]:
+    """(what a run trains on, what it holds out), opened for thinking. Images and reports of bad rows go to `run`."""
+    longest, media = config.rollouts.max_prompt_tokens, run / "media"
+    path, held_out = Path(config.prompts), config.evaluation.prompts
+    prompts = PromptSet(path, processor, Mode.think, longest, config.data, media, run / "bad_rows.jsonl")
+    if not held_out:
+        return prompts, None
+    alone, report = config.data.without_mixture(), run / "bad_rows_evaluation.jsonl"
+    return prompts, PromptSet(Path(held_out), processor, Mode.think, longest, alone, media, report)
 
 
 def check_context(sampler: RolloutConfig, context: int) -> None:

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from model.engine.run import Run
     from rewards.rubric import Rubric
     from rlhf.algorithms.algorithm import Algorithm
-    from rlhf.evaluation import HeldOut
     from rlhf.prompts import PromptSet
 
 
@@ -31,24 +30,21 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
 
     from model.checkpoint import load_processor
     from model.engine.run import Run
-    from model.interface import Mode
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
-    from rlhf.evaluation import load_held_out
-    from rlhf.prompts import PromptSet, check_context
+    from rlhf.prompts import check_context, open_prompts
 
     # Everything that may be wrong with the input is looked at before weights are read.
     sampler = config.rollouts
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     processor = load_processor(Path(config.checkpoint))
     check_context(sampler, processor.config.language.max_position_embeddings)
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens)
-    held_out = load_held_out(config.evaluation, processor, sampler.max_prompt_tokens)
     with (rubric_class or Rubric)(config.reward) as rubric, Run(config.run, resolved) as run:
         rubric.check_functions()
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
+        prompts, held_out = open_prompts(config, processor, run.folder)
         _train(config, algorithm, prompts, held_out, rubric, run)
 
 
@@ -56,7 +52,7 @@ def _train(
     config: RlConfig,
     algorithm: "Algorithm",
     prompts: "PromptSet",
-    held_out: "HeldOut | None",
+    held_out: "PromptSet | None",
     rubric: "Rubric",
     run: "Run",
 ) -> None:
@@ -90,7 +86,7 @@ def _train(
             collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, seed),
             rubric=rubric,
             algorithm=algorithm,
-            evaluator=Evaluator(config.evaluation, held_out, model, processor, worker, rubric),
+            evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, held_out),
             reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
         )
         train(limits, parts, run)

@@ -14,14 +14,13 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import model.hf  # noqa: F401  (registers the classes)
-from model.checkpoint import load_model, save_model
+from model.checkpoint import load_model, load_processor, save_model
 from model.config import Tower
 from model.data.media import open_image
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import learning_rate_at, use_deterministic_cpu
 from model.engine.progress import StageProgress
 from model.engine.run import Run
-from model.interface import Mode
 from model.processor import Processor
 from model.tokenizer import Tokenizer
 from rewards.rubric import Rubric
@@ -31,7 +30,7 @@ from rlhf.collect import Collected, score_groups
 from rlhf.config import RlConfig
 from rlhf.draws import DrawOrder
 from rlhf.metrics import reward_metrics, stored_rollouts
-from rlhf.prompts import PromptSet, Task, check_context
+from rlhf.prompts import PromptSet, Task, check_context, open_prompts
 from rlhf.report import StepReporter
 from rlhf.trajectory import Group
 from rlhf.trl_reward import finish_reason
@@ -43,16 +42,19 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     """Train and write `run.dir/final`, like `rlhf.train.run_stage`. A run that was cut short is not continued."""
     checkpoint, sampler, limits = Path(config.checkpoint), config.rollouts, config.trainer
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
-    processor = Processor.from_folder(checkpoint)
+    processor = load_processor(checkpoint)
     check_context(sampler, processor.config.language.max_position_embeddings)
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, sampler.max_prompt_tokens)
-    with (rubric_class or Rubric)(config.reward) as rubric, StageProgress("rl", limits.max_steps) as progress:
+    with (
+        (rubric_class or Rubric)(config.reward) as rubric,
+        StageProgress("rl", limits.max_steps) as progress,
+        Run(config.run, resolved) as run,
+    ):
         rubric.check_functions()
-        run = Run(config.run, resolved)
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
         _begin(run)
+        prompts, _ = open_prompts(config, processor, run.folder)
         progress.say(switched_off(config))
         use_deterministic_cpu(config.engine.num_threads)
         rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)

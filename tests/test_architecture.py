@@ -44,6 +44,7 @@ OPTIONAL = {
     "deepspeed": ["model/engine/deepspeed.py", "benchmarks/*"],
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
+    "pyarrow": ["rlhf/prompt_files.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
     "omegaconf": ["conf/*"],

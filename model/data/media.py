@@ -1,5 +1,6 @@
 """Opening images that somebody else supplied: inside one folder, of known formats, of bounded size."""
 
+import io
 import os
 import stat
 import struct
@@ -64,6 +65,15 @@ def check_images(root: Path, names: Iterable[str]) -> None:
             pass
 
 
+def image_format(content: bytes) -> str:
+    """Which of `FORMATS` an image's bytes are, by their header. `MediaError` for what `open_image` would not open."""
+    what = f"image of {len(content)} bytes"
+    _check_bytes(len(content), what)
+    with _named_errors(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        _check_header(image, what)
+        return str(image.format)
+
+
 def inside(root: Path, name: str, kind: str = "image") -> Path:
     """The path `root/name`. `MediaError` if it leaves `root` or is no file name at all."""
     if "\0" in name:
@@ -81,26 +91,41 @@ def inside(root: Path, name: str, kind: str = "image") -> Path:
 @contextmanager
 def _opened(root: Path, name: str) -> Iterator[Image.Image]:
     path = inside(root, name)
-    try:
+    with _named_errors(f"image {path}"):
         status = path.stat()
-        if status.st_size > MAX_BYTES:
-            raise MediaError(f"image {path}: expected at most {MAX_BYTES} bytes, found {status.st_size}")
+        _check_bytes(status.st_size, f"image {path}")
         if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for a writer
             raise MediaError(f"image {path}: expected a file, found a folder or a device")
         with Image.open(path, formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise MediaError(f"image {path}: expected at most {MAX_PIXELS} pixels, found {image.size}")
-            if (frames := getattr(image, "n_frames", 1)) > 1:
-                raise MediaError(f"image {path}: expected a still image, found {frames} frames")
+            _check_header(image, f"image {path}")
             yield image
+
+
+@contextmanager
+def _named_errors(what: str) -> Iterator[None]:
+    """What opening and decoding may raise, as a `MediaError` about `what`."""
+    try:
+        yield
     except FileNotFoundError:
-        raise MediaError(f"image {path}: expected a file, found none") from None
+        raise MediaError(f"{what}: expected a file, found none") from None
     except UnidentifiedImageError:
-        raise MediaError(f"image {path}: expected one of {', '.join(FORMATS)}, found other bytes") from None
+        raise MediaError(f"{what}: expected one of {', '.join(FORMATS)}, found other bytes") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MediaError):
             raise
-        raise MediaError(f"image {path}: expected a whole image, found damage: {error}") from None
+        raise MediaError(f"{what}: expected a whole image, found damage: {error}") from None
+
+
+def _check_bytes(size: int, what: str) -> None:
+    if size > MAX_BYTES:
+        raise MediaError(f"{what}: expected at most {MAX_BYTES} bytes, found {size}")
+
+
+def _check_header(image: Image.Image, what: str) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise MediaError(f"{what}: expected at most {MAX_PIXELS} pixels, found {image.size}")
+    if (frames := getattr(image, "n_frames", 1)) > 1:
+        raise MediaError(f"{what}: expected a still image, found {frames} frames")
 
 
 def _has_late_metadata(file: IO[bytes] | None) -> bool:

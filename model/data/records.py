@@ -1,6 +1,7 @@
 """Reading JSONL data rows with errors that name file and line."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +11,8 @@ def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
 
     `ValueError` naming the line, what was expected and what came.
     """
-    try:
-        lines = Path(path).read_text(encoding="utf-8").split("\n")  # not splitlines: U+2028 may stand in a string
-    except FileNotFoundError:
-        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it or correct the path") from None
-    except OSError as error:
-        raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
-    except UnicodeDecodeError as error:
-        raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
     records, seen = [], set()
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
+    for number, line in numbered_lines(path):
         try:
             record = json.loads(line)
         except ValueError as error:
@@ -40,6 +31,21 @@ def read_records(path: Path, required: dict[str, type]) -> list[dict[str, Any]]:
     if not records:
         raise ValueError(f"data: {path}: expected at least one row, found none")
     return records
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a JSONL file that are not blank, counted from 1. `ValueError` for a file that cannot be read."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="\n") as file:  # U+2028 and the like may stand in a string
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it or correct the path") from None
+    except OSError as error:
+        raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
 
 
 def require_texts(record: dict[str, Any], field: str, where: str) -> None:

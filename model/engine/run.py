@@ -30,12 +30,15 @@ _OWN_FILES = (
     "skipped.jsonl",
     "evaluations.jsonl",
     "bad_rows.jsonl",
+    "bad_rows_evaluation.jsonl",
     "rollouts",
     "media",
     "events",
     "metrics.jsonl",
     "config.yaml",
 )
+_OF_THE_DATA = ("bad_rows.jsonl", "bad_rows_evaluation.jsonl")
+"""Logs that are written whole, and hold no steps that a restart would have to cut."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -248,7 +251,8 @@ class Run:
         path = self.folder / "config.yaml"
         # How a run was started is not part of what it is.
         resolved = resolved.replace(f"start: {Start.fresh.value}\n", f"start: {Start.resume.value}\n")
-        if path.exists() and path.read_text(encoding="utf-8") != resolved:
+        begun = (self.folder / "metrics.jsonl").exists()  # refused data, for one, leaves a folder that never began
+        if begun and path.exists() and path.read_text(encoding="utf-8") != resolved:
             raise ValueError(
                 f"run.dir: {self.folder} holds a run with another config ({path}); "
                 "choose another run.dir, or start anew with run.start=fresh"
@@ -259,7 +263,8 @@ class Run:
         for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for path in [*self.folder.glob("*.jsonl"), *self.folder.glob("rollouts/*.jsonl")]:
-            cut_lines(path, step or -1)  # what a run says before its first step it says again
+            if path.name not in _OF_THE_DATA:
+                cut_lines(path, step or -1)  # what a run says before its first step it says again
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
         shutil.rmtree(self.folder / "events", ignore_errors=True)

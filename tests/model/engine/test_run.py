@@ -119,6 +119,10 @@ def test_another_process_or_another_config_is_refused(tmp_path):
     with pytest.raises(ValueError, match="in use by another process"):
         make_run(tmp_path)
     held._lock.close()
+    make_run(tmp_path, config="a: 3\n")._lock.close()  # no run began here
+    held = make_run(tmp_path)
+    held.restore(Counter())
+    held._lock.close()
     with pytest.raises(ValueError, match=r"another config .*run.start=fresh"):
         make_run(tmp_path, config="a: 2\n")
     make_run(tmp_path, Start.fresh, config="a: 2\n")._lock.close()

@@ -1,0 +1,244 @@
+"""Files of prompts as rows of plain columns: JSONL, Parquet, VLMEvalKit's TSV, folders saved by `datasets`.
+
+Parquet and `datasets` folders need pyarrow, the extra `sailvl2-rl[data]`; it is imported where it is used.
+"""
+
+import ast
+import base64
+import binascii
+import csv
+import json
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from model.data.media import inside
+from model.data.records import numbered_lines
+
+_ROWS_AT_ONCE = 64  # of a columnar file; a row may carry megabytes of images
+_LONGEST_REFERENCE = 64
+"""VLMEvalKit: an image cell this short is the index of the row that has the image."""
+
+
+@dataclass(frozen=True)
+class RawRow:
+    """A row as it stands in its file; `problem` says why there are no columns."""
+
+    file: Path
+    number: int  # line of a JSONL file, else row, from 1
+    columns: dict[str, Any] = field(default_factory=dict)
+    problem: str = ""
+
+
+@dataclass(frozen=True)
+class PromptFile:
+    """One file of prompts, or one folder that is a data set."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """What its rows are called together, unless they name a data set themselves."""
+        return self.path.name if self.path.is_dir() else self.path.stem
+
+    @property
+    def root(self) -> Path:
+        """The folder that file names in it are relative to."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    def rows(self) -> Iterator[RawRow]:
+        """Rows in order. `ValueError` when the file is missing or not what its name says, and when it has no rows."""
+        found = False
+        for row in _reader(self.path)(self.path):
+            found = True
+            yield row
+        if not found:
+            raise ValueError(f"data: {self.path}: expected at least one row, found none")
+
+
+def _reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
+    if path.is_dir():
+        return _folder_reader(path)
+    readers = {".jsonl": _json_rows, ".parquet": _parquet_rows, ".tsv": _tsv_rows}
+    if path.suffix.lower() in readers:
+        return readers[path.suffix.lower()]
+    if not path.exists():
+        raise ValueError(f"data: expected a file or folder at {path}, found none; write it or correct the path")
+    raise ValueError(
+        f"data: {path}: expected one of {', '.join(readers)}, a folder of Parquet files or a folder saved by datasets' "
+        f"save_to_disk, found {path.suffix!r}; convert or rename it"
+    )
+
+
+def _folder_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
+    if (path / "state.json").is_file():
+        return _saved_rows
+    if (path / "dataset_dict.json").is_file():
+        splits = sorted(folder.name for folder in path.iterdir() if (folder / "state.json").is_file())
+        raise ValueError(f"data: {path}: expected one split, found the splits {splits}; give {path}/NAME")
+    if any(path.glob("*.parquet")):
+        return _parquet_rows
+    raise ValueError(
+        f"data: {path}: expected *.parquet files, or state.json as datasets' save_to_disk writes it, found neither"
+    )
+
+
+def _json_rows(path: Path) -> Iterator[RawRow]:
+    for number, line in numbered_lines(path):
+        try:
+            columns = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            yield RawRow(path, number, problem=f"expected a JSON object, found: {error}")
+            continue
+        if isinstance(columns, dict):
+            yield RawRow(path, number, columns)
+        else:
+            yield RawRow(path, number, problem=f"expected a JSON object, found {type(columns).__name__}")
+
+
+def _parquet_rows(path: Path) -> Iterator[RawRow]:
+    arrow = _pyarrow(path)
+    for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
+        try:
+            with arrow.parquet.ParquetFile(file) as table:
+                yield from _batched_rows(file, table.iter_batches(_ROWS_AT_ONCE))
+        except FileNotFoundError:
+            raise ValueError(f"data: expected a Parquet file at {file}, found none; correct the path") from None
+        except (arrow.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"data: {file}: expected a whole Parquet file, found: {error}") from None
+
+
+def _saved_rows(path: Path) -> Iterator[RawRow]:
+    """Of a folder saved by `save_to_disk`: state.json names Arrow stream files beside it."""
+    arrow = _pyarrow(path)
+    try:
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
+        files = [inside(path, entry["filename"], "data file") for entry in state["_data_files"]]
+        if state.get("_indices_data_files"):
+            raise ValueError("an index of selected rows; save it anew with a current version of datasets")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"data: {path / 'state.json'}: expected what save_to_disk writes, found: {error}") from None
+    for file in files:
+        try:
+            with arrow.memory_map(str(file)) as source, arrow.ipc.open_stream(source) as stream:
+                pieces = (
+                    batch.slice(start, _ROWS_AT_ONCE)
+                    for batch in stream
+                    for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
+                )
+                yield from _batched_rows(file, pieces)
+        except (arrow.ArrowException, OSError, ValueError) as error:
+            raise ValueError(f"data: {file}: expected a whole Arrow stream, found: {error}") from None
+
+
+def _batched_rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:
+    number = 0
+    for batch in batches:
+        for columns in batch.to_pylist():
+            number += 1
+            yield RawRow(file, number, without_nulls(columns))
+
+
+def without_nulls(value: Any) -> Any:
+    """Columnar files give every row, and every part of a message, all fields of its kin: those it lacks are null."""
+    if isinstance(value, dict):
+        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+
+
+def _pyarrow(path: Path) -> Any:
+    try:
+        import pyarrow
+        import pyarrow.ipc
+        import pyarrow.parquet
+    except ImportError:
+        raise ValueError(
+            f"data: {path}: reading it needs pyarrow, which is not installed: pip install 'sailvl2-rl[data]'"
+        ) from None
+    return pyarrow
+
+
+def _tsv_rows(path: Path) -> Iterator[RawRow]:
+    """VLMEvalKit's tables. Cells that are empty count as absent."""
+    wanted = {image for _, cells in _tsv_cells(path) if cells and _is_reference(image := cells.get("image", ""))}
+    shared = {
+        cells["index"]: cells["image"]
+        for _, cells in (_tsv_cells(path) if wanted else ())
+        if cells and cells.get("index") in wanted and not _is_reference(cells.get("image", ""))
+    }
+    for number, cells in _tsv_cells(path):
+        if cells is None:
+            yield RawRow(path, number, problem="expected as many cells as the first line has, found another number")
+            continue
+        try:
+            yield RawRow(path, number, _tsv_columns(cells, shared))
+        except ValueError as error:
+            yield RawRow(path, number, problem=str(error))
+
+
+def _tsv_cells(path: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
+    """(row number, cells by column), None for a row of another width."""
+    csv.field_size_limit(2**31 - 1)  # of the whole process; an image is one cell
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            lines = csv.reader(file, delimiter="\t")
+            header = next(lines, [])
+            if len(header) < 2:
+                raise ValueError(f"columns separated by tabs were expected in the first line, found {header!r:.80}")
+            for number, cells in enumerate((line for line in lines if line), 1):
+                named = zip(header, cells, strict=False)
+                yield number, {k: v for k, v in named if v} if len(cells) == len(header) else None
+    except FileNotFoundError:
+        raise ValueError(f"data: expected a TSV file at {path}, found none; write it or correct the path") from None
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"data: {path}: expected a readable TSV file in UTF-8, found: {error}") from None
+
+
+def _is_reference(cell: str) -> bool:
+    return 0 < len(cell) <= _LONGEST_REFERENCE
+
+
+def _tsv_columns(cells: dict[str, str], shared: dict[str, str]) -> dict[str, Any]:
+    """Question with its options in VLMEvalKit's words, the images' bytes or names, and every other cell."""
+    columns: dict[str, Any] = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
+    if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
+        hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
+        listed = "".join(f"{key}. {text}\n" for key, text in options.items())
+        columns["question"] = (
+            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}"
+            "Please select the correct answer from the options above."
+        )
+        columns["options"] = options
+    image = columns.pop("image", "")
+    names = columns.pop("image_path", "")
+    if _is_reference(image) and image not in shared:
+        raise ValueError(f"image: expected base64, or the index of a row that has an image, found {image!r}")
+    if image:
+        columns["images"] = [from_base64(text) for text in _cell_list(shared.get(image) or image)]
+    elif names:
+        columns["images"] = _cell_list(names)
+    return columns
+
+
+def _cell_list(cell: str) -> list[str]:
+    """A cell holds one text, or a Python list of texts."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell]
+    try:
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"image: expected one text or a list of texts in the cell, found {cell!r:.80}")
+    return found
+
+
+def from_base64(text: str) -> bytes:
+    """`ValueError` for text that is no base64; white space and a data URL's head are left out."""
+    encoded = text.partition(",")[2] if text.startswith("data:") else text
+    try:
+        return base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"image: expected base64, found {text!r:.80}") from None

@@ -1,0 +1,19 @@
+"""Opening prompt sets with the tiny model."""
+
+from pathlib import Path
+
+import pytest
+
+from model.interface import Mode
+from rlhf.config import DataConfig
+from rlhf.prompts import PromptSet
+
+
+@pytest.fixture
+def opened(tiny):
+    """Opens a prompt set of the tiny model."""
+
+    def make(path: Path, tokens: int = 96, mode: Mode = Mode.think, media=None, report=None, **data) -> PromptSet:
+        return PromptSet(path, tiny[1], mode, tokens, DataConfig(**data), media, report)
+
+    return make
