@@ -30,8 +30,8 @@ class UsageError(ValueError):
 def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]) -> int:
     """Parse the command line of an entry point and run it; returns the exit code.
 
-    0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (3: too many
-    unscorable completions, 4: numbers not finite, a failed stage's own) ends with it and its message; others raise.
+    0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (docs/pipeline.md
+    lists them; a failed stage's own) ends with it and its message; others raise.
     """
     arguments = sys.argv[1:]
     # Read when torch loads its thread pool: idle threads spin for microseconds, then sleep. Long spinning slows a busy

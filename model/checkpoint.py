@@ -98,12 +98,16 @@ def _shard_bytes(shard: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[SailVL2, Processor]:
     """Read a checkpoint folder. `ValueError` names the file or every tensor that does not fit."""
+    processor = load_processor(folder)
+    return load_weights(SailVL2Config.from_folder(Path(folder)), StoredTensors(Path(folder)), dtype), processor
+
+
+def load_processor(folder: Path) -> Processor:
+    """The processor of a checkpoint folder, without the model: what data is checked with before weights are read."""
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"checkpoint: expected a folder at {folder}, found none; train one or correct the path")
-    config = SailVL2Config.from_folder(folder)
-    processor = Processor.from_folder(folder)
-    return load_weights(config, StoredTensors(folder), dtype), processor
+    return Processor.from_folder(folder)
 
 
 def load_weights(config: SailVL2Config, stored: "StoredTensors", dtype: torch.dtype = torch.float32) -> SailVL2:

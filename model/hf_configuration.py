@@ -49,6 +49,7 @@ class SailVLConfig(PreTrainedConfig):
 
     model_type = "sailvl"
     sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "llm_config": AutoConfig}
+    auto_map: ClassVar[dict[str, str]] = {}  # TRL asks for it when it loads a reference model
 
     vision_config: dict | PreTrainedConfig | None = None
     llm_config: dict | PreTrainedConfig | None = None

@@ -102,7 +102,7 @@ def call_one(spec: str, item: RewardInput, options: Mapping[str, Any], index: in
 
 
 def call_siblings(
-    spec: str, inputs: Sequence[RewardInput], options: Mapping[str, Any], step: int = 0
+    spec: str, inputs: Sequence[RewardInput], options: Mapping[str, Any], step: int = 0, max_steps: int = 0
 ) -> dict[str, Any]:
     """{"results": one {"value": number or None, "reason": text, "traceback": text} per input, "metrics": {name: [..]}}.
 
@@ -117,7 +117,8 @@ def call_siblings(
     if style is Style.native_batch:
         values = _await(function(list(inputs), **options))
     else:
-        values = _await(function(**_trl_arguments(function, inputs, options, step, metrics)))
+        state = SimpleNamespace(global_step=step, max_steps=max_steps)
+        values = _await(function(**_trl_arguments(function, inputs, options, state, metrics)))
     if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__") or _is_tensor(values):
         raise Malformed(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
     if len(values) != len(inputs):
@@ -206,7 +207,7 @@ def _trl_arguments(
     function: Callable,
     inputs: Sequence[RewardInput],
     options: Mapping[str, Any],
-    step: int,
+    state: SimpleNamespace,
     metrics: dict[str, list[float]],
 ) -> dict[str, Any]:
     """What TRL passes for conversational rows: messages in, one assistant message out, columns as lists."""
@@ -214,7 +215,7 @@ def _trl_arguments(
         "prompts": [item.messages for item in inputs],
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],
         "completion_ids": [item.token_ids for item in inputs],
-        "trainer_state": SimpleNamespace(global_step=step),
+        "trainer_state": state,
         "log_metric": lambda name, value: _log(metrics, str(name), float(value)),
         "log_extra": lambda column, values: None,
         "images": [item.images for item in inputs],

@@ -28,7 +28,8 @@ class ScoringPool:
     `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
     `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
     `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
-    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}, "step": 0}` the completions of a prompt
+    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}}` a prompt's completions,
+    with the trainer's `step` and `max_steps` for functions that ask
     `options` in a load are checked against the function's parameters; `index` in a call of one completion is named
     where its value is refused; `memory_mb` in a call replaces the memory limit (0: none).
     """

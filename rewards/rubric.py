@@ -31,7 +31,7 @@ class Rubric:
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
-        self.step = 0  # for functions that ask for the trainer's state
+        self.step, self.max_steps = 0, 0  # for functions that ask for the trainer's state
         self._pool = ScoringPool(config.num_workers, config.timeout_seconds)
         self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
@@ -120,7 +120,8 @@ class Rubric:
             return self._pool.run([{**task, "input": asdict(item), "index": i} for i, item in enumerate(inputs)])
         groups = [[asdict(item) for item in group] for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
         outcomes: list[Outcome] = []
-        found = self._pool.run([{**task, "inputs": group, "step": self.step} for group in groups])
+        state = {"step": self.step, "max_steps": self.max_steps}
+        found = self._pool.run([{**task, "inputs": group, **state} for group in groups])
         for group, outcome in zip(groups, found, strict=True):
             if outcome.status is not Status.ok:
                 outcomes += [outcome] * len(group)

@@ -58,7 +58,7 @@ def _call(task: Mapping[str, Any]) -> Any:
     if "input" in task:
         return call_one(task["function"], RewardInput(**task["input"]), options, task.get("index", 0))
     inputs = [RewardInput(**item) for item in task["inputs"]]
-    return call_siblings(task["function"], inputs, options, task.get("step", 0))
+    return call_siblings(task["function"], inputs, options, task.get("step", 0), task.get("max_steps", 0))
 
 
 def serve(connection: socket.socket, lane: str, memory_bytes: int) -> None:

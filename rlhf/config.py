@@ -71,7 +71,21 @@ class TrainerConfig:
             raise ValueError(f"trainer.balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
 
 
-TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig}
+@dataclass
+class TrlTrainerConfig(TrainerConfig):
+    """The same recipe through TRL's trainers, as a baseline: docs/trl.md says what is off and what is not equal."""
+
+    name: str = "trl"
+    micro_batch_size: int = 0
+    """completions of one forward and backward pass, which must divide the mini-batch; 0 takes the whole mini-batch"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.micro_batch_size < 0:
+            raise ValueError(f"trainer.micro_batch_size: expected 0 or more, found {self.micro_batch_size}")
+
+
+TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig, "trl": TrlTrainerConfig}
 """What `trainer=NAME` chooses from."""
 
 

@@ -11,11 +11,10 @@ from rlhf.config import EvaluateConfig
 
 def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
-    from model.checkpoint import StoredTensors, load_weights
+    from model.checkpoint import load_model, load_processor
     from model.engine.durable import write_file
     from model.engine.local import use_deterministic_cpu
     from model.interface import Mode
-    from model.processor import Processor
     from rewards.rubric import Rubric
     from rlhf.evaluation import evaluate_modes
     from rlhf.prompts import PromptSet, check_context
@@ -25,11 +24,11 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
     use_deterministic_cpu(config.num_threads)
     checkpoint = Path(config.checkpoint)
-    processor = Processor.from_folder(checkpoint)
+    processor = load_processor(checkpoint)
     check_context(config.rollouts, processor.config.language.max_position_embeddings)
     longest = config.rollouts.max_prompt_tokens
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest, config.data)
-    model = load_weights(processor.config, StoredTensors(checkpoint))
+    model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
         rubric.check_functions()
         worker = EmbeddedWorker(model, processor, config.rollouts, config.seed)

@@ -1,6 +1,7 @@
 """What a step says about itself: plain numbers from groups and loss sums."""
 
 from collections import Counter
+from collections.abc import Sequence
 from statistics import pstdev
 from typing import Any
 
@@ -83,6 +84,11 @@ class LossTotals:
 def step_metrics(collected: Collected, totals: LossTotals, collector: Collector) -> dict[str, float]:
     """Everything metrics.jsonl keeps of a step, times aside. Rewards and accuracy are over all groups of the step."""
     groups = collected.sampled
+    return {**reward_metrics(groups), **_group_metrics(collected, groups, totals, collector), **totals.metrics()}
+
+
+def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
+    """Rewards, accuracy and lengths over the completions of some groups."""
     trajectories = [t for group in groups for t in group.trajectories]
     scored = [t for t in trajectories if t.is_scored]
     lengths = [len(t.rollout.completion_ids) for t in trajectories]
@@ -99,7 +105,7 @@ def step_metrics(collected: Collected, totals: LossTotals, collector: Collector)
     for name in sorted({part for t in scored for part in t.reward.parts}):
         values = [value for t in scored if (value := t.reward.parts.get(name)) is not None]
         metrics[f"reward/{name}"] = _mean(values)
-    return {**metrics, **_group_metrics(collected, groups, totals, collector), **totals.metrics()}
+    return metrics
 
 
 def _group_metrics(

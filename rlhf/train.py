@@ -5,10 +5,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from conf.cli import launch
-from rlhf.config import RlConfig
+from rlhf.config import RlConfig, TrlTrainerConfig
 
 if TYPE_CHECKING:
+    from model.engine.run import Run
     from rewards.rubric import Rubric
+    from rlhf.algorithms.algorithm import Algorithm
+    from rlhf.prompts import PromptSet
 
 
 def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | None" = None) -> None:
@@ -16,63 +19,79 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
 
     `rubric_class` replaces the rubric, for control experiments.
     """
-    if config.trainer.name == "trl":
-        raise ValueError("trainer=trl is not built yet")
+    if isinstance(config.trainer, TrlTrainerConfig):
+        from rlhf.trl_settings import check
+
+        check(config)
+        from rlhf.trl_trainer import run_with_trl
+
+        return run_with_trl(config, resolved, rubric_class)
     from pathlib import Path
 
-    from model.checkpoint import StoredTensors, load_weights, save_model
-    from model.engine.local import LocalEngine
-    from model.engine.progress import StageProgress
+    from model.checkpoint import load_processor
     from model.engine.run import Run
-    from model.processor import Processor
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
+    from rlhf.prompts import check_context, open_prompts
+
+    # Everything that may be wrong with the input is looked at before weights are read.
+    sampler = config.rollouts
+    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
+    processor = load_processor(Path(config.checkpoint))
+    check_context(sampler, processor.config.language.max_position_embeddings)
+    with (rubric_class or Rubric)(config.reward) as rubric, Run(config.run, resolved) as run:
+        rubric.check_functions()
+        if run.is_done:
+            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            return
+        prompts, held_out = open_prompts(config, processor, run.folder)
+        _train(config, algorithm, prompts, held_out, rubric, run)
+
+
+def _train(
+    config: RlConfig,
+    algorithm: "Algorithm",
+    prompts: "PromptSet",
+    held_out: "PromptSet | None",
+    rubric: "Rubric",
+    run: "Run",
+) -> None:
+    """Load the model, put the parts together, run the loop, write the final model."""
+    from pathlib import Path
+
+    from model.checkpoint import load_model, save_model
+    from model.engine.local import LocalEngine
+    from model.engine.progress import StageProgress
     from rlhf.collect import Collector
     from rlhf.evaluation import Evaluator
-    from rlhf.prompts import check_context, open_prompts
     from rlhf.report import StepReporter
     from rlhf.trainer import Parts, train
     from rlhf.update import Policy
     from rollouts.embedded import EmbeddedWorker
 
-    sampler, limits = config.rollouts, config.trainer
-    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
-    checkpoint = Path(config.checkpoint)
-    processor = Processor.from_folder(checkpoint)
-    check_context(sampler, processor.config.language.max_position_embeddings)
-    with (rubric_class or Rubric)(config.reward) as rubric:
-        rubric.check_functions()
-        run = Run(config.run, resolved)
-        if run.is_done:
-            print(f"{run.folder}: already complete; run.start=fresh starts anew")
-            return
-        prompts, held_out = open_prompts(config, processor, run.folder)
-        model = load_weights(processor.config, StoredTensors(checkpoint))
-        rollouts_per_step = limits.groups_per_step * config.algorithm.group_size
-        updates_per_step = limits.passes * math.ceil(rollouts_per_step / limits.mini_batch_size)
-        engine = LocalEngine(
-            model,
-            config.engine,
-            config.optimizer,
-            limits.max_steps * updates_per_step,
-            sampler.temperature,
-            processor.barred_ids,
+    limits, sampler, seed = config.trainer, config.rollouts, config.run.seed
+    model, processor = load_model(Path(config.checkpoint))
+    rollouts_per_step = limits.groups_per_step * config.algorithm.group_size
+    updates_per_step = limits.passes * math.ceil(rollouts_per_step / limits.mini_batch_size)
+    total_updates = limits.max_steps * updates_per_step
+    engine = LocalEngine(
+        model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
+    )
+    reference = engine.frozen_copy() if algorithm.needs_reference else None
+    worker = EmbeddedWorker(model, processor, sampler, seed)
+    with StageProgress("rl", limits.max_steps) as progress:
+        parts = Parts(
+            policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),
+            worker=worker,
+            collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, seed),
+            rubric=rubric,
+            algorithm=algorithm,
+            evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, held_out),
+            reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
         )
-        reference = engine.frozen_copy() if algorithm.needs_reference else None
-        worker = EmbeddedWorker(model, processor, sampler, config.run.seed)
-        with StageProgress("rl", limits.max_steps) as progress:
-            parts = Parts(
-                policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),
-                worker=worker,
-                collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, config.run.seed),
-                rubric=rubric,
-                algorithm=algorithm,
-                evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, held_out),
-                reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
-            )
-            train(limits, parts, run)
-        save_model(run.final_folder, model, processor)
-        run.finish({"updates": engine.step_count})
+        train(limits, parts, run)
+    save_model(run.final_folder, model, processor)
+    run.finish({"updates": engine.step_count})
 
 
 def main() -> int:

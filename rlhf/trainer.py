@@ -41,6 +41,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
         evaluator.restore(state)
     else:
         state = {"step": 0, **collector.state(), **evaluator.state()}
+    parts.rubric.max_steps = config.max_steps
     sync_weights(engine.publish_weights, parts.worker)
     evaluator.start(state["step"], run)
     with run.saved_on_stop(engine, lambda: state) as stop:
@@ -64,7 +65,8 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
             run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer))
             parts.reporter.show(step, metrics, collected, run.seconds)
-            run.log(step, metrics)
+            tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
+            run.log(step, {**metrics, **run.tokens_per_second(tokens)})
             state = {"step": step, **collector.state(), **evaluator.state()}
             if run.is_due(step, config.max_steps) or evaluator.stops:
                 run.save(engine, state)

@@ -9,7 +9,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
@@ -79,6 +79,13 @@ class Run:
         self._events: Any = None
         self._times: dict[str, float] = {}
 
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let go of the folder, however the run ended."""
+        self._lock.close()
+
     @property
     def final_folder(self) -> Path:
         return self.folder / "final"
@@ -91,6 +98,14 @@ class Run:
     def seconds(self) -> float:
         """Seconds of the timed phases since the last log line."""
         return sum(self._times.values())
+
+    def tokens_per_second(self, tokens: Mapping[str, float]) -> dict[str, float]:
+        """`time/PHASE_tokens_per_second` of phases timed since the last log line, which handled so many tokens."""
+        return {
+            f"time/{phase}_tokens_per_second": round(count / self._times[phase], 1)
+            for phase, count in tokens.items()
+            if self._times.get(phase)
+        }
 
     def restore(self, engine: Saves) -> dict[str, Any]:
         """Load the newest checkpoint that verifies; returns its state, {"step": 0} when there is none.

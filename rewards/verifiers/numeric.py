@@ -24,6 +24,10 @@ _LARGER_WORD = re.compile(
     r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|[mb]illions?|dozens?)\b|[0-9][km]\b",
     re.IGNORECASE,
 )
+_CALCULATION = re.compile(
+    r"\^|\\(?:[dt]?frac|sqrt|binom|times|cdot|div)\b|[0-9}]\s*[-+*/×÷=]\s*[0-9\\{]|^\W*[0-9]+!+\W*$", re.ASCII
+)
+"""What is still to be worked out names no count: 2^2 and 3+3 are not 2 and 3."""
 _CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
 
 
@@ -106,7 +110,7 @@ def _counted(text: str) -> int | None:
     if not found and text.strip(" 。.") in _CHINESE:
         found = [_CHINESE[text.strip(" 。.")]]
     decimals = re.search(r"[0-9]\.[0-9]*[1-9]", text)
-    return None if decimals or _LARGER_WORD.search(text) else only(found)
+    return None if decimals or _CALCULATION.search(text) or _LARGER_WORD.search(text) else only(found)
 
 
 NUMERIC = Verifier(

@@ -102,6 +102,8 @@ def count_cases(rng: random.Random) -> Iterator[Case]:
         yield case("count", "digits", f"{other}", n, False)
         yield case("count", "hedged", f"{n} or {other}", n, False)
         yield case("count", "hedged", f"{n}.5", n, False)
+        for calculation in (f"{n}^{n}", f"{n}^{{{n}^{{{n}}}}}", f"{n}+{n}", f"\\frac{{{n}}}{{{n}}}", f"{n}!"):
+            yield case("count", "calculations", calculation, n, False)
     for larger, part in (("one hundred", 1), ("six thousand birds", 6), ("7k", 7), ("two dozen", 2), ("forty", 4)):
         yield case("count", "larger", larger, part, False)
     yield case("count", "chinese", "图中有三只猫", 3, True)

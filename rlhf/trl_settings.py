@@ -1,0 +1,182 @@
+"""Our settings as TRL's trainers name them. What they lack is refused; what is only switched off is said. Free of TRL.
+
+Of TRL 1.16: `GRPOTrainer` for algorithms that compare with the group's mean, `RLOOTrainer` for leave-one-out.
+"""
+
+import importlib.util
+from collections.abc import Sequence
+from enum import Enum
+from typing import Any
+
+from rlhf.algorithms.config import (
+    AdvantageScale,
+    AlgorithmConfig,
+    Baseline,
+    Correction,
+    CustomConfig,
+    GroupFilter,
+    KlEstimator,
+    KlPlace,
+    LossNormalisation,
+    RatioLevel,
+)
+from rlhf.config import Curriculum, RlConfig, TrlTrainerConfig
+
+_LOSS_TYPES = {
+    LossNormalisation.tokens: "dapo",
+    LossNormalisation.sequences: "grpo",
+    LossNormalisation.constant: "dr_grpo",
+}
+_SCALES = {AdvantageScale.group_std: "group", AdvantageScale.none: "none"}
+
+
+def check(config: RlConfig) -> None:
+    """`ValueError` unless TRL is installed and its trainers can do what the config asks for."""
+    if importlib.util.find_spec("trl") is None:
+        raise ValueError("trainer=trl: expected the package trl, found none; pip install 'sailvl2-rl[trl]'")
+    algorithm = config.algorithm
+    if isinstance(algorithm, CustomConfig):
+        raise ValueError(f"algorithm: trainer=trl knows TRL's own losses, not {algorithm.name}; use trainer=sailvl2")
+    _expect("algorithm.baseline", algorithm.baseline, Baseline.group_mean, Baseline.leave_one_out)
+    (_check_rloo if uses_rloo(config) else _check_grpo)(algorithm)
+    if algorithm.group_size < 2:
+        raise ValueError(f"algorithm.group_size: trainer=trl expects at least 2, found {algorithm.group_size}")
+    _expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
+    _expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
+    _expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
+    if config.evaluation.prompts:
+        raise ValueError(
+            "evaluation.prompts: trainer=trl does not evaluate while it trains; leave it empty and run "
+            "python -m rlhf.evaluate on run.dir/final"
+        )
+    _check_batches(config)
+
+
+def uses_rloo(config: RlConfig) -> bool:
+    return config.algorithm.baseline is Baseline.leave_one_out
+
+
+def batches(config: RlConfig) -> tuple[int, int, int]:
+    """Completions of a step, of an optimizer update, and of one forward and backward pass."""
+    trainer = config.trainer
+    assert isinstance(trainer, TrlTrainerConfig)
+    step = trainer.groups_per_step * config.algorithm.group_size
+    mini = min(step, trainer.mini_batch_size)
+    return step, mini, trainer.micro_batch_size or mini
+
+
+def updates_per_step(config: RlConfig) -> int:
+    step, mini, _ = batches(config)
+    return config.trainer.passes * step // mini
+
+
+def switched_off(config: RlConfig) -> str:
+    """One line for the person who reads the run: what the recipe asks for and this comparison leaves out."""
+    trainer, off = config.trainer, []
+    if config.algorithm.group_filter is not GroupFilter.none:
+        off.append(
+            f"no dynamic sampling (algorithm.group_filter={config.algorithm.group_filter.value}): every group trains"
+        )
+    off.append(
+        f"every step draws {trainer.groups_per_step} prompts (no trainer.max_draws, when_budget_ends, keep_surplus)"
+    )
+    off.append("no ledger, no checkpoints, no guard against numbers that are not finite")
+    return f"trainer=trl: {'; '.join(off)}; docs/trl.md says what is not equal"
+
+
+def trl_arguments(config: RlConfig, barred_ids: Sequence[int]) -> dict[str, Any]:
+    """Keyword arguments of TRL's GRPOConfig, or of its RLOOConfig where `uses_rloo`."""
+    algorithm, optimizer = config.algorithm, config.optimizer
+    step, mini, micro = batches(config)
+    return {
+        "output_dir": config.run.dir,
+        "seed": config.run.seed,
+        "use_cpu": True,  # our own engine trains there too
+        "bf16": False,
+        "gradient_checkpointing": config.engine.gradient_checkpointing,
+        "max_steps": config.trainer.max_steps * updates_per_step(config),
+        "num_generations": algorithm.group_size,
+        "generation_batch_size": step,
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": mini // micro,
+        "num_iterations": config.trainer.passes,
+        "max_completion_length": config.rollouts.max_completion_tokens,
+        "temperature": config.rollouts.temperature,
+        "generation_kwargs": {"suppress_tokens": list(barred_ids)},
+        "chat_template_kwargs": {"thinking": True},
+        "shuffle_dataset": False,  # the rows come in the order in which our own trainer draws them
+        "max_grad_norm": optimizer.max_grad_norm,
+        "epsilon": algorithm.clip_low,
+        "epsilon_high": algorithm.clip_high,
+        "beta": algorithm.kl.coefficient,
+        "mask_truncated_completions": algorithm.overlong.masks,
+        "router_aux_loss_coef": 0.0,
+        "logging_steps": 1,
+        "logging_nan_inf_filter": False,
+        "save_strategy": "no",
+        "report_to": [],
+        "disable_tqdm": True,
+        **({} if uses_rloo(config) else _grpo_arguments(algorithm)),
+    }
+
+
+def _grpo_arguments(algorithm: AlgorithmConfig) -> dict[str, Any]:
+    cispo = algorithm.name == "cispo"
+    return {
+        "loss_type": "cispo" if cispo else _LOSS_TYPES[algorithm.normalisation],
+        "epsilon_high": 1.0 + algorithm.clip_high if cispo else algorithm.clip_high,  # TRL's is the weight's upper end
+        "importance_sampling_level": algorithm.ratio_level.value,
+        "delta": algorithm.dual_clip or None,
+        "scale_rewards": _SCALES[algorithm.advantage_scale],
+        "entropy_coef": algorithm.entropy_coefficient,
+        "use_bias_correction_kl": False,  # its default multiplies the KL by the ratio; ours does not
+    }
+
+
+def _check_grpo(algorithm: AlgorithmConfig) -> None:
+    _expect("algorithm.advantage_scale", algorithm.advantage_scale, *_SCALES)
+    _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token, RatioLevel.sequence)
+    if algorithm.kl.coefficient:
+        _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.loss)
+        _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k3)
+    if algorithm.entropy_coefficient:  # theirs is a mean per token, whatever the loss is
+        _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
+    if algorithm.name == "cispo":
+        _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
+        _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token)
+        _expect("algorithm.clip_low", algorithm.clip_low, 1.0)
+        _expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
+
+
+def _check_rloo(algorithm: AlgorithmConfig) -> None:
+    _expect("algorithm.advantage_scale", algorithm.advantage_scale, AdvantageScale.none)
+    _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.whole_sequence)
+    _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.sequences)
+    _expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
+    _expect("algorithm.entropy_coefficient", algorithm.entropy_coefficient, 0.0)
+    if algorithm.kl.coefficient:
+        _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.reward)
+        _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k1)
+
+
+def _check_batches(config: RlConfig) -> None:
+    step, mini, micro = batches(config)
+    if step % mini:
+        raise ValueError(
+            f"trainer.mini_batch_size: trainer=trl expects a divisor of the step's trainer.groups_per_step x "
+            f"algorithm.group_size = {step} completions, found {mini}"
+        )
+    if mini % micro:
+        raise ValueError(
+            f"trainer.micro_batch_size: expected a divisor of the mini-batch's {mini} completions, found {micro}"
+        )
+
+
+def _expect(field: str, found: Any, *allowed: Any) -> None:
+    if found in allowed:
+        return
+    names = [str(value.value if isinstance(value, Enum) else value) for value in (*allowed, found)]
+    raise ValueError(
+        f"{field}: trainer=trl has {' or '.join(names[:-1])} with this algorithm, found {names[-1]}; set that, or "
+        "trainer=sailvl2"
+    )

@@ -1,0 +1,158 @@
+"""Whole runs of RL in this process: stopped and continued, ended early, ended by their budget."""
+
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from conf.cli import load_config
+from model.checkpoint import load_model
+from model.engine.interrupt import Interrupted
+from rewards.result import RewardResult
+from rewards.rubric import Rubric
+from rlhf.collect import BudgetExhausted
+from rlhf.train import run_stage
+
+
+class LengthRubric(Rubric):
+    """Right is who has an even number of tokens; at the `killed`-th call SIGTERM comes to this process."""
+
+    calls, killed = 0, 0
+
+    def score(self, inputs):
+        cls = type(self)
+        cls.calls += 1
+        if cls.calls == cls.killed:
+            os.kill(os.getpid(), signal.SIGTERM)
+        rights = [float(sum(item.token_ids) % 2) for item in inputs]
+        return [RewardResult(right, {"answer": right, "format": 1.0}) for right in rights]
+
+
+class WrongRubric(Rubric):
+    def score(self, inputs):
+        return [RewardResult(0.1, {"answer": 0.0, "format": 1.0}) for _ in inputs]
+
+
+def run(tiny_folder, prompts, folder, rubric=LengthRubric, *overrides):
+    config, resolved = load_config(
+        "rlhf",
+        [
+            f"checkpoint={tiny_folder}",
+            f"prompts={prompts}",
+            f"run.dir={folder}",
+            *("trainer.max_steps=4", "trainer.groups_per_step=2", "trainer.max_draws=6", "trainer.mini_batch_size=8"),
+            *(
+                "algorithm.group_size=4",
+                "algorithm.overlong.buffer=2",
+                "rollouts.max_completion_tokens=5",
+                "engine.num_threads=1",
+                "run.save_every=3",
+            ),
+            *overrides,
+        ],
+    )
+    run_stage(config, resolved, rubric)
+
+
+def rows(folder: Path, name: str = "metrics.jsonl") -> list[dict]:
+    lines = [json.loads(line) for line in (folder / name).read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith("time/")} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def straight(tiny_folder, digits_folder, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("straight")
+    run(tiny_folder, digits_folder / "train.jsonl", folder)
+    return folder
+
+
+def test_a_step_says_what_it_did(straight):
+    found = rows(straight)
+    assert [row["step"] for row in found] == [1, 2, 3, 4]
+    wanted = {
+        *("reward", "reward/answer", "accuracy", "groups/reward_spread", "groups/dead_share", "overlong_share"),
+        *(
+            "clip/low_share",
+            "clip/high_share",
+            "ratio/min",
+            "ratio/max",
+            "kl/old",
+            "kl/sampler",
+            "entropy",
+            "length/mean",
+        ),
+        *("sampler_gap/mean", "sampler_gap/max", "sampler_gap/from_0", "sampler_gap/from_4", "policy_age/max"),
+        *("learning_rate", "grad_norm", "grad_norm/vision_model", "grad_norm/mlp1", "grad_norm/language_model"),
+    }
+    for row in found:
+        assert wanted <= row.keys()
+        assert row["ratio/min"] == row["ratio/max"] == 1.0 and row["sampler_gap/max"] < 1e-4
+        assert row["grad_norm"] == pytest.approx(
+            sum(row[f"grad_norm/{tower}"] ** 2 for tower in ("vision_model", "mlp1", "language_model")) ** 0.5
+        )
+    timed = json.loads((straight / "metrics.jsonl").read_text().splitlines()[-1])
+    assert timed["time/collect_tokens_per_second"] > 0 and timed["time/update_tokens_per_second"] > 0
+
+
+def test_the_ledger_accounts_for_every_draw(straight):
+    lines, last = rows(straight, "ledger.jsonl"), rows(straight)[-1]
+    assert [line["draw"] for line in sorted(lines, key=lambda line: line["draw"])] == list(range(len(lines)))
+    assert len(lines) == last["ledger/draws"] and last["ledger/in_flight"] == 0
+    assert sum(line["end"] == "trained" for line in lines) == last["ledger/trained"]
+    assert all((line["end"] == "dropped") == bool(line["reason"]) for line in lines)
+
+
+@pytest.mark.parametrize("call", [2, 4])
+def test_sigterm_saves_and_the_same_command_continues(
+    tiny_folder, digits_folder, straight, tmp_path, monkeypatch, call
+):
+    """It comes while step 2 or later samples: that step is given up, and done again in the same way."""
+    prompts = digits_folder / "train.jsonl"
+    monkeypatch.setattr(LengthRubric, "calls", 0)
+    monkeypatch.setattr(LengthRubric, "killed", call)
+    with pytest.raises(Interrupted, match="SIGTERM came") as stop:
+        run(tiny_folder, prompts, tmp_path)
+    assert stop.value.exit_code == 5 and list((tmp_path / "checkpoints").iterdir())
+    assert len(rows(tmp_path)) < 4 and not (tmp_path / "final").exists()
+    run(tiny_folder, prompts, tmp_path)
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        assert rows(tmp_path, name) == rows(straight, name)
+    assert (tmp_path / "final/model.safetensors").read_bytes() == (straight / "final/model.safetensors").read_bytes()
+
+
+def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_folder, tmp_path, capsys):
+    held_out = digits_folder / "validation.jsonl"
+    watch = [f"evaluation.prompts={held_out}", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.samples=2"]
+    run(
+        tiny_folder,
+        digits_folder / "train.jsonl",
+        tmp_path,
+        WrongRubric,
+        *watch,
+        "evaluation.patience=2",
+        "algorithm.group_filter=none",
+        "trainer.max_steps=9",
+    )
+    evaluations = rows(tmp_path, "evaluations.jsonl")
+    assert [row["step"] for row in evaluations] == [0, 1, 2]
+    assert {"accuracy_think", "accuracy_think_sampled", "pass_at_2", "accuracy_direct"} <= evaluations[0].keys()
+    assert [row["eval/best"] for row in rows(tmp_path)] == [0.0, 0.0]
+    assert "no better think accuracy than 0.0% of step 0 in 2 evaluations" in capsys.readouterr().err
+    load_model(tmp_path / "best")
+    assert (tmp_path / "done.json").exists()
+
+
+@pytest.mark.parametrize("policy", ["train_partial", "skip_step"])
+def test_an_all_wrong_set_trains_nothing_and_ends(tiny_folder, digits_folder, tmp_path, policy):
+    run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")
+    assert [(row["updates"], row["dropped/all_wrong"]) for row in rows(tmp_path)] == [(0.0, 6.0)] * 4
+    assert json.loads((tmp_path / "done.json").read_text())["updates"] == 0
+
+
+def test_an_all_wrong_set_stops_a_run_that_says_so(tiny_folder, digits_folder, tmp_path):
+    for _ in range(2):  # the same command comes to the same end
+        with pytest.raises(BudgetExhausted, match=r"6 prompts were drawn and 0 of .*'all_wrong': 6") as stop:
+            run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, "trainer.when_budget_ends=stop")
+        assert stop.value.exit_code == 7
