@@ -11,6 +11,7 @@ import json
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +39,12 @@ class PromptFile:
 
     path: Path
 
-    @property
+    @cached_property
     def name(self) -> str:
         """What its rows are called together, unless they name a data set themselves."""
         return self.path.name if self.path.is_dir() else self.path.stem
 
-    @property
+    @cached_property
     def root(self) -> Path:
         """The folder that file names in it are relative to."""
         return self.path if self.path.is_dir() else self.path.parent
