@@ -43,8 +43,8 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
         state = {"step": 0, **collector.state(), **evaluator.state()}
     parts.rubric.max_steps = config.max_steps
     sync_weights(engine.publish_weights, parts.worker)
-    evaluator.start(state["step"], run)
     with run.saved_on_stop(engine, lambda: state) as stop:
+        evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
             parts.rubric.step = step
             with run.timed("collect"):
