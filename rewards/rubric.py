@@ -72,6 +72,13 @@ class Rubric:
         self._metrics.clear()
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps: which of the latest completions were unscorable, so that a restart goes on watching."""
+        return {"unscorable": [int(value) for value in self._recent]}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._recent = deque(map(bool, state["unscorable"]), maxlen=self.window)
+
     def close(self) -> None:
         self._pool.close()
 

@@ -62,7 +62,7 @@ def overlong_penalty(length: int, limit: int, buffer: int, penalty: float) -> fl
 
 
 def _minus_mean(values: Sequence[float], weights: Sequence[float]) -> list[float]:
-    if not values or max(values) == min(values):
+    if all(value == values[0] for value in values):  # not so with a NaN among them, which must not become 0
         return [0.0] * len(values)
     mean = _mean(values, weights)
     return [value - mean for value in values]

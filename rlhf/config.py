@@ -193,6 +193,11 @@ class RlConfig:
                 f"algorithm.overlong.buffer: expected at most rollouts.max_completion_tokens = "
                 f"{self.rollouts.max_completion_tokens}, found {overlong.buffer}"
             )
+        if self.evaluation.patience and not self.evaluation.prompts:
+            raise ValueError(
+                f"evaluation.patience: {self.evaluation.patience} counts evaluations, but evaluation.prompts is empty, "
+                "so there are none; set evaluation.prompts=FILE, or evaluation.patience=0"
+            )
         if self.trainer.keep_surplus is KeepSurplus.always and self.algorithm.correction.rule is Correction.none:
             level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
             raise ValueError(

@@ -178,7 +178,8 @@ class Evaluator:
         value = result[f"accuracy_{self.config.metric.value}"]
         if self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
-            save_model(run.folder / "best", self._model, self._processor)
+            with run.space_for("best"):
+                save_model(run.folder / "best", self._model, self._processor)
         else:
             self.without_new_best += 1
         if self.stops:

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,8 +13,8 @@ from rlhf.trajectory import PolicyBatch
 
 GAP_POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
 """First completion positions of the ranges over which the gap between sampler and trainer is reported."""
-EXTREMES = {"ratio_max": max, "ratio_min": min, "sampler_gap_max": max}
-"""These are no sums: how two of them become one."""
+EXTREMES = {"ratio_max": np.maximum, "ratio_min": np.minimum, "sampler_gap_max": np.maximum}
+"""These are no sums: how two of them become one. NaN stays NaN, whichever comes first."""
 
 
 @torch.no_grad()
@@ -24,12 +25,17 @@ def loss_metrics(
     old: Tensor,
     log_ratio: Tensor,
     weights: Tensor,
+    clips_any_sign: bool,
 ) -> dict[str, float]:
-    """`log_ratio` [N] at the algorithm's level, `weights` [N] of the sampler correction."""
+    """`log_ratio` [N] at the algorithm's level, `weights` [N] of the sampler correction.
+
+    A token counts as clipped where the bound decides what it gives: above for positive advantages, below for negative
+    ones, or with `clips_any_sign` for all.
+    """
     mask, policy = batch.loss_mask, scores.logprobs
     ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    low = (ratio < 1.0 - config.clip_low) & (batch.advantages < 0) & mask
-    high = (ratio > 1.0 + config.clip_high) & (batch.advantages > 0) & mask
+    low = (ratio < 1.0 - config.clip_low) & ((batch.advantages < 0) | clips_any_sign) & mask
+    high = (ratio > 1.0 + config.clip_high) & ((batch.advantages > 0) | clips_any_sign) & mask
     metrics = {
         "tokens": float(mask.sum()),
         "clipped_low": float(low.sum()),

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from statistics import pstdev
 from typing import Any
 
+import numpy as np
+
 from model.engine.base import StepResult
 from model.tokenizer import Tokenizer
 from rlhf.collect import Collected, Collector
@@ -32,7 +34,7 @@ class LossTotals:
         """Add one micro-batch's sums (extremes are kept, not added)."""
         for name, value in metrics.items():
             merge = EXTREMES.get(name, lambda one, other: one + other)
-            self.sums[name] = merge(self.sums[name], value) if name in self.sums else value
+            self.sums[name] = float(merge(self.sums[name], value)) if name in self.sums else value
 
     def add_update(self, update: UpdateResult) -> None:
         self.updates.append(update.result)
@@ -60,13 +62,13 @@ class LossTotals:
             "sampler_gap/max": self.sums["sampler_gap_max"],
             "correction/mean": self.sums["correction"] / tokens,
             "learning_rate": self.updates[-1].learning_rate,
-            "grad_norm": max(update.grad_norm for update in self.updates),
+            "grad_norm": float(np.max([update.grad_norm for update in self.updates])),
             "skipped_updates": float(sum(not update.applied for update in self.updates)),
             "updates": float(len(self.updates)),
             "trained_tokens": self.sums["tokens"],
         }
         for tower in self.updates[-1].tower_norms:
-            values[f"grad_norm/{tower}"] = max(update.tower_norms[tower] for update in self.updates)
+            values[f"grad_norm/{tower}"] = float(np.max([update.tower_norms[tower] for update in self.updates]))
         for first in GAP_POSITIONS:
             if f"tokens_from_{first}" in self.sums:
                 gap = self.sums[f"sampler_gap_from_{first}"] / self.sums[f"tokens_from_{first}"]

@@ -90,7 +90,8 @@ def _train(
             reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
         )
         train(limits, parts, run)
-    save_model(run.final_folder, model, processor)
+    with run.space_for("final"):
+        save_model(run.final_folder, model, processor)
     run.finish({"updates": engine.step_count})
 
 

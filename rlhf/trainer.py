@@ -34,19 +34,20 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
     A step is whole or undone: SIGTERM or an exhausted budget while it samples leaves the state before it.
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
-    engine, tokenizer = policy.engine, policy.processor.tokenizer
+    engine, tokenizer, rubric = policy.engine, policy.processor.tokenizer, parts.rubric
     state = run.restore(engine)
     if state["step"]:
         collector.restore(state)
         evaluator.restore(state)
+        rubric.restore(state)
     else:
-        state = {"step": 0, **collector.state(), **evaluator.state()}
-    parts.rubric.max_steps = config.max_steps
+        state = {"step": 0, **collector.state(), **evaluator.state(), **rubric.state()}
+    rubric.max_steps = config.max_steps
     sync_weights(engine.publish_weights, parts.worker)
-    evaluator.start(state["step"], run)
     with run.saved_on_stop(engine, lambda: state) as stop:
+        evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
-            parts.rubric.step = step
+            rubric.step = step
             with run.timed("collect"):
                 collected = collector.collect(stop.check)
             with run.timed("prepare"):
@@ -59,7 +60,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
             with run.timed("sync"):
                 sync_weights(engine.publish_weights, parts.worker)
             collector.close(collected.groups, totals.untrained)
-            metrics = {**step_metrics(collected, totals, collector), **parts.rubric.take_metrics()}
+            metrics = {**step_metrics(collected, totals, collector), **rubric.take_metrics()}
             with run.timed("evaluate"):
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
@@ -67,7 +68,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
             parts.reporter.show(step, metrics, collected, run.seconds)
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})
-            state = {"step": step, **collector.state(), **evaluator.state()}
+            state = {"step": step, **collector.state(), **evaluator.state(), **rubric.state()}
             if run.is_due(step, config.max_steps) or evaluator.stops:
                 run.save(engine, state)
             stop.check()

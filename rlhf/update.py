@@ -101,13 +101,15 @@ def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number:
     suspects = [b for b, s in zip(one.batches, sums, strict=True) if not -float("inf") < s["loss"] < float("inf")]
     prompts = sorted({name for batch in suspects or one.batches for name in batch.prompt_ids})
     what = "loss" if suspects else "gradient"
+    skipped = [{"update": number, "what": what, "prompts": prompts}]
     try:
         result = engine.step()
     except NonFiniteError as error:
+        run.append("skipped.jsonl", step, skipped)
         raise NonFiniteError(f"step {step}: {error}; prompts of the last one: {prompts}") from None
     if not result.applied:
         print(f"step {step}: update {number} skipped, {what} not finite; prompts: {prompts}", file=sys.stderr)
-        run.append("skipped.jsonl", step, [{"update": number, "what": what, "prompts": prompts}])
+        run.append("skipped.jsonl", step, skipped)
     return UpdateResult(result, sums, {group.draw for group in one.groups})
 
 

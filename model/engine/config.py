@@ -48,10 +48,17 @@ class OptimizerConfig:
     """gradients are scaled down to this global norm"""
 
     def __post_init__(self) -> None:
-        if not self.learning_rate > 0:
+        if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"optimizer.learning_rate: expected a positive number, found {self.learning_rate}")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps: expected 0 or more, found {self.warmup_steps}")
+        for name in ("beta1", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"optimizer.{name}: expected at least 0 and below 1, found {getattr(self, name)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise ValueError(f"optimizer.weight_decay: expected 0 or more, found {self.weight_decay}")
+        if not 0 <= self.final_share <= 1:
+            raise ValueError(f"optimizer.final_share: expected 0 to 1, found {self.final_share}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm: expected a positive number, found {self.max_grad_norm}")
 

@@ -6,6 +6,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
+CONTINUES = "the same command, without run.start=fresh, continues from there"
+"""A fresh start would delete what was saved."""
+
 
 class CleanStop(RuntimeError):
     """The run ends before its last step, with its state saved; the same command continues it."""
@@ -29,7 +32,7 @@ class StopSignal:
 
     def check(self) -> None:
         if self._asked:
-            raise Interrupted("SIGTERM came; the state is saved, and the same command continues from there")
+            raise Interrupted(f"SIGTERM came; the state is saved, and {CONTINUES}")
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from model.engine.config import RunConfig, Start
 from model.engine.durable import STAGING_SUFFIX, verify_folder, write_file, write_folder
 from model.engine.failpoints import reach
-from model.engine.interrupt import CleanStop, StopSignal
+from model.engine.interrupt import CONTINUES, CleanStop, StopSignal
 
 STATE = "state.json"
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
@@ -144,7 +144,7 @@ class Run:
     def save(self, engine: Saves, state: dict[str, Any]) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one."""
         files = {**engine.save(), STATE: json.dumps(state).encode()}
-        with self._space_for(f"the checkpoint of step {state['step']}"):
+        with self.space_for(f"the checkpoint of step {state['step']}"):
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
             write_folder(self._checkpoint(state["step"]), files)
@@ -166,10 +166,11 @@ class Run:
 
     def finish(self, summary: dict[str, Any]) -> None:
         """Mark the run as complete; a later start with the same command returns at once."""
-        self._metrics.flush()
-        if self._events is not None:
-            self._events.close()
-        write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
+        with self.space_for("done.json"):
+            self._metrics.flush()
+            if self._events is not None:
+                self._events.close()
+            write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
 
     def is_due(self, step: int, last: int) -> bool:
         return step % self.config.save_every == 0 or step == last
@@ -179,20 +180,22 @@ class Run:
         metrics = {**metrics, **{f"time/{name}": round(seconds, 4) for name, seconds in self._times.items()}}
         self._times = {}
         written = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        with self._space_for("metrics.jsonl"):
+        with self.space_for("metrics.jsonl"):
             self._metrics.write(json.dumps({"step": step, **written}) + "\n")
             self._metrics.flush()
-        self._write_events(step, metrics)
+        with self.space_for("events"):
+            self._write_events(step, metrics)
         reach("log")
 
     def append(self, file: str, step: int, records: list[dict[str, Any]]) -> None:
         """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
         path = self.folder / file
-        path.parent.mkdir(exist_ok=True)
-        with self._space_for(file), path.open("a", encoding="utf-8") as log:
-            log.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
-            log.flush()
-            os.fsync(log.fileno())
+        with self.space_for(file):
+            path.parent.mkdir(exist_ok=True)
+            with path.open("a", encoding="utf-8") as log:
+                log.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
+                log.flush()
+                os.fsync(log.fileno())
         reach(f"append.{Path(file).stem}")
 
     @contextmanager
@@ -203,24 +206,25 @@ class Run:
         yield
         self._times[phase] = self._times.get(phase, 0.0) + time.monotonic() - begin
 
-    def _checkpoint(self, step: int) -> Path:
-        return self.folder / "checkpoints" / f"step_{step:08d}"
-
     @contextmanager
-    def _space_for(self, what: str) -> Iterator[None]:
-        """`OutOfSpace` in the user's words when the block fills the disk."""
+    def space_for(self, what: str) -> Iterator[None]:
+        """`OutOfSpace` in the user's words when the block fills the disk; folders it left half written are deleted."""
         try:
             yield
         except OSError as error:
             if error.errno not in _OUT_OF_SPACE:
                 raise
-            for leftover in (self.folder / "checkpoints").glob(f"*{STAGING_SUFFIX}"):
-                shutil.rmtree(leftover, ignore_errors=True)
+            for folder in (self.folder, self.folder / "checkpoints"):
+                for leftover in folder.glob(f"*{STAGING_SUFFIX}"):
+                    shutil.rmtree(leftover, ignore_errors=True)
             good = sorted(path.name for path in (self.folder / "checkpoints").glob("step_*[0-9]"))
             raise OutOfSpace(
                 f"run.dir: no space to write {what} in {self.folder} ({error.strerror}); the newest checkpoint is "
-                f"{good[-1] if good else 'none'}: free space, and the same command continues from there"
+                f"{good[-1] if good else 'none'}: free space, and {CONTINUES}"
             ) from error
+
+    def _checkpoint(self, step: int) -> Path:
+        return self.folder / "checkpoints" / f"step_{step:08d}"
 
     def _refuse_lost_checkpoints(self) -> None:
         """A run that went on past its first checkpoint does not silently begin again because all of them are gone."""

@@ -35,7 +35,8 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
             config.balance_coefficient,
             progress,
         )
-    save_model(run.final_folder, model, processor)
+    with run.space_for("final"):
+        save_model(run.final_folder, model, processor)
     run.finish({"steps": engine.step_count})
 
 

@@ -30,6 +30,9 @@ Config = TypeVar("Config", bound=AlgorithmConfig)
 class Algorithm(Generic[Config]):
     """A policy-gradient algorithm over groups. Most differ in their config alone; others override a method."""
 
+    clips_any_sign = False
+    """Whether the bounds of the ratio hold whatever the advantage's sign, which is how clipped tokens are counted."""
+
     def __init__(self, config: Config, max_completion_tokens: int) -> None:
         self.config = config
         self.max_completion_tokens = max_completion_tokens
@@ -113,7 +116,7 @@ class Algorithm(Generic[Config]):
         if config.entropy_coefficient:
             per_token = per_token - config.entropy_coefficient * scores.entropy
         loss_sum = (torch.where(mask, per_token, 0.0) * batch.token_weights).sum()
-        return loss_sum, loss_metrics(config, scores, batch, old, ratio, weights)
+        return loss_sum, loss_metrics(config, scores, batch, old, ratio, weights, self.clips_any_sign)
 
     def _reward(self, trajectory: Trajectory) -> float:
         """With a KL in the reward of whole completions, less that."""

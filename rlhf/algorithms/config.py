@@ -274,6 +274,14 @@ class CispoConfig(AlgorithmConfig):
     group_filter: GroupFilter = GroupFilter.correctness_spread
     overlong: OverlongConfig = field(default_factory=lambda: OverlongConfig(OverlongRule.punish))
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dual_clip:
+            raise ValueError(
+                f"algorithm.dual_clip: expected 0 with algorithm=cispo, found {self.dual_clip}; its ratio counts as "
+                "1 + algorithm.clip_high at most, whatever the advantage's sign, so lower that"
+            )
+
 
 @dataclass
 class RlooConfig(AlgorithmConfig):

@@ -14,6 +14,8 @@ from rlhf.losses import detached_clip_objective
 class Cispo(Algorithm[CispoConfig]):
     """CISPO: the clipped ratio is a weight without gradient."""
 
+    clips_any_sign = True
+
     def objective(self, log_ratio: Tensor, policy_logprobs: Tensor, advantages: Tensor) -> Tensor:
         config = self.config
         return detached_clip_objective(log_ratio, policy_logprobs, advantages, config.clip_low, config.clip_high)

@@ -1,5 +1,6 @@
 """Rewards as weighted parts, and failures that are never a zero."""
 
+import json
 import threading
 from pathlib import Path
 
@@ -147,6 +148,13 @@ class TestRateOfFailures:
         scored(20, 0)
         with pytest.raises(TooManyUnscorable, match=r"last 1000 completions unscorable, found 2\.1%"):
             scored(1, 0)
+
+    def test_a_restart_goes_on_watching(self, make_input):
+        with Rubric(RewardConfig()) as first, Rubric(RewardConfig()) as second:
+            first.score([make_input(RIGHT, reference="???")] * 4 + [make_input(RIGHT)] * 196)
+            second.restore(json.loads(json.dumps(first.state())))
+            with pytest.raises(TooManyUnscorable, match="201 completions"):
+                second.score([make_input(RIGHT, reference="???")])
 
 
 class TestCheckFunctions:

@@ -55,6 +55,12 @@ def test_equal_rewards_give_exactly_zero(baseline):
     assert centred_rewards([[0.7] * 3], [[1.0] * 3], baseline) == [[0.0] * 3]
 
 
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_reward_that_is_no_number_is_not_taken_for_equal_ones(place):
+    rewards = [math.nan if i == place else 1.0 for i in range(3)]
+    assert all(map(math.isnan, centred_rewards([rewards], [[1.0] * 3], Baseline.group_mean)[0]))
+
+
 @pytest.mark.parametrize(
     ("length", "expected"), [(1, 0), (32, 0), (33, 1 / 8), (36, 0.5), (39, 7 / 8), (40, 1), (99, 1)]
 )

@@ -9,12 +9,14 @@ import torch
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
 from model.interface import Mode
+from model.logprobs import TokenScores
 from rewards.result import RewardResult, Status
 from rlhf.algorithms.config import (
     ALGORITHM_CONFIGS,
     AdvantageScale,
     AlgorithmConfig,
     Baseline,
+    CispoConfig,
     Correction,
     CorrectionConfig,
     CustomConfig,
@@ -34,7 +36,7 @@ from rlhf.algorithms.config import (
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
 from rlhf.prompts import PromptSet
-from rlhf.trajectory import Group, Trajectory, pack
+from rlhf.trajectory import Group, PolicyBatch, Trajectory, pack
 from rlhf.update import Policy, prepare, with_reference
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
@@ -116,6 +118,30 @@ def test_paper_defaults():
 def test_contradictions_are_refused_with_field_and_mend(settings, message):
     with pytest.raises(ValueError, match=message):
         AlgorithmConfig(**settings)
+
+
+def test_dual_clip_is_refused_where_it_would_do_nothing():
+    with pytest.raises(ValueError, match=r"algorithm\.dual_clip: expected 0 with algorithm=cispo, found 9.*clip_high"):
+        CispoConfig(dual_clip=9.0)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("cispo", (2.0, 2.0)), ("dapo", (1.0, 1.0))])
+def test_clipped_tokens_are_counted_as_the_objective_clips(name, expected):
+    """Ratios 10, 10, 0.1, 0.1: PPO's minimum lets the bound decide for one sign of the advantage only."""
+    algorithm = build_algorithm(ALGORITHM_CONFIGS[name](clip_low=0.5), 8)
+    policy = torch.tensor([10.0, 10.0, 0.1, 0.1]).log()
+    batch = PolicyBatch(
+        inputs=None,  # pyright: ignore
+        loss_mask=torch.ones(4, dtype=torch.bool),
+        advantages=torch.tensor([1.0, -1.0, 1.0, -1.0]),
+        rollout_logprobs=torch.zeros(4),
+        old_logprobs=torch.zeros(4),
+        ref_logprobs=None,
+        sequence=torch.zeros(4, dtype=torch.long),
+        token_weights=torch.ones(4),
+    )
+    _, metrics = algorithm.loss(TokenScores(policy, torch.zeros(4)), batch)
+    assert (metrics["clipped_low"], metrics["clipped_high"]) == expected
 
 
 def test_correctness_spread_ignores_format():

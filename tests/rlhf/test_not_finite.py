@@ -115,11 +115,11 @@ def in_pixels(value: float) -> Callable[[Bench], Update]:
     return build
 
 
-def in_reward(value: float) -> Callable[[Bench], Update]:
+def in_reward(value: float, where: int = 0) -> Callable[[Bench], Update]:
     def build(bench: Bench) -> Update:
         good, bad = bench.groups
-        first = replace(bad.trajectories[0], shaped_reward=value)
-        return bench.updates([good, bad.with_trajectories([first, *bad.trajectories[1:]])])
+        trajectories = [replace(t, shaped_reward=value) if i == where else t for i, t in enumerate(bad.trajectories)]
+        return bench.updates([good, bad.with_trajectories(trajectories)])
 
     return build
 
@@ -128,6 +128,7 @@ LOSS_SITES = {
     "pixels": in_pixels(NAN),
     "pixels, infinite": in_pixels(INF),
     "reward": in_reward(NAN),
+    "a later reward": in_reward(NAN, 2),
     "reward, infinite": in_reward(-INF),
     "advantage": in_batch("advantages", NAN),
     "sampler's log-probs": in_batch("rollout_logprobs", NAN),
@@ -194,6 +195,7 @@ def test_k_in_a_row_end_the_run(tmp_path):
     ) as end:
         bench.apply(in_pixels(NAN)(bench))
     assert end.value.exit_code == 4 and bench.state() == before
+    assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 2
 
 
 def test_pixels_that_are_not_finite_are_refused_before_the_model_with_their_prompt(bench):

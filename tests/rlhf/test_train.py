@@ -144,6 +144,32 @@ def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_fol
     assert (tmp_path / "done.json").exists()
 
 
+def test_sigterm_during_the_first_evaluation_ends_with_its_code(tiny_folder, digits_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(LengthRubric, "calls", 0)
+    monkeypatch.setattr(LengthRubric, "killed", 1)
+    watch = [f"evaluation.prompts={digits_folder / 'validation.jsonl'}", "evaluation.num_prompts=4"]
+    with pytest.raises(Interrupted, match="SIGTERM came"):
+        run(tiny_folder, digits_folder / "train.jsonl", tmp_path, LengthRubric, *watch)
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000000"]
+    run(tiny_folder, digits_folder / "train.jsonl", tmp_path, LengthRubric, *watch)
+    assert [row["step"] for row in rows(tmp_path, "evaluations.jsonl")] == [0, 4]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evaluation.patience=2", r"evaluation\.patience: 2 counts .* set evaluation\.prompts=FILE"),
+        ("optimizer.learning_rate=inf", r"optimizer\.learning_rate: expected a positive number, found inf"),
+        ("optimizer.beta2=1.0", r"optimizer\.beta2: expected at least 0 and below 1, found 1"),
+        ("optimizer.weight_decay=nan", r"optimizer\.weight_decay: expected 0 or more, found nan"),
+        ("optimizer.final_share=-1", r"optimizer\.final_share: expected 0 to 1, found -1"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_before_anything_is_read(tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        run("no/model", "no/prompts", tmp_path, LengthRubric, override)
+
+
 @pytest.mark.parametrize("policy", ["train_partial", "skip_step"])
 def test_an_all_wrong_set_trains_nothing_and_ends(tiny_folder, digits_folder, tmp_path, policy):
     run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")

@@ -239,6 +239,19 @@ class TestStops:
         run._lock.close()
         assert make_run(tmp_path).restore(Counter()) == {"step": 2}
 
+    def test_a_full_disk_under_a_model_is_said_and_leaves_no_half_of_it(self, tmp_path):
+        run, _ = self.start(tmp_path)
+
+        def content() -> bytes:
+            raise OSError(errno.ENOSPC, "full")
+
+        with (
+            pytest.raises(OutOfSpace, match=r"no space to write best .* without run\.start=fresh"),
+            run.space_for("best"),
+        ):
+            write_folder(tmp_path / "best", {"weights": content})
+        assert not list(tmp_path.glob("best*"))
+
     def test_a_full_disk_under_the_logs_is_said_too(self, tmp_path):
         (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
         run, _ = make_run(tmp_path), Counter()
