@@ -52,6 +52,7 @@ class RewardInput:
     token_ids: list[int]
     finish_reason: str  # stop | length
     meta: dict[str, Any]  # the data row's other columns
+    draw: int = 0  # which draw of the prompt this is: siblings share it
 
 
 @dataclass(frozen=True)

@@ -73,7 +73,7 @@ class Rubric:
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which of the latest completions were unscorable, to go on watching after a restart."""
+        """What a checkpoint keeps: which of the latest completions were unscorable, for the watch to go on."""
         return {"unscorable": [int(value) for value in self._recent]}
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -125,7 +125,10 @@ class Rubric:
         task = {"kind": "call", "function": spec, "options": self._options(name), **limits}
         if self._functions[spec]["one_by_one"]:
             return self._pool.run([{**task, "input": asdict(item), "index": i} for i, item in enumerate(inputs)])
-        groups = [[asdict(item) for item in group] for _, group in groupby(inputs, key=lambda item: item.prompt_id)]
+        groups = [
+            [asdict(item) for item in group]
+            for _, group in groupby(inputs, key=lambda item: (item.prompt_id, item.draw))
+        ]
         outcomes: list[Outcome] = []
         state = {"step": self.step, "max_steps": self.max_steps}
         found = self._pool.run([{**task, "inputs": group, **state} for group in groups])

@@ -214,4 +214,5 @@ def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardIn
         token_ids=rollout.completion_ids,
         finish_reason=rollout.finish_reason.value,
         meta=task.prompt.meta,
+        draw=rollout.draw,
     )

@@ -301,10 +301,12 @@ class TestComposition:
 
     def test_functions_take_options_and_see_siblings(self, make_input, tmp_path):
         (tmp_path / "own.py").write_text("def own(batch, scale=1.0):\n    return [scale * len(batch) for _ in batch]\n")
-        inputs = [make_input(RIGHT, prompt_id=name) for name in ("a", "a", "b")]
+        inputs = [
+            make_input(RIGHT, prompt_id=name, draw=draw) for name, draw in (("a", 0), ("a", 0), ("a", 1), ("b", 2))
+        ]
         settings = {"functions": [f"{tmp_path}/own.py:own"], "options": {"own": {"scale": 0.25}}}
         results, _ = self.score(make_input, inputs, **settings)
-        assert [result.parts["own"] for result in results] == [0.5, 0.5, 0.25]
+        assert [result.parts["own"] for result in results] == [0.5, 0.5, 0.25, 0.25]  # another draw is another group
 
     @pytest.mark.parametrize(
         ("settings", "said"),
