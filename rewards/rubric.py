@@ -73,7 +73,7 @@ class Rubric:
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which of the latest completions were unscorable, so that a restart goes on watching."""
+        """What a checkpoint keeps: which of the latest completions were unscorable, in JSON data."""
         return {"unscorable": [int(value) for value in self._recent]}
 
     def restore(self, state: Mapping[str, Any]) -> None:

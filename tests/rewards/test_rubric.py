@@ -149,7 +149,7 @@ class TestRateOfFailures:
         with pytest.raises(TooManyUnscorable, match=r"last 1000 completions unscorable, found 2\.1%"):
             scored(1, 0)
 
-    def test_a_restart_goes_on_watching(self):
+    def test_a_restart_goes_on_watching(self, make_input):
         with Rubric(RewardConfig()) as first, Rubric(RewardConfig()) as second:
             first.score([make_input(RIGHT, reference="???")] * 4 + [make_input(RIGHT)] * 196)
             second.restore(json.loads(json.dumps(first.state())))
