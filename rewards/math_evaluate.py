@@ -5,6 +5,7 @@ in exact arithmetic and `Unscorable` in approximate one.
 """
 
 import operator
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from fractions import Fraction
 from functools import reduce
@@ -40,7 +41,9 @@ class NoValue(ValueError):
     """No finite value, or none that this kind of arithmetic can give."""
 
 
-class _Arithmetic:
+class _Arithmetic(ABC):
+    """The walk over an expression that both kinds of arithmetic share."""
+
     def __init__(self, point: Point) -> None:
         self._point = dict(point)
 
@@ -63,8 +66,8 @@ class _Arithmetic:
             return self._carry_out(expr, indices)
         return self.function(expr)
 
-    def number(self, value: Fraction) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def number(self, value: Fraction) -> Any: ...
 
     def add(self, terms: list[Any]) -> Any:
         return sum(terms, self.number(Fraction(0)))
@@ -72,11 +75,11 @@ class _Arithmetic:
     def multiply(self, factors: list[Any]) -> Any:
         return reduce(operator.mul, factors, self.number(Fraction(1)))
 
-    def power(self, base: Any, exponent: Any, written: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def power(self, base: Any, exponent: Any, written: Any) -> Any: ...
 
-    def function(self, expr: Any) -> Any:
-        raise NotImplementedError
+    @abstractmethod
+    def function(self, expr: Any) -> Any: ...
 
     def _indices(self, expr: Any) -> list[range] | None:
         """The ranges of a sum's indices; None where they are no whole numbers, too many, or depend on each other."""
