@@ -202,14 +202,14 @@ def _is_reference(cell: str) -> bool:
 
 
 def _tsv_columns(cells: dict[str, str], shared: dict[str, str]) -> dict[str, Any]:
-    """Question with its options in VLMEvalKit's words, the images' bytes or names, and every other cell."""
+    """Question with its lettered options, the images' bytes or names, and every other cell."""
     columns: dict[str, Any] = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
     if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
         hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
         listed = "".join(f"{key}. {text}\n" for key, text in options.items())
         columns["question"] = (
             f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}"
-            "Please select the correct answer from the options above."
+            "One of these is right: give its letter."
         )
         columns["options"] = options
     image = columns.pop("image", "")

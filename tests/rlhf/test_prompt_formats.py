@@ -198,7 +198,7 @@ class TestTsv:
         text = found[0].prompt.messages[0]["content"][-1]["text"]
         assert text == (
             "Hint: It purrs.\nQuestion: Which\nanimal?\nOptions:\nA. cat\nB. dog\n"
-            "Please select the correct answer from the options above."
+            "One of these is right: give its letter."
         )
         assert found[1].prompt.meta["options"] == {"A": "cat", "B": "dog", "C": "cow"}
         assert found[0].prompt.meta["category"] == "pets" and found[0].prompt.meta["dataset"] == "MMTest"
