@@ -130,7 +130,7 @@ class Collector:
         size = self._algorithm.config.group_size
         requests = [task.request(draw, size) for task, draw in zip(tasks, draws, strict=True)]
         rollouts = generate(self._worker, requests, check)
-        _name_failures(rollouts)
+        name_failures(rollouts)
         groups = score_groups(tasks, rollouts, self._rubric, self._tokenizer, self._algorithm)
         check()
         for group in groups:
@@ -165,7 +165,7 @@ class Collector:
                 )
 
 
-def _name_failures(rollouts: Sequence[list[Rollout]]) -> None:
+def name_failures(rollouts: Sequence[list[Rollout]]) -> None:
     """Say which prompts the sampler failed at. `NonFiniteError` if it failed at every rollout."""
     failed = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.error]
     if not failed:

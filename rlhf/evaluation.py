@@ -11,7 +11,7 @@ from model.engine.run import Run
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rewards.rubric import Rubric
-from rlhf.collect import SAMPLER_FAILED, reward_input
+from rlhf.collect import SAMPLER_FAILED, name_failures, reward_input
 from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
 from rollouts.rollout import FinishReason, Prompt, RolloutWorker, generate
@@ -67,6 +67,7 @@ def ask(
     """Put every task, `samples` completions each."""
     requests = [task.request(first_draw + number, samples, greedy) for number, task in enumerate(tasks)]
     rollouts = generate(worker, requests)
+    name_failures(rollouts)
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
     sound = [pair for pair in pairs if pair[1].finish_reason is not FinishReason.error]
     scored = iter(rubric.score([reward_input(task, rollout, processor.tokenizer) for task, rollout in sound]))

@@ -29,6 +29,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     from pathlib import Path
 
     from model.checkpoint import load_processor
+    from model.config import MoeLanguageConfig
     from model.engine.run import Run
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
@@ -39,6 +40,11 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     processor = load_processor(Path(config.checkpoint))
     check_context(sampler, processor.config.language.max_position_embeddings)
+    if config.trainer.balance_coefficient and not isinstance(processor.config.language, MoeLanguageConfig):
+        raise ValueError(
+            f"trainer.balance_coefficient: expected 0 for {config.checkpoint}, whose decoder has no routers, found "
+            f"{config.trainer.balance_coefficient}"
+        )
     with (rubric_class or Rubric)(config.reward) as rubric, Run(config.run, resolved) as run:
         rubric.check_functions()
         if run.is_done:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.config import MoeLanguageConfig
 from model.engine.balance import BalancedLoss, routed_counts
 from model.engine.base import LossFn, NonFiniteError, StepResult, TrainEngine
 from model.engine.run import Run
@@ -73,16 +72,18 @@ def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, confi
     per_update = max(1, config.mini_batch_size // algorithm.config.group_size)
     mini_batches = [groups[start : start + per_update] for start in range(0, len(groups), per_update)]
     updates = [Update(part, _pack(part, policy, algorithm.mean_per_sequence)) for part in mini_batches]
-    several = len(updates) * config.passes > 1
-    if several:
-        updates = [
-            replace(one, batches=[replace(b, old_logprobs=engine.logprobs(b.inputs).logprobs) for b in one.batches])
-            for one in updates
-        ]
-    if config.balance_coefficient and isinstance(policy.processor.config.language, MoeLanguageConfig):
-        inputs = [batch.inputs for one in updates for batch in one.batches]
-        routed = routed_counts(engine, inputs) if several or len(inputs) > 1 else None
-        updates = [replace(one, balance_coefficient=config.balance_coefficient, routed=routed) for one in updates]
+    balance = config.balance_coefficient
+    inputs = [batch.inputs for one in updates for batch in one.batches]
+    if len(updates) * config.passes == 1 and (len(inputs) == 1 or not balance):
+        return [replace(one, balance_coefficient=balance) for one in updates]
+    # One pass without gradient gives the old log-probs and what balance is asked of.
+    scores = [engine.logprobs(part) for part in inputs]
+    old = iter(scores)
+    updates = [
+        replace(one, batches=[replace(b, old_logprobs=next(old).logprobs) for b in one.batches]) for one in updates
+    ]
+    routed = routed_counts(scores) if balance and scores else None
+    updates = [replace(one, balance_coefficient=balance, routed=routed) for one in updates]
     return updates * config.passes
 
 

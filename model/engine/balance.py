@@ -39,7 +39,7 @@ class BalancedLoss:
         """Over the micro-batches `inputs` of one update. Without `counts`, several of them need a pass without
         gradient first: balance is asked of all of them together."""
         if counts is None and len(inputs) > 1:
-            counts = routed_counts(engine, inputs)
+            counts = routed_counts([engine.logprobs(part) for part in inputs])
         return cls(loss, coefficient, counts, sum(map(routing_total, inputs)), denominator)
 
     def __call__(self, scores: TokenScores, batch: Any) -> tuple[Tensor, dict[str, float]]:
@@ -53,9 +53,9 @@ class BalancedLoss:
         return loss_sum + self.coefficient * self.denominator * balance, metrics
 
 
-def routed_counts(engine: TrainEngine, inputs: Sequence[ModelInputs]) -> Tensor:
-    """[L, E] routed pairs of several micro-batches, from a pass without gradient."""
-    routings = [engine.logprobs(part).routing for part in inputs]
+def routed_counts(scores: Sequence[TokenScores]) -> Tensor:
+    """[L, E] routed pairs of several micro-batches."""
+    routings = [one.routing for one in scores]
     return torch.stack([routing.counts for routing in routings if routing is not None]).sum(0)
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from model.checkpoint import build_flavour
-from model.config import Flavour, MoeLanguageConfig
+from model.config import Flavour
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
@@ -123,12 +123,11 @@ def test_the_cut_does_not_matter(parts, name):
     assert (found - wanted).norm() <= 1e-9 * wanted.norm()
 
 
+@pytest.mark.parametrize("parts", [Flavour.tiny_moe], indirect=True, ids=["tiny_moe"])
 @pytest.mark.parametrize("coefficient", [0.001, 1.0])
 @pytest.mark.parametrize("name", ["dapo", "gspo"])
 def test_nor_with_load_balancing(parts, name, coefficient):
     """The balance term weighs a prompt token by its siblings, so a repeated prefix does not count twice."""
-    if not isinstance(parts[0].config.language, MoeLanguageConfig):
-        pytest.skip("only an MoE has routers")
     algorithm = build_algorithm(replace(ALGORITHM_CONFIGS[name](), group_size=GROUP), LIMIT)
     groups = make_groups(parts[1], torch.Generator().manual_seed(1))
     without, _ = gradient(parts, algorithm, groups, 100_000, 0.0)
