@@ -208,8 +208,7 @@ def _tsv_columns(cells: dict[str, str], shared: dict[str, str]) -> dict[str, Any
         hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
         listed = "".join(f"{key}. {text}\n" for key, text in options.items())
         columns["question"] = (
-            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}"
-            "One of these is right: give its letter."
+            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}One of these is right: give its letter."
         )
         columns["options"] = options
     image = columns.pop("image", "")
