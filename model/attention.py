@@ -6,6 +6,8 @@ without branches. Portable reference: SDPA on padded batches, exact for values a
 """
 
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -14,7 +16,31 @@ from torch import Tensor
 
 from model.config import AttentionKernel
 
-_SHORT = 80  # keys
+SHORT = 80  # keys; up to here plain products beat the CPU flash kernel
+
+
+@dataclass(frozen=True)
+class Run:
+    """Packed tokens start..stop of a root; its branches stand behind it, without gaps."""
+
+    start: int
+    stop: int
+    branch_stops: tuple[int, ...] = ()
+
+    @property
+    def end(self) -> int:
+        """Behind the last branch."""
+        return self.branch_stops[-1] if self.branch_stops else self.stop
+
+    @property
+    def branches(self) -> list[tuple[int, int]]:
+        """(start, stop) of each."""
+        return list(pairwise((self.stop, *self.branch_stops)))
+
+    @property
+    def longest(self) -> int:
+        """Most keys that a token of it sees."""
+        return self.stop - self.start + max((stop - start for start, stop in self.branches), default=0)
 
 
 @dataclass(frozen=True)
@@ -24,16 +50,35 @@ class Layout:
     root_tokens: Tensor  # [R, P] token in each slot, 0 in padding
     branch_tokens: Tensor  # [B, C] token in each slot, 0 in padding; B may be 0
     branch_root: Tensor  # [B] the root each branch continues
-    branch_mask: Tensor  # [B, 1, C, P + C] True where a branch slot may attend
     slot_of_token: Tensor  # [T] position in (roots flattened, then branches flattened)
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
     is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
+    runs: tuple[Run, ...]  # the same roots and branches as runs of packed tokens
+
+    @property
+    def longest(self) -> int:
+        """Most keys that a token sees."""
+        return max((run.longest for run in self.runs), default=0)
+
+    @cached_property
+    def branch_mask(self) -> Tensor:
+        """[B, 1, C, P + C] True where a branch slot may attend; made when a kernel asks for it, once for all layers."""
+        device, (_, prefix), (_, length) = self.branch_root.device, self.root_tokens.shape, self.branch_tokens.shape
+        lengths = torch.tensor([run.stop - run.start for run in self.runs], device=device)[self.branch_root]
+        to_prefix = (torch.arange(prefix, device=device) < lengths[:, None])[:, None].expand(-1, length, -1)
+        to_own = torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(len(lengths), -1, -1)
+        return torch.cat((to_prefix, to_own), dim=2).unsqueeze(1)
 
 
-def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int) -> AttentionKernel:
-    """The kernel for packed rows: as wanted, or by what the device can do. flex takes head widths 16, 32, 64 ..."""
+def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int, longest: int) -> AttentionKernel:
+    """The kernel for packed rows in which a token sees up to `longest` others: as wanted, or the fastest of the device.
+
+    flex takes head widths 16, 32, 64 ...; split wins on CPU where the flash kernel does.
+    """
     if wanted is not AttentionKernel.auto:
         return wanted
+    if device.type == "cpu":
+        return AttentionKernel.split if longest > SHORT else AttentionKernel.sdpa
     ampere = device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)
     return AttentionKernel.flex if ampere and head_dim >= 16 and not head_dim & (head_dim - 1) else AttentionKernel.sdpa
 
@@ -100,7 +145,7 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) 
     share = q.shape[1] // k.shape[1]
     if share > 1:
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
-    if q.device.type != "cpu" or k.shape[2] > _SHORT or q.dtype not in (torch.float32, torch.float64):
+    if q.device.type != "cpu" or k.shape[2] > SHORT or q.dtype not in (torch.float32, torch.float64):
         return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=is_causal)
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
     if is_causal:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import Layout
+from model.attention import Layout, Run
 
 
 @dataclass(frozen=True)
@@ -223,18 +223,22 @@ class _Packer:
         slot_of_token = np.empty(self.total, np.int64)
         slot_of_token[tokens[real]] = np.flatnonzero(real)
         branch_root = np.asarray(self.branch_root, np.int64)
-        length = branches.shape[1]
-        causal = np.tril(np.ones((length, length), bool))
-        to_prefix = np.broadcast_to(root_real[branch_root][:, None], (len(branch_root), length, roots.shape[1]))
-        to_own = np.broadcast_to(causal, (len(branch_root), length, length))
         return Layout(
             root_tokens=torch.from_numpy(roots),
             branch_tokens=torch.from_numpy(branches),
             branch_root=torch.from_numpy(branch_root),
-            branch_mask=torch.from_numpy(np.concatenate((to_prefix, to_own), axis=2)[:, None]),
             slot_of_token=torch.from_numpy(slot_of_token),
             token_of_slot=torch.from_numpy(np.where(real, tokens, self.total)),
             is_plain=bool(root_real.all()) and not self.branches,
+            runs=self._runs(),
+        )
+
+    def _runs(self) -> tuple[Run, ...]:
+        stops: list[list[int]] = [[] for _ in self.roots]
+        for root, (first, length) in zip(self.branch_root, self.branches, strict=True):
+            stops[root].append(first + length)
+        return tuple(
+            Run(start, start + length, tuple(own)) for (start, length), own in zip(self.roots, stops, strict=True)
         )
 
 

@@ -38,11 +38,16 @@ class Tower(Enum):
 
 
 class AttentionKernel(Enum):
-    """What computes attention over packed rows. `auto`: flex_attention on NVIDIA GPUs from Ampere on, else SDPA."""
+    """What computes attention over packed rows.
+
+    `auto`: flex_attention on NVIDIA GPUs from Ampere on; on CPU the flash kernel on runs of tokens (`split`), or plain
+    SDPA where rows are short; SDPA elsewhere.
+    """
 
     auto = "auto"
     sdpa = "sdpa"
     flex = "flex"
+    split = "split"
 
 
 class Resolution(Enum):

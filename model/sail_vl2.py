@@ -13,6 +13,7 @@ from model.language import Attend, LanguageModel
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, pixel_shuffle
+from model.split_attention import split_attention
 from model.vision import VisionModel
 
 
@@ -97,13 +98,16 @@ class SailVL2(nn.Module):
     def _attend_packed(self, inputs: ModelInputs) -> Attend:
         """By the best kernel of the device; packed rows of one length need none but SDPA's causal one."""
         layout = inputs.layout
-        kernel = pick_kernel(self.attention_kernel, layout.slot_of_token.device, self.config.language.head_dim)
+        device, head_dim = layout.slot_of_token.device, self.config.language.head_dim
+        kernel = pick_kernel(self.attention_kernel, device, head_dim, layout.longest)
         if kernel is AttentionKernel.flex and not layout.is_plain:
             # Imported here: it brings the compiler along, about a second of every process.
             from model.flex_attention import attend_packed, visibility
 
             mask = visibility(layout)
             return lambda layer, q, k, v: attend_packed(q, k, v, mask)
+        if kernel is AttentionKernel.split and not layout.is_plain:
+            return lambda layer, q, k, v: split_attention(q, k, v, layout.runs)
         return lambda layer, q, k, v: packed_attention(q, k, v, layout)
 
     def forward(

@@ -130,8 +130,10 @@ CASES = {
 }
 
 
+@pytest.mark.parametrize("kernel", [AttentionKernel.sdpa, AttentionKernel.split], ids=lambda kernel: kernel.value)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_packed_groups_equal_separate_padded_rows(model, case):
+def test_packed_groups_equal_separate_padded_rows(model, case, kernel, monkeypatch):
+    monkeypatch.setattr(model, "attention_kernel", kernel)
     generator = torch.Generator().manual_seed(len(case))
     rows = [make_row(model, generator, *spec) for spec in case]
     weights = torch.randn(sum(len(c) for r in rows for c in r.completions), generator=generator, dtype=torch.float64)
