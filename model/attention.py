@@ -110,31 +110,50 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     return _Regroup.apply(flat, layout.slot_of_token, layout.token_of_slot)
 
 
-def grouped_decode_attention(
+def decode_over_prefix(
     q: Tensor,
-    prefix_k: Tensor,
-    prefix_v: Tensor,
-    own_k: Tensor,
-    own_v: Tensor,
-    bias: Tensor,
+    prefix: tuple[Tensor, Tensor, Tensor | None],
+    own: tuple[Tensor, Tensor],
+    cells: Tensor,
+    group_size: int,
 ) -> Tensor:
-    """One new token of G siblings of each of N prompts, over a prefix that is stored once per prompt.
+    """One new token of R completions of N prompts, over prefixes that are stored once per prompt.
 
-    q [N, G, H, K]; prefix_k/v [N, Hkv, P, K]; own_k/v [N, G, Hkv, C, K]; bias [N, G, P + C] 0 or -inf.
-    Returns [N, G, H, K].
+    q [R, H, K]; prefix: keys and values [N, Hkv, P, K] and a bias [N, 1, 1, P] of 0 or -inf; own: keys and values
+    [R, Hkv, C, K]; cells [R]: prompt number * group_size + sibling number. Returns [R, H, K].
+
+    Siblings meet their prefix in one product, in G places whether taken or not: so its arithmetic does not depend on
+    which of them are still there.
     """
-    num_prompts, group, num_heads, width = q.shape
-    num_kv_heads, prefix = prefix_k.shape[1:3]
-    share = num_heads // num_kv_heads
-    q = q.unflatten(2, (num_kv_heads, share)) * width**-0.5  # [N, G, Hkv, S, K]
-    by_prompt = q.permute(0, 2, 1, 3, 4).reshape(num_prompts, num_kv_heads, group * share, width)
-    prefix_scores = (by_prompt @ prefix_k.transpose(-1, -2)).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
-    own_scores = q @ own_k.transpose(-1, -2)
-    scores = torch.cat((prefix_scores, own_scores), dim=-1) + bias[:, :, None, None, :]
-    weights = scores.softmax(-1, dtype=torch.promote_types(q.dtype, torch.float32)).to(q.dtype)
-    prefix_weights = weights[..., :prefix].permute(0, 2, 1, 3, 4).flatten(2, 3)
-    from_prefix = (prefix_weights @ prefix_v).unflatten(2, (group, share)).permute(0, 2, 1, 3, 4)
-    return (from_prefix + weights[..., prefix:] @ own_v).flatten(2, 3)
+    keys, values, bias = prefix
+    num_prompts, num_kv_heads, _, width = keys.shape
+    share = q.shape[1] // num_kv_heads
+    q = q.unflatten(1, (num_kv_heads, share))  # [R, Hkv, S, K]
+    full = len(cells) == num_prompts * group_size
+    grid = q if full else q.new_zeros(num_prompts * group_size, *q.shape[1:]).index_copy_(0, cells, q)
+    by_prompt = grid.unflatten(0, (num_prompts, group_size)).transpose(1, 2).flatten(2, 3)  # [N, Hkv, G S, K]
+    parts = _with_log_mass(by_prompt, keys, values, bias)
+    shared, shared_mass = (part.unflatten(2, (group_size, share)).transpose(1, 2).flatten(0, 1) for part in parts)
+    if not full:
+        shared, shared_mass = shared.index_select(0, cells), shared_mass.index_select(0, cells)
+    # The prefix enters the softmax over own tokens as one more key, whose score is its log mass. Softmax works row by
+    # row: exp and sigmoid of a whole tensor round by where in it a number stands.
+    scores = ((q * width**-0.5) @ own[0].transpose(-1, -2)).to(shared_mass.dtype)
+    weights = torch.cat((scores, shared_mass), dim=-1).softmax(-1).to(q.dtype)
+    alone = weights[..., :-1] @ own[1]
+    return torch.addcmul(alone, weights[..., -1:], shared).flatten(1, 2)
+
+
+def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Attention of q [N, H, L, K] over k, v [N, H, P, K], and the logarithm of its unnormalised mass [N, H, L, 1]."""
+    if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
+        out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=bias)
+        return out, mass.unsqueeze(-1)
+    scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
+    if bias is not None:
+        scores = scores + bias
+    mass = scores.logsumexp(-1, keepdim=True)
+    return (scores - mass).exp_().to(q.dtype) @ v, mass
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -73,14 +73,14 @@ def generate(model: "SailVL2", processor: "Processor", row: "Row", config: ChatC
     barred = torch.tensor(processor.barred_ids)
     with torch.no_grad():
         inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
-        logits, cache = model.prefill(inputs, 1, len(row.prefix_ids), room)
+        logits, cache = model.prefill(inputs, 1, len(row.prefix_ids))
         for step in range(room):
-            token = _pick(logits[0, 0].float().index_fill(0, barred, float("-inf")), config.temperature, generator)
+            token = _pick(logits[0].float().index_fill(0, barred, float("-inf")), config.temperature, generator)
             if token == processor.tokenizer.end_id:
                 return
             yield token
             if step + 1 < room:
-                logits = model.decode(torch.tensor([[token]]), step, cache)
+                logits = model.decode(torch.tensor([token]), [cache])
 
 
 def _pick(logits: "torch.Tensor", temperature: float, generator: "torch.Generator") -> int:

@@ -1,14 +1,14 @@
 """SAIL-VL2: vision tower, adapter and decoder joined at the image placeholders."""
 
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from model.attention import grouped_decode_attention, packed_attention, pick_kernel
+from model.attention import packed_attention, pick_kernel
 from model.batch import ModelInputs
 from model.config import AttentionKernel, SailVL2Config, Tower
+from model.group_cache import GroupCache
 from model.language import Attend, LanguageModel
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
@@ -16,30 +16,7 @@ from model.projector import build_adapter, pixel_shuffle
 from model.split_attention import split_attention
 from model.vision import VisionModel
 
-
-@dataclass
-class GroupCache:
-    """Keys and values of N prompts and their G completions; one prefix per prompt, one list entry per layer."""
-
-    prefix_k: list[Tensor]  # [N, Hkv, P, K]
-    prefix_v: list[Tensor]
-    own_k: list[Tensor]  # [N, G, Hkv, C, K]
-    own_v: list[Tensor]
-    prefix_lengths: Tensor  # [N]
-
-    def select(self, keep: Tensor) -> "GroupCache":
-        """The cache of the prompts with indices `keep` [n]."""
-
-        def pick(tensors: list[Tensor]) -> list[Tensor]:
-            return [tensor.index_select(0, keep) for tensor in tensors]
-
-        return GroupCache(
-            pick(self.prefix_k),
-            pick(self.prefix_v),
-            pick(self.own_k),
-            pick(self.own_v),
-            self.prefix_lengths.index_select(0, keep),
-        )
+_MIN_ROWS = 8  # of a decoding step
 
 
 class SailVL2(nn.Module):
@@ -134,57 +111,52 @@ class SailVL2(nn.Module):
         self.language_model.model.gradient_checkpointing = enabled
 
     @torch.no_grad()
-    def prefill(
-        self, inputs: ModelInputs, group_size: int, prefix_slots: int, own_slots: int
-    ) -> tuple[Tensor, GroupCache]:
-        """Run N prompts (roots only) once. Returns next-token logits [N, G, V], the same for all siblings, and a
-        cache with room for their completions.
+    def prefill(self, inputs: ModelInputs, group_size: int, room: int) -> tuple[Tensor, GroupCache]:
+        """Run N prompts (roots only) once. Returns next-token logits [N * G, V], the same for all siblings, and the
+        cache of their completions, with `room` slots for each prompt.
 
-        `prefix_slots` and `own_slots` are the fixed room of the cache: equal room gives equal arithmetic whatever
-        else is in the batch.
+        Equal room gives equal arithmetic whatever else is in the batch; see `prefix_room`.
         """
         layout = inputs.layout
         num_prompts, longest = layout.root_tokens.shape
-        lengths = inputs.root_lengths
-        if longest > prefix_slots:
-            raise ValueError(
-                f"prompt: expected at most {prefix_slots} tokens, found {longest}; raise max_prompt_tokens"
-            )
-        cache = GroupCache([], [], [], [], lengths)
+        if longest > room:
+            raise ValueError(f"room: expected at least the {longest} tokens of the longest prompt, found {room}")
+        attend_packed = self._attend_packed(inputs)
+        cache = GroupCache.empty(inputs.root_lengths, group_size, room, next(self.parameters()).dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            for tensor, prefix, own in ((k, cache.prefix_k, cache.own_k), (v, cache.prefix_v, cache.own_v)):
-                heads, width = tensor.shape[1:]
-                room = tensor.new_zeros(num_prompts, heads, prefix_slots, width)
-                room[:, :, :longest] = tensor[layout.root_tokens].transpose(1, 2)
-                prefix.append(room)
-                own.append(tensor.new_zeros(num_prompts, group_size, heads, own_slots, width))
-            return packed_attention(q, k, v, layout)
+            slots = (x.new_zeros(num_prompts, x.shape[1], room, x.shape[2]) for x in (k, v))
+            prefix_k, prefix_v = slots
+            prefix_k[:, :, :longest] = k[layout.root_tokens].transpose(1, 2)
+            prefix_v[:, :, :longest] = v[layout.root_tokens].transpose(1, 2)
+            cache.add_layer(prefix_k, prefix_v)
+            return attend_packed(layer, q, k, v)
 
         hidden, _ = self.language_model.model(self.embed(inputs), inputs.positions, attend)
-        last = hidden[layout.root_tokens[torch.arange(num_prompts), lengths - 1]]
-        # One head row per sibling: on CPU a matrix product of few rows has other last bits than one of many.
-        return self.language_model.lm_head(last[:, None].expand(-1, group_size, -1)), cache
+        last = hidden[layout.root_tokens[torch.arange(num_prompts), inputs.root_lengths - 1]]
+        logits = self.language_model.lm_head(_padded(last))[:num_prompts]
+        return logits.repeat_interleave(group_size, 0), cache
 
     @torch.no_grad()
-    def decode(self, token_ids: Tensor, step: int, cache: GroupCache) -> Tensor:
-        """Feed the completion token at index `step` of every row, [N, G] ids -> next-token logits [N, G, V]."""
-        prefix_slots, own_slots = cache.prefix_k[0].shape[2], cache.own_k[0].shape[3]
-        group = token_ids.shape[1]
-        slot = torch.arange(prefix_slots + own_slots, device=token_ids.device)
-        in_prefix = slot < prefix_slots
-        visible = torch.where(in_prefix, slot < cache.prefix_lengths[:, None], slot - prefix_slots <= step)
-        bias = torch.zeros(visible.shape, dtype=cache.prefix_k[0].dtype, device=token_ids.device)
-        bias = bias.masked_fill(~visible, float("-inf"))[:, None].expand(-1, group, -1)
-        positions = (cache.prefix_lengths + step)[:, None].expand(-1, group)
+    def decode(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
+        """Feed the next token of every row, ids [R] cache by cache -> next-token logits [R, V]."""
+        rows = [cache.num_rows for cache in caches]
+        num_rows = sum(rows)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-            cache.own_k[layer][:, :, :, step] = k
-            cache.own_v[layer][:, :, :, step] = v
-            return grouped_decode_attention(
-                q, cache.prefix_k[layer], cache.prefix_v[layer], cache.own_k[layer], cache.own_v[layer], bias
-            )
+            parts = zip(caches, *(x[:num_rows].split(rows) for x in (q, k, v)), strict=True)
+            out = [cache.attend(layer, *part) for cache, *part in parts]
+            return _padded(out[0] if len(out) == 1 else torch.cat(out))
 
-        embeddings = self.language_model.model.embed_tokens(token_ids)
-        hidden, _ = self.language_model.model(embeddings, positions, attend)
-        return self.language_model.lm_head(hidden)
+        positions = torch.cat([cache.positions for cache in caches])
+        embeddings = self.language_model.model.embed_tokens(_padded(token_ids))
+        hidden, _ = self.language_model.model(embeddings, _padded(positions), attend)
+        for cache in caches:
+            cache.advance()
+        return self.language_model.lm_head(hidden)[:num_rows]
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """At least 8 rows, zeros behind the given ones: on CPU fewer have other last bits than many."""
+    missing = _MIN_ROWS - rows.shape[0]
+    return rows if missing <= 0 else torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:])))

@@ -1,21 +1,24 @@
-"""The reference sampler: in this process, with our own model; one prefill and one vision pass per group."""
+"""The reference sampler: in this process, with our own model; one prefill and one vision pass per group.
+
+Batching is continuous: a finished completion frees its place, and waiting prompts move in while others go on.
+"""
 
 import zlib
-from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.checkpoint import fill, released_tensors
+from model.group_cache import prefix_room
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
+from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
-from rollouts.randomness import sample_seed, uniforms
-from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import Rollout, RolloutRequest
 
-_MIN_ROWS = 8  # fp32 `linear` gives other last bits on fewer rows
+_PREFILL_TOKENS = 8192  # of prompts run side by side
+_FULL_ENOUGH = 0.875  # share of a cohort's rows that is live
 
 
 class EmbeddedWorker:
@@ -26,12 +29,13 @@ class EmbeddedWorker:
         self.run_seed = run_seed
         self.version = 0
         self._processor = processor
-        self._model = SailVL2(model.config).to(next(model.parameters()).dtype)
+        self._model = SailVL2(model.config).to(next(model.parameters()))
         self._model.load_state_dict(model.state_dict())
         self._model.requires_grad_(False)
-        self._barred = torch.zeros(model.config.language.vocab_size, dtype=torch.bool)
-        self._barred[processor.barred_ids] = True
+        self._device = next(self._model.parameters()).device
+        self._barred = torch.tensor(processor.barred_ids, device=self._device)
         self._queue: dict[int, RolloutRequest] = {}
+        self._cohorts: list[Cohort] = []
         self._next_handle = 0
         self._manifest: dict[str, int] = {}
         self._received: dict[str, Tensor] = {}
@@ -46,17 +50,19 @@ class EmbeddedWorker:
         self._queue[handle] = request
         return handle
 
+    @torch.no_grad()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
-        if not self._queue:
-            return []
-        first = next(iter(self._queue.values()))
-        alike = [h for h, r in self._queue.items() if (r.group_size, r.greedy) == (first.group_size, first.greedy)]
-        handles = alike[: max(1, self.config.max_rows // first.group_size)]
-        requests = [self._queue.pop(handle) for handle in handles]
-        return list(zip(handles, self._sample(requests), strict=True))
+        done: list[tuple[int, list[Rollout]]] = []
+        while not done and (self._queue or self._cohorts):
+            self._admit()
+            done = self._step()
+        return done
 
     def abort(self, handle: int) -> None:
         self._queue.pop(handle, None)
+        for cohort in self._cohorts:
+            cohort.abort(handle)
+        self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
 
     def begin_update(self, version: int, manifest: dict[str, int]) -> None:
         self._manifest, self._received = manifest, {}
@@ -71,93 +77,90 @@ class EmbeddedWorker:
         fill(self._model, self._received.items())
         self._received = {}
         self.version = version
+        for cohort in self._cohorts:
+            cohort.change_version(version)
         held = released_tensors(self._model)
         return {name: tensor_checksum(held[name]) for name in self._manifest}
 
     def close(self) -> None:
         self._queue.clear()
+        self._cohorts.clear()
 
-    @torch.no_grad()
-    def _sample(self, requests: Sequence[RolloutRequest]) -> list[list[Rollout]]:
-        """All requests share group size and greediness."""
-        group, limit = requests[0].group_size, self.config.max_completion_tokens
-        # Repeating a prompt fills the batch up to the row count from which arithmetic does not depend on it.
-        filler = [requests[0]] * max(0, -(-_MIN_ROWS // group) - len(requests))
-        padded = [*requests, *filler]
-        rows = [Row(request.prompt_ids, [], request.images) for request in padded]
+    def _admit(self) -> None:
+        """Start waiting prompts once a quarter of the rows is free: cohorts are then few, and prefills large."""
+        live = sum(cohort.num_live for cohort in self._cohorts)
+        free = self.config.max_rows - live
+        if not self._queue or (live and free < max(self.config.max_rows // 4, self._next_group_size())):
+            return
+        admitted: list[tuple[int, RolloutRequest]] = []
+        while self._queue and (self._next_group_size() <= free or not (live or admitted)):
+            free -= self._next_group_size()
+            handle = next(iter(self._queue))
+            admitted.append((handle, self._queue.pop(handle)))
+        alike: dict[tuple[int, int], list[tuple[int, RolloutRequest]]] = {}
+        for handle, request in admitted:
+            key = (prefix_room(len(request.prompt_ids)), request.group_size)
+            alike.setdefault(key, []).append((handle, request))
+        for (room, _), requests in alike.items():
+            at_once = max(1, _PREFILL_TOKENS // room)
+            for start in range(0, len(requests), at_once):
+                self._start(requests[start : start + at_once], room)
+
+    def _next_group_size(self) -> int:
+        return next(iter(self._queue.values())).group_size if self._queue else 0
+
+    def _start(self, requests: list[tuple[int, RolloutRequest]], room: int) -> None:
+        """Prefill prompts that share group size and room."""
+        rows = [Row(request.prompt_ids, [], request.images) for _, request in requests]
         inputs = pack_rows(rows, self._processor.placeholder_id, self._model.config.pixels_per_token)
-        logits, cache = self._model.prefill(inputs, group, self.config.max_prompt_tokens, limit)
-        seeds = np.array(
-            [[sample_seed(self.run_seed, r.draw, i) for i in range(group)] for r in padded], dtype=np.uint64
-        )
-        tokens = torch.zeros(len(padded), group, limit, dtype=torch.long)
-        logprobs = torch.zeros(len(padded), group, limit, dtype=torch.float64)
-        lengths = torch.full((len(padded), group), limit)
-        ended = torch.zeros(len(padded), group, dtype=torch.bool)
-        live = torch.arange(len(padded))  # prompts with an unfinished completion
-        for step in range(limit):
-            chosen, chosen_logprobs = self._draw(logits, seeds[live.numpy()], step, requests[0].greedy)
-            tokens[live, :, step] = chosen
-            logprobs[live, :, step] = chosen_logprobs
-            stops = (chosen == self._processor.tokenizer.end_id) & ~ended[live]
-            lengths[live] = torch.where(stops, step + 1, lengths[live])
-            ended[live] |= stops
-            unfinished = ~ended[live].all(dim=1)
-            if step + 1 == limit or not unfinished.any():
-                break
-            # Whole groups leave together, and only when it pays for the copy of the cache.
-            if unfinished.sum() <= 0.75 * len(live) and unfinished.sum() * group >= _MIN_ROWS:
-                keep = unfinished.nonzero().squeeze(1)
-                live, cache, chosen = live[keep], cache.select(keep), chosen[keep]
-            logits = self._model.decode(chosen, step, cache)
-        return [
-            [self._rollout(request, n, i, tokens, logprobs, lengths, ended) for i in range(group)]
-            for n, request in enumerate(requests)
-        ]
+        logits, cache = self._model.prefill(inputs.to(self._device), requests[0][1].group_size, room)
+        limit = self.config.max_completion_tokens
+        self._cohorts.append(Cohort(requests, cache, logits, self.run_seed, limit, self.version))
 
-    def _draw(self, logits: Tensor, seeds: np.ndarray, step: int, greedy: bool) -> tuple[Tensor, Tensor]:
-        """Token ids and their log-probabilities [n, G] from logits [n, G, V]; inverse CDF at one keyed uniform.
+    def _step(self) -> list[tuple[int, list[Rollout]]]:
+        """One token of every completion; returns the groups that are then complete."""
+        cohorts = self._cohorts
+        logits = torch.cat([cohort.logits for cohort in cohorts]) if len(cohorts) > 1 else cohorts[0].logits
+        points, greedy = zip(*(cohort.points() for cohort in cohorts), strict=True)
+        chosen, logprobs = self._draw(logits, torch.cat(points), torch.cat(greedy))
+        sizes = [cohort.cache.num_rows for cohort in cohorts]
+        end_id = self._processor.tokenizer.end_id
+        done = []
+        drawn = zip(cohorts, chosen.cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
+        for cohort, tokens, own_logprobs in drawn:
+            done += cohort.record(tokens, own_logprobs, end_id)
+        self._leave()
+        if self._cohorts:
+            tokens = torch.cat([cohort.next_tokens() for cohort in self._cohorts]).to(self._device)
+            logits = self._model.decode(tokens, [cohort.cache for cohort in self._cohorts])
+            sizes = [cohort.cache.num_rows for cohort in self._cohorts]
+            for cohort, own in zip(self._cohorts, logits.split(sizes), strict=True):
+                cohort.logits = own
+        return done
+
+    def _leave(self) -> None:
+        """Finished completions free their rows, when it pays for the copy of the cache."""
+        self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
+        for cohort in self._cohorts:
+            if cohort.num_live <= _FULL_ENOUGH * cohort.cache.num_rows:
+                cohort.drop_finished()
+
+    def _draw(self, logits: Tensor, points: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor]:
+        """Token ids and their log-probabilities [R] from logits [R, V]: inverse CDF at the uniform numbers `points`
+        [R], or the most likely token where `greedy` [R].
 
         Where logits are not finite: the end of turn, and NaN.
         """
-        logits = logits.float().masked_fill(self._barred, float("-inf")) / self.config.temperature
-        log_all = logits.log_softmax(-1)
-        if greedy:
-            chosen = log_all.argmax(-1)
-        else:
-            cumulative = log_all.double().exp().cumsum(-1)
-            target = torch.from_numpy(uniforms(seeds, step))[..., None] * cumulative[..., -1:]
-            chosen = torch.searchsorted(cumulative, target, right=True).squeeze(-1)
-        finite = torch.isfinite(log_all.amax(-1))
+        logits = logits.float().index_fill(-1, self._barred, float("-inf")).div_(self.config.temperature)
+        peak, best = logits.max(-1, keepdim=True)
+        cumulative = (logits - peak).exp_().cumsum(-1, dtype=torch.float64)
+        mass = cumulative[:, -1:]
+        drawn = torch.searchsorted(cumulative, points.to(mass.device)[:, None] * mass, right=True)
+        chosen = torch.where(greedy.to(mass.device)[:, None], best, drawn)
+        finite = torch.isfinite(mass)
         chosen = torch.where(finite, chosen, self._processor.tokenizer.end_id)
-        chosen_logprobs = log_all.gather(-1, chosen[..., None]).squeeze(-1).double()
-        return chosen, torch.where(finite, chosen_logprobs, torch.nan)
-
-    def _rollout(
-        self,
-        request: RolloutRequest,
-        n: int,
-        sample_index: int,
-        tokens: Tensor,
-        logprobs: Tensor,
-        lengths: Tensor,
-        ended: Tensor,
-    ) -> Rollout:
-        length = int(lengths[n, sample_index])
-        reason = FinishReason.stop if ended[n, sample_index] else FinishReason.length
-        if logprobs[n, sample_index, :length].isnan().any():
-            reason = FinishReason.error
-        return Rollout(
-            draw=request.draw,
-            prompt_id=request.prompt_id,
-            sample_index=sample_index,
-            prompt_ids=request.prompt_ids,
-            completion_ids=tokens[n, sample_index, :length].tolist(),
-            completion_mask=[1] * length,
-            rollout_logprobs=logprobs[n, sample_index, :length].tolist(),
-            policy_versions=((0, self.version),),
-            finish_reason=reason,
-        )
+        logprobs = (logits.gather(-1, chosen) - peak).double() - mass.log()
+        return chosen.squeeze(-1), torch.where(finite, logprobs, torch.nan).squeeze(-1)
 
 
 def tensor_checksum(tensor: Tensor) -> int:

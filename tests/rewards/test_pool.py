@@ -20,8 +20,8 @@ from rewards.result import Status
 from rewards.worker import MAX_REPLY_BYTES
 
 ROOT = Path(__file__).resolve().parents[2]
-DEADLINE = 0.5
-MEMORY_MB = 128
+DEADLINE, MEMORY_MB = 0.5, 128
+PATIENT = {"timeout_seconds": 20.0}  # filling memory takes its time on a busy machine
 # A killed task takes its deadline and a replacement; a missed deadline would take the start limit of 60 s.
 SOON = 15.0
 
@@ -149,10 +149,8 @@ class TestDeadline:
 
 class TestMemory:
     def test_it_is_limited_for_each_task_and_a_fresh_process_follows(self, pool, call):
-        patient = {"timeout_seconds": 20.0}
-        uses = [{**call("use_memory", megabytes), **patient} for megabytes in ("64", "512")]
-        tasks = [call("process_id"), *uses, call("process_id")]
-        before, fine, bomb, after = pool.run(tasks)
+        tasks = [call("use_memory", "64") | PATIENT, call("use_memory", "512") | PATIENT, call("process_id")]
+        before, fine, bomb, after = pool.run([call("process_id"), *tasks])
         assert fine.value == 64.0
         assert (bomb.value, bomb.reason) == (None, f"memory: ran into the limit of {MEMORY_MB} MB")
         assert not is_running(before.value) and is_running(after.value)
@@ -164,9 +162,7 @@ class TestMemory:
         assert fine.value == 8.0
 
     def test_a_call_may_have_its_own(self, pool, call):
-        # Touching 256 MB takes longer than the pool's deadline where other work holds the machine.
-        patient = {**call("use_memory", "256"), "timeout_seconds": 20.0}
-        tasks = [{**patient, "memory_mb": megabytes} for megabytes in (512, 64, 0)]
+        tasks = [call("use_memory", "256") | PATIENT | {"memory_mb": megabytes} for megabytes in (512, 64, 0)]
         more, less, free = pool.run([*tasks, call("use_memory", "64")])[:3]
         assert (more.value, less.reason, free.value) == (256.0, "memory: ran into the limit of 64 MB", 256.0)
 

@@ -113,6 +113,54 @@ def test_completions_end_at_the_first_end_of_turn(tiny, tasks):
         assert len(r.completion_ids) == 12 or ended
 
 
+def test_places_of_finished_completions_are_taken_while_others_go_on(tiny, tasks, monkeypatch):
+    """Draws are those of a sampler with room for everybody, and no more rows are decoded than allowed."""
+    model, processor = tiny
+    eager = SailVL2(model.config)
+    eager.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        eager.language_model.model.embed_tokens.weight[processor.tokenizer.end_id] *= 5.0
+    requests = [task.request(d, 8) for d, task in enumerate(tasks)]
+    roomy = generate(EmbeddedWorker(eager, processor, CONFIG, 1), requests)
+    worker = EmbeddedWorker(eager, processor, dataclasses.replace(CONFIG, max_rows=32), 1)
+    decode, seen = worker._model.decode, []
+
+    def watch(token_ids, caches):
+        seen.append((sum(cohort.num_live for cohort in worker._cohorts), len(caches), token_ids.shape[0]))
+        return decode(token_ids, caches)
+
+    monkeypatch.setattr(worker._model, "decode", watch)
+    assert generate(worker, requests) == roomy
+    assert max(live for live, _, _ in seen) <= 32
+    assert max(cohorts for _, cohorts, _ in seen) > 1  # some moved in while others went on
+    assert sum(rows for _, _, rows in seen) < 0.7 * 12 * 8 * len(requests)  # finished rows are not decoded
+
+
+def test_weights_may_change_under_way_and_tokens_know_which_drew_them(tiny, tasks):
+    worker = make_worker(tiny)
+    handle = worker.submit(tasks[0].request(0, 8))
+    for _ in range(3):
+        worker._admit()
+        assert worker._step() == []
+    sync_weights(lambda: (4, tiny[0].state_dict()), worker)
+    ((done, rollouts),) = worker.poll()
+    assert done == handle
+    longest = max(rollouts, key=lambda r: len(r.completion_ids))
+    assert longest.policy_versions == ((0, 0), (3, 4))
+    undisturbed = generate(make_worker(tiny), [tasks[0].request(0, 8)])[0]
+    assert [r.completion_ids for r in rollouts] == [r.completion_ids for r in undisturbed]
+
+
+def test_an_aborted_request_leaves_its_places(tiny, tasks):
+    worker = make_worker(tiny)
+    first, second = (worker.submit(tasks[d].request(d, 8)) for d in range(2))
+    worker._admit()
+    worker._step()
+    worker.abort(first)
+    assert [handle for handle, _ in worker.poll()] == [second]
+    assert worker.poll() == []
+
+
 def test_weight_sync_is_proven(tiny, tiny_folder):
     model, _ = load_model(tiny_folder)
     worker = make_worker(tiny)
