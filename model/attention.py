@@ -113,14 +113,14 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 def decode_over_prefix(
     q: Tensor,
     prefix: tuple[Tensor, Tensor, Tensor | None],
-    own: tuple[Tensor, Tensor],
+    own: tuple[Tensor, Tensor, Tensor | None],
     cells: Tensor,
     group_size: int,
 ) -> Tensor:
     """One new token of R completions of N prompts, over prefixes that are stored once per prompt.
 
     q [R, H, K]; prefix: keys and values [N, Hkv, P, K] and a bias [N, 1, 1, P] of 0 or -inf; own: keys and values
-    [R, Hkv, C, K]; cells [R]: prompt number * group_size + sibling number. Returns [R, H, K].
+    [R, Hkv, C, K] and a bias [C]; cells [R]: prompt number * group_size + sibling number. Returns [R, H, K].
 
     Siblings meet their prefix in one product, in G places whether taken or not: so its arithmetic does not depend on
     which of them are still there.
@@ -139,6 +139,8 @@ def decode_over_prefix(
     # The prefix enters the softmax over own tokens as one more key, whose score is its log mass. Softmax works row by
     # row: exp and sigmoid of a whole tensor round by where in it a number stands.
     scores = ((q * width**-0.5) @ own[0].transpose(-1, -2)).to(shared_mass.dtype)
+    if own[2] is not None:
+        scores = scores + own[2]
     weights = torch.cat((scores, shared_mass), dim=-1).softmax(-1).to(q.dtype)
     alone = weights[..., :-1] @ own[1]
     return torch.addcmul(alone, weights[..., -1:], shared).flatten(1, 2)

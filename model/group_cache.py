@@ -1,9 +1,11 @@
 """Keys and values of prompts and of the completions that share them, for sampling.
 
 The prefix of a group is stored once. Completions are rows of their own, so that a finished one can leave; the rows of
-one cache were started together and are equally long, so that no masked key is ever read among their own.
+one cache were started together and are equally long, so that on CPU no masked key is ever read among their own. On a
+GPU shapes and addresses stay the same from token to token, so that a step can be recorded once as a CUDA graph.
 """
 
+import itertools
 from dataclasses import dataclass, field
 
 import torch
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from model.attention import decode_over_prefix
 
+_layouts = itertools.count()
 _FIRST_ROOM = 32  # completion tokens; room is doubled when it is full
 
 
@@ -27,6 +30,9 @@ class GroupCache:
     own_v: list[Tensor] = field(default_factory=list)
     length: int = 0  # tokens of each completion so far
     prefix_bias: Tensor | None = None  # [N, 1, 1, P] 0 or -inf; None where all prefixes fill their room
+    slot: Tensor | None = None  # [1] `length` on the GPU; None on CPU
+    own_bias: Tensor | None = None  # [room] 0 or -inf, of this step; None on CPU
+    layout_id: int = field(default_factory=lambda: next(_layouts))  # another one when tensors are replaced
 
     @classmethod
     def empty(cls, prefix_lengths: Tensor, group_size: int, room: int, dtype: torch.dtype) -> "GroupCache":
@@ -37,6 +43,8 @@ class GroupCache:
         if not visible.all():
             bias = torch.zeros(visible.shape, dtype=dtype, device=visible.device)
             cache.prefix_bias = bias.masked_fill(~visible, float("-inf"))[:, None, None]
+        if prefix_lengths.is_cuda:
+            cache.slot = torch.zeros(1, dtype=torch.long, device=prefix_lengths.device)
         return cache
 
     @property
@@ -46,7 +54,13 @@ class GroupCache:
     @property
     def positions(self) -> Tensor:
         """[R] of the next token of each row."""
-        return self.prefix_lengths[self.cells // self.group_size] + self.length
+        at = self.length if self.slot is None else self.slot
+        return self.prefix_lengths[self.cells // self.group_size] + at
+
+    @property
+    def room(self) -> int:
+        """Completion tokens that fit."""
+        return self.own_k[0].shape[2]
 
     def add_layer(self, prefix_k: Tensor, prefix_v: Tensor) -> None:
         """[N, Hkv, P, K] each."""
@@ -56,23 +70,42 @@ class GroupCache:
         for own in (self.own_k, self.own_v):
             own.append(prefix_k.new_zeros(self.num_rows, heads, _FIRST_ROOM, width))
 
+    def make_room(self) -> None:
+        """For one token more, before a step."""
+        if self.length == self.room:
+            self.layout_id = next(_layouts)
+            self.own_k, self.own_v = (
+                [torch.cat((own, torch.zeros_like(own)), dim=2) for own in side] for side in (self.own_k, self.own_v)
+            )
+
+    def begin_step(self) -> None:
+        """On a GPU: which own slots are visible, once for all layers."""
+        if self.slot is not None:
+            hidden = torch.arange(self.room, device=self.slot.device) > self.slot
+            self.own_bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))
+
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The next token of every row: q [R, H, K], k and v [R, Hkv, K] -> [R, H, K]. `advance` after all layers."""
-        if self.length == self.own_k[layer].shape[2]:
-            for own in (self.own_k, self.own_v):
-                own[layer] = torch.cat((own[layer], torch.zeros_like(own[layer])), dim=2)
-        stop = self.length + 1
         own_k, own_v = self.own_k[layer], self.own_v[layer]
-        own_k[:, :, self.length], own_v[:, :, self.length] = k, v
+        if self.slot is None:
+            stop = self.length + 1
+            own_k[:, :, self.length], own_v[:, :, self.length] = k, v
+            own_k, own_v = own_k[:, :, :stop], own_v[:, :, :stop]
+        else:
+            own_k.index_copy_(2, self.slot, k.unsqueeze(2))
+            own_v.index_copy_(2, self.slot, v.unsqueeze(2))
         prefix = (self.prefix_k[layer], self.prefix_v[layer], self.prefix_bias)
-        return decode_over_prefix(q, prefix, (own_k[:, :, :stop], own_v[:, :, :stop]), self.cells, self.group_size)
+        return decode_over_prefix(q, prefix, (own_k, own_v, self.own_bias), self.cells, self.group_size)
 
     def advance(self) -> None:
         """One token more in every row."""
         self.length += 1
+        if self.slot is not None:
+            self.slot += 1
 
     def keep(self, rows: Tensor) -> None:
         """Forget all rows but these (indices, ascending), and prompts that have none left."""
+        self.layout_id = next(_layouts)
         self.own_k = [own.index_select(0, rows) for own in self.own_k]
         self.own_v = [own.index_select(0, rows) for own in self.own_v]
         prompts, prompt_of_row = (self.cells[rows] // self.group_size).unique(return_inverse=True)

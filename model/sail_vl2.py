@@ -30,6 +30,14 @@ class SailVL2(nn.Module):
         self.mlp1 = build_adapter(config.vision.hidden_size, config.language.hidden_size, config.merge_side)
         self.language_model = LanguageModel(config.language)
 
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.parameters()).dtype
+
     def initialise(self, seed: int) -> None:
         """Fresh weights from a seed: std 1/sqrt(fan_in), residual outputs divided by sqrt(2 L)."""
         generator = torch.Generator().manual_seed(seed)
@@ -140,8 +148,19 @@ class SailVL2(nn.Module):
     @torch.no_grad()
     def decode(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
         """Feed the next token of every row, ids [R] cache by cache -> next-token logits [R, V]."""
+        for cache in caches:
+            cache.make_room()
+        logits = self.decode_in_place(token_ids, caches)
+        for cache in caches:
+            cache.advance()
+        return logits
+
+    def decode_in_place(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
+        """`decode` between making room and moving on: on a GPU the same launches on the same memory each time."""
         rows = [cache.num_rows for cache in caches]
         num_rows = sum(rows)
+        for cache in caches:
+            cache.begin_step()
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             parts = zip(caches, *(x[:num_rows].split(rows) for x in (q, k, v)), strict=True)
@@ -151,8 +170,6 @@ class SailVL2(nn.Module):
         positions = torch.cat([cache.positions for cache in caches])
         embeddings = self.language_model.model.embed_tokens(_padded(token_ids))
         hidden, _ = self.language_model.model(embeddings, _padded(positions), attend)
-        for cache in caches:
-            cache.advance()
         return self.language_model.lm_head(hidden)[:num_rows]
 
 

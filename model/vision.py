@@ -19,7 +19,7 @@ class Patchifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[I, channels, height, width] -> [I, P, D], patches row by row."""
         side = self.proj.kernel_size[0]
-        patches = F.unfold(pixels, side, stride=side).transpose(1, 2)
+        patches = F.unfold(pixels.to(self.proj.weight.dtype), side, stride=side).transpose(1, 2)
         return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from model.engine.config import EngineConfig, OptimizerConfig, RunConfig, Schedule
+from model.engine.config import Device, EngineConfig, OptimizerConfig, RunConfig, Schedule
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig
@@ -223,6 +223,8 @@ class EvaluateConfig:
     """seed of the sampled evaluation"""
     num_threads: int = 2
     """CPU threads inside an operation"""
+    device: Device = Device.auto
+    """where to run: the GPU if there is one, in bfloat16, or what is named"""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     data: DataConfig = field(default_factory=DataConfig)

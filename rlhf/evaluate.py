@@ -12,6 +12,8 @@ from rlhf.config import EvaluateConfig
 def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
     from model.checkpoint import load_model, load_processor
+    from model.engine.config import ComputeDtype
+    from model.engine.device import pick_device, pick_dtype
     from model.engine.durable import write_file
     from model.engine.local import use_deterministic_cpu
     from model.interface import Mode
@@ -31,6 +33,8 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
         rubric.check_functions()
+        device = pick_device(config.device)
+        model = model.to(device, pick_dtype(ComputeDtype.auto, device))
         worker = EmbeddedWorker(model, processor, config.rollouts, config.seed)
         result = evaluate_modes(prompts, config.num_prompts, worker, rubric, processor, config.samples)
     if config.output:

@@ -84,7 +84,7 @@ def _train(
         model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
     )
     reference = engine.frozen_copy() if algorithm.needs_reference else None
-    worker = EmbeddedWorker(model, processor, sampler, seed)
+    worker = EmbeddedWorker(engine.compute_model, processor, sampler, seed)
     with StageProgress("rl", limits.max_steps) as progress:
         parts = Parts(
             policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),

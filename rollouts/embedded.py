@@ -10,6 +10,7 @@ from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.checkpoint import fill, released_tensors
+from model.decode_graph import DecodeGraph
 from model.group_cache import prefix_room
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
@@ -18,7 +19,7 @@ from rollouts.config import RolloutConfig
 from rollouts.rollout import Rollout, RolloutRequest
 
 _PREFILL_TOKENS = 8192  # of prompts run side by side
-_FULL_ENOUGH = 0.875  # share of a cohort's rows that is live
+_FULL_ENOUGH = (0.875, 0.5)  # share of a cohort's rows that is live, on CPU and GPU; leaving records a graph anew
 
 
 class EmbeddedWorker:
@@ -29,10 +30,12 @@ class EmbeddedWorker:
         self.run_seed = run_seed
         self.version = 0
         self._processor = processor
-        self._model = SailVL2(model.config).to(next(model.parameters()))
+        self._model = SailVL2(model.config).to(model.device, model.dtype)
         self._model.load_state_dict(model.state_dict())
         self._model.requires_grad_(False)
-        self._device = next(self._model.parameters()).device
+        self._device = model.device
+        self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
+        self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._barred = torch.tensor(processor.barred_ids, device=self._device)
         self._queue: dict[int, RolloutRequest] = {}
         self._cohorts: list[Cohort] = []
@@ -132,7 +135,7 @@ class EmbeddedWorker:
         self._leave()
         if self._cohorts:
             tokens = torch.cat([cohort.next_tokens() for cohort in self._cohorts]).to(self._device)
-            logits = self._model.decode(tokens, [cohort.cache for cohort in self._cohorts])
+            logits = self._decode(tokens, [cohort.cache for cohort in self._cohorts])
             sizes = [cohort.cache.num_rows for cohort in self._cohorts]
             for cohort, own in zip(self._cohorts, logits.split(sizes), strict=True):
                 cohort.logits = own
@@ -142,7 +145,7 @@ class EmbeddedWorker:
         """Finished completions free their rows, when it pays for the copy of the cache."""
         self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
         for cohort in self._cohorts:
-            if cohort.num_live <= _FULL_ENOUGH * cohort.cache.num_rows:
+            if cohort.num_live <= self._full_enough * cohort.cache.num_rows:
                 cohort.drop_finished()
 
     def _draw(self, logits: Tensor, points: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor]:

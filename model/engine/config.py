@@ -14,6 +14,22 @@ class Schedule(Enum):
     cosine = "cosine"
 
 
+class Device(Enum):
+    """Where weights and arithmetic are. `auto`: the GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
+class ComputeDtype(Enum):
+    """What forward and backward compute in; weights and optimizer stay float32. `auto`: bfloat16 on a GPU."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+
+
 class Start(Enum):
     """`resume` continues from the newest checkpoint that verifies; `fresh` deletes the run's files first."""
 
@@ -65,6 +81,10 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
+    device: Device = Device.auto
+    """where to train: the GPU if there is one, or what is named"""
+    compute_dtype: ComputeDtype = ComputeDtype.auto
+    """forward and backward: bfloat16 on a GPU, else float32; the optimizer's weights are float32 always"""
     num_threads: int = 2
     """CPU threads inside an operation; part of the run's identity, because it changes last bits"""
     micro_batch_tokens: int = 2600

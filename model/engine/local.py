@@ -15,13 +15,18 @@ from model.checkpoint import released_tensors
 from model.config import Tower
 from model.engine.base import LossFn, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.device import pick_device, pick_dtype
+from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
 
 
 class LocalEngine:
-    """`TrainEngine` on one device with fp32 weights and fused AdamW."""
+    """`TrainEngine` on one device with fp32 weights and fused AdamW.
+
+    `model` holds the fp32 weights; `compute_model` is what runs: the same, or its bfloat16 copy.
+    """
 
     def __init__(
         self,
@@ -34,17 +39,21 @@ class LocalEngine:
     ) -> None:
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
         use_deterministic_cpu(config.num_threads)
-        self.model = model
+        self._device = pick_device(config.device)
+        self._dtype = pick_dtype(config.compute_dtype, self._device)
+        self.model = model.to(self._device)
         self.config = config
         self.optimizer_config = optimizer
         self.total_steps = total_steps
         self.step_count = 0
         self._temperature = temperature
-        self._barred_ids = torch.tensor(barred_ids) if barred_ids else None
-        self._device = next(model.parameters()).device
+        self._barred_ids = torch.tensor(barred_ids, device=self._device) if barred_ids else None
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
         model.attention_kernel = config.attention_kernel
+        narrower = self._dtype.itemsize < next(model.parameters()).dtype.itemsize
+        self._master = MasterWeights(model, self._dtype) if narrower else None
+        self.compute_model = self._master.compute if self._master else model
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True
@@ -70,6 +79,7 @@ class LocalEngine:
         applied = self._loss_is_finite and math.isfinite(norm)
         if applied:
             self._optimizer.step(learning_rate)
+            self._refresh()
         self._optimizer.zero_grad()
         self._loss_is_finite = True
         self.step_count += 1
@@ -89,6 +99,7 @@ class LocalEngine:
             "skipped_in_a_row": self._skipped_in_a_row,
             "num_threads": self.config.num_threads,
             "total_steps": self.total_steps,
+            "compute_dtype": self._dtype_name,
         }
         return {
             "weights.safetensors": to_safetensors(weights),
@@ -98,7 +109,12 @@ class LocalEngine:
 
     def load(self, files: dict[str, bytes]) -> None:
         state = json.loads(files["engine.json"])
-        for name, ours in (("num_threads", self.config.num_threads), ("total_steps", self.total_steps)):
+        own = {
+            "num_threads": self.config.num_threads,
+            "total_steps": self.total_steps,
+            "compute_dtype": self._dtype_name,
+        }
+        for name, ours in own.items():
             if state[name] != ours:
                 raise ValueError(
                     f"resume: {name}: the checkpoint was made with {state[name]}, this run has {ours}; "
@@ -108,19 +124,28 @@ class LocalEngine:
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
                 parameter.copy_(weights[name])
+        self._refresh()
         self._optimizer.load(from_safetensors(files["optimizer.safetensors"]))
         self.step_count = state["step_count"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
     def publish_weights(self) -> tuple[int, dict[str, Tensor]]:
-        return self.step_count, released_tensors(self.model)
+        return self.step_count, released_tensors(self.compute_model)
 
     def frozen_copy(self) -> "LocalEngine":
         """An engine over a copy of the present weights, for reference log-probabilities only."""
-        model = copy.deepcopy(self.model).requires_grad_(False)
         frozen = copy.copy(self)
-        frozen.model = model
+        frozen.model = frozen.compute_model = copy.deepcopy(self.compute_model).requires_grad_(False)
         return frozen
+
+    @property
+    def _dtype_name(self) -> str:
+        return str(self.compute_model.dtype).removeprefix("torch.")
+
+    def _refresh(self) -> None:
+        """The compute copy follows the fp32 weights."""
+        if self._master:
+            self._master.refresh()
 
     def _tower_norm(self, tower: Tower) -> Tensor:
         """Norm of the gradient of one tower, a scalar tensor; 0 for a frozen one."""
@@ -129,7 +154,7 @@ class LocalEngine:
         return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self._device)
 
     def _scores(self, inputs: ModelInputs) -> TokenScores:
-        return self.model(inputs, self._temperature, self._barred_ids, inputs.routing_weights)
+        return self.compute_model(inputs, self._temperature, self._barred_ids, inputs.routing_weights)
 
 
 def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:

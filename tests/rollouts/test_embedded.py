@@ -123,13 +123,13 @@ def test_places_of_finished_completions_are_taken_while_others_go_on(tiny, tasks
     requests = [task.request(d, 8) for d, task in enumerate(tasks)]
     roomy = generate(EmbeddedWorker(eager, processor, CONFIG, 1), requests)
     worker = EmbeddedWorker(eager, processor, dataclasses.replace(CONFIG, max_rows=32), 1)
-    decode, seen = worker._model.decode, []
+    decode, seen = worker._decode, []
 
     def watch(token_ids, caches):
         seen.append((sum(cohort.num_live for cohort in worker._cohorts), len(caches), token_ids.shape[0]))
         return decode(token_ids, caches)
 
-    monkeypatch.setattr(worker._model, "decode", watch)
+    monkeypatch.setattr(worker, "_decode", watch)
     assert generate(worker, requests) == roomy
     assert max(live for live, _, _ in seen) <= 32
     assert max(cohorts for _, cohorts, _ in seen) > 1  # some moved in while others went on
