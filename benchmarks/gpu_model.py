@@ -1,28 +1,38 @@
-"""Tokens per second and model-FLOPs utilisation of a flavour with random weights.
+"""A flavour on one GPU: `python -m benchmarks.gpu_model [--model sailvl2_2b] [--tiles 4] [--completion 512] ...`.
 
-`python -m benchmarks.gpu_model [--model sailvl2_2b] [--device cuda]`. bfloat16 on CUDA, float32 on CPU (with a tiny
-flavour: it shows that the measurement runs). Rows are what RL trains on: one prompt with one tile and its completions.
-Utilisation is the model's matmul FLOPs over what the device does in a large square product of the same type; attention
-counts what causality leaves. The last line is one JSON object.
+Random weights, fp32 behind bfloat16 arithmetic. One update (forward, policy loss, backward, clipping, fused AdamW) of a
+group as one packed row, and of the same completions as padded rows of their own with a vision pass each; both through
+the engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one.
+Utilisation is the model's matmul FLOPs (attention: what causality leaves; recomputation not counted) over what the
+device does in a large square product of the same type. The last line is one JSON object.
 """
 
 import argparse
 import json
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
+from torch import Tensor
 
-from model.batch import Row, pack_rows
-from model.config import Flavour, MoeLanguageConfig, SailVL2Config, flavour_config
+from benchmarks.flops import forward_flops, padded_row, shared_row, total
+from benchmarks.measure import environment
+from model.batch import Row, TrainBatch, pack_rows
+from model.config import Flavour, SailVL2Config, flavour_config
+from model.decode_graph import DecodeGraph
+from model.engine.config import Device, EngineConfig, OptimizerConfig
+from model.engine.local import LocalEngine
+from model.group_cache import prefix_room
+from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
 
-REPEATS = 7
+REPEATS = 5
 
 
-def seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Median of `REPEATS` after two runs to warm up."""
+def seconds(run: Callable[[], object], device: torch.device, repeats: int = REPEATS, warm_up: int = 2) -> float:
+    """Median of `repeats`."""
 
     def once() -> float:
         start = time.perf_counter()
@@ -31,8 +41,9 @@ def seconds(run: Callable[[], object], device: torch.device) -> float:
             torch.cuda.synchronize()
         return time.perf_counter() - start
 
-    once(), once()
-    return statistics.median(once() for _ in range(REPEATS))
+    for _ in range(warm_up):
+        once()
+    return statistics.median(once() for _ in range(repeats))
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
@@ -42,70 +53,98 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, device)
 
 
-def forward_flops(config: SailVL2Config, tokens: int, pairs: int, scored: int, tiles: int) -> float:
-    """Matmul FLOPs of one forward pass; `pairs` are the (query, key) pairs that attention may see."""
-    text, vision = config.language, config.vision
-    heads = text.num_attention_heads * text.head_dim
-    projections = text.hidden_size * (2 * heads + 2 * text.num_key_value_heads * text.head_dim)
-    if isinstance(text, MoeLanguageConfig):
-        mlp = 3 * text.hidden_size * text.moe_intermediate_size * text.num_experts_per_tok
-    else:
-        mlp = 3 * text.hidden_size * text.intermediate_size
-    decoder = text.num_hidden_layers * 2 * (tokens * (projections + mlp) + 2 * pairs * heads)
-    head = 2 * scored * text.hidden_size * text.vocab_size
-    patches = vision.num_patches
-    block = patches * (4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size)
-    tower = vision.num_hidden_layers * 2 * (block + 2 * patches**2 * vision.hidden_size)
-    merged = 4 * vision.hidden_size
-    adapter = 2 * (patches // 4) * (merged * text.hidden_size + text.hidden_size**2)
-    return decoder + head + tiles * (tower + adapter)
-
-
-def measure(flavour: Flavour, device: torch.device, prompt: int, completion: int, group: int) -> dict[str, object]:
-    config = flavour_config(flavour)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+def build(config: SailVL2Config, device: torch.device) -> SailVL2:
     with torch.device(device):
-        model = SailVL2(config).to(dtype)
+        model = SailVL2(config)
+    model.language_model.tie()
     for weight in model.parameters():
         weight.data.normal_(0.0, 0.02)
-    placeholder = config.language.vocab_size - 1
-    side = config.vision.image_size
-    visual = (side // config.pixels_per_token) ** 2
-    image = torch.randn(1, 3, side, side)
-    prefix = [placeholder] * visual + list(range(1, prompt + 1))
-    row = Row(prefix, [list(range(1, completion + 1))] * group, [image])
-    inputs = pack_rows([row], placeholder, config.pixels_per_token).to(device)
-    length, own = len(prefix), completion
-    pairs = length * (length + 1) // 2 + group * (own * length + own * (own + 1) // 2)
-    flops = 3 * forward_flops(config, inputs.num_tokens, pairs, group * completion, 1)
+    return model
 
+
+def loss(scores: TokenScores, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
+    """A policy gradient with the ratio at 1."""
+    ratio = (scores.logprobs - scores.logprobs.detach()).exp()
+    return -(ratio * batch.loss_weights).sum(), {}
+
+
+def update_figures(engine: LocalEngine, batches: Sequence[TrainBatch], device: torch.device) -> dict[str, float]:
     def update() -> None:
-        model.zero_grad(set_to_none=True)
-        model(inputs).logprobs.sum().backward()
+        for batch in batches:
+            engine.forward_backward(batch, loss, float(len(batch.loss_weights)))
+        engine.step()
 
-    update_seconds = seconds(update, device)
-    model.requires_grad_(False)
-    model.zero_grad(set_to_none=True)
-    prompt_inputs = pack_rows([Row(prefix, [], [image])], placeholder, config.pixels_per_token).to(device)
-    steps = 32
+    update()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    taken = seconds(update, device)
+    peak = torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0
+    return {"seconds": round(taken, 4), "peak_gib": round(peak, 2)}
 
-    def generate() -> None:
-        _, cache = model.prefill(prompt_inputs, group, length, steps)
-        tokens = torch.ones(1, group, dtype=torch.long, device=device)
-        for step in range(steps):
-            tokens = model.decode(tokens, step, cache).argmax(-1)
 
-    rate = matmul_rate(device, dtype)
+def make_batch(rows: Sequence[Row], placeholder: int, config: SailVL2Config) -> TrainBatch:
+    inputs = pack_rows(rows, placeholder, config.pixels_per_token)
+    return TrainBatch(inputs, torch.linspace(-1.0, 1.0, len(inputs.target_ids)))
+
+
+def sampling_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Completion tokens a second of 1 and of 16 groups, prefill with vision pass included."""
+    device, config, figures = model.device, model.config, {}
+    for num_prompts in (1, 16):
+        prompts = [Row(row.prefix_ids, [], row.images)] * num_prompts
+        inputs = pack_rows(prompts, placeholder, config.pixels_per_token).to(device)
+        ways = {"launched": lambda: model.decode}
+        if DecodeGraph.fits(model):
+            ways["graphs"] = lambda: DecodeGraph(model).decode
+        for name, make in ways.items():
+
+            def generate(make: Callable[[], Any] = make, inputs: Any = inputs) -> None:
+                decode = make()
+                logits, cache = model.prefill(inputs, args.group, prefix_room(len(row.prefix_ids)))
+                for _ in range(args.completion - 1):
+                    logits = decode(logits.argmax(-1), [cache])
+
+            tokens = num_prompts * args.group * args.completion
+            figures[f"{num_prompts}_groups_{name}"] = round(tokens / seconds(generate, device, repeats=1, warm_up=1))
+    return figures
+
+
+def measure(args: argparse.Namespace) -> dict[str, Any]:
+    config, device, group, own = flavour_config(args.model), args.device, args.group, args.completion
+    placeholder, side = config.language.vocab_size - 1, config.vision.image_size
+    prefix = [placeholder] * (config.num_image_tokens * args.tiles) + list(range(1, args.prompt + 1))
+    images = [torch.randn(args.tiles, 3, side, side)]
+    completions = [list(range(1 + i, own + 1 + i)) for i in range(group)]
+    model = build(config, device)
+    settings = EngineConfig(device=Device(device.type), gradient_checkpointing=args.checkpointing)
+    engine = LocalEngine(model, settings, OptimizerConfig(learning_rate=1e-6), 1000)
+    rate = matmul_rate(device, engine.compute_model.dtype)
+    shared = update_figures(engine, [make_batch([Row(prefix, completions, images)], placeholder, config)], device)
+    single = [make_batch([Row(prefix, [c], images) for c in completions], placeholder, config)]
+    separate = update_figures(engine, single, device)
+    length = len(prefix)
+    work = {
+        "shared": 3 * forward_flops(config, shared_row(length, [own] * group, args.tiles)),
+        "padded": 3 * forward_flops(config, total([padded_row(length + own, own, args.tiles)] * group)),
+    }
+    for name, figures in (("shared", shared), ("padded", separate)):
+        figures["share_of_matmul_rate"] = round(work[name] / figures["seconds"] / rate, 3)
+    sampler = engine.compute_model.requires_grad_(False)
     return {
-        "model": flavour.value,
+        "model": args.model.value,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
-        "dtype": str(dtype).removeprefix("torch."),
-        "packed_tokens": inputs.num_tokens,
-        "update_seconds": round(update_seconds, 4),
-        "update_tokens_per_second": round(inputs.num_tokens / update_seconds),
-        "model_flops_utilisation": round(flops / update_seconds / rate, 3),
+        "dtype": str(sampler.dtype).removeprefix("torch."),
+        "visual_tokens": config.num_image_tokens * args.tiles,
+        "prompt_tokens": length,
+        "group": group,
+        "completion_tokens": own,
+        "activation_checkpointing": args.checkpointing,
         "matmul_tflops": round(rate / 1e12, 2),
-        "generated_tokens_per_second": round(group * steps / seconds(generate, device)),
+        "update": {"shared": shared, "padded": separate},
+        "speedup_over_padded": round(separate["seconds"] / shared["seconds"], 2),
+        "ideal_ratio": round(work["padded"] / work["shared"], 2),
+        "sampled_tokens_per_second": sampling_figures(sampler, Row(prefix, [], images), placeholder, args),
+        "environment": environment(torch.get_num_threads()),
     }
 
 
@@ -113,13 +152,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=Flavour, default=Flavour.sailvl2_2b)
     parser.add_argument("--device", type=torch.device, default=torch.device("cuda"))
-    parser.add_argument("--prompt", type=int, default=256, help="text tokens of the prompt beside its image")
+    parser.add_argument("--prompt", type=int, default=64, help="text tokens of the prompt beside its image")
+    parser.add_argument("--tiles", type=int, default=4, help="tiles of the image, 256 visual tokens each")
     parser.add_argument("--completion", type=int, default=512, help="tokens of each completion")
     parser.add_argument("--group", type=int, default=8, help="completions of the prompt")
+    parser.add_argument("--checkpointing", action="store_true", help="keep only each block's input for the backward")
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device: expected a CUDA device, found none; --model tiny --device cpu runs without one")
-    print(json.dumps(measure(args.model, args.device, args.prompt, args.completion, args.group)))
+    print(json.dumps(measure(args)))
 
 
 if __name__ == "__main__":

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from model.attention import pick_kernel
-from model.batch import Row, pack_rows
+from model.batch import Row, TrainBatch, pack_rows
 from model.config import AttentionKernel, Flavour, flavour_config
+from model.decode_graph import DecodeGraph
+from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
 
 pytestmark = [
@@ -74,18 +77,48 @@ def test_bfloat16_runs_forward_and_backward_on_both_kernels():
     assert (flex["ln p"] - sdpa["ln p"]).abs().mean() <= 2**-5 * sdpa["ln p"].abs().mean()
 
 
-def test_cached_decoding_on_the_gpu_equals_the_full_forward():
+@pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graph"])
+def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
+    """Through several sizes of room, and with completions that leave: graphs are recorded anew each time."""
     torch.set_float32_matmul_precision("highest")
     model = SailVL2(flavour_config(Flavour.tiny))
     model.initialise(7)
     model.cuda()
-    completion = [5, 6, 7, 8]
-    prompt = [1, 2, 3]
-    inputs = pack_rows([Row(prompt, [])], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
-    logits, cache = model.prefill(inputs, 2, 8, len(completion))
-    found = []
-    for step, token in enumerate(completion):
-        found.append(logits[0, 0].log_softmax(-1)[token])
-        logits = model.decode(torch.tensor([[token, token]], device="cuda"), step, cache)
-    full = pack_rows([Row(prompt, [completion])], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
-    assert torch.allclose(torch.stack(found), model(full).logprobs, atol=1e-4)
+    decode = DecodeGraph(model).decode if recorded else model.decode
+    generator = torch.Generator().manual_seed(0)
+    completions = torch.randint(0, 500, (4, 80), generator=generator)
+    prompts = [[1, 2, 3], [4] * 40]
+    inputs = pack_rows([Row(prompt, []) for prompt in prompts], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
+    logits, cache = model.prefill(inputs, 2, 64)
+    rows, found = [0, 1, 2, 3], torch.zeros(4, 80)
+    for step in range(80):
+        fed = completions[rows, step].cuda()
+        found[rows, step] = logits.log_softmax(-1).gather(-1, fed[:, None]).squeeze(-1).cpu()
+        if step == 50:  # one sibling of the first prompt and both of the second leave
+            rows, fed = [1], fed[1:2]
+            cache.keep(torch.tensor([1], device="cuda"))
+        logits = decode(fed, [cache])
+    pairs = [Row(prompts[n // 2], [completions[n].tolist()]) for n in range(4)]
+    with torch.no_grad():
+        full = (
+            model(pack_rows(pairs, PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))).logprobs.view(4, 80).cpu()
+        )
+    assert torch.allclose(found[1], full[1], atol=1e-4)
+    assert torch.allclose(found[:, :51], full[:, :51], atol=1e-4)
+
+
+def test_the_engine_computes_in_bfloat16_and_keeps_float32():
+    model = SailVL2(flavour_config(Flavour.tiny))
+    model.initialise(5)
+    optimizer = OptimizerConfig(learning_rate=1e-6, warmup_steps=0, schedule=Schedule.constant, weight_decay=0.0)
+    engine = LocalEngine(model, EngineConfig(), optimizer, 10)
+    before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
+    inputs = pack_rows(make_rows(3), PLACEHOLDER, PIXELS_PER_TOKEN)
+    batch = TrainBatch(inputs, torch.ones(len(inputs.target_ids)))
+    engine.forward_backward(batch, lambda scores, b: (-(scores.logprobs * b.loss_weights).sum(), {}), 100.0)
+    assert engine.step().applied
+    assert engine.compute_model.dtype == torch.bfloat16 and engine.compute_model.device.type == "cuda"
+    for name, parameter in engine.model.named_parameters():
+        assert parameter.dtype == torch.float32
+        moved = (parameter - before[name]).abs()
+        assert 0 < moved.max() <= 1.1e-6, name
