@@ -1,8 +1,8 @@
 """A flavour on one GPU: `python -m benchmarks.gpu_model [--model sailvl2_2b] [--tiles 4] [--completion 512] ...`.
 
-Random weights, fp32 behind bfloat16 arithmetic. One update (forward, policy loss, backward, clipping, fused AdamW) of a
-group as one packed row, and of the same completions as padded rows of their own with a vision pass each; both through
-the engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one.
+Random weights, fp32 behind bfloat16 arithmetic. One update (forward, policy loss, backward, clipping, fused AdamW) of
+groups as packed rows, and of one group's completions as rows of their own with a vision pass each; both through the
+engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one.
 Utilisation is the model's matmul FLOPs (attention: what causality leaves; recomputation not counted) over what the
 device does in a large square product of the same type. The last line is one JSON object.
 """
@@ -119,16 +119,20 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     settings = EngineConfig(device=Device(device.type), gradient_checkpointing=args.checkpointing)
     engine = LocalEngine(model, settings, OptimizerConfig(learning_rate=1e-6), 1000)
     rate = matmul_rate(device, engine.compute_model.dtype)
-    shared = update_figures(engine, [make_batch([Row(prefix, completions, images)], placeholder, config)], device)
-    single = [make_batch([Row(prefix, [c], images) for c in completions], placeholder, config)]
-    separate = update_figures(engine, single, device)
+    row, single = Row(prefix, completions, images), [Row(prefix, [c], images) for c in completions]
+    shared = {
+        f"{n}_groups": update_figures(engine, [make_batch([row] * n, placeholder, config)], device) for n in args.groups
+    }
+    separate = update_figures(engine, [make_batch(single, placeholder, config)], device)
     length = len(prefix)
     work = {
         "shared": 3 * forward_flops(config, shared_row(length, [own] * group, args.tiles)),
         "padded": 3 * forward_flops(config, total([padded_row(length + own, own, args.tiles)] * group)),
     }
-    for name, figures in (("shared", shared), ("padded", separate)):
-        figures["share_of_matmul_rate"] = round(work[name] / figures["seconds"] / rate, 3)
+    separate["share_of_matmul_rate"] = round(work["padded"] / separate["seconds"] / rate, 3)
+    for n, figures in zip(args.groups, shared.values(), strict=True):
+        figures["share_of_matmul_rate"] = round(n * work["shared"] / figures["seconds"] / rate, 3)
+        figures["speedup_over_padded"] = round(n * separate["seconds"] / figures["seconds"], 2)
     sampler = engine.compute_model.requires_grad_(False)
     return {
         "model": args.model.value,
@@ -141,7 +145,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "activation_checkpointing": args.checkpointing,
         "matmul_tflops": round(rate / 1e12, 2),
         "update": {"shared": shared, "padded": separate},
-        "speedup_over_padded": round(separate["seconds"] / shared["seconds"], 2),
         "ideal_ratio": round(work["padded"] / work["shared"], 2),
         "sampled_tokens_per_second": sampling_figures(sampler, Row(prefix, [], images), placeholder, args),
         "environment": environment(torch.get_num_threads()),
@@ -156,6 +159,7 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=4, help="tiles of the image, 256 visual tokens each")
     parser.add_argument("--completion", type=int, default=512, help="tokens of each completion")
     parser.add_argument("--group", type=int, default=8, help="completions of the prompt")
+    parser.add_argument("--groups", type=int, nargs="+", default=[1, 4], help="groups of a micro-batch, each tried")
     parser.add_argument("--checkpointing", action="store_true", help="keep only each block's input for the backward")
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import LanguageConfig, MoeLanguageConfig
-from model.layers import RMSNorm, apply_rope, joint_linear, maybe_checkpoint, rope_tables
+from model.layers import RMSNorm, apply_rope, maybe_checkpoint, rope_tables, side_by_side
 from model.moe import MoeMLP, Routing
 
 
@@ -33,8 +33,8 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        heads = joint_linear(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
-        q, k, v = heads.split((self.num_heads, self.num_kv_heads, self.num_kv_heads), dim=-2)
+        projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
         q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
 
@@ -47,7 +47,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = joint_linear(x, self.gate_proj, self.up_proj).chunk(2, dim=-1)
+        gate, up = side_by_side(x, self.gate_proj, self.up_proj)
         return self.down_proj(F.silu(gate) * up)
 
 

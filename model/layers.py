@@ -22,6 +22,8 @@ class RMSNorm(nn.Module):
         """[..., width] -> the same shape and dtype."""
         if x.dtype in (torch.float32, torch.float64):
             return _RMSNorm.apply(x, self.weight, self.eps)
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel, fp32 inside
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
@@ -45,12 +47,16 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, product.flatten(0, -2).sum(0), None
 
 
-def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
-    """Outputs of several bias-free layers side by side, [..., sum of widths], as one matrix product.
+def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
+    """Outputs of several bias-free layers on the same input.
 
-    Narrow products leave cores idle; joining the weights costs one small copy.
+    On CPU as one matrix product: narrow ones leave cores idle, and joining the weights costs one small copy. A GPU is
+    busy with each, and would copy its weights again for every token.
     """
-    return F.linear(x, torch.cat([layer.weight for layer in layers]))
+    if x.is_cuda:
+        return tuple(layer(x) for layer in layers)
+    joint = F.linear(x, torch.cat([layer.weight for layer in layers]))
+    return joint.split([layer.weight.shape[0] for layer in layers], dim=-1)
 
 
 def maybe_checkpoint(owner: nn.Module, block: nn.Module, *inputs: Any) -> Any:

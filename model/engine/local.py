@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import load as from_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from model.batch import ModelInputs
 from model.checkpoint import released_tensors
@@ -51,8 +52,7 @@ class LocalEngine:
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
         model.attention_kernel = config.attention_kernel
-        narrower = self._dtype.itemsize < next(model.parameters()).dtype.itemsize
-        self._master = MasterWeights(model, self._dtype) if narrower else None
+        self._master = MasterWeights(model, self._dtype) if self._dtype is torch.bfloat16 else None
         self.compute_model = self._master.compute if self._master else model
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
@@ -150,8 +150,8 @@ class LocalEngine:
     def _tower_norm(self, tower: Tower) -> Tensor:
         """Norm of the gradient of one tower, a scalar tensor; 0 for a frozen one."""
         parameters = getattr(self.model, tower.value).parameters()
-        norms = [torch.linalg.vector_norm(p.grad) for p in parameters if p.grad is not None]
-        return torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros((), device=self._device)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        return get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
 
     def _scores(self, inputs: ModelInputs) -> TokenScores:
         return self.compute_model(inputs, self._temperature, self._barred_ids, inputs.routing_weights)

@@ -30,8 +30,8 @@ class MasterWeights:
     @torch.no_grad()
     def refresh(self) -> None:
         """Round the fp32 weights into the compute copy."""
-        for rounded, master in self._pairs:
-            rounded.copy_(master)
+        rounded, masters = zip(*self._pairs, strict=True)
+        torch._foreach_copy_(rounded, masters)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def _hand_over(rounded: Tensor, master: nn.Parameter) -> None:
