@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 import torch
 
+from benchmarks.flops import forward_flops, shared_row
 from model.batch import Row, pack_rows
-from model.config import Flavour, MoeLanguageConfig, SailVL2Config, flavour_config
+from model.config import Flavour, flavour_config
 from model.sail_vl2 import SailVL2
 
 REPEATS = 7
@@ -42,25 +43,6 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * side**3 / seconds(lambda: a @ b, device)
 
 
-def forward_flops(config: SailVL2Config, tokens: int, pairs: int, scored: int, tiles: int) -> float:
-    """Matmul FLOPs of one forward pass; `pairs` are the (query, key) pairs that attention may see."""
-    text, vision = config.language, config.vision
-    heads = text.num_attention_heads * text.head_dim
-    projections = text.hidden_size * (2 * heads + 2 * text.num_key_value_heads * text.head_dim)
-    if isinstance(text, MoeLanguageConfig):
-        mlp = 3 * text.hidden_size * text.moe_intermediate_size * text.num_experts_per_tok
-    else:
-        mlp = 3 * text.hidden_size * text.intermediate_size
-    decoder = text.num_hidden_layers * 2 * (tokens * (projections + mlp) + 2 * pairs * heads)
-    head = 2 * scored * text.hidden_size * text.vocab_size
-    patches = vision.num_patches
-    block = patches * (4 * vision.hidden_size**2 + 3 * vision.hidden_size * vision.intermediate_size)
-    tower = vision.num_hidden_layers * 2 * (block + 2 * patches**2 * vision.hidden_size)
-    merged = 4 * vision.hidden_size
-    adapter = 2 * (patches // 4) * (merged * text.hidden_size + text.hidden_size**2)
-    return decoder + head + tiles * (tower + adapter)
-
-
 def measure(flavour: Flavour, device: torch.device, prompt: int, completion: int, group: int) -> dict[str, object]:
     config = flavour_config(flavour)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -75,9 +57,7 @@ def measure(flavour: Flavour, device: torch.device, prompt: int, completion: int
     prefix = [placeholder] * visual + list(range(1, prompt + 1))
     row = Row(prefix, [list(range(1, completion + 1))] * group, [image])
     inputs = pack_rows([row], placeholder, config.pixels_per_token).to(device)
-    length, own = len(prefix), completion
-    pairs = length * (length + 1) // 2 + group * (own * length + own * (own + 1) // 2)
-    flops = 3 * forward_flops(config, inputs.num_tokens, pairs, group * completion, 1)
+    flops = 3 * forward_flops(config, shared_row(len(prefix), [completion] * group, tiles=1))
 
     def update() -> None:
         model.zero_grad(set_to_none=True)
@@ -90,7 +70,7 @@ def measure(flavour: Flavour, device: torch.device, prompt: int, completion: int
     steps = 32
 
     def generate() -> None:
-        _, cache = model.prefill(prompt_inputs, group, length, steps)
+        _, cache = model.prefill(prompt_inputs, group, len(prefix), steps)
         tokens = torch.ones(1, group, dtype=torch.long, device=device)
         for step in range(steps):
             tokens = model.decode(tokens, step, cache).argmax(-1)
