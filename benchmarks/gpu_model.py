@@ -53,7 +53,7 @@ def measure(flavour: Flavour, device: torch.device, prompt: int, completion: int
     placeholder = config.language.vocab_size - 1
     side = config.vision.image_size
     visual = (side // config.pixels_per_token) ** 2
-    image = torch.randn(1, 3, side, side)
+    image = torch.randn(1, 3, side, side, dtype=dtype)
     prefix = [placeholder] * visual + list(range(1, prompt + 1))
     row = Row(prefix, [list(range(1, completion + 1))] * group, [image])
     inputs = pack_rows([row], placeholder, config.pixels_per_token).to(device)

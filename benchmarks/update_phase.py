@@ -26,7 +26,7 @@ from benchmarks.measure import environment, median_ratio, spread, take_turns  # 
 import torch
 from torch import Tensor
 
-from benchmarks.flops import forward_flops, packed_work, shared_row, total
+from benchmarks.flops import forward_flops, once_per_group, packed_work, total
 from benchmarks.padded_rows import PaddedUpdate
 from benchmarks.trl_update import TrlUpdate, build_optimizer, build_trainer, trl_name, twin_of
 from benchmarks.update_cases import RATIOS, SIZES, SharedUpdate, build_group, build_model, case_groups, prompt_length
@@ -144,17 +144,10 @@ def measure(sides: Sides, groups: Sequence[Group], config: SailVL2Config, rounds
         rounds,
         warm_up=0,
     )
-    once = total(
-        shared_row(
-            len(group.trajectories[0].rollout.prompt_ids),
-            [len(t.rollout.completion_ids) for t in group.trajectories],
-            len(group.images),
-        )
-        for group in groups
-    )
     packed = total(packed_work(batch.inputs) for batch in sides.shared.batches())
     padded, ideal, as_packed, equal = (
-        3 * forward_flops(config, work) for work in (sides.padded.work, once, packed, sides.equal_rows.work)
+        3 * forward_flops(config, work)
+        for work in (sides.padded.work, once_per_group(groups), packed, sides.equal_rows.work)
     )
     real = sum(
         len(batch.completions) * prompt_length(config) + sum(batch.completions) for batch in sides.padded.batches
