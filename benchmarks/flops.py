@@ -7,6 +7,7 @@ import torch
 
 from model.batch import ModelInputs
 from model.config import MoeLanguageConfig, SailVL2Config
+from rlhf.trajectory import Group
 
 
 @dataclass(frozen=True)
@@ -38,6 +39,18 @@ def shared_row(prefix: int, completions: Sequence[int], tiles: int) -> Work:
     """A packed row: the prefix once, each completion sees it and itself."""
     own = sum(length * prefix + _causal(length) for length in completions)
     return Work(prefix + sum(completions), _causal(prefix) + own, sum(completions), tiles)
+
+
+def once_per_group(groups: Iterable[Group]) -> Work:
+    """The least that groups need: prompt and images once each."""
+    return total(
+        shared_row(
+            len(group.trajectories[0].rollout.prompt_ids),
+            [len(t.rollout.completion_ids) for t in group.trajectories],
+            sum(len(image) for image in group.images),
+        )
+        for group in groups
+    )
 
 
 def packed_work(inputs: ModelInputs) -> Work:
