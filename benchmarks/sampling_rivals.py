@@ -20,7 +20,7 @@ CONTINUOUS_BATCHING: dict[str, dict[str, Any]] = {
         "max_batch_tokens": tokens,
         "page_size": 32,
     }
-    for rows, tokens in ((8, 320), (16, 320), (32, 512))
+    for rows, tokens in ((8, 320), (16, 320), (32, 512), (64, 1024))
 }
 
 
