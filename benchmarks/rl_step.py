@@ -23,6 +23,7 @@ from benchmarks.rl_step_arm import Arm
 from conf.cli import assign
 
 THREADS, BAR, POINTS_OF_ACCURACY, MARGIN = 2, 4.0, 4, 3.0
+FEWEST_STEPS = 4  # the first warms up, quartiles need some
 SIDES = ("ours", "trl")
 PHASES = ("seconds", "sampling", "rewards", "update", "completion_tokens")
 COMMON = ["recipe=quickstart", "algorithm=grpo", f"engine.num_threads={THREADS}", "run.save_every=1000000"]
@@ -153,6 +154,8 @@ def main() -> None:
     root, data = Path(settings.get("run", "runs/rl_step")), Path(settings.get("data", "data/digits"))
     seeds = [int(seed) for seed in settings.get("seeds", "0,1,2").split(",")]
     steps, visual_steps = int(settings.get("steps", "60")), int(settings.get("visual_steps", "10"))
+    if min(steps, visual_steps) < FEWEST_STEPS:
+        raise SystemExit(f"steps, visual_steps: expected at least {FEWEST_STEPS}, found {steps} and {visual_steps}")
     module("examples.digits.write", [f"out={data}"])
     prompts = [*COMMON, assign("prompts", data / "train.jsonl")]
     points: dict[str, Any] = {}
