@@ -17,6 +17,8 @@ from torch import Tensor
 from model.config import AttentionKernel
 
 SHORT = 80  # keys; up to here plain products beat the CPU flash kernel
+# What `scaled_dot_product_attention` calls on CPU; under its own name it returns the log-sum-exp [B, H, L] too.
+cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,8 @@ def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int, lo
 
     flex takes head widths 16, 32, 64 ...; split wins on CPU where the flash kernel does.
     """
+    if wanted is AttentionKernel.split and device.type != "cpu":
+        raise ValueError(f"attention_kernel: split is a CPU kernel, found the device {device}; use auto")
     if wanted is not AttentionKernel.auto:
         return wanted
     if device.type == "cpu":
@@ -149,7 +153,7 @@ def decode_over_prefix(
 def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
     """Attention of q [N, H, L, K] over k, v [N, H, P, K], and the logarithm of its unnormalised mass [N, H, L, 1]."""
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
-        out, mass = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, False, attn_mask=bias)
+        out, mass = cpu_flash(q, k, v, 0.0, False, attn_mask=bias)
         return out, mass.unsqueeze(-1)
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
     if bias is not None:

@@ -2,8 +2,7 @@
 
 Every root and every branch is one causal call of the CPU flash kernel on a slice of the packed tokens; the queries of
 all branches of a root meet their shared prefix in one more call, without a mask. Two parts of one softmax are joined by
-their log-sum-exp, and with the joint log-sum-exp the kernel's backward gives each part's share of the gradient. The
-kernel is what `scaled_dot_product_attention` calls; only under its own name does it return the log-sum-exp.
+their log-sum-exp, and with the joint log-sum-exp the kernel's backward gives each part's share of the gradient.
 """
 
 from collections.abc import Sequence
@@ -12,10 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from model.attention import Run
+from model.attention import Run, cpu_flash
 
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+_flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 def split_attention(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
@@ -32,7 +30,7 @@ class _SplitAttention(torch.autograd.Function):
         log_mass = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
 
         def causal(start: int, stop: int) -> None:
-            part, mass = _forward(
+            part, mass = cpu_flash(
                 _part(q, start, stop), _part(all_k, start, stop), _part(all_v, start, stop), 0.0, True
             )
             out[start:stop] = _packed(part)
@@ -45,7 +43,7 @@ class _SplitAttention(torch.autograd.Function):
             if run.end > run.stop:
                 prefix = slice(run.start, run.stop)
                 keys = (_part(x, prefix.start, prefix.stop) for x in (all_k, all_v))
-                part, mass = _forward(_part(q, run.stop, run.end), *keys, 0.0, False)
+                part, mass = cpu_flash(_part(q, run.stop, run.end), *keys, 0.0, False)
                 _merge(out[run.stop : run.end], log_mass[:, run.stop : run.end], _packed(part), mass[0])
         ctx.save_for_backward(q, k, v, out, log_mass)
         ctx.runs = runs
@@ -63,7 +61,7 @@ class _SplitAttention(torch.autograd.Function):
             mass = log_mass[:, slice(*queries)].unsqueeze(0)
             by_query = (_part(grad, *queries), _part(q, *queries))
             by_key = (_part(all_k, *keys), _part(all_v, *keys))
-            parts = _backward(*by_query, *by_key, _part(out, *queries), mass, 0.0, is_causal)
+            parts = _flash_backward(*by_query, *by_key, _part(out, *queries), mass, 0.0, is_causal)
             return [_packed(part) for part in parts]
 
         for run in ctx.runs:

@@ -78,8 +78,10 @@ class Cohort:
         self.cache.keep(torch.from_numpy(rows).to(self.cache.cells.device))
 
     def change_version(self, version: int) -> None:
-        """Tokens from here on are drawn by other weights; keys and values of earlier ones stay as they are."""
-        self._versions = [run for run in self._versions if run[0] < self._step] + [(self._step, version)]
+        """Other weights from here on. The next token's logits are already those of the old ones, and so are the keys
+        and values of what was drawn."""
+        start = self._step + 1
+        self._versions = [run for run in self._versions if run[0] < start] + [(start, version)]
 
     def abort(self, handle: int) -> None:
         """Give up a request's completions."""

@@ -155,14 +155,14 @@ class EmbeddedWorker:
         Where logits are not finite: the end of turn, and NaN.
         """
         logits = logits.float().index_fill(-1, self._barred, float("-inf")).div_(self.config.temperature)
-        peak, best = logits.max(-1, keepdim=True)
-        cumulative = (logits - peak).exp_().cumsum(-1, dtype=torch.float64)
+        # Softmax works row by row; exp of a whole tensor would round by where in it a number stands.
+        cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
         mass = cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, points.to(mass.device)[:, None] * mass, right=True)
-        chosen = torch.where(greedy.to(mass.device)[:, None], best, drawn)
+        chosen = torch.where(greedy.to(mass.device)[:, None], logits.argmax(-1, keepdim=True), drawn)
         finite = torch.isfinite(mass)
         chosen = torch.where(finite, chosen, self._processor.tokenizer.end_id)
-        logprobs = (logits.gather(-1, chosen) - peak).double() - mass.log()
+        logprobs = logits.log_softmax(-1).gather(-1, chosen).double()
         return chosen.squeeze(-1), torch.where(finite, logprobs, torch.nan).squeeze(-1)
 
 

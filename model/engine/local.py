@@ -108,7 +108,7 @@ class LocalEngine:
         }
 
     def load(self, files: dict[str, bytes]) -> None:
-        state = json.loads(files["engine.json"])
+        state = {"compute_dtype": "float32", **json.loads(files["engine.json"])}  # older ones knew no other
         own = {
             "num_threads": self.config.num_threads,
             "total_steps": self.total_steps,

@@ -1,6 +1,6 @@
 """fp32 weights behind a model that computes in a narrower type.
 
-bfloat16 keeps 8 bits: a weight of 1 does not move by a step below 0.004. So the optimizer works on fp32 weights; the
+bfloat16 keeps 8 bits: a weight of 1 does not move by a step below 0.002. So the optimizer works on fp32 weights; the
 model computes with rounded copies, made anew after each step, and gradients are added up in fp32.
 """
 

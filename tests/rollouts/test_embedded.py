@@ -142,13 +142,17 @@ def test_weights_may_change_under_way_and_tokens_know_which_drew_them(tiny, task
     for _ in range(3):
         worker._admit()
         assert worker._step() == []
-    sync_weights(lambda: (4, tiny[0].state_dict()), worker)
+    other = SailVL2(tiny[0].config)
+    other.initialise(9)
+    sync_weights(lambda: (4, other.state_dict()), worker)
     ((done, rollouts),) = worker.poll()
     assert done == handle
-    longest = max(rollouts, key=lambda r: len(r.completion_ids))
-    assert longest.policy_versions == ((0, 0), (3, 4))
     undisturbed = generate(make_worker(tiny), [tasks[0].request(0, 8)])[0]
-    assert [r.completion_ids for r in rollouts] == [r.completion_ids for r in undisturbed]
+    longest = max(range(8), key=lambda i: min(len(r[i].completion_ids) for r in (rollouts, undisturbed)))
+    found, expected = rollouts[longest], undisturbed[longest]
+    assert found.policy_versions == ((0, 0), (4, 4))  # the fourth token's logits were there before the weights changed
+    assert found.rollout_logprobs[:4] == expected.rollout_logprobs[:4]
+    assert found.rollout_logprobs[4] != expected.rollout_logprobs[4]
 
 
 def test_an_aborted_request_leaves_its_places(tiny, tasks):
