@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from model.config import LanguageConfig, SailVL2Config, VisionConfig
-from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.config import Device, EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
 from rewards.result import RewardResult
@@ -140,7 +140,7 @@ class SharedUpdate:
 
     def __init__(self, model: SailVL2, groups: Sequence[Group], micro_batch_tokens: int, threads: int = 2) -> None:
         optimizer = OptimizerConfig(learning_rate=1e-30, warmup_steps=0, schedule=Schedule.constant)
-        config = EngineConfig(num_threads=threads, micro_batch_tokens=micro_batch_tokens)
+        config = EngineConfig(device=Device.cpu, num_threads=threads, micro_batch_tokens=micro_batch_tokens)
         self.engine = LocalEngine(model, config, optimizer, total_steps=10**9)
         self.groups, self._budget, self._algorithm = groups, micro_batch_tokens, policy_loss()
 
