@@ -14,7 +14,7 @@ import shutil
 import statistics
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +61,8 @@ def visual_checkpoint(folder: Path) -> Path:
     from rollouts.config import RolloutConfig
 
     if not folder.exists():
-        save_model(folder, *planted_model(SIZES["T"], 256, LIMIT_OVER_MEAN / RolloutConfig().max_completion_tokens))
+        size = replace(SIZES["T"], vision_width=128, vision_layers=3)
+        save_model(folder, *planted_model(size, 256, LIMIT_OVER_MEAN / RolloutConfig().max_completion_tokens))
     return folder
 
 

@@ -33,7 +33,7 @@ class Arm:
 
 @dataclass
 class Step:
-    """Seconds and completion tokens of one step."""
+    """Seconds and completion tokens of one step. Ours scores while it samples: its rewards are inside the sampling."""
 
     seconds: float
     sampling: float
@@ -89,7 +89,7 @@ def run_ours(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], 
     steps = [
         Step(
             seconds=sum(row[f"time/{name}"] for name in TIMED),
-            sampling=row["time/collect"] - rewards,
+            sampling=row["time/collect"],
             rewards=rewards,
             update=row["time/prepare"] + row["time/update"] + row["time/sync"],
             completion_tokens=row["completion_tokens"],

@@ -57,10 +57,11 @@ class Size:
         return SailVL2Config(vision, language, max_dynamic_patch=1, use_thumbnail=False)
 
 
+# Hardly a vision tower: the twin has none.
 SIZES = {
-    "T": Size(128, 3, 128, 4, 4, 32),
-    "M": Size(256, 4, 384, 4, 6, 64),
-    "L": Size(512, 4, 640, 6, 10, 64),
+    "T": Size(32, 1, 128, 4, 4, 32),
+    "M": Size(32, 1, 384, 4, 6, 64),
+    "L": Size(32, 1, 640, 6, 10, 64),
 }
 
 

@@ -5,7 +5,7 @@ see it and themselves only. A group of RL is one root (the prompt) with G branch
 without branches. Portable reference: SDPA on padded batches, exact for values and gradients.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -44,6 +44,13 @@ class Run:
         """Most keys that a token of it sees."""
         return self.stop - self.start + max((stop - start for start, stop in self.branches), default=0)
 
+    def bias(self) -> Tensor:
+        """[L, L] 0 where a token (row) sees another one (column), else -inf."""
+        places = torch.arange(self.end - self.start)
+        branch = torch.bucketize(places + self.start, torch.tensor((self.stop, *self.branch_stops)), right=True)
+        sees = (places <= places[:, None]) & ((branch == 0) | (branch == branch[:, None]))
+        return torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -56,11 +63,19 @@ class Layout:
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
     is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
     runs: tuple[Run, ...]  # the same roots and branches as runs of packed tokens
+    _biases: dict[int, dict[int, Tensor]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def longest(self) -> int:
         """Most keys that a token sees."""
         return max((run.longest for run in self.runs), default=0)
+
+    def short_biases(self, longest: int) -> dict[int, Tensor]:
+        """First token of every run of at most `longest` tokens -> its `Run.bias`; made once for all layers."""
+        if longest not in self._biases:
+            short = [run for run in self.runs if run.end - run.start <= longest]
+            self._biases[longest] = {run.start: run.bias() for run in short}
+        return self._biases[longest]
 
     @cached_property
     def branch_mask(self) -> Tensor:
@@ -72,17 +87,18 @@ class Layout:
         return torch.cat((to_prefix, to_own), dim=2).unsqueeze(1)
 
 
-def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int, longest: int) -> AttentionKernel:
-    """The kernel for packed rows in which a token sees up to `longest` others: as wanted, or the fastest of the device.
+def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int, layout: Layout) -> AttentionKernel:
+    """The kernel for packed rows: as wanted, or the fastest of the device.
 
-    flex takes head widths 16, 32, 64 ...; split wins on CPU where the flash kernel does.
+    flex takes head widths 16, 32, 64 ...; on CPU split wins but for short sequences without branches.
     """
     if wanted is AttentionKernel.split and device.type != "cpu":
         raise ValueError(f"attention_kernel: split is a CPU kernel, found the device {device}; use auto")
     if wanted is not AttentionKernel.auto:
         return wanted
     if device.type == "cpu":
-        return AttentionKernel.split if longest > SHORT else AttentionKernel.sdpa
+        has_branches = any(run.branch_stops for run in layout.runs)
+        return AttentionKernel.split if has_branches or layout.longest > SHORT else AttentionKernel.sdpa
     ampere = device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)
     return AttentionKernel.flex if ampere and head_dim >= 16 and not head_dim & (head_dim - 1) else AttentionKernel.sdpa
 

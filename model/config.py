@@ -40,8 +40,8 @@ class Tower(Enum):
 class AttentionKernel(Enum):
     """What computes attention over packed rows.
 
-    `auto`: flex_attention on NVIDIA GPUs from Ampere on; on CPU the flash kernel on runs of tokens (`split`), or plain
-    SDPA where rows are short; SDPA elsewhere.
+    `auto`: flex_attention on NVIDIA GPUs from Ampere on; on CPU runs of tokens (`split`), or plain SDPA for short
+    sequences without branches; SDPA elsewhere.
     """
 
     auto = "auto"

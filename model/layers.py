@@ -3,6 +3,7 @@
 RMSNorm and RoPE have hand-written backwards: on CPU the composed ones cost about twice the memory traffic.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        if x.dtype in (torch.float32, torch.float64):
+        is_wide = x.dtype in (torch.float32, torch.float64)
+        if is_wide and torch.is_grad_enabled():
             return _RMSNorm.apply(x, self.weight, self.eps)
-        if x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel, fp32 inside
+        if is_wide or x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # on CPU the same bits; fp32 inside on a GPU
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
@@ -50,13 +52,34 @@ class _RMSNorm(torch.autograd.Function):
 def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Outputs of several bias-free layers on the same input.
 
-    On CPU as one matrix product: narrow ones leave cores idle, and joining the weights costs one small copy. A GPU is
-    busy with each, and would copy its weights again for every token.
+    On CPU as one matrix product: narrow ones leave cores idle, and joining the weights costs one small copy, or none
+    after `lay_side_by_side`. A GPU is busy with each, and would copy its weights again for every token.
     """
     if x.is_cuda:
         return tuple(layer(x) for layer in layers)
-    joint = F.linear(x, torch.cat([layer.weight for layer in layers]))
-    return joint.split([layer.weight.shape[0] for layer in layers], dim=-1)
+    sizes = [layer.weight.shape[0] for layer in layers]
+    return F.linear(x, _joint_weight(layers, sum(sizes))).split(sizes, dim=-1)
+
+
+def lay_side_by_side(*layers: nn.Linear) -> None:
+    """Move the frozen weights of layers that `side_by_side` takes into one piece of memory, in this order."""
+    joint = torch.cat([layer.weight for layer in layers])
+    for layer, rows in zip(layers, joint.split([layer.weight.shape[0] for layer in layers]), strict=True):
+        layer.weight.data = rows
+
+
+def _joint_weight(layers: Sequence[nn.Linear], num_rows: int) -> Tensor:
+    """[rows of all, width]; a view where frozen weights lie one behind the other."""
+    weights = [layer.weight for layer in layers]
+    first = weights[0]
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    memory = first.untyped_storage().data_ptr()
+    if first.requires_grad or any(
+        weight.data_ptr() != end or weight.untyped_storage().data_ptr() != memory
+        for weight, end in zip(weights[1:], ends, strict=False)
+    ):
+        return torch.cat(weights)
+    return first.as_strided((num_rows, first.shape[1]), first.stride())
 
 
 def maybe_checkpoint(owner: nn.Module, block: nn.Module, *inputs: Any) -> Any:
@@ -78,7 +101,7 @@ def rope_tables(positions: Tensor, head_dim: int, theta: float, dtype: torch.dty
 
 def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
     """Rotate x [..., H, K]: dimension i is paired with i + K/2 (the Hugging Face layout of Qwen3 weights)."""
-    return _Rotate.apply(x, *rope)
+    return _Rotate.apply(x, *rope) if torch.is_grad_enabled() else _rotate(x, *rope, 1.0)
 
 
 class _Rotate(torch.autograd.Function):

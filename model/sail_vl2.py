@@ -9,12 +9,13 @@ from model.attention import packed_attention, pick_kernel
 from model.batch import ModelInputs
 from model.config import AttentionKernel, SailVL2Config, Tower
 from model.group_cache import GroupCache
-from model.language import Attend, LanguageModel
+from model.language import MLP, Attend, LanguageModel, SelfAttention
+from model.layers import lay_side_by_side
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, pixel_shuffle
 from model.split_attention import split_attention
-from model.vision import VisionModel
+from model.vision import VisionMLP, VisionModel
 
 _MIN_ROWS = 8  # of a decoding step
 
@@ -84,7 +85,7 @@ class SailVL2(nn.Module):
         """By the best kernel of the device; packed rows of one length need none but SDPA's causal one."""
         layout = inputs.layout
         device, head_dim = layout.slot_of_token.device, self.config.language.head_dim
-        kernel = pick_kernel(self.attention_kernel, device, head_dim, layout.longest)
+        kernel = pick_kernel(self.attention_kernel, device, head_dim, layout)
         if kernel is AttentionKernel.flex and not layout.is_plain:
             # Imported here: it brings the compiler along, about a second of every process.
             from model.flex_attention import attend_packed, visibility
@@ -92,7 +93,7 @@ class SailVL2(nn.Module):
             mask = visibility(layout)
             return lambda layer, q, k, v: attend_packed(q, k, v, mask)
         if kernel is AttentionKernel.split and not layout.is_plain:
-            return lambda layer, q, k, v: split_attention(q, k, v, layout.runs)
+            return lambda layer, q, k, v: split_attention(q, k, v, layout)
         return lambda layer, q, k, v: packed_attention(q, k, v, layout)
 
     def forward(
@@ -112,6 +113,20 @@ class SailVL2(nn.Module):
         """Train every tower but these."""
         for tower in Tower:
             getattr(self, tower.value).requires_grad_(tower not in groups)
+
+    def prepare_for_sampling(self) -> None:
+        """Freeze everything; on CPU, weights that meet the same input move together in memory."""
+        self.requires_grad_(False)
+        if self.device.type != "cpu":
+            return
+        for module in self.modules():
+            match module:
+                case SelfAttention():
+                    lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
+                case MLP():
+                    lay_side_by_side(module.gate_proj, module.up_proj)
+                case VisionMLP():
+                    lay_side_by_side(module.fc1, module.fc3)
 
     def checkpoint_gradients(self, enabled: bool = True) -> None:
         """Keep only each block's input for the backward pass: less memory, one more forward pass."""

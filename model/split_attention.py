@@ -2,31 +2,38 @@
 
 Every root and every branch is one causal call of the CPU flash kernel on a slice of the packed tokens; the queries of
 all branches of a root meet their shared prefix in one more call, without a mask. Two parts of one softmax are joined by
-their log-sum-exp, and with the joint log-sum-exp the kernel's backward gives each part's share of the gradient.
+their log-sum-exp, and with the joint log-sum-exp the kernel's backward gives each part's share of the gradient. Short
+rows are masked products instead (`model.dense_attention`). Rows are worked on side by side, one CPU thread each: the
+kernel itself gains little from more threads on calls as small as these.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from model.attention import Run, cpu_flash
+from model import dense_attention
+from model.attention import Layout, Run, cpu_flash
+from model.threads import each_on_one_thread
 
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def split_attention(q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
-    """q [T, H, K], k and v [T, Hkv, K] on CPU -> [T, H, K]; scale 1/sqrt(K). `runs` cover the T tokens."""
-    return _SplitAttention.apply(q, k, v, runs)
+def split_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
+    """q [T, H, K], k and v [T, Hkv, K] on CPU -> [T, H, K]; scale 1/sqrt(K)."""
+    can_be_dense = q.dtype in (torch.float32, torch.float64)  # others need sums in more bits than they have
+    biases = layout.short_biases(dense_attention.LONGEST if can_be_dense else 0)
+    return _SplitAttention.apply(q, k, v, layout.runs, biases)
 
 
 class _SplitAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run]) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, runs: Sequence[Run], biases: Mapping[int, Tensor]) -> Tensor:
         share = q.shape[1] // k.shape[1]
         all_k, all_v = (x.repeat_interleave(share, dim=1) for x in (k, v))
         out = torch.empty_like(q, memory_format=torch.contiguous_format)
+        weights = dict.fromkeys(biases, out)  # of short rows
         log_mass = q.new_empty(q.shape[1], q.shape[0], dtype=torch.promote_types(q.dtype, torch.float32))
 
         def causal(start: int, stop: int) -> None:
@@ -36,7 +43,11 @@ class _SplitAttention(torch.autograd.Function):
             out[start:stop] = _packed(part)
             log_mass[:, start:stop] = mass[0]
 
-        for run in runs:
+        def attend(run: Run) -> None:
+            if run.start in biases:
+                row = slice(run.start, run.end)
+                out[row], weights[run.start] = dense_attention.attend(q[row], k[row], v[row], biases[run.start])
+                return
             causal(run.start, run.stop)
             for start, stop in run.branches:
                 causal(start, stop)
@@ -45,17 +56,20 @@ class _SplitAttention(torch.autograd.Function):
                 keys = (_part(x, prefix.start, prefix.stop) for x in (all_k, all_v))
                 part, mass = cpu_flash(_part(q, run.stop, run.end), *keys, 0.0, False)
                 _merge(out[run.stop : run.end], log_mass[:, run.stop : run.end], _packed(part), mass[0])
-        ctx.save_for_backward(q, k, v, out, log_mass)
-        ctx.runs = runs
+
+        each_on_one_thread(attend, runs)
+        ctx.save_for_backward(q, k, v, out, log_mass, *weights.values())
+        ctx.runs, ctx.short = runs, list(weights)
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
         (grad,) = grads
-        q, k, v, out, log_mass = ctx.saved_tensors
+        q, k, v, out, log_mass, *kept = ctx.saved_tensors
+        weights = dict(zip(ctx.short, kept, strict=True))
         share = q.shape[1] // k.shape[1]
         all_k, all_v = (x.repeat_interleave(share, dim=1) for x in (k, v))
-        grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, all_k, all_v))
+        grad_q, grad_k, grad_v = (torch.empty_like(x, memory_format=torch.contiguous_format) for x in (q, k, v))
 
         def gradients(queries: tuple[int, int], keys: tuple[int, int], is_causal: bool) -> list[Tensor]:
             mass = log_mass[:, slice(*queries)].unsqueeze(0)
@@ -64,18 +78,30 @@ class _SplitAttention(torch.autograd.Function):
             parts = _flash_backward(*by_query, *by_key, _part(out, *queries), mass, 0.0, is_causal)
             return [_packed(part) for part in parts]
 
-        for run in ctx.runs:
+        def write(tokens: slice, of_q: Tensor, of_k: Tensor, of_v: Tensor) -> None:
+            grad_q[tokens], grad_k[tokens], grad_v[tokens] = of_q, _of_kv_heads(of_k, share), _of_kv_heads(of_v, share)
+
+        def attend(run: Run) -> None:
+            row = slice(run.start, run.end)
+            if run.start in weights:
+                found = dense_attention.gradients(grad[row], q[row], k[row], v[row], weights[run.start])
+                grad_q[row], grad_k[row], grad_v[row] = found
+                return
             for start, stop in ((run.start, run.stop), *run.branches):
-                of_q, of_k, of_v = gradients((start, stop), (start, stop), True)
-                grad_q[start:stop], grad_k[start:stop], grad_v[start:stop] = of_q, of_k, of_v
+                write(slice(start, stop), *gradients((start, stop), (start, stop), True))
             if run.end > run.stop:
                 of_q, of_k, of_v = gradients((run.stop, run.end), (run.start, run.stop), False)
                 grad_q[run.stop : run.end] += of_q
-                grad_k[run.start : run.stop] += of_k
-                grad_v[run.start : run.stop] += of_v
-        if share > 1:
-            grad_k, grad_v = (x.unflatten(1, (-1, share)).sum(2) for x in (grad_k, grad_v))
-        return grad_q, grad_k, grad_v, None
+                grad_k[run.start : run.stop] += _of_kv_heads(of_k, share)
+                grad_v[run.start : run.stop] += _of_kv_heads(of_v, share)
+
+        each_on_one_thread(attend, ctx.runs)
+        return grad_q, grad_k, grad_v, None, None
+
+
+def _of_kv_heads(grad: Tensor, share: int) -> Tensor:
+    """[L, H, K] of repeated heads -> [L, Hkv, K]."""
+    return grad if share == 1 else grad.unflatten(1, (-1, share)).sum(2)
 
 
 def _part(x: Tensor, start: int, stop: int) -> Tensor:

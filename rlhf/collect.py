@@ -4,6 +4,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +21,7 @@ from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
-from rollouts.rollout import FinishReason, Rollout, RolloutWorker, generate
+from rollouts.rollout import FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 
 SAMPLER_FAILED = RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite")
 
@@ -129,14 +130,34 @@ class Collector:
         draws = [self.ledger.draw(task.prompt.id) for task in tasks]
         size = self._algorithm.config.group_size
         requests = [task.request(draw, size) for task, draw in zip(tasks, draws, strict=True)]
-        rollouts = generate(self._worker, requests, check)
-        name_failures(rollouts)
-        groups = score_groups(tasks, rollouts, self._rubric, self._tokenizer, self._algorithm)
+        groups = self._score_while_sampling(tasks, requests, check)
         check()
         for group in groups:
             scored = group.scored
             self.order.record(group.prompt.id, sum(t.reward.correct for t in scored), len(scored))
         return groups
+
+    def _score_while_sampling(
+        self, tasks: Sequence[Task], requests: Sequence[RolloutRequest], check: Callable[[], None]
+    ) -> list[Group]:
+        """Groups in draw order. A second thread scores what is complete while the sampler goes on."""
+        groups: list[Group] = []
+        scored: list[Future[list[Group]]] = []
+        sampled: list[list[Rollout]] = []
+        scorer = ThreadPoolExecutor(1, "rewards")
+        try:
+            for piece in generate_in_pieces(self._worker, requests, check):
+                own_tasks = tasks[len(sampled) : len(sampled) + len(piece)]
+                sampled += piece
+                scored.append(
+                    scorer.submit(score_groups, own_tasks, piece, self._rubric, self._tokenizer, self._algorithm)
+                )
+                while scored and scored[0].done():  # what rewards raise ends the sampling
+                    groups += scored.pop(0).result()
+            name_failures(sampled)
+            return groups + [group for future in scored for group in future.result()]
+        finally:
+            scorer.shutdown(cancel_futures=True)
 
     def _next_task(self) -> Task:
         while True:

@@ -11,6 +11,8 @@ from rlhf.config import EvaluateConfig
 
 def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
+    from contextlib import closing
+
     from model.checkpoint import load_model, load_processor
     from model.engine.config import ComputeDtype
     from model.engine.device import pick_device, pick_dtype
@@ -20,7 +22,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from rewards.rubric import Rubric
     from rlhf.evaluation import evaluate_modes
     from rlhf.prompts import PromptSet, check_context
-    from rollouts.embedded import EmbeddedWorker
+    from rollouts.build import build_worker
 
     if config.output and Path(config.output).is_dir():
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
@@ -35,8 +37,8 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
         rubric.check_functions()
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))
-        worker = EmbeddedWorker(model, processor, config.rollouts, config.seed)
-        result = evaluate_modes(prompts, config.num_prompts, worker, rubric, processor, config.samples)
+        with closing(build_worker(model, processor, config.rollouts, config.seed)) as worker:
+            result = evaluate_modes(prompts, config.num_prompts, worker, rubric, processor, config.samples)
     if config.output:
         output = Path(config.output)
         output.parent.mkdir(parents=True, exist_ok=True)

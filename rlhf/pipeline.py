@@ -131,7 +131,7 @@ def _evaluation(config: PipelineConfig, stage: Stage, folder: Path, output: Path
         num_prompts=config.num_eval,
         seed=config.run.seed,
         num_threads=config.num_threads,
-        rollouts=replace(rl.rollouts, temperature=1.0),
+        rollouts=replace(rl.rollouts, temperature=1.0, processes=1),  # starting more takes longer than it saves
     )
 
 
@@ -193,7 +193,7 @@ def _die_with_parent() -> None:
 
 def _preload() -> None:
     """Evaluation runs in this process; its imports take seconds that writing the data and the first stage can hide."""
-    for name in ("model.checkpoint", "rlhf.collect", "rollouts.embedded"):
+    for name in ("model.checkpoint", "rlhf.collect", "rollouts.build"):
         importlib.import_module(name)
 
 

@@ -63,6 +63,7 @@ def _train(
     run: "Run",
 ) -> None:
     """Load the model, put the parts together, run the loop, write the final model."""
+    from contextlib import closing
     from pathlib import Path
 
     from model.checkpoint import load_model, save_model
@@ -73,7 +74,7 @@ def _train(
     from rlhf.report import StepReporter
     from rlhf.trainer import Parts, train
     from rlhf.update import Policy
-    from rollouts.embedded import EmbeddedWorker
+    from rollouts.build import build_worker
 
     limits, sampler, seed = config.trainer, config.rollouts, config.run.seed
     model, processor = load_model(Path(config.checkpoint))
@@ -84,8 +85,10 @@ def _train(
         model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
     )
     reference = engine.frozen_copy() if algorithm.needs_reference else None
-    worker = EmbeddedWorker(engine.compute_model, processor, sampler, seed)
-    with StageProgress("rl", limits.max_steps) as progress:
+    with (
+        closing(build_worker(engine.compute_model, processor, sampler, seed)) as worker,
+        StageProgress("rl", limits.max_steps) as progress,
+    ):
         parts = Parts(
             policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),
             worker=worker,

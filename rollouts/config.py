@@ -1,6 +1,6 @@
 """Settings of the sampler."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass
@@ -13,9 +13,11 @@ class RolloutConfig:
     """sampling temperature; the policy's log-probabilities use the same"""
     max_rows: int = 512
     """completions decoded side by side"""
+    processes: int = 1
+    """samplers: 1 samples in the trainer's process with its threads; more are processes of one CPU thread each"""
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
+        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows", "processes"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollouts.{name}: expected at least 1, found {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
@@ -23,3 +25,15 @@ class RolloutConfig:
                 f"rollouts.temperature: expected a positive number, found {self.temperature}; "
                 "greedy decoding belongs to evaluation"
             )
+
+    def check_length(self, prompt_id: str, length: int) -> None:
+        """`ValueError` for a prompt of too many tokens."""
+        if length > self.max_prompt_tokens:
+            raise ValueError(
+                f"prompt {prompt_id}: expected at most rollouts.max_prompt_tokens = {self.max_prompt_tokens} tokens, "
+                f"found {length}"
+            )
+
+    def of_one_process(self) -> "RolloutConfig":
+        """What each of several processes is started with."""
+        return replace(self, processes=1, max_rows=-(-self.max_rows // self.processes))

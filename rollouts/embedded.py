@@ -32,7 +32,7 @@ class EmbeddedWorker:
         self._processor = processor
         self._model = SailVL2(model.config).to(model.device, model.dtype)
         self._model.load_state_dict(model.state_dict())
-        self._model.requires_grad_(False)
+        self._model.prepare_for_sampling()
         self._device = model.device
         self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
@@ -43,12 +43,12 @@ class EmbeddedWorker:
         self._manifest: dict[str, int] = {}
         self._received: dict[str, Tensor] = {}
 
+    @property
+    def is_idle(self) -> bool:
+        return not (self._queue or self._cohorts)
+
     def submit(self, request: RolloutRequest) -> int:
-        if len(request.prompt_ids) > self.config.max_prompt_tokens:
-            raise ValueError(
-                f"prompt {request.prompt_id}: expected at most rollouts.max_prompt_tokens = "
-                f"{self.config.max_prompt_tokens} tokens, found {len(request.prompt_ids)}"
-            )
+        self.config.check_length(request.prompt_id, len(request.prompt_ids))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._queue[handle] = request
         return handle
@@ -56,7 +56,7 @@ class EmbeddedWorker:
     @torch.no_grad()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
         done: list[tuple[int, list[Rollout]]] = []
-        while not done and (self._queue or self._cohorts):
+        while not done and not self.is_idle:
             self._admit()
             done = self._step()
         return done
@@ -159,9 +159,10 @@ class EmbeddedWorker:
         cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
         mass = cumulative[:, -1:]
         drawn = torch.searchsorted(cumulative, points.to(mass.device)[:, None] * mass, right=True)
-        chosen = torch.where(greedy.to(mass.device)[:, None], logits.argmax(-1, keepdim=True), drawn)
+        if greedy.any():
+            drawn = torch.where(greedy.to(mass.device)[:, None], logits.argmax(-1, keepdim=True), drawn)
         finite = torch.isfinite(mass)
-        chosen = torch.where(finite, chosen, self._processor.tokenizer.end_id)
+        chosen = torch.where(finite, drawn, self._processor.tokenizer.end_id)
         logprobs = logits.log_softmax(-1).gather(-1, chosen).double()
         return chosen.squeeze(-1), torch.where(finite, logprobs, torch.nan).squeeze(-1)
 

@@ -1,6 +1,6 @@
 """What samplers take and give, as plain data."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
@@ -85,10 +85,21 @@ def generate(
     worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
 ) -> list[list[Rollout]]:
     """Rollouts of every request, in request order. `check` is called between polls and may raise to give up."""
+    return [group for piece in generate_in_pieces(worker, requests, check) for group in piece]
+
+
+def generate_in_pieces(
+    worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
+) -> Iterator[list[list[Rollout]]]:
+    """As `generate`, each time with the next requests, once they and all before them are complete."""
     order = {worker.submit(request): position for position, request in enumerate(requests)}
-    done: list[list[Rollout]] = [[] for _ in requests]
+    done: dict[int, list[Rollout]] = {}
+    given = 0
     while order:
         check()
-        for handle, rollouts in worker.poll():
-            done[order.pop(handle)] = rollouts
-    return done
+        done |= {order.pop(handle): rollouts for handle, rollouts in worker.poll()}
+        first = given
+        while given in done:
+            given += 1
+        if given > first:
+            yield [done.pop(position) for position in range(first, given)]

@@ -56,7 +56,8 @@ def test_flex_kernel_equals_sdpa_on_cpu_in_values_and_gradients(flavour):
     rows = make_rows(1)
     reference = logprobs_and_gradients(model, AttentionKernel.sdpa, rows)
     model.cuda()
-    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), 32, 300) is AttentionKernel.flex
+    layout = pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN).layout
+    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), 32, layout) is AttentionKernel.flex
     for kernel in (AttentionKernel.flex, AttentionKernel.sdpa):
         found = logprobs_and_gradients(model, kernel, rows)
         assert found.keys() == reference.keys()

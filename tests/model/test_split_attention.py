@@ -3,16 +3,19 @@
 import pytest
 import torch
 
-from model.attention import SHORT, pick_kernel
+from model.attention import SHORT, Layout, pick_kernel
 from model.batch import Row, pack_rows
 from model.config import AttentionKernel
 from model.split_attention import split_attention
+from model.threads import each_on_one_thread
 
 # Beyond the kernel's blocks (32 to 512 queries and keys), ragged, and as short as can be.
 ROWS = {
     "long": [(300, [530, 1, 77])],
     "several": [(5, [2, 40]), (90, [33]), (1, [1, 1, 600]), (64, [64, 64])],
     "prompts without completions": [(7, []), (130, [])],
+    "short": [(40, [20, 31, 1]), (1, [2, 3]), (9, []), (30, [12])],
+    "short and long": [(20, [9, 14]), (200, [60, 70]), (255, [1]), (3, [4, 5]), (254, [1, 1])],
 }
 
 
@@ -46,7 +49,7 @@ def test_values_and_gradients(rows, dtype, tolerance):
     length = layout.runs[-1].end
     q, k, v, weights = (torch.randn(length, heads, 16, generator=generator, dtype=dtype) for heads in (4, 2, 2, 4))
     found = []
-    for attend in (lambda q, k, v: dense(q, k, v, rows), lambda q, k, v: split_attention(q, k, v, layout.runs)):
+    for attend in (lambda q, k, v: dense(q, k, v, rows), lambda q, k, v: split_attention(q, k, v, layout)):
         leaves = [x.clone().requires_grad_() for x in (q, k, v)]
         out = attend(*leaves)
         found.append([out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)])
@@ -57,17 +60,54 @@ def test_values_and_gradients(rows, dtype, tolerance):
 def test_bfloat16_keeps_its_dtype_and_merges_in_fp32():
     layout = pack_rows([Row([1] * 100, [[1] * 90, [1] * 50])], -1, 1).layout
     q, k, v = (torch.randn(240, heads, 32, generator=torch.Generator().manual_seed(1)) for heads in (4, 2, 2))
-    exact = split_attention(q, k, v, layout.runs)
+    exact = split_attention(q, k, v, layout)
     leaves = [x.bfloat16().requires_grad_() for x in (q, k, v)]
-    out = split_attention(*leaves, layout.runs)
+    out = split_attention(*leaves, layout)
     out.sum().backward()
     assert all(x.grad is not None and x.grad.dtype == out.dtype == torch.bfloat16 for x in leaves)
     # Inputs, weights and outputs are rounded to 8 bits each.
     assert (out.float() - exact).abs().max() <= 3 * 2**-8 * exact.abs().max()
 
 
-def test_short_rows_take_plain_products_and_long_ones_the_runs():
-    cpu = torch.device("cpu")
-    assert pick_kernel(AttentionKernel.auto, cpu, 32, SHORT) is AttentionKernel.sdpa
-    assert pick_kernel(AttentionKernel.auto, cpu, 32, SHORT + 1) is AttentionKernel.split
-    assert pick_kernel(AttentionKernel.sdpa, cpu, 32, 9999) is AttentionKernel.sdpa
+def layout_of(*rows: tuple[int, list[int]]) -> Layout:
+    return pack_rows([Row([1] * prefix, [[1] * n for n in completions]) for prefix, completions in rows], -1, 1).layout
+
+
+def test_short_sequences_take_plain_products_and_all_else_the_runs():
+    cpu, short, long = torch.device("cpu"), layout_of((SHORT - 9, [9]), (5, [])), layout_of((SHORT - 8, [9]))
+    assert pick_kernel(AttentionKernel.auto, cpu, 32, short) is AttentionKernel.sdpa
+    assert pick_kernel(AttentionKernel.auto, cpu, 32, long) is AttentionKernel.split
+    assert pick_kernel(AttentionKernel.auto, cpu, 32, layout_of((5, [2, 3]))) is AttentionKernel.split
+    assert pick_kernel(AttentionKernel.sdpa, cpu, 32, long) is AttentionKernel.sdpa
+
+
+@pytest.mark.parametrize("num_threads", [2, 3])
+def test_threads_change_no_bit_of_rows_that_are_worked_on_side_by_side(num_threads):
+    layout = layout_of((20, [9, 14]), (200, [60, 70]), (30, [12]), (90, [80, 90]), (7, [9, 9]))
+    q, k, v = (torch.randn(layout.runs[-1].end, heads, 16) for heads in (4, 2, 2))
+    alone = split_attention(q, k, v, layout)
+    torch.set_num_threads(num_threads)
+    try:
+        leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+        beside = split_attention(*leaves, layout)
+        assert torch.get_num_threads() == num_threads
+        with torch.inference_mode():
+            assert torch.equal(split_attention(q, k, v, layout), alone)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(beside, alone)
+    found = torch.autograd.grad(beside.sum(), leaves)
+    leaves = [x.clone().requires_grad_() for x in (q, k, v)]
+    expected = torch.autograd.grad(split_attention(*leaves, layout).sum(), leaves)
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
+def test_what_one_thread_raises_reaches_the_caller_and_threads_come_back():
+    torch.set_num_threads(2)
+    try:
+        for bad in (0, 1):
+            with pytest.raises(ZeroDivisionError):
+                each_on_one_thread(lambda item, bad=bad: 1 // (item - bad), [0, 1])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

@@ -1,6 +1,9 @@
 """Collecting groups: refill, budgets, surplus, reasons, and a ledger whose sums match."""
 
+import dataclasses
 import json
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -306,3 +309,40 @@ def test_duplicate_ids_and_missing_files(tiny, tmp_path):
         PromptSet(path, tiny[1], Mode.think, 96)
     with pytest.raises(ValueError, match=r"expected a JSONL file at .*none.jsonl, found none"):
         PromptSet(tmp_path / "none.jsonl", tiny[1], Mode.think, 96)
+
+
+class PatientWorker(EmbeddedWorker):
+    """Holds its second group back until the first one was scored."""
+
+    def __init__(self, *args) -> None:
+        super().__init__(*args)
+        self.scored = threading.Event()
+        self.polls = 0
+
+    def poll(self):
+        self.polls += 1
+        if self.polls == 2:
+            assert self.scored.wait(20), "nothing was scored while the sampler was at work"
+        return super().poll()
+
+
+def test_groups_are_scored_while_others_are_sampled(collector, tiny):
+    one = collector(lambda prompt, sample: sample % 2 == 0)
+    one._worker = worker = PatientWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    score = one._rubric.score
+
+    def tell(inputs):
+        worker.scored.set()
+        return score(inputs)
+
+    one._rubric.score = tell
+    collected, _ = one_step(one)
+    assert [group.draw for group in collected.groups] == [0, 1, 2, 3]
+
+
+def test_what_rewards_raise_ends_the_sampling(collector, tiny):
+    one = collector(lambda prompt, sample: 1 / 0, num_groups=8)
+    one._worker = worker = EmbeddedWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    with pytest.raises(ZeroDivisionError):
+        one.collect(lambda: time.sleep(0.1))
+    assert not worker.is_idle

@@ -1,0 +1,66 @@
+"""Weights in memory that the processes of one host share: written by the trainer, read by its samplers."""
+
+import mmap
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+_ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor stands."""
+
+    offset: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+class WeightBuffer:
+    """Named tensors in anonymous shared memory, which is gone when the last process that holds it is."""
+
+    def __init__(self, descriptor: int, places: Mapping[str, Place], size: int) -> None:
+        """Attach to memory that `create` made."""
+        self.descriptor, self.places, self.size = descriptor, dict(places), size
+        memory = mmap.mmap(descriptor, size)
+        self._tensors: dict[str, Tensor] = {}
+        for name, place in self.places.items():
+            count = torch.Size(place.shape).numel()
+            flat = torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset)
+            self._tensors[name] = flat.view(place.shape)
+
+    @classmethod
+    def create(cls, tensors: Mapping[str, Tensor]) -> "WeightBuffer":
+        """Room for these tensors, and their values."""
+        places, size = {}, 0
+        for name, tensor in tensors.items():
+            places[name] = Place(size, tuple(tensor.shape), tensor.dtype)
+            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        descriptor = os.memfd_create("weights")
+        os.truncate(descriptor, size)
+        buffer = cls(descriptor, places, size)
+        for name, tensor in tensors.items():
+            buffer.put(name, tensor)
+        return buffer
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """`ValueError` for a tensor that the buffer was not made for."""
+        place = self.places.get(name)
+        if place is None or (place.shape, place.dtype) != (tuple(tensor.shape), tensor.dtype):
+            expected = "no tensor of this name" if place is None else f"{list(place.shape)} {place.dtype}"
+            raise ValueError(
+                f"weights: {name}: expected {expected}, found {list(tensor.shape)} {tensor.dtype}; a sampler keeps the "
+                "architecture and the dtype that it was started with"
+            )
+        self._tensors[name].copy_(tensor)
+
+    def items(self) -> Iterator[tuple[str, Tensor]]:
+        """Views of the memory: they change when it is written."""
+        return iter(self._tensors.items())
+
+    def get(self, name: str) -> Tensor:
+        return self._tensors[name]
