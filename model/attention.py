@@ -158,12 +158,14 @@ def decode_over_prefix(
         shared, shared_mass = shared.index_select(0, cells), shared_mass.index_select(0, cells)
     # The prefix enters the softmax over own tokens as one more key, whose score is its log mass. Softmax works row by
     # row: exp and sigmoid of a whole tensor round by where in it a number stands.
-    scores = ((q * width**-0.5) @ own[0].transpose(-1, -2)).to(shared_mass.dtype)
+    own_keys, own_values = own[0].flatten(0, 1), own[1].flatten(0, 1)  # [R Hkv, C, K]
+    scores = torch.baddbmm(q.new_zeros(()), q.flatten(0, 1), own_keys.mT, beta=0, alpha=width**-0.5)
+    scores = scores.to(shared_mass.dtype)
     if own[2] is not None:
         scores = scores + own[2]
-    weights = torch.cat((scores, shared_mass), dim=-1).softmax(-1).to(q.dtype)
-    alone = weights[..., :-1] @ own[1]
-    return torch.addcmul(alone, weights[..., -1:], shared).flatten(1, 2)
+    weights = torch.cat((scores, shared_mass.flatten(0, 1)), dim=-1).softmax(-1).to(q.dtype)
+    alone = torch.bmm(weights[..., :-1], own_values)
+    return torch.addcmul(alone, weights[..., -1:], shared.flatten(0, 1)).view(len(q), -1, width)
 
 
 def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:

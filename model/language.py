@@ -2,11 +2,21 @@
 
 from typing import Protocol
 
-import torch.nn.functional as F
+import torch
 from torch import Tensor, nn
 
 from model.config import LanguageConfig, MoeLanguageConfig
-from model.layers import RMSNorm, apply_rope, maybe_checkpoint, rope_tables, side_by_side
+from model.layers import (
+    WIDE,
+    RMSNorm,
+    apply_rope,
+    joint_linear,
+    maybe_checkpoint,
+    rms_norm,
+    rope_tables,
+    side_by_side,
+    swiglu,
+)
 from model.moe import MoeMLP, Routing
 
 
@@ -33,10 +43,22 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
-        q, k = apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope)
+        q, k, v = self._heads(x, rope)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
+
+    def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
+        """q [..., H, K], k and v [..., Hkv, K], normed and rotated."""
+        if x.device.type != "cpu" or x.dtype not in WIDE:
+            projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
+            q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
+            return apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope), v
+        # Queries and keys in one go: of a sampler's few rows every call costs more than its arithmetic.
+        heads = joint_linear(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
+        qk, v = heads.tensor_split((self.num_heads + self.num_kv_heads,), dim=-2)
+        weights = (self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1))
+        qk = apply_rope(rms_norm(qk, torch.cat(weights), self.q_norm.eps), rope)
+        q, k = qk.tensor_split((self.num_heads,), dim=-2)
+        return q, k, v
 
 
 class MLP(nn.Module):
@@ -47,8 +69,7 @@ class MLP(nn.Module):
         self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = side_by_side(x, self.gate_proj, self.up_proj)
-        return self.down_proj(F.silu(gate) * up)
+        return self.down_proj(swiglu(x, self.gate_proj, self.up_proj))
 
 
 class DecoderLayer(nn.Module):

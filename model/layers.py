@@ -1,6 +1,6 @@
 """Small layers shared by the towers.
 
-RMSNorm and RoPE have hand-written backwards: on CPU the composed ones cost about twice the memory traffic.
+RMSNorm, RoPE and SwiGLU have hand-written backwards: on CPU the composed ones cost about twice the memory traffic.
 """
 
 from collections.abc import Sequence
@@ -9,6 +9,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+WIDE = (torch.float32, torch.float64)
 
 
 class RMSNorm(nn.Module):
@@ -21,14 +23,22 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
-        is_wide = x.dtype in (torch.float32, torch.float64)
-        if is_wide and torch.is_grad_enabled():
-            return _RMSNorm.apply(x, self.weight, self.eps)
-        if is_wide or x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # on CPU the same bits; fp32 inside on a GPU
+        if x.dtype in WIDE:
+            return rms_norm(x, self.weight, self.eps)
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel, fp32 inside
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """x [..., width] of a dtype in WIDE / rms(x), times the weight [width] or [heads, width]."""
+    if torch.is_grad_enabled():
+        return _RMSNorm.apply(x, weight, eps)
+    if weight.dim() == 1:
+        return F.rms_norm(x, weight.shape, weight, eps)
+    return F.rms_norm(x, weight.shape[-1:], None, eps).mul_(weight)
 
 
 class _RMSNorm(torch.autograd.Function):
@@ -44,9 +54,10 @@ class _RMSNorm(torch.autograd.Function):
         (grad,) = grads
         normed, scale, weight = ctx.saved_tensors
         product = grad * normed
-        mean = (product @ weight).unsqueeze(-1) / -weight.shape[0]
+        mean = product @ weight if weight.dim() == 1 else torch.linalg.vecdot(product, weight)
+        mean = mean.unsqueeze(-1) / -weight.shape[-1]
         grad_x = torch.addcmul(grad * weight, normed, mean).mul_(scale)
-        return grad_x, product.flatten(0, -2).sum(0), None
+        return grad_x, product.flatten(0, -weight.dim() - 1).sum(0), None
 
 
 def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -57,8 +68,49 @@ def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """
     if x.is_cuda:
         return tuple(layer(x) for layer in layers)
-    sizes = [layer.weight.shape[0] for layer in layers]
-    return F.linear(x, _joint_weight(layers, sum(sizes))).split(sizes, dim=-1)
+    return joint_linear(x, *layers).split([layer.weight.shape[0] for layer in layers], dim=-1)
+
+
+def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
+    """[..., rows of all]: what `side_by_side` does on CPU."""
+    return F.linear(x, _joint_weight(layers))
+
+
+def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
+    """silu(gate(x)) * up(x), of bias-free layers."""
+    if x.is_cuda:
+        return F.silu(gate(x)) * up(x)
+    return silu_product(joint_linear(x, gate, up))
+
+
+def silu_product(joint: Tensor) -> Tensor:
+    """silu of the first half of the last dimension, times the second half."""
+    if torch.is_grad_enabled():
+        return _SiluProduct.apply(joint)
+    gate, up = joint.chunk(2, dim=-1)
+    return F.silu(gate).mul_(up)
+
+
+class _SiluProduct(torch.autograd.Function):
+    """Its backward writes both halves in place: autograd would make them apart and copy them together."""
+
+    @staticmethod
+    def forward(ctx: Any, joint: Tensor) -> Tensor:
+        gate, up = joint.chunk(2, dim=-1)
+        activation = F.silu(gate)
+        ctx.save_for_backward(joint, activation)
+        return activation * up
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        (grad,) = grads
+        joint, activation = ctx.saved_tensors
+        gate, up = joint.chunk(2, dim=-1)
+        grad_joint = torch.empty_like(joint)
+        grad_gate, grad_up = grad_joint.chunk(2, dim=-1)
+        torch.ops.aten.silu_backward.grad_input(grad * up, gate, grad_input=grad_gate)
+        torch.mul(grad, activation, out=grad_up)
+        return grad_joint
 
 
 def lay_side_by_side(*layers: nn.Linear) -> None:
@@ -68,7 +120,7 @@ def lay_side_by_side(*layers: nn.Linear) -> None:
         layer.weight.data = rows
 
 
-def _joint_weight(layers: Sequence[nn.Linear], num_rows: int) -> Tensor:
+def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
     """[rows of all, width]; a view where frozen weights lie one behind the other."""
     weights = [layer.weight for layer in layers]
     first = weights[0]
@@ -79,7 +131,7 @@ def _joint_weight(layers: Sequence[nn.Linear], num_rows: int) -> Tensor:
         for weight, end in zip(weights[1:], ends, strict=False)
     ):
         return torch.cat(weights)
-    return first.as_strided((num_rows, first.shape[1]), first.stride())
+    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
 
 
 def maybe_checkpoint(owner: nn.Module, block: nn.Module, *inputs: Any) -> Any:
@@ -117,9 +169,8 @@ class _Rotate(torch.autograd.Function):
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor, sign: float) -> Tensor:
-    half = x.shape[-1] // 2
-    first, second = x[..., :half], x[..., half:]
-    out = torch.empty_like(x)
-    torch.mul(first, cos, out=out[..., :half]).addcmul_(second, sin, value=-sign)
-    torch.mul(second, cos, out=out[..., half:]).addcmul_(first, sin, value=sign)
+    (first, second), out = x.chunk(2, dim=-1), torch.empty_like(x)
+    left, right = out.chunk(2, dim=-1)
+    torch.mul(first, cos, out=left).addcmul_(second, sin, value=-sign)
+    torch.mul(second, cos, out=right).addcmul_(first, sin, value=sign)
     return out

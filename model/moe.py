@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoeLanguageConfig
+from model.layers import silu_product
 
 
 class Routing(NamedTuple):
@@ -68,8 +69,7 @@ class Experts(nn.Module):
 
 
 def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    gate, up = F.linear(x, gate_up).chunk(2, dim=-1)
-    return F.linear(F.silu(gate) * up, down)
+    return F.linear(silu_product(F.linear(x, gate_up)), down)
 
 
 class MoeMLP(nn.Module):

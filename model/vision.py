@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.attention import sdpa
 from model.config import AnyResVisionConfig, VisionConfig
-from model.layers import RMSNorm, maybe_checkpoint, side_by_side
+from model.layers import RMSNorm, maybe_checkpoint, swiglu
 
 
 class Patchifier(nn.Module):
@@ -65,8 +65,7 @@ class VisionMLP(nn.Module):
         self.fc3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        gate, up = side_by_side(x, self.fc1, self.fc3)
-        return self.fc2(F.silu(gate) * up)
+        return self.fc2(swiglu(x, self.fc1, self.fc3))
 
 
 class VisionBlock(nn.Module):

@@ -87,7 +87,7 @@ class EngineConfig:
     """forward and backward: bfloat16 on a GPU, else float32; the optimizer's weights are float32 always"""
     num_threads: int = 2
     """CPU threads inside an operation; part of the run's identity, because it changes last bits"""
-    micro_batch_tokens: int = 2600
+    micro_batch_tokens: int = 8192
     """packed tokens of one forward and backward"""
     freeze: list[Tower] = field(default_factory=list)
     """towers whose weights stay as they are"""
