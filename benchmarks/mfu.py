@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--sizes", default="L,W", help="of the benchmark's models")
     parser.add_argument("--ratio", choices=RATIOS, default="1:1", help="prompt : mean completion")
     parser.add_argument("--groups", type=int, default=1, help="groups in an update")
-    parser.add_argument("--budget", type=int, default=2600, help="tokens of a micro-batch")
+    parser.add_argument("--budget", type=int, default=8192, help="tokens of a micro-batch")
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(THREADS)

@@ -25,8 +25,15 @@ from conf.cli import assign
 THREADS, BAR, POINTS_OF_ACCURACY, MARGIN = 2, 4.0, 4, 3.0
 FEWEST_STEPS = 4  # the first warms up, quartiles need some
 SIDES = ("ours", "trl")
+MICRO_BATCHES = (8, 32, 128)  # of TRL's 128 rows of a step
 PHASES = ("seconds", "sampling", "rewards", "update", "completion_tokens")
-COMMON = ["recipe=quickstart", "algorithm=grpo", f"engine.num_threads={THREADS}", "run.save_every=1000000"]
+COMMON = [
+    "recipe=quickstart",
+    "algorithm=grpo",
+    f"engine.num_threads={THREADS}",
+    "run.save_every=1000000",
+    "engine.device=cpu",
+]
 VISUAL = [
     "rollouts.max_prompt_tokens=384",
     "reward.functions=[examples/brevity_reward.py:brevity]",  # random text is never right: this gives advantages
@@ -66,14 +73,36 @@ def visual_checkpoint(folder: Path) -> Path:
     return folder
 
 
-def run_pair(folder: Path, overrides: list[str], held_out: str, every: int) -> dict[str, Any]:
+def fastest_micro_batch(folder: Path, overrides: list[str]) -> int:
+    """Rows of a forward and backward pass that suit TRL best on these prompts, from a step of each."""
+    path = folder / "micro_batch.json"
+    if not path.exists():
+        seconds = {}
+        for size in MICRO_BATCHES:
+            kept = [item for item in overrides if not item.startswith("trainer.max_steps=")]
+            own = [*kept, f"trainer.micro_batch_size={size}", "trainer.max_steps=2"]
+            shutil.rmtree(folder / str(size), ignore_errors=True)
+            child = Child("trl", folder / str(size), own, "", 1)
+            child.wait()
+            while child.runs:
+                child.go_on()
+            result = json.loads((folder / str(size) / "result.json").read_text())
+            seconds[size] = result["steps"][1]["seconds"]
+            print(f"  TRL, {size} rows a pass: {seconds[size]:.2f} s a step", file=sys.stderr, flush=True)
+        path.write_text(json.dumps(seconds))
+    seconds = json.loads(path.read_text())
+    return int(min(seconds, key=seconds.__getitem__))
+
+
+def run_pair(folder: Path, overrides: list[str], trl_only: list[str], held_out: str, every: int) -> dict[str, Any]:
     """Results of both sides, from turns of one step each."""
     results = {side: folder / side / "result.json" for side in SIDES}
     if not all(path.exists() for path in results.values()):
         shutil.rmtree(folder, ignore_errors=True)
         children = []
         for side in SIDES:  # one after the other: each comes to the end of its first step before the next one starts
-            children.append(Child(side, folder / side, overrides, held_out, every))
+            own = [*overrides, *(trl_only if side == "trl" else [])]
+            children.append(Child(side, folder / side, own, held_out, every))
             children[-1].wait()
         while any(child.runs for child in children):
             for child in children:
@@ -170,7 +199,9 @@ def main() -> None:
             overrides = [*prompts, *own, assign("checkpoint", start), f"run.seed={seed}"]
             held_out = str(data / "test.jsonl") if point == "quickstart" else ""
             folder = root / f"{point}_{seed}_{steps if held_out else visual_steps}"
-            pairs.append(run_pair(folder, overrides, held_out, max(1, steps // POINTS_OF_ACCURACY)))
+            rows = fastest_micro_batch(root / f"{point}_micro_batch", overrides)
+            trl_only = [f"trainer.micro_batch_size={rows}"]
+            pairs.append(run_pair(folder, overrides, trl_only, held_out, max(1, steps // POINTS_OF_ACCURACY)))
             print(f"{point}, seed {seed}: {speed(pairs[-1:])['speedup']}", flush=True)
         points[point] = {**speed(pairs), **(accuracies(pairs) if point == "quickstart" else {})}
     result = {

@@ -103,8 +103,9 @@ def run_ours(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], 
 
 def run_trl(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], Path]:
     """The parts of `trainer=trl`, without its logs and with evaluations between steps."""
+    import torch
+
     from model.checkpoint import load_processor
-    from model.engine.local import use_deterministic_cpu
     from rlhf.algorithms.registry import build_algorithm
     from rlhf.prompts import open_prompts
     from rlhf.trl_settings import check
@@ -115,7 +116,7 @@ def run_trl(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], P
     checkpoint, folder = Path(config.checkpoint), Path(config.run.dir)
     processor = load_processor(checkpoint)
     algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
-    use_deterministic_cpu(config.engine.num_threads)
+    torch.set_num_threads(config.engine.num_threads)  # and no deterministic kernels: the cost of those is ours alone
     prompts, _ = open_prompts(config, processor, folder)
     curve: list[dict[str, Any]] = []
     with Rubric(config.reward) as rubric:
@@ -194,7 +195,7 @@ def accuracy(config: RlConfig, checkpoint: Path, prompts: str) -> dict[str, floa
 def main() -> None:
     arm = Arm(**json.loads(sys.argv[1]))
     steps, curve, final = {"ours": run_ours, "trl": run_trl}[arm.side](arm, Turns(arm.turn))
-    config, _ = load_config("rlhf", arm.overrides)
+    config, _ = load_config("rlhf", [*arm.overrides, *(["trainer=trl"] if arm.side == "trl" else [])])
     result = {
         "steps": [asdict(step) for step in steps],
         "curve": curve,

@@ -1,4 +1,4 @@
-"""What does an update cost as it grows? `python -m benchmarks.scaling [size=M] [rounds=3] [budget=2600]
+"""What does an update cost as it grows? `python -m benchmarks.scaling [size=M] [rounds=3] [budget=8192]
 [plot=runs/update_scaling.png]`.
 
 Seconds of one policy update by the project's own path (packing and optimizer step included; float32, 2 threads) against
@@ -118,7 +118,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 def main() -> None:
     options = dict(argument.split("=", 1) for argument in sys.argv[1:])
-    size, budget, rounds = options.get("size", "M"), int(options.get("budget", 2600)), int(options.get("rounds", 3))
+    size, budget, rounds = options.get("size", "M"), int(options.get("budget", 8192)), int(options.get("rounds", 3))
     path = Path(options.get("plot", "runs/update_scaling.png"))
     torch.set_num_threads(THREADS)
     found = measure(build_model(SIZES[size]), budget, rounds)

@@ -5,6 +5,7 @@ ROWS in a pass. Memory is the peak of the process in the largest forward and bac
 weights, gradients and the optimizer's moments are part of the level before. The last line is one JSON object.
 """
 
+import gc
 import json
 import subprocess
 import sys
@@ -45,13 +46,16 @@ def measure_here(way: str, size: str, ratio: str, budget: int, rows: int) -> dic
     per_pass = rows or -(-completions // len(shared.batches()))
     side = shared if way == "shared" else PaddedUpdate(shared.engine, groups, per_pass, one_vision=False)
     _touch(shared)
+    gc.collect()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew at what is held now
     before = peak_bytes()
     side.largest_pass()
     return {"bytes": peak_bytes() - before, "completions_per_pass": per_pass}
 
 
 def peak_bytes() -> int:
-    """Of this process so far. Not ru_maxrss: that begins with the peak of the process that started this one."""
+    """Of this process since it was last reset. Not ru_maxrss: that begins with the peak of the process that started
+    this one."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

@@ -1,5 +1,5 @@
 """One policy update, four ways: `python -m benchmarks.update_phase [sizes=T,M,L] [ratios=4:1,2:1,1:1,1:4] [rounds=N]
-[budget=2600]`.
+[budget=8192]`.
 
 Groups of 8 about one image of 256 visual tokens with ragged completions; `ratios` are prompt : mean completion length.
 An update is forward, policy loss on completion tokens, backward, clipping and fused AdamW, in float32 on 2 threads, by
@@ -35,10 +35,10 @@ from model.config import SailVL2Config
 from model.sail_vl2 import SailVL2
 from rlhf.trajectory import Group
 
-THREADS, BUDGET = 2, 2600
+THREADS, BUDGET = 2, 8192
 ROUNDS, SECONDS = (2, 5), 30
 """As many rounds as fit in the seconds, within these bounds."""
-ROWS_PER_PASS, MAX_PASS_TOKENS = (1, 2, 4, 8), 4096
+ROWS_PER_PASS, MAX_PASS_TOKENS = (1, 2, 4, 8, 16), 8192
 BARS = {"share_of_ideal": 0.7, "speedup_over_trl at 4:1 and 2:1": 4.0, "padded_efficiency": 0.8}
 LOW_IS_BAD = ("share_of_ideal", "padded_efficiency", "speedup_over_trl", "peak_memory_ratio", "ideal_ratio")
 HIGH_IS_BAD = ("padded_seconds", "padded_one_vision_seconds", "shared_seconds", "trl_seconds")
@@ -70,11 +70,15 @@ def fastest_rows(build: Callable[[int], Any], row_tokens: float) -> tuple[Any, d
         if rows > 1 and rows * row_tokens > MAX_PASS_TOKENS:
             break
         side = build(rows)
-        begin = time.perf_counter()
-        side.one_pass()
-        seconds[rows] = (time.perf_counter() - begin) / rows
+        seconds[rows] = min(timed(side.one_pass) for _ in range(2)) / rows
     best = min(seconds, key=lambda rows: seconds[rows])
     return build(best), {str(rows): round(value, 4) for rows, value in seconds.items()}
+
+
+def timed(work: Callable[[], Any]) -> float:
+    begin = time.perf_counter()
+    work()
+    return time.perf_counter() - begin
 
 
 def equal_rows(padded: PaddedUpdate, rows_per_pass: int, config: SailVL2Config) -> PaddedUpdate:

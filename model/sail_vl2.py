@@ -96,6 +96,13 @@ class SailVL2(nn.Module):
             return lambda layer, q, k, v: split_attention(q, k, v, layout)
         return lambda layer, q, k, v: packed_attention(q, k, v, layout)
 
+    def _attend_prompts(self, inputs: ModelInputs) -> Attend:
+        """Of prompts that are sampled from: on CPU each by itself, so that its bits do not depend on its company."""
+        on_cpu = inputs.layout.slot_of_token.device.type == "cpu"
+        if on_cpu and self.attention_kernel in (AttentionKernel.auto, AttentionKernel.split):
+            return lambda layer, q, k, v: split_attention(q, k, v, inputs.layout)
+        return self._attend_packed(inputs)
+
     def forward(
         self,
         inputs: ModelInputs,
@@ -144,7 +151,7 @@ class SailVL2(nn.Module):
         num_prompts, longest = layout.root_tokens.shape
         if longest > room:
             raise ValueError(f"room: expected at least the {longest} tokens of the longest prompt, found {room}")
-        attend_packed = self._attend_packed(inputs)
+        attend_packed = self._attend_prompts(inputs)
         cache = GroupCache.empty(inputs.root_lengths, group_size, room, next(self.parameters()).dtype)
 
         def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:

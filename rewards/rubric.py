@@ -189,14 +189,18 @@ class Rubric:
             print(f"reward part {name!r} is unscorable: {outcome.reason}{detail}", file=sys.stderr)
 
     def _watch(self, results: Sequence[RewardResult]) -> None:
-        self._recent.extend(result.status is Status.unscorable for result in results)
-        share = sum(self._recent) / max(1, len(self._recent))
-        if len(self._recent) >= self.min_seen and share > self.config.max_unscorable_share:
-            reason = next((r.reason for r in reversed(results) if r.status is Status.unscorable), "")
-            raise TooManyUnscorable(
-                f"reward.max_unscorable_share: expected at most {self.config.max_unscorable_share:.1%} of the last "
-                f"{len(self._recent)} completions unscorable, found {share:.1%}; latest reason: {reason}"
-            )
+        """One completion after the other: how many are scored at a time must not decide whether a run ends."""
+        reason = ""
+        for result in results:
+            is_unscorable = result.status is Status.unscorable
+            reason = result.reason if is_unscorable else reason
+            self._recent.append(is_unscorable)
+            share = sum(self._recent) / len(self._recent)
+            if len(self._recent) >= self.min_seen and share > self.config.max_unscorable_share:
+                raise TooManyUnscorable(
+                    f"reward.max_unscorable_share: expected at most {self.config.max_unscorable_share:.1%} of the last "
+                    f"{len(self._recent)} completions unscorable, found {share:.1%}; latest reason: {reason}"
+                )
 
 
 def _claim(item: RewardInput) -> Claim:

@@ -157,7 +157,7 @@ class Collector:
             name_failures(sampled)
             return groups + [group for future in scored for group in future.result()]
         finally:
-            scorer.shutdown(cancel_futures=True)
+            scorer.shutdown(wait=False, cancel_futures=True)  # all is done, or the run ends and with it its rubric
 
     def _next_task(self) -> Task:
         while True:

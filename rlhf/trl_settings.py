@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
+from model.engine.config import ComputeDtype, Device
 from rlhf.algorithms.config import (
     AdvantageScale,
     AlgorithmConfig,
@@ -50,6 +51,8 @@ def check(config: RlConfig) -> None:
             "python -m rlhf.evaluate on run.dir/final"
         )
     _check_batches(config)
+    _expect("engine.device", config.engine.device, Device.auto, Device.cpu)
+    _expect("engine.compute_dtype", config.engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)
 
 
 def uses_rloo(config: RlConfig) -> bool:
@@ -80,6 +83,8 @@ def switched_off(config: RlConfig) -> str:
     off.append(
         f"every step draws {trainer.groups_per_step} prompts (no trainer.max_draws, when_budget_ends, keep_surplus)"
     )
+    if config.rollouts.processes > 1:
+        off.append(f"one sampler (not rollouts.processes={config.rollouts.processes}), without rollouts.max_rows")
     off.append("no ledger, no checkpoints, no guard against numbers that are not finite")
     return f"trainer=trl: {'; '.join(off)}; docs/trl.md says what is not equal"
 
@@ -91,7 +96,7 @@ def trl_arguments(config: RlConfig, barred_ids: Sequence[int]) -> dict[str, Any]
     return {
         "output_dir": config.run.dir,
         "seed": config.run.seed,
-        "use_cpu": True,  # our own engine trains there too
+        "use_cpu": True,
         "bf16": False,
         "gradient_checkpointing": config.engine.gradient_checkpointing,
         "max_steps": config.trainer.max_steps * updates_per_step(config),

@@ -14,7 +14,8 @@ class RolloutConfig:
     max_rows: int = 512
     """completions decoded side by side"""
     processes: int = 1
-    """samplers: 1 samples in the trainer's process with its threads; more are processes of one CPU thread each"""
+    """samplers of a model on CPU: 1 samples in the trainer's process with its threads; more are processes of one thread
+    each (on Linux). A GPU has one sampler"""
 
     def __post_init__(self) -> None:
         for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows", "processes"):

@@ -25,6 +25,8 @@ _PATIENCE = 2.0  # seconds for a process to end by itself
 class SamplerDied(RuntimeError):
     """A sampler's process ended or failed; the message says which and why."""
 
+    exit_code = 8
+
 
 class ProcessWorkers:
     """`RolloutWorker` over `config.processes` embedded ones. Each group goes where the fewest are open, so a batch that
@@ -32,17 +34,18 @@ class ProcessWorkers:
     """
 
     def __init__(self, model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
-        """`model` is only read here. Processes start beside the caller, who waits for them at the first `poll`."""
-        if model.device.type != "cpu":
-            raise ValueError(
-                f"rollouts.processes: expected 1 for a model on {model.device}, found {config.processes}; several "
-                "processes are for samplers on CPU"
-            )
+        """`model` is on CPU and only read here. Processes start beside the caller, who waits at the first `poll`."""
         self.config = config
         self._buffer = WeightBuffer.create(released_tensors(model))
         memory = self._buffer.places, self._buffer.size, self._buffer.descriptor
-        self._start = Start(processor, config.of_one_process(), run_seed, model.dtype, *memory)
-        self._children = [_Child(number, self._buffer.descriptor) for number in range(config.processes)]
+        self._start = Start(model.config, processor, config.of_one_process(), run_seed, model.dtype, *memory)
+        self._children: list[_Child] = []
+        try:
+            for number in range(config.processes):
+                self._children.append(_Child(number, self._buffer.descriptor))
+        except OSError:
+            self.close()
+            raise
         self._has_started = False
         self._waiting: list[tuple[int, RolloutRequest]] = []
         self._child_of: dict[int, _Child] = {}  # open requests that were given out
@@ -100,6 +103,8 @@ class ProcessWorkers:
             child.connection.close()
         for child in self._children:
             child.end()
+        self._children = []
+        self._buffer.close()
 
     def _begin(self) -> None:
         """Processes read what to sample with once they have loaded their libraries, some seconds after they began."""
@@ -154,8 +159,9 @@ class _Child:
     def send(self, message: Any) -> None:
         try:
             send(self.connection, message)
-        except OSError as error:
-            raise self._death("") from error
+        except OSError:
+            while True:  # what it sent before it ended says why
+                self.receive()
 
     def receive(self) -> Any:
         try:

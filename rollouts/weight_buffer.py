@@ -47,6 +47,12 @@ class WeightBuffer:
             buffer.put(name, tensor)
         return buffer
 
+    def close(self) -> None:
+        """No other process can attach from here on; those that have keep the memory."""
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+        self.descriptor = -1
+
     def put(self, name: str, tensor: Tensor) -> None:
         """`ValueError` for a tensor that the buffer was not made for."""
         place = self.places.get(name)

@@ -6,6 +6,7 @@ It works while its connection stands, and ends when the other side is gone.
 import contextlib
 import os
 import pickle
+import signal
 import sys
 import traceback
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import empty_model, fill
+from model.config import SailVL2Config
 from model.engine.local import use_deterministic_cpu
 from model.processor import Processor
 from rollouts.config import RolloutConfig
@@ -28,6 +30,7 @@ from rollouts.weight_buffer import Place, WeightBuffer
 class Start:
     """The first message to a process: what it samples with. Weights come by shared memory."""
 
+    model_config: SailVL2Config
     processor: Processor
     config: RolloutConfig
     run_seed: int
@@ -50,7 +53,7 @@ def serve(connection: "Connection[Any, Any]") -> None:
     """Messages are (verb, arguments...). Answers: ("done", groups) as they come, ("updated", checksums) in turn."""
     start: Start = receive(connection)
     buffer = WeightBuffer(start.buffer_descriptor, start.places, start.buffer_size)
-    model = empty_model(start.processor.config, start.dtype)
+    model = empty_model(start.model_config, start.dtype)
     fill(model, buffer.items())
     worker = EmbeddedWorker(model, start.processor, start.config, start.run_seed)
     del model
@@ -93,6 +96,7 @@ def _update(worker: EmbeddedWorker, buffer: WeightBuffer, version: int, manifest
 def main(arguments: list[str]) -> int:
     connection: Connection[Any, Any] = Connection(int(arguments[0]))
     os.set_inheritable(connection.fileno(), False)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job's launcher may send it to all: the caller ends this process
     use_deterministic_cpu(num_threads=1)
     try:
         serve(connection)

@@ -142,8 +142,17 @@ class TestRateOfFailures:
         with pytest.raises(TooManyUnscorable):
             scored(0, 1)
 
+    def test_does_not_depend_on_how_many_are_scored_at_a_time(self, make_input):
+        bad, fine = make_input(RIGHT, reference="???"), make_input(RIGHT)
+        inputs = [*[fine] * 150, *[bad] * 5, *[fine] * 300]
+        for size in (1, 7, 455):
+            with Rubric(RewardConfig()) as rubric, pytest.raises(TooManyUnscorable, match="last 200 completions"):
+                for start in range(0, len(inputs), size):
+                    rubric.score(inputs[start : start + size])
+
     def test_forgets_what_is_older_than_the_window(self, scored):
-        scored(20, 980)
+        scored(0, 980)
+        scored(20, 0)
         scored(0, 1000)
         scored(20, 0)
         with pytest.raises(TooManyUnscorable, match=r"last 1000 completions unscorable, found 2\.1%"):

@@ -75,6 +75,22 @@ def test_draws_do_not_depend_on_batch_composition_or_order(tiny, tasks):
     assert [r.completion_ids for g in together for r in g] == [r.completion_ids for g in backwards[::-1] for r in g]
 
 
+def test_prompts_of_any_length_do_not_depend_on_company(tiny, tasks):
+    """Alone, beside a prompt of the same length, and beside shorter and longer ones: bit-identical."""
+    prompt = tasks[0].request(0, 8)
+
+    def lengthened(draw: int, length: int):
+        ids = [*prompt.prompt_ids, *[5 + i % 50 for i in range(length - len(prompt.prompt_ids))]]
+        return dataclasses.replace(prompt, draw=draw, prompt_ids=ids)
+
+    for length in (75, 90, 110, 210, 350):
+        one = lengthened(0, length)
+        alone = generate(make_worker(tiny, max_prompt_tokens=400), [one])[0]
+        for others in ([length], [length - 4, length + 6], [80, 96, 128, 200, 380]):
+            company = [lengthened(1 + n, other) for n, other in enumerate(others)]
+            assert generate(make_worker(tiny, max_prompt_tokens=400), [*company, one])[-1] == alone
+
+
 def test_siblings_draws_and_run_seeds_differ(tiny, tasks):
     def texts(seed: int, draw: int) -> list[list[int]]:
         return [r.completion_ids for r in generate(make_worker(tiny, seed), [tasks[0].request(draw, 4)])[0]]

@@ -115,6 +115,32 @@ def test_a_killed_process_ends_the_wait_and_is_named(tasks, own_workers):
     assert not any(is_running(pid) for pid in pids)
 
 
+def test_a_signal_to_the_whole_job_does_not_end_the_samplers(tasks, own_workers):
+    """A launcher that stops a job sends SIGTERM to every process of it; the trainer still finishes its step."""
+    assert len(generate(own_workers, [tasks[0].request(0, 4)])) == 1  # they are up
+    for child in own_workers._children:
+        child._process.terminate()
+    assert len(generate(own_workers, [task.request(draw, 4) for draw, task in enumerate(tasks)])) == len(tasks)
+
+
+def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
+    """Its processor still says what config.json says."""
+    model, processor = tiny
+    assert model.config.language.tie_word_embeddings
+    config = dataclasses.replace(
+        model.config, language=dataclasses.replace(model.config.language, tie_word_embeddings=False)
+    )
+    untied = SailVL2(config)
+    untied.initialise(3)
+    requests = [task.request(draw, 4) for draw, task in enumerate(tasks[:2])]
+    workers = ProcessWorkers(untied, processor, CONFIG, 7)
+    try:
+        found = generate(workers, requests)
+    finally:
+        workers.close()
+    assert found == generate(EmbeddedWorker(untied, processor, CONFIG, 7), requests)
+
+
 def test_an_error_in_a_process_comes_with_its_traceback(tasks, own_workers):
     bad = dataclasses.replace(tasks[0].request(0, 2), images=[torch.zeros(1, 3, 5, 7)])
     own_workers.submit(bad)
