@@ -15,6 +15,7 @@ from torch import Tensor
 
 from model import dense_attention
 from model.attention import Layout, Run, cpu_flash
+from model.layers import WIDE
 from model.threads import each_on_one_thread
 
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -22,7 +23,7 @@ _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_bac
 
 def split_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q [T, H, K], k and v [T, Hkv, K] on CPU -> [T, H, K]; scale 1/sqrt(K)."""
-    can_be_dense = q.dtype in (torch.float32, torch.float64)  # others need sums in more bits than they have
+    can_be_dense = q.dtype in WIDE  # others need sums in more bits than they have
     biases = layout.short_biases(dense_attention.LONGEST if can_be_dense else 0)
     return _SplitAttention.apply(q, k, v, layout.runs, biases)
 
