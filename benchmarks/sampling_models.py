@@ -120,8 +120,8 @@ def make_requests(processor: Processor, text_lengths: Sequence[int], group: int)
     for number, length in enumerate(text_lengths):
         text = _random_text(processor, length, 1000 + number)
         pixels = torch.randn(1, 3, side, side, generator=torch.Generator().manual_seed(number))
-        ids = [*text[:4], *[processor.placeholder_id] * visual, *text[4:]]
-        requests.append(RolloutRequest(number, str(number), ids, [pixels], group))
+        ids, short = ([*text[:4], *[processor.placeholder_id] * count, *text[4:]] for count in (visual, 1))
+        requests.append(RolloutRequest(number, str(number), ids, short, [pixels], group))
     return requests
 
 

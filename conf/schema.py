@@ -6,6 +6,7 @@ from model.config import AssembleConfig, ChatConfig, DescribeConfig
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
+from rollouts.config import ROLLOUT_CONFIGS
 from sft.config import SftConfig
 
 ENTRIES: dict[str, type] = {
@@ -31,7 +32,12 @@ MODULES: dict[str, str] = {
 }
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {
-    "rlhf": {"algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig}, "trainer": {**TRAINER_CONFIGS}}
+    "rlhf": {
+        "algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig},
+        "trainer": {**TRAINER_CONFIGS},
+        "rollouts": {**ROLLOUT_CONFIGS},
+    },
+    "evaluate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
 

@@ -60,18 +60,23 @@ def save_model(
     """Write a checkpoint folder, whole or not at all. Both head and embedding are stored, tied or not."""
     target = getattr(torch, dtype)
     shards = _shard(released_tensors(model), target.itemsize, max_shard_bytes)
-    config = {**model.config.to_published(), "dtype": dtype, "image_token_id": processor.placeholder_id}
-    files: dict[str, bytes | Callable[[], bytes]] = {"config.json": json.dumps(config, indent=2).encode()}
+    files: dict[str, bytes | Callable[[], bytes]] = {**description_files(model.config, processor, dtype)}
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
     files |= {name: partial(_shard_bytes, shard, target) for name, shard in zip(names, shards, strict=True)}
     if len(shards) > 1:
         total = sum(tensor.numel() for shard in shards for tensor in shard.values()) * target.itemsize
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         files[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()
+    write_folder(folder, files)
+
+
+def description_files(config: SailVL2Config, processor: Processor, dtype: str = "float32") -> dict[str, bytes]:
+    """Name -> content of the files of a checkpoint folder that are not weights."""
+    published = {**config.to_published(), "dtype": dtype, "image_token_id": processor.placeholder_id}
     with tempfile.TemporaryDirectory() as scratch:
         processor.save(Path(scratch))
-        files |= {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    write_folder(folder, files)
+        files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
+    return {"config.json": json.dumps(published, indent=2).encode(), **files}
 
 
 def _shard(tensors: Mapping[str, Tensor], itemsize: int, limit: int) -> list[dict[str, Tensor]]:

@@ -68,7 +68,7 @@ class SAILVLProcessor(ProcessorMixin):
         self.tokenizer = tokenizer
         self.image_token = IMAGE_CONTEXT
         self.image_token_id = self.processor.placeholder_id
-        self.chat_template = "by parts: see model.processor"
+        self.chat_template = self.processor.chat_template  # for servers; here messages are encoded by parts
 
     @property
     def processor(self) -> Processor:

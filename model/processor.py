@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model import chat_template
 from model.batch import PaddedBatch, pad_rows
 from model.config import SailVL2Config
 from model.interface import (
@@ -85,6 +86,11 @@ class Processor:
         other = copy.copy(self)
         other.settings = dataclasses.replace(self.settings, **changes)
         return other
+
+    @property
+    def chat_template(self) -> str:
+        """The template as Jinja source."""
+        return chat_template.chat_template(self.settings.instruction_on_new_line)
 
     @property
     def barred_ids(self) -> list[int]:
@@ -219,6 +225,7 @@ class Processor:
         self.tokenizer.save(folder)
         text = json.dumps(self.settings.to_published(self.config), indent=2, ensure_ascii=False)
         (folder / FILE).write_text(text, encoding="utf-8")
+        (folder / chat_template.FILE).write_text(self.chat_template, encoding="utf-8")
 
     def _control(self, name: str) -> int:
         return self.tokenizer.control[name]

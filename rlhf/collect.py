@@ -23,7 +23,10 @@ from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 
-SAMPLER_FAILED = RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite")
+SAMPLER_FAILED = {
+    FinishReason.error: RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite"),
+    FinishReason.deadline: RewardResult(None, {}, Status.unscorable, "the sampler was not done in rollouts.deadline_s"),
+}
 
 
 class BudgetExhausted(CleanStop):
@@ -209,12 +212,12 @@ def score_groups(
         reward_input(task, rollout, tokenizer)
         for task, group in zip(tasks, rollouts, strict=True)
         for rollout in group
-        if rollout.finish_reason is not FinishReason.error
+        if not rollout.finish_reason.is_failure
     ]
     results = iter(rubric.score(inputs) if inputs else [])
     groups = []
     for task, group in zip(tasks, rollouts, strict=True):
-        rewarded = [(r, SAMPLER_FAILED if r.finish_reason is FinishReason.error else next(results)) for r in group]
+        rewarded = [(r, SAMPLER_FAILED.get(r.finish_reason) or next(results)) for r in group]
         trajectories = tuple(Trajectory(r, reward, algorithm.shape_reward(reward, r)) for r, reward in rewarded)
         groups.append(Group(group[0].draw, task.prompt, task.images, trajectories))
     return groups

@@ -14,7 +14,7 @@ from rewards.rubric import Rubric
 from rlhf.collect import SAMPLER_FAILED, name_failures, reward_input
 from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
-from rollouts.rollout import FinishReason, Prompt, RolloutWorker, generate
+from rollouts.rollout import Prompt, RolloutWorker, generate
 
 FIRST_DRAW = 2**40
 """Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
@@ -69,9 +69,9 @@ def ask(
     rollouts = generate(worker, requests)
     name_failures(rollouts)
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
-    sound = [pair for pair in pairs if pair[1].finish_reason is not FinishReason.error]
+    sound = [pair for pair in pairs if not pair[1].finish_reason.is_failure]
     scored = iter(rubric.score([reward_input(task, rollout, processor.tokenizer) for task, rollout in sound]))
-    results = [SAMPLER_FAILED if r.finish_reason is FinishReason.error else next(scored) for _, r in pairs]
+    results = [SAMPLER_FAILED.get(r.finish_reason) or next(scored) for _, r in pairs]
     right = [result.correct if result.value is not None else None for result in results]
     return Answers(
         right=[right[start : start + samples] for start in range(0, len(right), samples)],

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from conf.cli import assign, launch, load_config
 from model.engine.config import Start
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
+from rollouts.config import RolloutConfig
 
 _PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: a forked child may only call it
@@ -131,7 +132,12 @@ def _evaluation(config: PipelineConfig, stage: Stage, folder: Path, output: Path
         num_prompts=config.num_eval,
         seed=config.run.seed,
         num_threads=config.num_threads,
-        rollouts=replace(rl.rollouts, temperature=1.0, processes=1),  # starting more takes longer than it saves
+        # Our own sampler, alone: starting more, or vLLM, takes longer than it saves.
+        rollouts=RolloutConfig(
+            max_prompt_tokens=rl.rollouts.max_prompt_tokens,
+            max_completion_tokens=rl.rollouts.max_completion_tokens,
+            max_rows=rl.rollouts.max_rows,
+        ),
     )
 
 

@@ -41,7 +41,8 @@ class Task:
         return sum(image.nbytes for image in self.images) + _BYTES_OF_ID * ids
 
     def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
-        return RolloutRequest(draw, self.prompt.id, self.tokens.ids, self.images, group_size, greedy)
+        tokens = self.tokens
+        return RolloutRequest(draw, self.prompt.id, tokens.ids, tokens.placeholder_ids, self.images, group_size, greedy)
 
 
 class PromptSet:

@@ -3,8 +3,6 @@
 Batching is continuous: a finished completion frees its place, and waiting prompts move in while others go on.
 """
 
-import zlib
-
 import torch
 from torch import Tensor
 
@@ -17,6 +15,7 @@ from model.sail_vl2 import SailVL2
 from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Rollout, RolloutRequest
+from rollouts.weight_sync import tensor_checksum
 
 _PREFILL_TOKENS = 8192  # of prompts run side by side
 _FULL_ENOUGH = (0.875, 0.5)  # share of a cohort's rows that is live, on CPU and GPU; leaving records a graph anew
@@ -165,8 +164,3 @@ class EmbeddedWorker:
         chosen = torch.where(finite, drawn, self._processor.tokenizer.end_id)
         logprobs = logits.log_softmax(-1).gather(-1, chosen).double()
         return chosen.squeeze(-1), torch.where(finite, logprobs, torch.nan).squeeze(-1)
-
-
-def tensor_checksum(tensor: Tensor) -> int:
-    """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -29,7 +29,7 @@ class SamplerDied(RuntimeError):
 
 
 class ProcessWorkers:
-    """`RolloutWorker` over `config.processes` embedded ones. Each group goes where the fewest are open, so a batch that
+    """`RolloutWorker` over `config.workers` samplers. Each group goes where the fewest are open, so a batch that
     is submitted between two polls is always dealt out alike; completions are those of `EmbeddedWorker` with one thread.
     """
 
@@ -38,10 +38,10 @@ class ProcessWorkers:
         self.config = config
         self._buffer = WeightBuffer.create(released_tensors(model))
         memory = self._buffer.places, self._buffer.size, self._buffer.descriptor
-        self._start = Start(model.config, processor, config.of_one_process(), run_seed, model.dtype, *memory)
+        self._start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype, *memory)
         self._children: list[_Child] = []
         try:
-            for number in range(config.processes):
+            for number in range(config.workers):
                 self._children.append(_Child(number, self._buffer.descriptor))
         except OSError:
             self.close()
@@ -53,6 +53,10 @@ class ProcessWorkers:
         self._next_handle = 0
         self._manifest: dict[str, int] = {}
         self._received: set[str] = set()
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._child_of or self._done)
 
     def submit(self, request: RolloutRequest) -> int:
         self.config.check_length(request.prompt_id, len(request.prompt_ids))
@@ -183,7 +187,7 @@ class _Child:
         code = self.end()
         cause = f"killed by signal {-code}" if code < 0 else f"exit code {code}"
         return SamplerDied(
-            f"sampler process {self.number} of rollouts.processes ended ({cause}); its groups are lost, and the run "
+            f"sampler process {self.number} of rollouts.workers ended ({cause}); its groups are lost, and the run "
             f"continues from its last checkpoint when started again\n{reason}".rstrip()
         )
 

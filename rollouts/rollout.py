@@ -12,6 +12,12 @@ class FinishReason(Enum):
     stop = "stop"  # the policy ended its turn
     length = "length"  # overlong: the token limit came first
     error = "error"  # the sampler's numbers were not finite; the completion is worth nothing
+    deadline = "deadline"  # the sampler was not done in time; the completion is worth nothing
+
+    @property
+    def is_failure(self) -> bool:
+        """The sampler's, not the policy's: such a completion is unscorable."""
+        return self in (FinishReason.error, FinishReason.deadline)
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,7 @@ class RolloutRequest:
     draw: int
     prompt_id: str
     prompt_ids: Sequence[int]  # expanded form
+    placeholder_ids: Sequence[int]  # one placeholder per image or frame, for samplers that expand themselves
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
@@ -53,6 +60,11 @@ class Rollout:
 
 class RolloutWorker(Protocol):
     """Samples completions. `finish_update` proves which weights it holds before sampling goes on."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing is queued or being worked on."""
+        ...
 
     def submit(self, request: RolloutRequest) -> int:
         """Queue a request; returns its handle."""

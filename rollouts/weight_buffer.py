@@ -34,6 +34,20 @@ class WeightBuffer:
             self._tensors[name] = flat.view(place.shape)
 
     @classmethod
+    def open(cls, path: str, places: Mapping[str, Place], size: int) -> "WeightBuffer":
+        """Attach to another process's memory, under the `path` that it gave."""
+        descriptor = os.open(path, os.O_RDWR)
+        try:
+            return cls(descriptor, places, size)
+        finally:
+            os.close(descriptor)  # what is mapped stays
+
+    @property
+    def path(self) -> str:
+        """Where other processes of this user on this host find the memory, while this process holds it."""
+        return f"/proc/{os.getpid()}/fd/{self.descriptor}"
+
+    @classmethod
     def create(cls, tensors: Mapping[str, Tensor]) -> "WeightBuffer":
         """Room for these tensors, and their values."""
         places, size = {}, 0
@@ -62,7 +76,8 @@ class WeightBuffer:
                 f"weights: {name}: expected {expected}, found {list(tensor.shape)} {tensor.dtype}; a sampler keeps the "
                 "architecture and the dtype that it was started with"
             )
-        self._tensors[name].copy_(tensor)
+        if self._tensors[name].data_ptr() != tensor.data_ptr():
+            self._tensors[name].copy_(tensor)
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Views of the memory: they change when it is written."""

@@ -1,11 +1,17 @@
 """Bringing the policy's weights to the sampler, with proof that they arrived."""
 
+import zlib
 from collections.abc import Callable
 
+import torch
 from torch import Tensor
 
-from rollouts.embedded import tensor_checksum
 from rollouts.rollout import RolloutWorker
+
+
+def tensor_checksum(tensor: Tensor) -> int:
+    """CRC-32 of a tensor's bytes."""
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
 
 
 def sync_weights(publish: Callable[[], tuple[int, dict[str, Tensor]]], worker: RolloutWorker) -> int:

@@ -22,7 +22,8 @@ from model.config import SailVL2Config
 from model.engine.local import use_deterministic_cpu
 from model.processor import Processor
 from rollouts.config import RolloutConfig
-from rollouts.embedded import EmbeddedWorker
+from rollouts.rollout import RolloutWorker
+from rollouts.sampler import build_sampler
 from rollouts.weight_buffer import Place, WeightBuffer
 
 
@@ -55,7 +56,7 @@ def serve(connection: "Connection[Any, Any]") -> None:
     buffer = WeightBuffer(start.buffer_descriptor, start.places, start.buffer_size)
     model = empty_model(start.model_config, start.dtype)
     fill(model, buffer.items())
-    worker = EmbeddedWorker(model, start.processor, start.config, start.run_seed)
+    worker = build_sampler(model, start.processor, start.config, start.run_seed, buffer)
     del model
     messages: SimpleQueue[tuple[Any, ...]] = SimpleQueue()
     # Read at once: a caller that waits to be read, while this process waits for it to read, would wait for ever.
@@ -86,7 +87,7 @@ def _read(connection: "Connection[Any, Any]", messages: "SimpleQueue[tuple[Any, 
     messages.put(("end",))
 
 
-def _update(worker: EmbeddedWorker, buffer: WeightBuffer, version: int, manifest: dict[str, int]) -> dict[str, int]:
+def _update(worker: RolloutWorker, buffer: WeightBuffer, version: int, manifest: dict[str, int]) -> dict[str, int]:
     worker.begin_update(version, manifest)
     for name in manifest:
         worker.load(name, buffer.get(name))

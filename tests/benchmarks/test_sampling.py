@@ -25,7 +25,9 @@ def planted():
 def test_turns_end_by_the_planted_chance_and_barred_ids_never_come(planted):
     """48 geometric lengths of mean 10 cut at 32, so about 9.7 with a standard error of 1.3."""
     model, processor, requests = planted
-    worker = EmbeddedWorker(model, processor, RolloutConfig(96, LIMIT), run_seed=0)
+    worker = EmbeddedWorker(
+        model, processor, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=LIMIT), run_seed=0
+    )
     drawn = [rollout.completion_ids for group in generate(worker, requests) for rollout in group]
     assert 6 < sum(map(len, drawn)) / len(drawn) < 14
     assert not {token for ids in drawn for token in ids} & set(processor.barred_ids)

@@ -209,7 +209,10 @@ def test_a_sampler_that_meets_nan_gives_errors_and_never_a_reward(tiny, monkeypa
     model, processor = tiny
     worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
     ids = [5, 6, *[processor.placeholder_id] * 4, 7]
-    requests = [RolloutRequest(draw, name, ids, [torch.zeros(1, 3, 32, 32)], 4) for draw, name in enumerate("ab")]
+    short = [5, 6, processor.placeholder_id, 7]
+    requests = [
+        RolloutRequest(draw, name, ids, short, [torch.zeros(1, 3, 32, 32)], 4) for draw, name in enumerate("ab")
+    ]
     healthy = generate(worker, requests)
     visual_tokens = worker._model.visual_tokens
     monkeypatch.setattr(worker._model, "visual_tokens", lambda pixels: poke(visual_tokens(pixels), NAN))

