@@ -28,7 +28,7 @@ from benchmarks.sampling_rivals import CONTINUOUS_BATCHING, Rivals, Sample
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
-from rollouts.config import Placement, RolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
 
@@ -70,8 +70,7 @@ def ours(
         max_prompt_tokens=max(len(request.prompt_ids) for request in requests),
         max_completion_tokens=limit,
         max_rows=max_rows,
-        placement=Placement.process if processes > 1 else Placement.trainer,
-        workers=processes,
+        pool=PoolConfig(Placement.process if processes > 1 else Placement.trainer, processes),
     )
     worker = build_worker(model, processor, config, run_seed=0)
 

@@ -59,7 +59,7 @@ class Sides:
     """of each side that had a choice: rows in a pass -> seconds a row"""
 
 
-def fastest_rows(build: Callable[[int], Any], row_tokens: float) -> tuple[Any, dict[str, float]]:
+def fastest_rows(build: Callable[[int], Any], row_tokens: float, num_rows: int) -> tuple[Any, dict[str, float]]:
     """The side with the rows per pass that take the least time each, and that time of all that were tried.
 
     Rows that are long by themselves gain nothing by company.
@@ -67,7 +67,7 @@ def fastest_rows(build: Callable[[int], Any], row_tokens: float) -> tuple[Any, d
     build(1).one_pass()
     seconds: dict[int, float] = {}
     for rows in ROWS_PER_PASS:
-        if rows > 1 and rows * row_tokens > MAX_PASS_TOKENS:
+        if rows > num_rows or (rows > 1 and rows * row_tokens > MAX_PASS_TOKENS):
             break
         side = build(rows)
         seconds[rows] = min(timed(side.one_pass) for _ in range(2)) / rows
@@ -92,11 +92,11 @@ def equal_rows(padded: PaddedUpdate, rows_per_pass: int, config: SailVL2Config) 
 def build_sides(model: SailVL2, trl: tuple[Any, Any], groups: Sequence[Group], budget: int) -> Sides:
     shared = SharedUpdate(model, groups, budget, THREADS)
     lengths = [len(t.rollout.completion_ids) for group in groups for t in group.trajectories]
-    tokens = prompt_length(model.config) + statistics.mean(lengths)
+    many = prompt_length(model.config) + statistics.mean(lengths), len(lengths)
     engine = shared.engine
-    padded, padded_rows = fastest_rows(lambda rows: PaddedUpdate(engine, groups, rows, one_vision=False), tokens)
-    one_vision, one_vision_rows = fastest_rows(lambda rows: PaddedUpdate(engine, groups, rows, one_vision=True), tokens)
-    theirs, trl_rows = fastest_rows(lambda rows: TrlUpdate(*trl, groups, rows), tokens)
+    padded, padded_rows = fastest_rows(lambda rows: PaddedUpdate(engine, groups, rows, one_vision=False), *many)
+    one_vision, one_vision_rows = fastest_rows(lambda rows: PaddedUpdate(engine, groups, rows, one_vision=True), *many)
+    theirs, trl_rows = fastest_rows(lambda rows: TrlUpdate(*trl, groups, rows), *many)
     rows_per_pass = len(padded.batches[0].completions)
     chosen = {"padded": padded_rows, "padded_one_vision": one_vision_rows, "trl": trl_rows}
     equal = equal_rows(padded, rows_per_pass, model.config)

@@ -6,7 +6,7 @@ from model.config import AssembleConfig, ChatConfig, DescribeConfig
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
-from rollouts.config import ROLLOUT_CONFIGS
+from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig
 
 ENTRIES: dict[str, type] = {
@@ -14,6 +14,7 @@ ENTRIES: dict[str, type] = {
     "sft": SftConfig,
     "rlhf": RlConfig,
     "evaluate": EvaluateConfig,
+    "generate": GenerateConfig,
     "pipeline": PipelineConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
@@ -25,6 +26,7 @@ MODULES: dict[str, str] = {
     "sft": "sft.train",
     "rlhf": "rlhf.train",
     "evaluate": "rlhf.evaluate",
+    "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
     "describe": "model.describe",
     "assemble": "model.assemble",
@@ -38,6 +40,7 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
         "rollouts": {**ROLLOUT_CONFIGS},
     },
     "evaluate": {"rollouts": {**ROLLOUT_CONFIGS}},
+    "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
 

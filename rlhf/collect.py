@@ -5,8 +5,10 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from torch import Tensor
 
 from model.engine.base import NonFiniteError
 from model.engine.interrupt import CleanStop
@@ -22,11 +24,15 @@ from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
+from rollouts.weight_sync import sync_weights
 
 SAMPLER_FAILED = {
     FinishReason.error: RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite"),
     FinishReason.deadline: RewardResult(None, {}, Status.unscorable, "the sampler was not done in rollouts.deadline_s"),
 }
+
+
+Result = TypeVar("Result")
 
 
 class BudgetExhausted(CleanStop):
@@ -43,6 +49,7 @@ class Collected:
     dropped: list[tuple[Group, str]]
     kept: list[Group]
     num_drawn: int  # in this step; groups kept by earlier ones not counted
+    coverage: dict[str, float] = field(default_factory=dict)  # metrics of the prompts seen so far
 
     @property
     def sampled(self) -> list[Group]:
@@ -102,18 +109,24 @@ class Collector:
             ledger.useful_share = num_useful / num_drawn
         if len(useful) < wanted:
             useful = self._end_of_budget(useful, dropped, num_drawn)
-        for group, reason in dropped:
-            ledger.drop(group.draw, reason)
-        return Collected(useful, dropped, list(self.kept), num_drawn)
+        return Collected(useful, dropped, list(self.kept), num_drawn, self._coverage())
 
-    def close(self, groups: Sequence[Group], untrained: set[int]) -> None:
-        """Book the step's groups: trained, or dropped for numbers that were not finite in every update."""
-        for group in groups:
-            if group.draw in untrained:
-                self.ledger.drop(group.draw, "not_finite")
-            else:
-                self.ledger.train(group.draw)
+    def close(self, collected: Collected, untrained: set[int]) -> None:
+        """Book the step's groups, of which `untrained` draws had numbers that were not finite in every update."""
+        book(self.ledger, collected, untrained)
         self.ledger.check({group.draw for group in self.kept})
+
+    def sync(self, publish: Callable[[], tuple[int, dict[str, Tensor]]]) -> None:
+        """Bring the policy's weights to the samplers."""
+        self.with_worker(lambda worker: sync_weights(publish, worker))
+
+    def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
+        """Do something with the samplers."""
+        return work(self._worker)
+
+    def metrics(self) -> dict[str, float]:
+        """What sampling says of itself beside the groups."""
+        return {}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data."""
@@ -168,6 +181,13 @@ class Collector:
             if task is not None:
                 return task
 
+    def _coverage(self) -> dict[str, float]:
+        rates = self.order.pass_rates.values()
+        return {
+            "prompts/seen_share": len(rates) / self.order.num_prompts,
+            "prompts/pass_rate": sum(rates) / len(rates) if rates else 0.0,
+        }
+
     def _end_of_budget(self, useful: list[Group], dropped: list[tuple[Group, str]], num_drawn: int) -> list[Group]:
         """The groups that train although some are missing."""
         match self._config.when_budget_ends:
@@ -187,6 +207,17 @@ class Collector:
                     "step is saved; raise trainer.max_draws, give other prompts, or set trainer.when_budget_ends="
                     "train_partial in a new run"
                 )
+
+
+def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tuple[int, str, str]]:
+    """Close the draws of a step: trained, or dropped for a reason. Returns (draw, end, reason) of each."""
+    ends = [(group.draw, "dropped", reason) for group, reason in collected.dropped]
+    for group in collected.groups:
+        lost = group.draw in untrained
+        ends.append((group.draw, "dropped", "not_finite") if lost else (group.draw, "trained", ""))
+    for draw, end, reason in ends:
+        ledger.end(draw, end, reason)
+    return ends
 
 
 def name_failures(rollouts: Sequence[list[Rollout]]) -> None:

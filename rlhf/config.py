@@ -57,6 +57,8 @@ class TrainerConfig:
     """weight of the load-balancing term of an MoE decoder's routers; the model's own router loss is not added"""
     show_every: int = 10
     """steps between printed rollouts"""
+    max_sampler_gap: float = 0.2
+    """nats by which sampler and trainer may differ at a token of the same weights; more is looked into and warned of"""
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "groups_per_step", "mini_batch_size", "passes", "show_every"):
@@ -67,6 +69,8 @@ class TrainerConfig:
                 f"trainer.max_draws: expected at least trainer.groups_per_step = {self.groups_per_step}, "
                 f"found {self.max_draws}"
             )
+        if not self.max_sampler_gap > 0:
+            raise ValueError(f"trainer.max_sampler_gap: expected above 0, found {self.max_sampler_gap}")
         if not 0 <= self.balance_coefficient < float("inf"):
             raise ValueError(f"trainer.balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
 
@@ -187,6 +191,7 @@ class RlConfig:
                 f"trainer.mini_batch_size: expected a multiple of algorithm.group_size = {self.algorithm.group_size}, "
                 f"found {self.trainer.mini_batch_size}; groups are never split over mini-batches"
             )
+        level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
         overlong = self.algorithm.overlong
         if overlong.punishes and overlong.buffer > self.rollouts.max_completion_tokens:
             raise ValueError(
@@ -198,8 +203,13 @@ class RlConfig:
                 f"evaluation.patience: {self.evaluation.patience} counts evaluations, but evaluation.prompts is empty, "
                 "so there are none; set evaluation.prompts=FILE, or evaluation.patience=0"
             )
+        if self.rollouts.max_staleness and self.algorithm.correction.rule is Correction.none:
+            raise ValueError(
+                f"rollouts.max_staleness: {self.rollouts.max_staleness} trains tokens that an older policy sampled, "
+                "but algorithm.correction.rule=none takes no account of that; set algorithm.correction."
+                f"rule={level}_truncate, or rollouts.max_staleness=0"
+            )
         if self.trainer.keep_surplus is KeepSurplus.always and self.algorithm.correction.rule is Correction.none:
-            level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
             raise ValueError(
                 "trainer.keep_surplus: always trains groups that an older policy sampled, but algorithm.correction."
                 f"rule=none takes no account of that; set algorithm.correction.rule={level}_truncate, or "

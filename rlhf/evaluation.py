@@ -162,9 +162,13 @@ class Evaluator:
         if step == 0:
             self.evaluate_if_due(0, 0, run)
 
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether the policy after `step` steps is evaluated."""
+        return self._prompts is not None and (step % self.config.every == 0 or step == last)
+
     def evaluate_if_due(self, step: int, last: int, run: Run) -> dict[str, float]:
         """Evaluate the policy after `step` steps; what metrics.jsonl keeps of it, empty when it is not due."""
-        if self._prompts is None or (step % self.config.every and step != last):
+        if self._prompts is None or not self.is_due(step, last):
             return {}
         result = evaluate_modes(
             self._prompts,

@@ -58,6 +58,10 @@ class Ledger:
         in_flight = {int(draw): prompt_id for draw, prompt_id in state["in_flight"].items()}
         return cls(state["next_draw"], state["trained"], dict(state["dropped"]), state["useful_share"], in_flight)
 
+    def end(self, draw: int, end: str, reason: str) -> None:
+        """Book a draw as a line of ledger.jsonl says."""
+        self.train(draw) if end == "trained" else self.drop(draw, reason)
+
     def _close(self, draw: int, end: str, reason: str) -> None:
         prompt_id = self.in_flight.pop(draw)
         self.closed.append({"draw": draw, "prompt_id": prompt_id, "end": end, "reason": reason})

@@ -9,6 +9,7 @@ import numpy as np
 
 from model.engine.base import StepResult
 from model.tokenizer import Tokenizer
+from rlhf.ahead import AheadCollector
 from rlhf.collect import Collected, Collector
 from rlhf.loss_metrics import EXTREMES, GAP_POSITIONS
 from rlhf.trajectory import Group
@@ -83,7 +84,7 @@ class LossTotals:
         return values
 
 
-def step_metrics(collected: Collected, totals: LossTotals, collector: Collector) -> dict[str, float]:
+def step_metrics(collected: Collected, totals: LossTotals, collector: Collector | AheadCollector) -> dict[str, float]:
     """Everything metrics.jsonl keeps of a step, times aside. Rewards and accuracy are over all groups of the step."""
     groups = collected.sampled
     return {**reward_metrics(groups), **_group_metrics(collected, groups, totals, collector), **totals.metrics()}
@@ -111,13 +112,12 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
 
 
 def _group_metrics(
-    collected: Collected, groups: list[Group], totals: LossTotals, collector: Collector
+    collected: Collected, groups: list[Group], totals: LossTotals, collector: Collector | AheadCollector
 ) -> dict[str, float]:
     ledger = collector.ledger
     reasons = Counter(reason for _, reason in collected.dropped)
     ages = [float(totals.policy_version - group.policy_version) for group in collected.groups]
     rewards = [[t.shaped_reward for t in group.scored] for group in groups if group.scored]
-    rates = collector.order.pass_rates.values()
     metrics = {
         "groups/drawn": float(collected.num_drawn),
         "groups/trained": float(len(collected.groups)),
@@ -126,8 +126,9 @@ def _group_metrics(
         "groups/reward_spread": _mean([pstdev(values) for values in rewards]),
         "policy_age/mean": _mean(ages),
         "policy_age/max": max(ages, default=0.0),
-        "prompts/seen_share": len(rates) / collector.order.num_prompts,
-        "prompts/pass_rate": _mean(list(rates)),
+        **collected.coverage,
+        **_staleness(collected.groups, totals.policy_version),
+        **collector.metrics(),
         "ledger/draws": float(ledger.next_draw),
         "ledger/trained": float(ledger.trained),
         "ledger/in_flight": float(len(ledger.in_flight)),
@@ -136,6 +137,27 @@ def _group_metrics(
         metrics[f"dropped/{reason}"] = float(count)
         metrics[f"dead_share/{reason}"] = count / max(1, len(groups))
     return metrics
+
+
+def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]:
+    """Of trained tokens: how many versions older than the policy their samplers were; the share of each age."""
+    ages: Counter[int] = Counter()
+    mixed, count = 0, 0
+    for trajectory in (t for group in groups for t in group.scored):
+        runs = trajectory.rollout.policy_versions
+        ends = [*(start for start, _ in runs[1:]), len(trajectory.rollout.completion_ids)]
+        for (first, version), after in zip(runs, ends, strict=True):
+            ages[policy_version - version] += max(0, after - first)
+        mixed += len(runs) > 1
+        count += 1
+    total = sum(ages.values())
+    shares = {f"staleness/share_{age}": tokens / total for age, tokens in sorted(ages.items()) if tokens}
+    return {
+        "staleness/mean": sum(age * tokens for age, tokens in ages.items()) / max(1, total),
+        "staleness/max": float(max((age for age, tokens in ages.items() if tokens), default=0)),
+        "staleness/mixed_share": mixed / max(1, count),
+        **shares,
+    }
 
 
 def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, Any]]:

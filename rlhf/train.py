@@ -63,14 +63,16 @@ def _train(
     run: "Run",
 ) -> None:
     """Load the model, put the parts together, run the loop, write the final model."""
-    from contextlib import closing
+    from contextlib import ExitStack, closing
     from pathlib import Path
 
     from model.checkpoint import load_model, save_model
     from model.engine.local import LocalEngine
     from model.engine.progress import StageProgress
+    from rlhf.ahead import AheadCollector
     from rlhf.collect import Collector
     from rlhf.evaluation import Evaluator
+    from rlhf.mismatch import MismatchWatch
     from rlhf.report import StepReporter
     from rlhf.trainer import Parts, train
     from rlhf.update import Policy
@@ -85,17 +87,34 @@ def _train(
         model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
     )
     reference = engine.frozen_copy() if algorithm.needs_reference else None
+    num_ahead = sampler.max_staleness // updates_per_step
     with (
         closing(build_worker(engine.compute_model, processor, sampler, seed)) as worker,
         StageProgress("rl", limits.max_steps) as progress,
+        ExitStack() as ends,
     ):
+        collector = Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
+        evaluator = Evaluator(config.evaluation, model, processor, worker, rubric, held_out)
+        ahead = None
+        if num_ahead:
+            last = limits.max_steps
+            ahead = AheadCollector(
+                collector,
+                worker,
+                rubric,
+                num_ahead,
+                last,
+                lambda step: run.is_due(step, last) or evaluator.is_due(step, last),
+            )
+            ends.callback(ahead.close_thread)
+        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens)
         parts = Parts(
-            policy=Policy(engine, reference, processor, config.engine.micro_batch_tokens),
-            worker=worker,
-            collector=Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, seed),
-            rubric=rubric,
+            policy=policy,
+            collector=ahead or collector,
+            rubric=ahead.rubric if ahead else rubric,
             algorithm=algorithm,
-            evaluator=Evaluator(config.evaluation, model, processor, worker, rubric, held_out),
+            evaluator=evaluator,
+            watch=MismatchWatch(policy, engine.compute_model, limits.max_sampler_gap),
             reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
         )
         train(limits, parts, run)

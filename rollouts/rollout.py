@@ -58,6 +58,10 @@ class Rollout:
     finish_reason: FinishReason
 
 
+MOMENT = 0.2
+"""Seconds that `poll` works at most, give or take a step: how soon a sampler takes new work and new weights."""
+
+
 class RolloutWorker(Protocol):
     """Samples completions. `finish_update` proves which weights it holds before sampling goes on."""
 
@@ -71,7 +75,7 @@ class RolloutWorker(Protocol):
         ...
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
-        """Work until at least one request is complete (or none is queued); return the complete ones."""
+        """Work for a moment; return the requests that were completed, as soon as there is one."""
         ...
 
     def abort(self, handle: int) -> None:
@@ -88,6 +92,10 @@ class RolloutWorker(Protocol):
 
     def finish_update(self, version: int) -> dict[str, int]:
         """Switch to the new weights; returns the checksums of what is now held."""
+        ...
+
+    def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
+        """(name, `rollouts.probe.Probe`) of every sampler: what it makes of the prompt, stage by stage."""
         ...
 
     def close(self) -> None: ...

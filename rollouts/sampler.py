@@ -28,10 +28,9 @@ def build_sampler(
     if isinstance(config, VllmRolloutConfig):
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
+        warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)  # vLLM's use
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", FutureWarning)  # vLLM reads old names of torch
-                from rollouts.vllm_worker import VllmWorker
+            from rollouts.vllm_worker import VllmWorker
         except ModuleNotFoundError as error:
             if error.name != "vllm":
                 raise

@@ -181,9 +181,9 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         if pixels is None:
             return []
         if isinstance(pixels, Tensor) and pixels.dim() == 4:
-            visual = self._visual_tokens(pixels)
+            visual = self.visual_tokens(pixels)
             return [image.flatten(0, 1) for image in visual.split(torch.as_tensor(counts).flatten().tolist())]
-        return [self._visual_tokens(image).flatten(0, 1) for image in pixels]
+        return [self.visual_tokens(image).flatten(0, 1) for image in pixels]
 
     def forward(
         self,
@@ -204,7 +204,7 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> set[str]:
         return AutoWeightsLoader(self).load_weights(weights)
 
-    def _visual_tokens(self, pixels: Tensor) -> Tensor:
+    def visual_tokens(self, pixels: Tensor) -> Tensor:
         columns = pixels.shape[3] // self.shapes.vision.patch_size
         features = self.vision_model(pixels.to(next(self.mlp1.parameters()).dtype))
         return self.mlp1(pixel_shuffle(features, columns, self.shapes.merge_side))

@@ -22,6 +22,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
+from rollouts.probe import probe_weights
 from rollouts.weight_buffer import Place, WeightBuffer
 from rollouts.weight_sync import tensor_checksum
 
@@ -73,7 +74,7 @@ class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         self.checksums: dict[str, int] = {}
         self._model: Any = self.model
         with torch.device("meta"):
-            self._expected = {name: t.shape for name, t in released_tensors(SailVL2(self._model.shapes)).items()}
+            self.expected = {name: t.shape for name, t in released_tensors(SailVL2(self._model.shapes)).items()}
 
     @abstractmethod
     def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
@@ -93,8 +94,8 @@ class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
         found = dict(self.tensors(update_info))
         sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
-        missing = sorted(self._expected.keys() - found.keys())
-        shapes = [n for n in found.keys() & self._expected.keys() if found[n].shape != self._expected[n]]
+        missing = sorted(self.expected.keys() - found.keys())
+        shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
         other = [name for name in found if sums[name] != update_info.checksums.get(name)]
         if missing or shapes or other:
             raise RuntimeError(
@@ -159,7 +160,20 @@ class WorkerExtension:
     """Methods that vLLM mixes into each of its workers."""
 
     weight_transfer_engine: Any
+    model_runner: Any
 
     def weight_proof(self) -> tuple[int, dict[str, int]]:
         """(policy version, checksums) of what this worker's model was last filled with."""
         return self.weight_transfer_engine.version, self.weight_transfer_engine.checksums
+
+    @torch.inference_mode()
+    def probe(self, images: list[Tensor]) -> dict[str, Tensor]:
+        """Weights that stand as they were sent, and visual tokens."""
+        model = self.model_runner.get_model()
+        expected = self.weight_transfer_engine.expected
+        held = {n: p for n, p in model.named_parameters() if n in expected and p.shape == expected[n]}
+        visual = [model.visual_tokens(image.to(self.model_runner.device)).flatten(0, 1) for image in images]
+        return {
+            **probe_weights(held, self.model_runner.dtype),
+            **{f"visual.{number}": tokens.cpu() for number, tokens in enumerate(visual)},
+        }

@@ -19,8 +19,9 @@ from model.checkpoint import description_files, released_tensors
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import VllmRolloutConfig
+from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
-from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
 from rollouts.vllm_plugin import register
 from rollouts.vllm_transfer import memory_update
 from rollouts.weight_buffer import WeightBuffer
@@ -100,7 +101,8 @@ class VllmWorker:
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
         done: list[tuple[int, list[Rollout]]] = []
-        while not done and not self.is_idle:
+        end = time.monotonic() + MOMENT
+        while not done and not self.is_idle and time.monotonic() < end:
             self._wake()
             self._start()
             done = self._step()
@@ -126,6 +128,15 @@ class VllmWorker:
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
         return self._send(version, self._manifest)
+
+    def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
+        """Ids come from a generation of one token; on CPU, weights that vLLM packs cannot be looked at."""
+        prompt: dict[str, Any] = {"prompt_token_ids": list(request.placeholder_ids)}
+        if request.images:
+            prompt["multi_modal_data"] = {"image": list(request.images)}
+        (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
+        found = self._engine.collective_rpc("probe", args=(list(request.images),))[0]
+        return [("vLLM", {**probe_inputs(rendered["prompt_token_ids"], request.images), **found})]
 
     def close(self) -> None:
         if self._engine is not None:

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -26,7 +27,7 @@ class WeightBuffer:
     def __init__(self, descriptor: int, places: Mapping[str, Place], size: int) -> None:
         """Attach to memory that `create` made."""
         self.descriptor, self.places, self.size = descriptor, dict(places), size
-        memory = mmap.mmap(descriptor, size)
+        self._memory = memory = mmap.mmap(descriptor, size)
         self._tensors: dict[str, Tensor] = {}
         for name, place in self.places.items():
             count = torch.Size(place.shape).numel()
@@ -78,6 +79,10 @@ class WeightBuffer:
             )
         if self._tensors[name].data_ptr() != tensor.data_ptr():
             self._tensors[name].copy_(tensor)
+
+    def copy_bytes(self) -> np.ndarray:
+        """[size] uint8: what the memory holds now, each tensor at its place."""
+        return np.frombuffer(self._memory, np.uint8).copy()
 
     def items(self) -> Iterator[tuple[str, Tensor]]:
         """Views of the memory: they change when it is written."""

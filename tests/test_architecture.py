@@ -34,6 +34,7 @@ ENTRY_POINTS = {
     "sft.train",
     "rlhf.train",
     "rlhf.evaluate",
+    "rollouts.generate",
     "rlhf.pipeline",
 }
 """These, and no others, import conf: its cli module."""

@@ -16,6 +16,7 @@ REQUIRED = {
     "sft": ["checkpoint=c", "data.demonstrations=d", "data.prompts=p"],
     "rlhf": ["checkpoint=c", "prompts=p"],
     "evaluate": ["checkpoint=c", "prompts=p"],
+    "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": [],
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],

@@ -35,7 +35,7 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["trainer.max_steps=null"], ["trainer.max_steps", "not Optional"]),
         ("rlhf", ["trainer.max_steps=1,2"], ["trainer.max_steps=1,2", "Ambiguous"]),
         ("rlhf", ["trainer=null"], ["trainer", "no choice 'null'"]),
-        ("rlhf", ["rollouts=null"], ["rollouts", "not Optional"]),
+        ("rlhf", ["evaluation=null"], ["evaluation", "not Optional"]),
         ("rlhf", ["run.start=again"], ["run.start", "'again'", "resume, fresh"]),
         ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
         ("rlhf", ["reward.functions=a.py:f"], ["reward.functions", "str is not a ListConfig"]),

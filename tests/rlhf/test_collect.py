@@ -61,7 +61,7 @@ def collector(tiny, easy_prompts: Path):
 def one_step(collector: Collector):
     """Collect, and book what is trained as the loop does after its updates."""
     collected = collector.collect()
-    collector.close(collected.groups, set())
+    collector.close(collected, set())
     return collected, collector.ledger.take_closed()
 
 
@@ -251,7 +251,7 @@ def test_an_interruption_leaves_the_round(collector):
 def test_updates_that_were_skipped_drop_their_groups(collector):
     one = collector(lambda p, s: s == 0)
     collected = one.collect()
-    one.close(collected.groups, {collected.groups[0].draw})
+    one.close(collected, {collected.groups[0].draw})
     assert (one.ledger.trained, one.ledger.dropped) == (3, {"not_finite": 1})
 
 

@@ -1,4 +1,4 @@
-"""Samplers in processes of their own: the same completions, proven weights, and an end that is never silent."""
+"""A pool of processes: the same completions, proven weights, and nothing lost when a process dies, hangs or lies."""
 
 import dataclasses
 import os
@@ -13,17 +13,17 @@ from model.interface import Mode
 from model.sail_vl2 import SailVL2
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
-from rollouts.config import Placement, RolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig
 from rollouts.embedded import EmbeddedWorker
-from rollouts.processes import ProcessWorkers, SamplerDied
-from rollouts.rollout import generate
+from rollouts.pool import MemberFailed, PoolFailed, WorkerPool
+from rollouts.processes import ProcessFleet, ProcessMember
+from rollouts.rollout import FinishReason, generate
 from rollouts.weight_buffer import WeightBuffer
 from rollouts.weight_sync import sync_weights
 
-CONFIG = RolloutConfig(
-    max_prompt_tokens=96, max_completion_tokens=12, max_rows=64, placement=Placement.process, workers=2
-)
 ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
+CONFIG = dataclasses.replace(ONE, pool=PoolConfig(Placement.process, workers=2))
+IMPATIENT = dataclasses.replace(ONE, pool=PoolConfig(Placement.process, workers=2, patience_s=2.0))
 
 
 @pytest.fixture(scope="module")
@@ -36,16 +36,24 @@ def tasks(tiny, digits_folder: Path):
 def workers(tiny):
     """For tests that leave every process alive and idle, with the weights of `tiny`."""
     workers = build_worker(*tiny, CONFIG, 7)
-    assert isinstance(workers, ProcessWorkers)
+    assert isinstance(workers, WorkerPool)
     yield workers
     workers.close()
 
 
 @pytest.fixture
 def own_workers(tiny):
-    workers = ProcessWorkers(*tiny, CONFIG, 7)
+    workers = build_worker(*tiny, IMPATIENT, 7)
     yield workers
     workers.close()
+
+
+def members(workers) -> list[ProcessMember]:
+    return [slot.member for slot in workers._slots]
+
+
+def expected(tiny, requests):
+    return generate(EmbeddedWorker(*tiny, ONE, 7), requests)
 
 
 def is_running(pid: int) -> bool:
@@ -58,8 +66,7 @@ def is_running(pid: int) -> bool:
 def test_completions_are_those_of_one_embedded_sampler(tiny, tasks, workers):
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
     requests += [task.request(draw, 1, greedy=True) for draw, task in enumerate(tasks)]
-    alone = EmbeddedWorker(*tiny, ONE, 7)
-    assert generate(workers, requests) == generate(alone, requests)
+    assert generate(workers, requests) == expected(tiny, requests)
 
 
 def test_weights_arrive_in_every_process_and_tokens_carry_their_version(tiny, tasks, workers):
@@ -78,8 +85,9 @@ def test_weights_arrive_in_every_process_and_tokens_carry_their_version(tiny, ta
 
 
 def test_a_tensor_that_differs_or_is_missing_stops_the_sync_by_name(tiny, workers, monkeypatch):
-    put = workers._buffer.put
-    monkeypatch.setattr(workers._buffer, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
+    fleet = workers._fleet
+    put = fleet.put
+    monkeypatch.setattr(fleet, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
         sync_weights(lambda: (1, tiny[0].state_dict()), workers)
     monkeypatch.undo()
@@ -92,38 +100,71 @@ def test_a_tensor_that_differs_or_is_missing_stops_the_sync_by_name(tiny, worker
 def test_an_aborted_request_is_forgotten_wherever_it_is(tasks, workers):
     queued, given_out, other = (workers.submit(task.request(draw, 4)) for draw, task in enumerate(tasks[:3]))
     workers.abort(queued)
-    workers._give_out()
+    workers._deal()
     workers.abort(given_out)
-    assert [handle for handle, _ in workers.poll()] == [other]
-    assert workers.poll() == []
-    assert [child.num_open for child in workers._children] == [0, 0]
+    assert [handle for handle, _ in polled(workers)] == [other]
+    assert workers.is_idle and workers.poll() == []
+
+
+def polled(workers) -> list:
+    found = []
+    while not workers.is_idle:
+        found += workers.poll()
+    return found
 
 
 def test_long_prompts_are_refused_before_any_process_sees_them(tasks, tiny):
-    workers = ProcessWorkers(*tiny, dataclasses.replace(CONFIG, max_prompt_tokens=20), 7)
+    workers = build_worker(*tiny, dataclasses.replace(CONFIG, max_prompt_tokens=20), 7)
     with pytest.raises(ValueError, match=r"rollouts.max_prompt_tokens = 20 tokens, found 7\d"):
         workers.submit(tasks[0].request(0, 2))
     workers.close()
 
 
-def test_a_killed_process_ends_the_wait_and_is_named(tasks, own_workers):
-    for draw, task in enumerate(tasks):
-        own_workers.submit(task.request(draw, 4))
-    pids = [child._process.pid for child in own_workers._children]
-    os.kill(pids[1], signal.SIGKILL)
-    with pytest.raises(SamplerDied, match=r"sampler process 1 of rollouts.workers ended \(killed by signal 9\)"):
-        while True:
-            own_workers.poll()
-    own_workers.close()
-    assert not any(is_running(pid) for pid in pids)
+def test_killed_hung_and_lying_processes_are_replaced_and_nothing_is_lost_or_doubled(
+    tasks, tiny, own_workers, monkeypatch, capsys
+):
+    """One event of each kind while groups are open, and weights of a later version that the newcomers must get."""
+    other = SailVL2(tiny[0].config)
+    other.initialise(9)
+    sync_weights(lambda: (3, other.state_dict()), own_workers)
+    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+    alone.version = 3
+    requests = [task.request(draw, 4) for draw, task in enumerate(tasks * 3)]
+    wanted = generate(alone, requests)
+
+    os.kill(members(own_workers)[1].process.pid, signal.SIGKILL)
+    assert generate(own_workers, requests) == wanted
+    assert own_workers.num_replaced == 1 and "sampler process 1 is replaced" in capsys.readouterr().err
+
+    os.kill(members(own_workers)[0].process.pid, signal.SIGSTOP)
+    assert generate(own_workers, requests) == wanted
+    assert own_workers.num_replaced == 2
+    assert "no answer within rollouts.pool.patience_s = 2 seconds" in capsys.readouterr().err
+
+    answers, lies = ProcessMember.answers, iter([True])
+
+    def lying(member):
+        found = answers(member)
+        for kind, *rest in found:
+            if kind == "done" and rest[0] and next(lies, False):
+                rollout = rest[0][0][1][0]
+                rollout.completion_ids[0] = tiny[1].placeholder_id
+        return found
+
+    monkeypatch.setattr(ProcessMember, "answers", lying)
+    assert generate(own_workers, requests) == wanted
+    error = capsys.readouterr().err
+    assert own_workers.num_replaced == 3 and "answered garbage for prompt" in error and "no policy samples" in error
+    assert own_workers.num_repeated >= 3
 
 
 def test_a_signal_to_the_whole_job_does_not_end_the_samplers(tasks, own_workers):
     """A launcher that stops a job sends SIGTERM to every process of it; the trainer still finishes its step."""
     assert len(generate(own_workers, [tasks[0].request(0, 4)])) == 1  # they are up
-    for child in own_workers._children:
-        child._process.terminate()
+    for member in members(own_workers):
+        member.process.terminate()
     assert len(generate(own_workers, [task.request(draw, 4) for draw, task in enumerate(tasks)])) == len(tasks)
+    assert own_workers.num_replaced == 0
 
 
 def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
@@ -136,7 +177,7 @@ def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
     untied = SailVL2(config)
     untied.initialise(3)
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks[:2])]
-    workers = ProcessWorkers(untied, processor, CONFIG, 7)
+    workers = build_worker(untied, processor, CONFIG, 7)
     try:
         found = generate(workers, requests)
     finally:
@@ -144,22 +185,76 @@ def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
     assert found == generate(EmbeddedWorker(untied, processor, ONE, 7), requests)
 
 
-def test_an_error_in_a_process_comes_with_its_traceback(tasks, own_workers):
-    bad = dataclasses.replace(tasks[0].request(0, 2), images=[torch.zeros(1, 3, 5, 7)])
-    own_workers.submit(bad)
-    with pytest.raises(SamplerDied, match=r"sampler process 0 .*exit code 1(.|\n)*Traceback(.|\n)*embedded.py"):
-        own_workers.poll()
+def test_what_always_fails_ends_the_run_with_its_traceback(tasks, own_workers):
+    """No process can sample this: it is handed to one after the other until one has failed too often."""
+    begin = time.monotonic()
+    own_workers.submit(dataclasses.replace(tasks[0].request(0, 2), images=[torch.zeros(1, 3, 5, 7)]))
+    with pytest.raises(
+        PoolFailed,
+        match=r"sampler process [01] failed.* with the groups of prompts \[.*ended with exit code 1(.|\n)*Traceback(.|\n)*embedded.py",
+    ):
+        polled(own_workers)
+    assert time.monotonic() - begin < 60
+    pids = [member.process.pid for member in members(own_workers)]
+    own_workers.close()
+    assert not any(is_running(pid) for pid in pids)
+
+
+def test_a_process_that_cannot_start_ends_the_run(tiny, tasks, monkeypatch):
+    monkeypatch.setattr(ProcessFleet, "start", lambda self, number: ProcessMember(number, self._buffer.descriptor, ""))
+    impatient = PoolConfig(Placement.process, workers=1, start_s=0.5, max_failures=1)
+    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=impatient), 7)
+    workers.submit(tasks[0].request(0, 2))
+    with pytest.raises(PoolFailed, match=r"sampler process 0 failed 2 times .*no answer within rollouts.pool.start_s"):
+        polled(workers)
+    workers.close()
 
 
 def test_processes_end_when_their_caller_is_gone(own_workers):
     """Only the connection tells them: the caller may have been killed."""
-    pids = [child._process.pid for child in own_workers._children]
-    for child in own_workers._children:
-        child.connection.close()
+    pids = [member.process.pid for member in members(own_workers)]
+    for member in members(own_workers):
+        member.connection.close()
     deadline = time.monotonic() + 30
     while any(is_running(pid) for pid in pids):
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def spoil(rollout, **changes):
+    return dataclasses.replace(rollout, **changes)
+
+
+LIES = {
+    "another sample": (lambda r: spoil(r, sample_index=3), "expected samples 0 to 1"),
+    "another draw": (lambda r: spoil(r, draw=99), "it belongs to prompt"),
+    "another prompt": (lambda r: spoil(r, prompt_ids=[1, 2]), "its prompt has other ids"),
+    "missing log-probs": (lambda r: spoil(r, rollout_logprobs=[]), "as many log-probabilities"),
+    "a barred id": (lambda r: spoil(r, completion_ids=[519] * len(r.completion_ids)), "no policy samples"),
+    "NaN": (lambda r: spoil(r, rollout_logprobs=[float("nan")] * len(r.completion_ids)), "finite log-prob"),
+    "a probability above 1": (lambda r: spoil(r, rollout_logprobs=[0.5] * len(r.completion_ids)), "finite log-prob"),
+    "a future version": (lambda r: spoil(r, policy_versions=((0, 7),)), "policy versions up to 0"),
+    "too short": (
+        lambda r: spoil(
+            r,
+            completion_ids=r.completion_ids[:1],
+            rollout_logprobs=r.rollout_logprobs[:1],
+            completion_mask=[1],
+            finish_reason=FinishReason.length,
+        ),
+        "that reached the limit, found 1",
+    ),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_every_lie_is_noticed(lie, tiny, tasks, workers):
+    request = tasks[0].request(0, 2)
+    (honest,) = expected(tiny, [request])
+    workers._check(request, honest)
+    change, problem = LIES[lie]
+    with pytest.raises(MemberFailed, match=problem):
+        workers._check(request, [honest[0], change(honest[1])])
 
 
 def test_a_buffer_takes_only_what_it_was_made_for():

@@ -9,8 +9,8 @@ import torch
 
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
-from rollouts.config import Placement, VllmRolloutConfig
-from rollouts.processes import ProcessWorkers
+from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
+from rollouts.pool import WorkerPool
 from rollouts.rollout import FinishReason, generate
 from rollouts.sampler import build_sampler
 from rollouts.weight_sync import sync_weights
@@ -204,8 +204,8 @@ def test_in_a_process_of_its_own_it_gives_the_same_completions(worker, tiny):
     asked = requests(tiny[1])
     sync_weights(lambda: (20, tiny[0].state_dict()), worker)
     here = generate(worker, asked)
-    apart = build_worker(*tiny, dataclasses.replace(CONFIG, placement=Placement.process), 7)
-    assert isinstance(apart, ProcessWorkers)
+    apart = build_worker(*tiny, dataclasses.replace(CONFIG, pool=PoolConfig(Placement.process)), 7)
+    assert isinstance(apart, WorkerPool)
     try:
         assert sync_weights(lambda: (20, tiny[0].state_dict()), apart) == 20
         assert generate(apart, asked) == here

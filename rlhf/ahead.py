@@ -1,0 +1,244 @@
+"""Sampling ahead of training, by a bounded number of policy versions.
+
+A second thread collects later steps while the trainer works on one. New weights reach the samplers in flight:
+unfinished completions go on with them, over keys and values of the older ones, and carry the version of every token.
+What is kept of a step (ledger, order of draws, reward watch) is taken when its sampling ends, so a checkpoint never
+holds a later step's draws; no step is sampled ahead across one that ends with a checkpoint or an evaluation.
+"""
+
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+from threading import Condition, Thread
+from typing import Any
+
+from torch import Tensor
+
+from rewards.rubric import Rubric
+from rlhf.collect import Collected, Collector, Result, book
+from rlhf.ledger import Ledger
+from rollouts.rollout import RolloutWorker
+from rollouts.weight_sync import sync_weights
+
+Publish = Callable[[], tuple[int, dict[str, Tensor]]]
+
+_MOMENT = 0.1  # seconds between looks at whether the run is to stop
+
+
+class _Abandoned(Exception):
+    """The run ends while a later step is sampled."""
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A collected step, and the state in which its sampling ended."""
+
+    collected: Collected
+    state: dict[str, Any]
+    reward_metrics: dict[str, float]
+    reward_state: dict[str, Any]
+    waited: float  # seconds that the samplers waited for leave to begin
+    took: float  # seconds from there to the end
+
+
+class AheadCollector:
+    """In the place of a `Collector`. Call it from one thread, and `close_thread` at the end."""
+
+    def __init__(
+        self,
+        collector: Collector,
+        worker: RolloutWorker,
+        rubric: Rubric,
+        num_ahead: int,
+        last_step: int,
+        is_barrier: Callable[[int], bool],
+    ) -> None:
+        """`num_ahead` steps may be collected before their turn, none across a step for which `is_barrier`."""
+        self.rubric = StepRubric(rubric)
+        self.ledger = collector.ledger
+        self._collector, self._worker, self._real_rubric = collector, worker, rubric
+        self._num_ahead, self._last_step, self._is_barrier = num_ahead, last_step, is_barrier
+        self._changed = Condition()
+        self._thread: Thread | None = None
+        self._step = 0  # that the trainer asked for last
+        self._ready: dict[int, _Ready] = {}
+        self._current: _Ready | None = None
+        self._closes: list[tuple[int, str, str]] = []  # (draw, end, reason) since the oldest state that may come
+        self._is_busy = self._is_stopped = False
+        self._mail: Callable[[], None] | None = None
+        self._error: BaseException | None = None
+        self._idle = 0.0
+        self._begun = time.monotonic()
+
+    def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
+        """The next step's groups, as soon as they are there. What goes wrong while a step is sampled is raised when
+        that step is asked for; `check` is called while waiting."""
+        begin = time.monotonic()
+        with self._changed:
+            self._step += 1
+            self._changed.notify_all()
+        if self._thread is None:
+            self._thread = Thread(target=self._sample, args=(self._step,), name="sampling ahead", daemon=True)
+            self._thread.start()
+        try:
+            while not self._is_there():
+                check()
+        except BaseException:
+            self.close_thread()
+            raise
+        with self._changed:
+            ready = self._current = self._ready.pop(self._step)
+            self.ledger = Ledger.from_state(ready.state["ledger"])
+            for draw, end, reason in self._closes:
+                if draw in self.ledger.in_flight:
+                    self.ledger.end(draw, end, reason)
+            self.ledger.take_closed()  # they were reported when they were closed
+        self.rubric.show(ready.reward_metrics, ready.reward_state)
+        now = time.monotonic()
+        self._idle, self._begun, whole = now - begin, now, now - self._begun
+        self._shares = {
+            "idle/trainer_share": self._idle / max(whole, 1e-9),
+            "idle/sampler_share": ready.waited / max(ready.waited + ready.took, 1e-9),
+        }
+        return ready.collected
+
+    def close(self, collected: Collected, untrained: set[int]) -> None:
+        """See `Collector.close`."""
+        with self._changed:
+            ends = book(self.ledger, collected, untrained)
+            self.ledger.check({group.draw for group in collected.kept})
+            for draw, end, reason in ends:
+                self._collector.ledger.end(draw, end, reason)
+            self._collector.ledger.take_closed()
+            self._closes = [*self._closes, *ends][-100_000:]
+
+    def metrics(self) -> dict[str, float]:
+        """How much of the step the trainer waited for samplers, and these for leave to go on."""
+        return dict(self._shares)
+
+    def sync(self, publish: Publish) -> None:
+        """Bring the policy's weights to the samplers, within a moment if they are at work."""
+        self.with_worker(lambda worker: sync_weights(publish, worker))
+
+    def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
+        """Do something with the samplers, in the thread that they belong to."""
+        with self._changed:
+            future: Future[Result] = Future()
+            mail = self._mail = lambda: _settle(future, work, self._worker)
+            while self._mail is mail and self._is_busy:
+                self._changed.wait(_MOMENT)
+            if self._mail is mail:
+                self._mail = None
+                mail()
+        return future.result()
+
+    def state(self) -> dict[str, Any]:
+        if self._current is None:
+            return self._collector.state()
+        return {**self._current.state, "ledger": self.ledger.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._collector.restore(state)
+        self.ledger, self._step = self._collector.ledger, state["step"]
+
+    def close_thread(self) -> None:
+        """End the second thread; what it was sampling is given up."""
+        with self._changed:
+            self._is_stopped = True
+            self._changed.notify_all()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def _is_there(self) -> bool:
+        with self._changed:
+            if self._step not in self._ready and self._error is None:
+                self._changed.wait(_MOMENT)
+            if self._step in self._ready:
+                return True
+            if self._error is not None:
+                raise self._error
+            return False
+
+    def _may_begin(self, step: int) -> bool:
+        barred = any(self._is_barrier(number) for number in range(self._step, step))
+        return step <= min(self._step + self._num_ahead, self._last_step) and not barred
+
+    def _sample(self, step: int) -> None:
+        """The second thread: collect step after step, each as soon as it may begin."""
+        while step <= self._last_step:
+            begin = time.monotonic()
+            with self._changed:
+                while not self._is_stopped and not self._may_begin(step):
+                    self._changed.wait(_MOMENT)
+                if self._is_stopped:
+                    return
+                self._is_busy = True
+            waited = time.monotonic() - begin
+            try:
+                self._real_rubric.step = step
+                collected = self._collector.collect(self._between)
+            except BaseException as error:
+                with self._changed:
+                    self._error = None if isinstance(error, _Abandoned) else error
+                    self._is_busy = False
+                    self._changed.notify_all()
+                return
+            with self._changed:
+                took = time.monotonic() - begin - waited
+                watch = self._real_rubric.take_metrics(), self._real_rubric.state()
+                self._ready[step] = _Ready(collected, self._collector.state(), *watch, waited, took)
+                self._is_busy = False
+                self._changed.notify_all()
+            step += 1
+
+    def _between(self) -> None:
+        """Called between looks at the samplers: stop, or take new weights."""
+        with self._changed:
+            if self._is_stopped:
+                raise _Abandoned
+            if self._mail is None:
+                return
+            self._mail()
+            self._mail = None
+            self._changed.notify_all()
+
+
+class StepRubric:
+    """What the loop asks its rubric for, of the step that it is at."""
+
+    def __init__(self, rubric: Rubric) -> None:
+        self._rubric = rubric
+        self._metrics: dict[str, float] = {}
+        self._state = rubric.state()
+        self.step = 0  # the second thread tells the rubric which step it scores
+
+    @property
+    def max_steps(self) -> int:
+        return self._rubric.max_steps
+
+    @max_steps.setter
+    def max_steps(self, value: int) -> None:
+        self._rubric.max_steps = value
+
+    def show(self, metrics: dict[str, float], state: dict[str, Any]) -> None:
+        self._metrics, self._state = metrics, state
+
+    def take_metrics(self) -> dict[str, float]:
+        found, self._metrics = self._metrics, {}
+        return found
+
+    def state(self) -> dict[str, Any]:
+        return self._state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        self._rubric.restore(state)
+        self._state = self._rubric.state()
+
+
+def _settle(future: Future[Result], work: Callable[[RolloutWorker], Result], worker: RolloutWorker) -> None:
+    try:
+        future.set_result(work(worker))
+    except BaseException as error:
+        future.set_exception(error)

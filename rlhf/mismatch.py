@@ -1,0 +1,91 @@
+"""Do sampler and trainer agree? Each step looks at some completions, and where they differ, at why."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from model.sail_vl2 import SailVL2
+from rlhf.ahead import AheadCollector
+from rlhf.collect import Collector
+from rlhf.trajectory import Group, pack
+from rlhf.update import Policy
+from rollouts.probe import cause_of, first_difference, probe_model
+from rollouts.rollout import Rollout, RolloutRequest
+
+NUM_GROUPS = 1
+"""Groups of a step that are looked at: a forward pass over one of many."""
+
+
+@dataclass(frozen=True)
+class Gap:
+    """Largest |sampler - trainer| over the tokens of a rollout, by whether the present weights wrote them."""
+
+    rollout: Rollout
+    group: Group
+    present: float
+    older: float
+
+
+class MismatchWatch:
+    """Compares before the update, with the weights that the newest tokens were sampled from."""
+
+    def __init__(self, policy: Policy, model: SailVL2, limit: float) -> None:
+        """`model` computes as the trainer does. Beyond `limit` nats a gap is looked into and warned of."""
+        self._policy, self._model, self._processor, self._limit = policy, model, policy.processor, limit
+
+    def look(self, step: int, groups: Sequence[Group], collector: Collector | AheadCollector) -> dict[str, float]:
+        """Metrics of the step; a warning on stderr names the cause of a large gap and the first differing tensor."""
+        chosen = [group for group in groups if group.scored]
+        if not chosen:
+            return {}
+        start = step * NUM_GROUPS % len(chosen)
+        gaps = self._gaps((chosen[start:] + chosen[:start])[:NUM_GROUPS])
+        present, older = max(gap.present for gap in gaps), max(gap.older for gap in gaps)
+        metrics = {"mismatch/present": present, "mismatch/older_weights": older}
+        if present > self._limit:
+            worst = max(gaps, key=lambda gap: gap.present)
+            cause, detail = self._explain(worst, collector)
+            metrics[f"mismatch/cause_{cause}"] = 1.0
+            print(
+                f"step {step}: sampler and trainer differ by {present:.3g} nats at prompt {worst.group.prompt.id}, "
+                f"draw {worst.group.draw} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
+                file=sys.stderr,
+            )
+        return metrics
+
+    def _gaps(self, groups: Sequence[Group]) -> list[Gap]:
+        policy, engine = self._policy, self._policy.engine
+        pixels_per_token = self._processor.config.pixels_per_token
+        batches = pack(groups, policy.micro_batch_tokens, self._processor.placeholder_id, pixels_per_token, False)
+        parts: list[Tensor] = []
+        for batch in batches:
+            parts += engine.logprobs(batch.inputs).logprobs.cpu().split(torch.bincount(batch.sequence).tolist())
+        gaps, found = [], iter(parts)
+        for group in groups:
+            for trajectory in group.scored:
+                rollout = trajectory.rollout
+                gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs()
+                is_present = torch.zeros(len(gap), dtype=torch.bool)
+                for first, version in rollout.policy_versions:
+                    is_present[first:] = version == engine.step_count
+                gaps.append(Gap(rollout, group, _largest(gap[is_present]), _largest(gap[~is_present])))
+        return gaps
+
+    def _explain(self, gap: Gap, collector: Collector | AheadCollector) -> tuple[str, str]:
+        """(cause, what to tell a person)."""
+        rollout, placeholder = gap.rollout, self._processor.placeholder_id
+        ids = list(rollout.prompt_ids)
+        short = [one for one, before in zip(ids, [-1, *ids], strict=False) if not one == before == placeholder]
+        request = RolloutRequest(rollout.draw, rollout.prompt_id, ids, short, gap.group.images, 1)
+        ours = probe_model(self._model, request, placeholder)
+        for name, theirs in collector.with_worker(lambda worker: worker.probe(request)):
+            if difference := first_difference(ours, theirs):
+                return cause_of(difference), f"first differing tensor at {name}: {difference}"
+        return "decoder", "ids, pixels, weights and embeddings agree where they can be seen: the decoders do not"
+
+
+def _largest(values: Tensor) -> float:
+    return float(values.max()) if values.numel() else 0.0

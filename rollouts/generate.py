@@ -1,0 +1,174 @@
+"""Batch inference: `python -m rollouts.generate checkpoint=DIR prompts=FILE out=FILE rollouts=embedded|vllm`.
+
+A line of `prompts` is an object with `messages` and optionally `id`; images lie beside the file. A line of `out` is one
+completion, or the error of a prompt that cannot be asked. The same command goes on where it was cut off.
+"""
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from conf.cli import launch
+from rollouts.config import Decoding, GenerateConfig
+
+if TYPE_CHECKING:
+    from model.processor import Processor
+    from rollouts.rollout import Rollout, RolloutRequest, RolloutWorker
+
+PORTION = 64
+"""Prompts whose pixels are held at once: several times what a sampler works on would only cost memory."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A line of the prompts file. Its number is the draw: what is sampled does not depend on what was done before."""
+
+    number: int
+    id: str
+    messages: list[dict[str, Any]]
+
+
+def generate_file(config: GenerateConfig, resolved: str) -> None:
+    """Sample what `config.out` does not have yet."""
+    from contextlib import closing
+
+    from model.checkpoint import load_model, load_processor
+    from model.engine.config import ComputeDtype
+    from model.engine.device import pick_device, pick_dtype
+    from model.engine.local import use_deterministic_cpu
+    from model.engine.progress import StageProgress
+    from rollouts.build import build_worker
+
+    processor = load_processor(Path(config.checkpoint))
+    context = processor.config.language.max_position_embeddings
+    if config.rollouts.max_prompt_tokens + config.rollouts.max_completion_tokens > context:
+        raise ValueError(
+            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's {context}, "
+            f"found {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens}"
+        )
+    rows = read_rows(Path(config.prompts))
+    done = _continue(Path(config.out), config, resolved)
+    open_rows = [row for row in rows if row.id not in done]
+    print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already")
+    if not open_rows:
+        return
+    use_deterministic_cpu(config.num_threads)
+    model, _ = load_model(Path(config.checkpoint))
+    device = pick_device(config.device)
+    model = model.to(device, pick_dtype(ComputeDtype.auto, device))
+    count = num_tokens = num_failed = 0
+    with (
+        closing(build_worker(model, processor, config.rollouts, config.seed)) as worker,
+        StageProgress("generate", len(open_rows)) as progress,
+        Path(config.out).open("a", encoding="utf-8") as out,
+    ):
+        for row, lines in _answers(open_rows, config, processor, worker):
+            out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
+            out.flush()
+            count += 1
+            num_tokens += sum(len(line.get("token_ids", [])) for line in lines)
+            num_failed += any("error" in line for line in lines)
+            progress.advance(count, f"{num_tokens} tokens")
+    print(f"{config.out}: {count} prompts, {num_tokens} tokens, {num_failed} with an error")
+
+
+def read_rows(path: Path) -> list[Row]:
+    """`ValueError` names the line that is wrong, or the id that stands twice."""
+    if not path.is_file():
+        raise ValueError(f"prompts: expected a JSONL file at {path}, found none")
+    rows: dict[str, Row] = {}
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number + 1}: expected a JSON object, found: {error}") from None
+        if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
+            raise ValueError(f"{path}: line {number + 1}: expected an object with a list `messages`, found {line:.80}")
+        row = Row(number, str(record.get("id", number)), record["messages"])
+        if row.id in rows:
+            raise ValueError(f"{path}: line {number + 1}: expected ids that differ, found {row.id!r} twice")
+        rows[row.id] = row
+    return list(rows.values())
+
+
+def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
+    """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all."""
+    settings = out.with_name(out.name + ".config.yaml")
+    if not out.exists():
+        out.parent.mkdir(parents=True, exist_ok=True)
+        settings.write_text(resolved, encoding="utf-8")
+        out.touch()
+        return set()
+    if not settings.is_file() or settings.read_text(encoding="utf-8") != resolved:
+        raise ValueError(
+            f"out: {out} was written with other settings (see {settings.name}); remove both, or name another file"
+        )
+    counts: dict[str, int] = {}
+    whole: list[tuple[str, str]] = []
+    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
+        try:
+            record = json.loads(line) if line.endswith("\n") else None
+        except ValueError:
+            record = None
+        if record is None:
+            break
+        whole.append((record["id"], line))
+        counts[record["id"]] = counts.get(record["id"], 0) + (config.samples if "error" in record else 1)
+    done = {name for name, count in counts.items() if count >= config.samples}
+    out.write_text("".join(line for name, line in whole if name in done), encoding="utf-8")
+    return done
+
+
+def _answers(
+    rows: Sequence[Row], config: GenerateConfig, processor: "Processor", worker: "RolloutWorker"
+) -> Iterator[tuple[Row, list[dict[str, Any]]]]:
+    """The lines of each row, as they come."""
+    from rollouts.rollout import generate_in_pieces
+
+    for start in range(0, len(rows), PORTION):
+        asked: list[tuple[Row, RolloutRequest]] = []
+        for row in rows[start : start + PORTION]:
+            try:
+                asked.append((row, _request(row, config, processor)))
+            except ValueError as error:  # of messages and media that somebody else wrote
+                yield row, [{"error": str(error)}]
+        waiting = iter(asked)
+        for piece in generate_in_pieces(worker, [request for _, request in asked]):
+            for group in piece:
+                yield next(waiting)[0], [_line(rollout, processor) for rollout in group]
+
+
+def _request(row: Row, config: GenerateConfig, processor: "Processor") -> "RolloutRequest":
+    from rollouts.rollout import RolloutRequest
+
+    root = Path(config.prompts).parent
+    tokens = processor.prompt(row.messages, config.mode, root)
+    config.rollouts.check_length(row.id, len(tokens.ids))
+    images = processor.open_images(root, tokens.images)
+    samples, greedy = config.samples, config.decoding is Decoding.greedy
+    return RolloutRequest(row.number, row.id, tokens.ids, tokens.placeholder_ids, images, samples, greedy)
+
+
+def _line(rollout: "Rollout", processor: "Processor") -> dict[str, Any]:
+    if rollout.finish_reason.is_failure:
+        return {"sample": rollout.sample_index, "error": f"the sampler failed: {rollout.finish_reason.value}"}
+    return {
+        "sample": rollout.sample_index,
+        "completion": processor.tokenizer.decode(rollout.completion_ids),
+        "finish_reason": rollout.finish_reason.value,
+        "logprob": sum(rollout.rollout_logprobs),
+        "token_ids": list(rollout.completion_ids),
+    }
+
+
+def main() -> int:
+    return launch("generate", GenerateConfig, generate_file)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

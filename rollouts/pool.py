@@ -1,0 +1,318 @@
+"""Many samplers as one that outlives them: a worker that dies, hangs or answers garbage is replaced, its groups are
+sampled again elsewhere. How workers are started and spoken to is a fleet's business."""
+
+import math
+import sys
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from torch import Tensor
+
+from rollouts.config import RolloutConfig
+from rollouts.probe import Probe
+from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.session import Message
+
+
+class PoolFailed(RuntimeError):
+    """A worker failed again and again; the message says which and why."""
+
+    exit_code = 8
+
+
+class MemberFailed(Exception):
+    """A worker is of no use any more; the message is the cause."""
+
+
+class Member(Protocol):
+    """A worker as its pool sees it. It is busy from its start until it is `ready`, and again from each `call`."""
+
+    @property
+    def name(self) -> str: ...
+
+    def call(self, messages: list[Message]) -> None:
+        """Hand it messages for `Session.answer`. `MemberFailed` if it is gone."""
+        ...
+
+    def answers(self) -> list[Message]:
+        """Once it is ready: what it answered; nothing after its start. `MemberFailed` if it ended instead."""
+        ...
+
+    def kill(self) -> None:
+        """End it, whatever state it is in."""
+        ...
+
+    def dismiss(self) -> None:
+        """Tell it that nothing more will come."""
+        ...
+
+
+M = TypeVar("M", bound=Member)
+
+
+class Fleet(Protocol[M]):
+    """Starts workers and brings them the weights."""
+
+    def start(self, number: int) -> M:
+        """Begin to start worker `number`, with the weights that were last put. Returns at once."""
+        ...
+
+    def wait(self, members: Sequence[M], seconds: float) -> list[M]:
+        """Those that are ready, after at most `seconds`."""
+        ...
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Hold a tensor of the next update. `ValueError` for one that the workers have no place for."""
+        ...
+
+    def publish(self) -> None:
+        """All tensors of an update were put: calls that follow see them."""
+        ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class _Slot:
+    """A place for a worker, and who fills it."""
+
+    number: int
+    member: Any
+    busy_until: float  # when it must have answered
+    is_started: bool = False
+    is_called: bool = True  # and has not answered yet
+    failures: int = 0  # since it last completed a group
+    outbox: list[Message] = field(default_factory=list)
+    open: dict[int, RolloutRequest] = field(default_factory=dict)
+    proof: tuple[int, dict[str, int]] | None = None  # (version, checksums) of its last update
+    probe: Probe | None = None  # its last one
+
+
+class WorkerPool:
+    """`RolloutWorker` over `config.pool.workers` members of a fleet. Each group goes where the fewest are open."""
+
+    def __init__(self, fleet: Fleet[Any], config: RolloutConfig, allowed_ids: Iterable[int]) -> None:
+        """`allowed_ids` are those that a policy may sample; an answer with another one is garbage."""
+        self.config = config
+        self.num_replaced = 0  # workers
+        self.num_repeated = 0  # groups that were handed out again
+        self._fleet = fleet
+        self._allowed = frozenset(allowed_ids)
+        self._waiting: dict[int, RolloutRequest] = {}
+        self._done: list[tuple[int, list[Rollout]]] = []
+        self._losses: dict[int, int] = {}  # of a group: workers that failed while they had it
+        self._next_handle = 0
+        self._version = 0
+        self._manifest: dict[str, int] = {}  # of the last update
+        self._pending: dict[str, int] = {}  # of the announced one
+        self._received: set[str] = set()
+        self._slots: list[_Slot] = []
+        try:
+            for number in range(config.pool.workers):
+                self._slots.append(_Slot(number, fleet.start(number), time.monotonic() + config.pool.start_s))
+        except OSError:
+            self.close()
+            raise
+
+    @property
+    def is_idle(self) -> bool:
+        return not (self._waiting or self._done or any(slot.open for slot in self._slots))
+
+    def submit(self, request: RolloutRequest) -> int:
+        self.config.check_length(request.prompt_id, len(request.prompt_ids))
+        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        self._waiting[handle] = request
+        return handle
+
+    def poll(self) -> list[tuple[int, list[Rollout]]]:
+        """Returns after a second at the latest, with nothing if nothing is complete. `PoolFailed` ends the run."""
+        end = time.monotonic() + 1.0
+        while not self._done and not self.is_idle and time.monotonic() < end:
+            self._deal()
+            self._exchange(end - time.monotonic())
+        done, self._done = self._done, []
+        return done
+
+    def abort(self, handle: int) -> None:
+        self._waiting.pop(handle, None)
+        self._done = [item for item in self._done if item[0] != handle]
+        for slot in self._slots:
+            if slot.open.pop(handle, None):
+                slot.outbox.append(("abort", handle))
+
+    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
+        self._pending, self._received = manifest, set()
+
+    def load(self, name: str, tensor: Tensor) -> None:
+        self._fleet.put(name, tensor)
+        self._received.add(name)
+
+    def finish_update(self, version: int) -> dict[str, int]:
+        """The checksums that every worker found; where one found another, that one. A worker that is being replaced
+        proves the same before it gets work."""
+        missing = self._pending.keys() - self._received
+        if missing:
+            raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
+        self._fleet.publish()
+        self._version, self._manifest = version, dict(self._pending)
+        for slot in self._slots:
+            slot.proof = None
+            if slot.is_started:
+                slot.outbox.append(("update", version, self._manifest))
+        while any(slot.proof is None for slot in self._slots if slot.is_started or not slot.failures):
+            self._exchange(1.0)
+        found = dict(self._manifest)
+        for slot in self._slots:
+            if slot.proof:
+                found |= {name: slot.proof[1].get(name, -1) for name in found if slot.proof[1].get(name) != found[name]}
+        return found
+
+    def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
+        asked = [slot for slot in self._slots if slot.is_started]
+        for slot in asked:
+            slot.probe = None
+            slot.outbox.append(("probe", request))
+        while any(slot.probe is None and slot.is_started for slot in asked):  # one that is replaced says nothing
+            self._exchange(1.0)
+        return [(slot.member.name, slot.probe) for slot in asked if slot.probe is not None]
+
+    def close(self) -> None:
+        for slot in self._slots:
+            slot.member.dismiss()
+        for slot in self._slots:
+            slot.member.kill()
+        self._slots = []
+        self._fleet.close()
+
+    def _deal(self) -> None:
+        """Hand out what waits, the oldest first, to workers that are up; to those that start if none is."""
+        ready = [slot for slot in self._slots if slot.is_started] or self._slots
+        batches: dict[int, list[tuple[int, RolloutRequest]]] = {}
+        for handle in sorted(self._waiting):
+            slot = min(ready, key=lambda slot: len(slot.open))
+            slot.open[handle] = self._waiting[handle]
+            batches.setdefault(slot.number, []).append((handle, self._waiting[handle]))
+        self._waiting = {}
+        for number, batch in batches.items():
+            self._slots[number].outbox.append(("submit", batch))
+
+    def _exchange(self, seconds: float) -> None:
+        """Call every worker that is free and has something to do, and take the answers of those that are ready."""
+        for slot in self._slots:
+            if not slot.is_called and (slot.outbox or slot.open):
+                self._call(slot)
+        called = [slot for slot in self._slots if slot.is_called]
+        nearest = min((slot.busy_until for slot in called), default=math.inf) - time.monotonic()
+        ready = self._fleet.wait([slot.member for slot in called], max(0.0, min(seconds, nearest)))
+        for slot in called:
+            if slot.member in ready:
+                self._take(slot)
+            elif time.monotonic() >= slot.busy_until:
+                limit = "patience_s" if slot.is_started else "start_s"
+                seconds = getattr(self.config.pool, limit)
+                self._replace(slot, f"no answer within rollouts.pool.{limit} = {seconds:g} seconds")
+
+    def _call(self, slot: _Slot) -> None:
+        messages, slot.outbox = slot.outbox, []
+        slot.busy_until = time.monotonic() + self.config.pool.patience_s
+        slot.is_called = True
+        try:
+            slot.member.call(messages)
+        except MemberFailed as failure:
+            self._replace(slot, str(failure))
+
+    def _take(self, slot: _Slot) -> None:
+        try:
+            answers = slot.member.answers()
+            slot.is_called = False
+            if not slot.is_started:
+                self._welcome(slot)
+            for answer in answers:
+                self._read(slot, answer)
+        except MemberFailed as failure:
+            self._replace(slot, str(failure))
+
+    def _welcome(self, slot: _Slot) -> None:
+        """It is up: it takes the current weights before any work."""
+        slot.is_started = True
+        if self._manifest:
+            slot.outbox.insert(0, ("update", self._version, self._manifest))
+
+    def _read(self, slot: _Slot, answer: Message) -> None:
+        match answer:
+            case ("done", list(groups)):
+                for handle, rollouts in groups:
+                    if request := slot.open.get(handle):  # else it was aborted meanwhile
+                        self._check(request, rollouts)
+                        del slot.open[handle]
+                        self._losses.pop(handle, None)
+                        slot.failures = 0
+                        self._done.append((handle, rollouts))
+            case ("updated", int(version), dict(checksums)):
+                if version == self._version:
+                    slot.proof = (version, checksums)
+            case ("probed", dict(probe)):
+                slot.probe = probe
+            case _:
+                raise MemberFailed(f"answered garbage: {answer!r:.200}")
+
+    def _check(self, request: RolloutRequest, rollouts: Any) -> None:
+        """`MemberFailed` unless these can be the completions that were asked for."""
+        problem = _problem(request, rollouts, self.config.max_completion_tokens, self._allowed, self._version)
+        if problem:
+            raise MemberFailed(f"answered garbage for prompt {request.prompt_id}, draw {request.draw}: {problem}")
+
+    def _replace(self, slot: _Slot, cause: str) -> None:
+        """Start another worker in its place and hand its groups out again. `PoolFailed` if that did not help before."""
+        name, slot.failures = slot.member.name, slot.failures + 1
+        slot.member.kill()
+        lost, slot.open, slot.outbox = slot.open, {}, []
+        for handle in lost:
+            self._losses[handle] = self._losses.get(handle, 0) + 1
+        limit = self.config.pool.max_failures
+        again = [lost[handle].prompt_id for handle in lost if self._losses[handle] > limit]
+        if slot.failures > limit or again:
+            what = f"{name} failed {slot.failures} times without completing a group"
+            if slot.failures <= limit:
+                what = f"{name} failed, as {limit} workers before it, with the groups of prompts {again}"
+            raise PoolFailed(
+                f"{what} (rollouts.pool.max_failures = {limit}); the run continues from its last checkpoint when "
+                f"started again. The last cause: {cause}"
+            )
+        print(f"{name} is replaced, {len(lost)} groups are sampled again: {cause}", file=sys.stderr)
+        self.num_replaced += 1
+        self.num_repeated += len(lost)
+        self._waiting |= lost
+        slot.is_started, slot.is_called, slot.proof = False, True, None
+        slot.busy_until = time.monotonic() + self.config.pool.start_s
+        slot.member = self._fleet.start(slot.number)
+
+
+def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozenset[int], version: int) -> str:
+    """What is wrong with a group; empty if nothing is."""
+    if not isinstance(rollouts, list) or not all(isinstance(rollout, Rollout) for rollout in rollouts):
+        return f"expected a list of rollouts, found {rollouts!r:.80}"
+    if [rollout.sample_index for rollout in rollouts] != list(range(request.group_size)):
+        found = [rollout.sample_index for rollout in rollouts]
+        return f"expected samples 0 to {request.group_size - 1}, found {found}"
+    for rollout in rollouts:
+        ids, logprobs = rollout.completion_ids, rollout.rollout_logprobs
+        if (rollout.draw, rollout.prompt_id) != (request.draw, request.prompt_id):
+            return f"it belongs to prompt {rollout.prompt_id}, draw {rollout.draw}"
+        if list(rollout.prompt_ids) != list(request.prompt_ids):
+            return "its prompt has other ids"
+        if not len(ids) == len(logprobs) == len(rollout.completion_mask) <= limit:
+            return f"expected at most {limit} ids with as many log-probabilities, found {len(ids)} and {len(logprobs)}"
+        if not allowed.issuperset(ids):
+            return f"ids that no policy samples: {sorted(set(ids) - allowed)[:5]}"
+        if rollout.finish_reason.is_failure:
+            continue
+        if not ids or not all(-math.inf < value <= 1e-3 for value in logprobs):
+            return "expected finite log-probabilities of at least one token"
+        if rollout.finish_reason is FinishReason.length and len(ids) < limit:
+            return f"expected {limit} tokens of a completion that reached the limit, found {len(ids)}"
+        if any(not 0 <= found <= version for _, found in rollout.policy_versions):
+            return f"expected policy versions up to {version}, found {rollout.policy_versions}"
+    return ""

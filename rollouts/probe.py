@@ -1,0 +1,73 @@
+"""What a model makes of a prompt, stage by stage: where two of them part is where their log-probabilities part."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from model.batch import Row, pack_rows
+from model.checkpoint import released_tensors
+from model.sail_vl2 import SailVL2
+from rollouts.rollout import RolloutRequest
+from rollouts.weight_sync import tensor_checksum
+
+Probe = dict[str, Tensor]
+"""Stage -> values on CPU: `ids`, `pixels.N`, `dtype` (an empty tensor of it), `weights.NAME` (a checksum), `visual.N`
+[tokens, D], `embeddings`."""
+
+_TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+"""Of the largest value: two implementations of the same sums."""
+
+
+@torch.no_grad()
+def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) -> Probe:
+    """Every stage of our own model."""
+    images = [image.to(model.device) for image in request.images]
+    inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, model.config.pixels_per_token)
+    visual = [model.visual_tokens(image.to(model.dtype)).flatten(0, 1) for image in images]
+    return {
+        **probe_inputs(request.prompt_ids, request.images),
+        **probe_weights(released_tensors(model), model.dtype),
+        **{f"visual.{number}": tokens.cpu() for number, tokens in enumerate(visual)},
+        "embeddings": model.embed(inputs.to(model.device)).cpu(),
+    }
+
+
+def probe_inputs(ids: Sequence[int], images: Sequence[Tensor]) -> Probe:
+    return {"ids": torch.tensor(ids), **{f"pixels.{number}": image.cpu() for number, image in enumerate(images)}}
+
+
+def probe_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Probe:
+    sums = {f"weights.{name}": torch.tensor(tensor_checksum(tensor)) for name, tensor in tensors.items()}
+    return {"dtype": torch.empty(0, dtype=dtype), **sums}
+
+
+def first_difference(ours: Probe, theirs: Probe) -> str:
+    """The first stage at which they differ beyond rounding, and by how much; empty if there is none. Stages that one
+    of them does not have are passed over."""
+    for name, mine in ours.items():
+        other = theirs.get(name)
+        if other is None:
+            continue
+        if name == "dtype":
+            if mine.dtype != other.dtype:
+                return f"dtype: {mine.dtype} (trainer) and {other.dtype} (sampler)"
+            continue
+        if mine.shape != other.shape:
+            return f"{name}: shapes {list(mine.shape)} (trainer) and {list(other.shape)} (sampler)"
+        if name.startswith(("ids", "weights")):
+            if not torch.equal(mine, other):
+                return f"{name}: other {'ids' if name == 'ids' else 'bytes'}"
+            continue
+        difference = float((mine.float() - other.float()).abs().max()) if mine.numel() else 0.0
+        coarser = torch.bfloat16 if torch.bfloat16 in (mine.dtype, other.dtype) else torch.float32
+        limit = 0.0 if name.startswith("pixels") else _TOLERANCE[coarser] * float(mine.float().abs().max())
+        if not difference <= limit:
+            return f"{name}: largest difference {difference:.3g}"
+    return ""
+
+
+def cause_of(difference: str) -> str:
+    """The kind of cause behind a first difference."""
+    stage = difference.partition(":")[0].partition(".")[0]
+    return "embeddings" if stage == "visual" else stage

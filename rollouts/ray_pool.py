@@ -1,0 +1,146 @@
+"""Samplers as actors of a Ray cluster, on this host or many. Weights go through its object store, once to each node."""
+
+import logging
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from ray.exceptions import RayError
+from torch import Tensor
+
+from rollouts.config import RolloutConfig, VllmRolloutConfig
+from rollouts.pool import MemberFailed
+from rollouts.processes import worker_environment
+from rollouts.session import Message, Session, Start
+from rollouts.weight_buffer import Place, WeightBuffer
+
+_STORE_BYTES = 256 * 2**20  # of a local object store beside the weights
+
+
+class RayFleet:
+    """`Fleet` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped again."""
+
+    def __init__(self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0) -> None:
+        """`num_gpus`: samplers get GPUs if it is above 0."""
+        self._start, self._config = start, start.config
+        self._buffer = WeightBuffer.create(weights)
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _join(self._config, self._buffer.size)
+        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and num_gpus else 0
+        kept = {"OMP_NUM_THREADS", "PYTHONPATH", *(name for name in os.environ if name.startswith(("VLLM_", "HF_")))}
+        variables = {name: value for name, value in worker_environment().items() if name in kept}
+        self._actor = _Sampler.options(
+            num_cpus=1,
+            num_gpus=devices,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": variables},
+        )
+        self._weights: Any = None
+        self.publish()
+
+    def start(self, number: int) -> "RayMember":
+        actor = self._actor.remote()
+        return RayMember(number, actor, actor.start.remote(self._start, self._buffer.places, self._weights), self)
+
+    def wait(self, members: Sequence["RayMember"], seconds: float) -> list["RayMember"]:
+        by_reference = {member.reference: member for member in members}
+        if not by_reference:
+            return []
+        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=seconds)
+        others = [reference for reference in by_reference if reference not in ready]
+        if ready and others:
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return [by_reference[reference] for reference in ready]
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._buffer.put(name, tensor)
+
+    def publish(self) -> None:
+        self._weights = ray.put(self._buffer.copy_bytes())
+
+    @property
+    def weights(self) -> Any:
+        return self._weights
+
+    def close(self) -> None:
+        self._weights = None
+        self._buffer.close()
+        if self._owns_ray:
+            ray.shutdown()
+
+
+class RayMember:
+    """The pool's side of one actor."""
+
+    def __init__(self, number: int, actor: Any, reference: Any, fleet: RayFleet) -> None:
+        self.name = f"Ray worker {number}"
+        self.actor, self.reference, self._fleet = actor, reference, fleet
+
+    def call(self, messages: list[Message]) -> None:
+        needs_weights = any(message[0] == "update" for message in messages)
+        self.reference = self.actor.answer.remote(messages, self._fleet.weights if needs_weights else None)
+
+    def answers(self) -> list[Message]:
+        try:
+            found = ray.get(self.reference)
+        except RayError as error:
+            raise MemberFailed(str(error).strip()) from None
+        if not isinstance(found, list):
+            raise MemberFailed(f"answered garbage: {found!r:.200}")
+        return found
+
+    def dismiss(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+@ray.remote
+class _Sampler:
+    """What runs in an actor's process."""
+
+    def start(self, start: Start, places: dict[str, Place], memory: np.ndarray) -> list[Message]:
+        from model.engine.local import use_deterministic_cpu
+
+        use_deterministic_cpu(num_threads=1)
+        self._places = places
+        self._session = Session(start.build(_views(memory, places)))
+        return []
+
+    def answer(self, messages: list[Message], memory: np.ndarray | None) -> list[Message]:
+        return self._session.answer(messages, lambda: _views(memory, self._places))
+
+
+def _views(memory: np.ndarray | None, places: Mapping[str, Place]) -> dict[str, Tensor]:
+    assert memory is not None
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
+        return {
+            name: torch.frombuffer(
+                memory, dtype=place.dtype, count=torch.Size(place.shape).numel(), offset=place.offset
+            ).view(place.shape)
+            for name, place in places.items()
+        }
+
+
+def _join(config: RolloutConfig, weight_bytes: int) -> None:
+    if config.pool.ray_address:
+        ray.init(address=config.pool.ray_address, log_to_driver=True, logging_level=logging.ERROR)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    ray.init(
+        address="local",
+        num_cpus=max(config.pool.workers, os.cpu_count() or 1),
+        include_dashboard=False,
+        object_store_memory=_STORE_BYTES + 3 * weight_bytes,
+        _node_ip_address="127.0.0.1",
+        logging_level=logging.ERROR,
+    )

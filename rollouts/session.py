@@ -1,0 +1,75 @@
+"""A sampler that is driven by messages: what a worker of a pool runs, in whatever process it is."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import empty_model, fill
+from model.config import SailVL2Config
+from model.processor import Processor
+from rollouts.config import RolloutConfig
+from rollouts.rollout import RolloutWorker
+from rollouts.sampler import build_sampler
+from rollouts.weight_buffer import WeightBuffer
+
+Message = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Start:
+    """What a worker samples with. Weights come apart from it."""
+
+    model_config: SailVL2Config
+    processor: Processor
+    config: RolloutConfig
+    run_seed: int
+    dtype: torch.dtype
+
+    def build(self, weights: Mapping[str, Tensor], buffer: WeightBuffer | None = None) -> RolloutWorker:
+        """A sampler with these weights, as policy version 0."""
+        model = empty_model(self.model_config, self.dtype)
+        fill(model, weights.items())
+        return build_sampler(model, self.processor, self.config, self.run_seed, buffer)
+
+
+class Session:
+    """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest),
+    ("probe", request).
+
+    Answers: ("done", [(handle, rollouts)]), ("updated", version, checksums), ("probed", probe).
+    """
+
+    def __init__(self, worker: RolloutWorker) -> None:
+        self._worker = worker
+        self._handles: dict[int, int] = {}  # ours -> the pool's
+
+    def answer(self, messages: Sequence[Message], weights: Callable[[], Mapping[str, Tensor]]) -> list[Message]:
+        """Take the messages, sample for a moment if there is work, and say what came of it. `weights` are looked at
+        when an update is asked for."""
+        answers: list[Message] = []
+        for message in messages:
+            match message:
+                case ("submit", requests):
+                    self._handles |= {self._worker.submit(request): handle for handle, request in requests}
+                case ("abort", handle):
+                    for own in [own for own, theirs in self._handles.items() if theirs == handle]:
+                        self._worker.abort(own)
+                        del self._handles[own]
+                case ("update", version, manifest):
+                    answers.append(("updated", version, self._update(version, manifest, weights())))
+                case ("probe", request):
+                    answers.append(("probed", self._worker.probe(request)[0][1]))
+        done = [(self._handles.pop(own), rollouts) for own, rollouts in self._worker.poll()]
+        return [*answers, ("done", done)]
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def _update(self, version: int, manifest: dict[str, int], weights: Mapping[str, Tensor]) -> dict[str, int]:
+        self._worker.begin_update(version, manifest)
+        for name in manifest:
+            self._worker.load(name, weights[name])
+        return self._worker.finish_update(version)

@@ -1,0 +1,94 @@
+"""Batch inference: every prompt once, whatever happens in between."""
+
+import json
+
+import pytest
+
+from conf.cli import load_config
+from model.interface import Mode
+from rollouts.config import RolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.generate import generate_file
+from rollouts.rollout import RolloutRequest, generate
+
+
+@pytest.fixture
+def command(tiny_folder, easy_prompts, tmp_path):
+    """Runs the command on the easy prompts; returns the lines of its file."""
+
+    def run(*overrides: str, prompts=easy_prompts) -> list[dict]:
+        limits = ["rollouts.max_completion_tokens=6", "num_threads=1", "samples=2"]
+        required = [f"checkpoint={tiny_folder}", f"prompts={prompts}", f"out={tmp_path}/out/o.jsonl"]
+        generate_file(*load_config("generate", [*required, *limits, *overrides]))
+        return [json.loads(line) for line in (tmp_path / "out" / "o.jsonl").read_text().splitlines()]
+
+    return run
+
+
+def test_lines_are_the_samplers_completions_in_order(command, tiny, easy_prompts):
+    lines = command()
+    rows = [json.loads(line) for line in easy_prompts.read_text().splitlines()]
+    assert [(line["id"], line["sample"]) for line in lines] == [(row["id"], s) for row in rows for s in (0, 1)]
+    model, processor = tiny
+    tokens = processor.prompt(rows[3]["messages"], Mode.think, easy_prompts.parent)
+    images = processor.open_images(easy_prompts.parent, tokens.images)
+    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
+    (group,) = generate(worker, [RolloutRequest(3, "p3", tokens.ids, tokens.placeholder_ids, images, 2)])
+    for line, rollout in zip(lines[6:8], group, strict=True):
+        assert line["token_ids"] == rollout.completion_ids
+        assert line["completion"] == processor.tokenizer.decode(rollout.completion_ids)
+        assert line["logprob"] == sum(rollout.rollout_logprobs)
+
+
+def test_it_goes_on_where_it_was_cut_off(command, tmp_path, capsys):
+    whole = command()
+    out = tmp_path / "out" / "o.jsonl"
+    text = out.read_text()
+    lines = text.splitlines(keepends=True)
+    out.write_text("".join(lines[:5]) + lines[5][:20])  # two prompts, half of a third, half a line
+    assert sorted(command(), key=lambda line: (line["id"], line["sample"])) == sorted(
+        whole, key=lambda line: (line["id"], line["sample"])
+    )
+    assert "2 of 12 prompts are there already" in capsys.readouterr().out
+    before = out.read_text()
+    command()
+    assert out.read_text() == before
+
+
+def test_other_settings_do_not_mix_into_a_file(command):
+    command()
+    with pytest.raises(ValueError, match=r"out: .*o.jsonl was written with other settings"):
+        command("seed=1")
+
+
+def test_greedy_samples_are_alike_and_direct_prompts_shorter(command, tmp_path):
+    lines = command("decoding=greedy", "mode=direct")
+    assert all(one["token_ids"] == other["token_ids"] for one, other in zip(lines[::2], lines[1::2], strict=True))
+
+
+def test_a_prompt_that_cannot_be_asked_is_an_error_and_not_lost(command, easy_prompts, tmp_path):
+    rows = easy_prompts.read_text().splitlines()
+    bad = json.loads(rows[1])
+    bad["messages"][0]["content"][0]["image"] = "nowhere.png"
+    prompts = easy_prompts.with_name("some.jsonl")
+    prompts.write_text("\n".join([rows[0], json.dumps(bad), rows[2]]) + "\n")
+    lines = command(prompts=prompts)
+    errors = [line for line in lines if "error" in line]
+    assert [line["id"] for line in errors] == ["p1"] and "nowhere.png" in errors[0]["error"]
+    assert {line["id"] for line in lines} == {"p0", "p1", "p2"}
+    assert command(prompts=prompts) == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "line 1: expected a JSON object"),
+        ('{"id": 1}', "line 1: expected an object with a list `messages`"),
+        ('{"id": 1, "messages": []}\n{"id": 1, "messages": []}', "line 2: expected ids that differ, found '1' twice"),
+    ],
+)
+def test_a_file_that_cannot_be_read_names_the_line(command, tmp_path, text, message):
+    path = tmp_path / "bad.jsonl"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        command(prompts=path)

@@ -1,0 +1,63 @@
+"""Samplers as Ray actors: the same completions, proven weights, and a killed actor that costs nothing."""
+
+import dataclasses
+import os
+import signal
+
+import pytest
+
+from model.interface import Mode
+from model.sail_vl2 import SailVL2
+from rlhf.prompts import PromptSet
+from rollouts.build import build_worker
+from rollouts.config import Placement, PoolConfig, RolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.rollout import generate
+from rollouts.weight_sync import sync_weights
+from tests.conftest import require_extra
+
+ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
+CONFIG = dataclasses.replace(ONE, pool=PoolConfig(Placement.ray, workers=2))
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny, digits_folder):
+    prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, 96)
+    return [prompts[i] for i in range(7)]
+
+
+@pytest.fixture(scope="module")
+def workers(tiny):
+    require_extra("ray", "ray")
+    workers = build_worker(*tiny, CONFIG, 7)
+    yield workers
+    workers.close()
+
+
+def pid_of(workers, number: int) -> int:
+    import ray
+
+    actor = workers._slots[number].member.actor
+    return ray.get(actor.__ray_call__.remote(lambda self: os.getpid()), timeout=60)
+
+
+def test_actors_give_the_completions_of_one_embedded_sampler_through_updates_and_a_kill(tiny, tasks, workers, capsys):
+    requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
+    assert generate(workers, requests) == generate(EmbeddedWorker(*tiny, ONE, 7), requests)
+    other = SailVL2(tiny[0].config)
+    other.initialise(9)
+    assert sync_weights(lambda: (5, other.state_dict()), workers) == 5
+    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+    alone.version = 5
+    expected = generate(alone, requests)
+    assert generate(workers, requests) == expected
+    os.kill(pid_of(workers, 1), signal.SIGKILL)
+    assert generate(workers, requests) == expected
+    assert workers.num_replaced == 1 and "Ray worker 1 is replaced" in capsys.readouterr().err
+
+
+def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):
+    put = workers._fleet.put
+    monkeypatch.setattr(workers._fleet, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
+    with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
+        sync_weights(lambda: (6, tiny[0].state_dict()), workers)
