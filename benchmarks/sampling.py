@@ -13,7 +13,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -158,6 +158,30 @@ def compare(case: Case, rounds: int) -> dict[str, Any]:
     }
     own_speeds: dict[str, float | str] = {}
     screen(mine, own_speeds)
+    field = screen_rivals(case, twin, prompts, rivals)
+    alone = next(name for name in ranked(own_speeds) if name.endswith("processes=1"))
+    timed = {
+        OWN: mine[ranked(own_speeds)[0]](),
+        AGAIN: mine[ranked(own_speeds)[0]](),
+        ALONE: mine[alone](),
+        **{name: make() for name, make in field.finalists.items()},
+        EXPERT: rivals.generate_after_shared_prefill(field.best_batch),
+    }
+    vision = vision_seconds(model, requests)
+    figures = measure(timed, rounds, vision)
+    return {**figures, "equality": equality, "screening": {"ours": own_speeds, "theirs": field.speeds}}
+
+
+@dataclass(frozen=True)
+class Field:
+    """The rivals, screened."""
+
+    speeds: dict[str, float | str]
+    finalists: dict[str, Callable[[], Sample]]
+    best_batch: int  # prompts in a call of `generate`
+
+
+def screen_rivals(case: Case, twin: Any, prompts: Sequence[Any], rivals: Rivals) -> Field:
     theirs: dict[str, Callable[[], Sample]] = {
         f"generate, {cache} cache, {batch} prompts": lambda batch=batch, cache=cache: rivals.generate(batch, cache)
         for batch in (4, 8, 16, 32, 64, 128)
@@ -169,24 +193,14 @@ def compare(case: Case, rounds: int) -> dict[str, Any]:
     best_batch = int(ranked(their_speeds)[0].split()[-2])
     compiled = f"generate, static cache, compiled, {best_batch} prompts"
     theirs[compiled] = lambda: rivals.generate(best_batch, "static", compiled=True)
-    few = Rivals(twin, prompts[:: max(1, case.prompts // 8)], GROUP, case.limit, processor.tokenizer.end_id)
+    few = Rivals(twin, prompts[:: max(1, case.prompts // 8)], GROUP, case.limit, rivals.end_id)
     batching = {name: lambda s=settings: few.generate_batch(s) for name, settings in CONTINUOUS_BATCHING.items()}
     screen({compiled: theirs[compiled], **batching}, their_speeds)
     theirs |= {name: lambda s=settings: rivals.generate_batch(s) for name, settings in CONTINUOUS_BATCHING.items()}
     order = ranked(their_speeds)
     # Continuous batching was screened on few prompts, where it seldom refills a place: its best is always timed.
     finalists = [*order[:FINALISTS], *[name for name in order if name in batching][:1]]
-    alone = next(name for name in ranked(own_speeds) if name.endswith("processes=1"))
-    timed = {
-        OWN: mine[ranked(own_speeds)[0]](),
-        AGAIN: mine[ranked(own_speeds)[0]](),
-        ALONE: mine[alone](),
-        **{name: theirs[name]() for name in finalists},
-        EXPERT: rivals.generate_after_shared_prefill(best_batch),
-    }
-    vision = vision_seconds(model, requests)
-    figures = measure(timed, rounds, vision)
-    return {**figures, "equality": equality, "screening": {"ours": own_speeds, "theirs": their_speeds}}
+    return Field(their_speeds, {name: theirs[name] for name in finalists}, best_batch)
 
 
 def vision_seconds(model: SailVL2, requests: list[RolloutRequest]) -> float:

@@ -133,6 +133,13 @@ def _views(memory: np.ndarray | None, places: Mapping[str, Place]) -> dict[str, 
 
 def _join(config: RolloutConfig, weight_bytes: int) -> None:
     if config.pool.ray_address:
+        host = config.pool.ray_address.rpartition(":")[0]
+        if host not in ("127.0.0.1", "localhost") and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise ValueError(
+                f"rollouts.pool.ray_address: {config.pool.ray_address} may be on other hosts, where whoever reaches a "
+                "port of the cluster runs code on it: expected RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE in the "
+                "environment, as launch/ray_node.sh sets them"
+            )
         ray.init(address=config.pool.ray_address, log_to_driver=True, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

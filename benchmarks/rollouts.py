@@ -1,0 +1,227 @@
+"""Embedded sampler, vLLM and transformers on the same checkpoint: `python -m benchmarks.rollouts
+[cases=quickstart,T] [rounds=5] [prompts=0]`.
+
+Models, prompts, stop rule, rivals and conditions are those of `benchmarks.sampling`, whose docstring says how they are
+fair; vLLM is our plugin and worker, its number of processes and rows chosen by measuring like everybody's. First,
+parity: log-probabilities of vLLM's draws and most likely tokens by our model, in float32 and in bfloat16. Beside speed:
+seconds to bring new weights to vLLM, to start it until its first completion, and the memory of its process. The last
+line is one JSON object.
+"""
+
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.measure import environment, spread, take_turns
+
+# isort: split
+import torch
+import transformers
+
+from benchmarks.sampling import (
+    CASES,
+    GROUP,
+    LIMIT_OVER_MEAN,
+    THREADS,
+    Case,
+    ours,
+    quotients,
+    ranked,
+    requests_of,
+    screen,
+    screen_rivals,
+)
+from benchmarks.sampling_models import SIZES, planted_model, twin_of
+from benchmarks.sampling_rivals import Rivals, Sample
+from model.batch import Row, pack_rows
+from model.checkpoint import released_tensors
+from model.processor import Processor
+from model.sail_vl2 import SailVL2
+from rollouts.build import build_worker
+from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
+from rollouts.processes import ProcessMember
+from rollouts.rollout import Rollout, RolloutRequest, generate
+from rollouts.weight_sync import sync_weights
+
+BARS = {"vllm": 8.0, "embedded": 5.0}
+PARITY_TOKENS = 2048
+NEAR_TIE = 1e-5  # logits: closer ones may change places by rounding
+
+
+def vllm_config(requests: Sequence[RolloutRequest], limit: int, rows: int, workers: int) -> VllmRolloutConfig:
+    pool = PoolConfig(Placement.process, workers) if workers else PoolConfig(Placement.trainer)
+    longest = max(len(request.prompt_ids) for request in requests)
+    return VllmRolloutConfig(
+        max_prompt_tokens=longest, max_completion_tokens=limit, max_rows=rows, pool=pool, kv_cache_gib=1.0
+    )
+
+
+def vllm(model: SailVL2, processor: Processor, requests: list[RolloutRequest], config: VllmRolloutConfig) -> Sample:
+    worker = build_worker(model, processor, config, run_seed=0)
+
+    def sample(seed: int) -> int:
+        first = seed * len(requests)
+        rollouts = generate(worker, [replace(request, draw=first + n) for n, request in enumerate(requests)])
+        return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
+
+    sample(10_000)  # the first pass of an engine takes several times as long as the next
+    return sample
+
+
+@torch.no_grad()
+def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest], limit: int) -> dict[str, Any]:
+    """vLLM's draws and most likely tokens, scored by our own model in the same dtype."""
+    barred = torch.tensor(processor.barred_ids)
+
+    def scores(request: RolloutRequest, rollout: Rollout) -> tuple[Any, Any]:
+        row = Row(request.prompt_ids, [rollout.completion_ids], request.images)
+        inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
+        hidden, _ = model.hidden_states(inputs)
+        logits = hidden.index_select(0, inputs.source_index) @ model.language_model.lm_head.weight.T
+        return model(inputs, 1.0, barred).logprobs, logits.float().index_fill(-1, barred, float("-inf")).topk(2)
+
+    count = -(-PARITY_TOKENS // limit)
+    asked = [replace(requests[n % len(requests)], draw=n, group_size=1) for n in range(count)]
+    gaps: list[float] = []
+    mismatches = ties = tokens = 0
+    with closing(build_worker(model, processor, vllm_config(requests, limit, 64, 1), run_seed=0)) as worker:
+        for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
+            found = torch.tensor(rollout.rollout_logprobs)
+            gaps += (scores(one, rollout)[0].float() - found).abs().tolist()
+        greedy = [replace(one, greedy=True) for one in asked]
+        for one, (rollout,) in zip(greedy, generate(worker, greedy), strict=True):
+            top = scores(one, rollout)[1]
+            differs = top.indices[:, 0] != torch.tensor(rollout.completion_ids)
+            mismatches += int(differs.sum())
+            ties += int((differs & (top.values[:, 0] - top.values[:, 1] < NEAR_TIE)).sum())
+            tokens += len(differs)
+    return {
+        "max_logprob_difference": max(gaps),
+        "mean_logprob_difference": statistics.mean(gaps),
+        "drawn_tokens": len(gaps),
+        "argmax_mismatches": mismatches,
+        "of_them_near_ties": ties,
+        "argmax_tokens": tokens,
+    }
+
+
+def upkeep(model: SailVL2, processor: Processor, config: VllmRolloutConfig, request: RolloutRequest) -> dict[str, Any]:
+    """What one vLLM in a process of its own costs beside sampling."""
+    begin = time.perf_counter()
+    worker = build_worker(model, processor, replace(config, pool=PoolConfig(Placement.process)), run_seed=0)
+    with closing(worker):
+        generate(worker, [request])
+        started = time.perf_counter() - begin
+        seconds = []
+        for version in range(1, 7):
+            begin = time.perf_counter()
+            sync_weights(lambda v=version: (v, released_tensors(model)), worker)
+            seconds.append(time.perf_counter() - begin)
+        (member,) = [slot.member for slot in worker._slots]  # pyright: ignore
+        assert isinstance(member, ProcessMember)
+        status = Path(f"/proc/{member.process.pid}/status").read_text()
+    resident = next(line for line in status.splitlines() if line.startswith("VmRSS:")).split()[1]
+    return {
+        "start_seconds": round(started, 2),
+        "weight_sync_seconds": round(statistics.median(seconds[1:]), 4),
+        "resident_mebibytes": round(int(resident) / 1024),
+        "kv_cache_gib": config.kv_cache_gib,
+    }
+
+
+def compare(case: Case, rounds: int) -> dict[str, Any]:
+    model, processor = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)
+    requests = requests_of(case, processor, case.prompts)
+    twin, prompts = twin_of(model, processor, requests)
+    rivals = Rivals(twin, prompts, GROUP, case.limit, processor.tokenizer.end_id)
+    equality = {"float32": parity(model, processor, requests, case.limit)}
+    half, _ = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)
+    equality["bfloat16"] = parity(half.to(torch.bfloat16), processor, requests, case.limit)
+    rows = [count for count in (256, 1024) if count <= case.prompts * GROUP]
+    embedded: dict[str, Callable[[], Sample]] = {
+        f"embedded, max_rows={count}, processes={processes}": lambda count=count, processes=processes: ours(
+            model, processor, requests, case.limit, count, processes
+        )
+        for count in rows
+        for processes in (1, 2)
+    }
+    engines: dict[str, Callable[[], Sample]] = {
+        f"vLLM, max_rows={count}, workers={workers}": lambda count=count, workers=workers: vllm(
+            model, processor, requests, vllm_config(requests, case.limit, count, workers)
+        )
+        for count in rows
+        for workers in (0, 2)  # in this process with two threads, or two of one thread
+    }
+    speeds: dict[str, dict[str, float | str]] = {"embedded": {}, "vllm": {}}
+    screen(embedded, speeds["embedded"])
+    screen(engines, speeds["vllm"])
+    field = screen_rivals(case, twin, prompts, rivals)
+    best = {"embedded": embedded[ranked(speeds["embedded"])[0]], "vllm": engines[ranked(speeds["vllm"])[0]]}
+    timed = {**{name: make() for name, make in best.items()}, "vllm again": best["vllm"]()}
+    timed |= {name: make() for name, make in field.finalists.items()}
+    figures = measure(timed, rounds)
+    costs = upkeep(model, processor, vllm_config(requests, case.limit, 256, 1), requests[0])
+    return {**figures, "parity": equality, "vllm": costs, "screening": {**speeds, "transformers": field.speeds}}
+
+
+def measure(samples: dict[str, Sample], rounds: int) -> dict[str, Any]:
+    """Contenders in turns; the rival that counts is the fastest of transformers' ways."""
+    tokens: dict[str, list[int]] = {name: [] for name in samples}
+
+    def counted(name: str) -> Callable[[], None]:
+        return lambda: tokens[name].append(samples[name](100 + len(tokens[name])))
+
+    seconds = take_turns({name: counted(name) for name in samples}, rounds)
+    speeds = {n: [count / s for count, s in zip(tokens[n][1:], seconds[n], strict=True)] for n in samples}
+    medians = {name: statistics.median(values) for name, values in speeds.items()}
+    rival = max(samples.keys() - {"embedded", "vllm", "vllm again"}, key=medians.__getitem__)
+    return {
+        "speedup_over_transformers": {
+            name: round(statistics.median(quotients(speeds[name], speeds[rival])), 3) for name in BARS
+        },
+        "a_a_ratios": [round(ratio, 3) for ratio in quotients(speeds["vllm again"], speeds["vllm"])],
+        "theirs": rival,
+        "tokens_per_second": {name: round(value, 1) for name, value in medians.items()},
+        "completion_tokens": {name: sum(counts[1:]) for name, counts in tokens.items()},
+        "seconds_spread": {name: spread(values) for name, values in seconds.items()},
+    }
+
+
+def main() -> None:
+    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    torch.set_num_threads(THREADS)
+    transformers.logging.set_verbosity_error()
+    cases = {}
+    for name in settings.get("cases", "quickstart,T").split(","):
+        case = CASES[name]
+        if int(settings.get("prompts", "0")):
+            case = replace(case, prompts=int(settings["prompts"]))
+        print(name, file=sys.stderr, flush=True)
+        cases[name] = compare(case, int(settings.get("rounds", "5")))
+        print(f"{name}: {cases[name]['speedup_over_transformers']} times {cases[name]['theirs']}", flush=True)
+    lowest = {name: min(case["speedup_over_transformers"][name] for case in cases.values()) for name in BARS}
+    full = [case["parity"]["float32"] for case in cases.values()]
+    result = {
+        "speedup_over_transformers": lowest,
+        "bars": BARS,
+        "parity": {
+            "max_logprob_difference": max(one["max_logprob_difference"] for one in full),
+            "argmax_mismatches": sum(one["argmax_mismatches"] for one in full),
+        },
+        "weight_sync_seconds": max(case["vllm"]["weight_sync_seconds"] for case in cases.values()),
+        "start_seconds": max(case["vllm"]["start_seconds"] for case in cases.values()),
+        "resident_mebibytes": max(case["vllm"]["resident_mebibytes"] for case in cases.values()),
+        "cases": cases,
+        "environment": environment(THREADS),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""RL with samplers on two Ray nodes of this host: the same run as with one sampler in the trainer's process."""
+
+import json
+
+import pytest
+from safetensors.torch import load_file
+
+from conf.cli import load_config
+from rlhf.train import run_stage
+from tests.conftest import require_extra
+
+
+@pytest.fixture
+def cluster():
+    require_extra("ray", "ray")
+    import ray
+    from ray.cluster_utils import Cluster
+
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    for _ in range(2):
+        cluster.add_node(num_cpus=1)
+    yield cluster
+    ray.shutdown()
+    cluster.shutdown()
+
+
+@pytest.mark.slow
+def test_two_nodes_give_the_run_of_one_process(cluster, tiny_folder, digits_folder, tmp_path):
+    required = [f"checkpoint={tiny_folder}", f"prompts={digits_folder / 'train.jsonl'}", "algorithm.group_filter=none"]
+    limits = ["trainer.max_steps=6", "trainer.groups_per_step=6", "trainer.mini_batch_size=24", "trainer.max_draws=12"]
+    sizes = ["algorithm.group_size=4", "rollouts.max_completion_tokens=16", "engine.num_threads=1"]
+    pools = {
+        "alone": ["rollouts.pool.placement=trainer", "rollouts.pool.workers=1"],
+        "nodes": [
+            "rollouts.pool.placement=ray",
+            "rollouts.pool.workers=2",
+            f"rollouts.pool.ray_address={cluster.address}",
+        ],
+    }
+    for name, pool in pools.items():
+        run_stage(*load_config("rlhf", [*required, *limits, *sizes, *pool, f"run.dir={tmp_path / name}"]))
+    alone, nodes = (load_file(tmp_path / name / "final" / "model.safetensors") for name in pools)
+    assert all(alone[name].equal(nodes[name]) for name in alone)
+    texts = [(tmp_path / name / "ledger.jsonl").read_text() for name in pools]
+    assert texts[0] == texts[1] and len(texts[0].splitlines()) == 36
+    lines = (tmp_path / "nodes" / "metrics.jsonl").read_text().splitlines()
+    assert all(json.loads(line)["sampler_gap/max"] < 1e-4 for line in lines)
