@@ -12,6 +12,7 @@ from rollouts.pool import WorkerPool
 from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
 from rollouts.session import Start
+from rollouts.weight_sync import tensor_checksum
 
 
 def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
@@ -26,14 +27,16 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
     if not apart or not (is_vllm or on_cpu):
         return build_sampler(model, processor, config.alone(), run_seed)
     start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
+    weights = released_tensors(model)
     if placement is Placement.ray:
-        fleet = _ray_fleet()(start, released_tensors(model), num_gpus)
+        fleet = _ray_fleet()(start, weights, num_gpus)
     else:
         from rollouts.processes import ProcessFleet
 
-        fleet = ProcessFleet(start, released_tensors(model), num_gpus)
+        fleet = ProcessFleet(start, weights, num_gpus)
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
-    return WorkerPool(fleet, config, allowed)
+    manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
+    return WorkerPool(fleet, config, allowed, manifest)
 
 
 def _ray_fleet() -> type:

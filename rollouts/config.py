@@ -106,8 +106,8 @@ class VllmRolloutConfig(RolloutConfig):
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(placement=Placement.process))
     tensor_parallel: int = 1
     """devices of one sampler"""
-    kv_cache_gib: float = 1.0
-    """memory for keys and values, per device; 0 lets vLLM take what gpu_memory_utilization leaves"""
+    kv_cache_gib: float = 0.0
+    """memory for keys and values, per device; 0: on a GPU what gpu_memory_utilization leaves, on CPU 1"""
     gpu_memory_utilization: float = 0.9
     """share of a GPU's memory for vLLM"""
     max_images: int = 16

@@ -86,15 +86,18 @@ class _Slot:
     failures: int = 0  # since it last completed a group
     outbox: list[Message] = field(default_factory=list)
     open: dict[int, RolloutRequest] = field(default_factory=dict)
-    proof: tuple[int, dict[str, int]] | None = None  # (version, checksums) of its last update
+    proof: dict[str, int] | None = None  # checksums of the present weights, as it holds them
     probe: Probe | None = None  # its last one
 
 
 class WorkerPool:
     """`RolloutWorker` over `config.pool.workers` members of a fleet. Each group goes where the fewest are open."""
 
-    def __init__(self, fleet: Fleet[Any], config: RolloutConfig, allowed_ids: Iterable[int]) -> None:
-        """`allowed_ids` are those that a policy may sample; an answer with another one is garbage."""
+    def __init__(
+        self, fleet: Fleet[Any], config: RolloutConfig, allowed_ids: Iterable[int], manifest: dict[str, int]
+    ) -> None:
+        """`allowed_ids` are those that a policy may sample; an answer with another one is garbage. `manifest` has the
+        checksums of the weights that the fleet was made with, policy version 0."""
         self.config = config
         self.num_replaced = 0  # workers
         self.num_repeated = 0  # groups that were handed out again
@@ -105,7 +108,7 @@ class WorkerPool:
         self._losses: dict[int, int] = {}  # of a group: workers that failed while they had it
         self._next_handle = 0
         self._version = 0
-        self._manifest: dict[str, int] = {}  # of the last update
+        self._manifest = dict(manifest)  # of the present weights
         self._pending: dict[str, int] = {}  # of the announced one
         self._received: set[str] = set()
         self._slots: list[_Slot] = []
@@ -143,6 +146,9 @@ class WorkerPool:
                 slot.outbox.append(("abort", handle))
 
     def begin_update(self, version: int, manifest: dict[str, int]) -> None:
+        """Waits for newcomers that still read the present weights: they may be written over from here on."""
+        while any(slot.is_started and slot.proof is None for slot in self._slots):
+            self._exchange(1.0)
         self._pending, self._received = manifest, set()
 
     def load(self, name: str, tensor: Tensor) -> None:
@@ -165,8 +171,8 @@ class WorkerPool:
             self._exchange(1.0)
         found = dict(self._manifest)
         for slot in self._slots:
-            if slot.proof:
-                found |= {name: slot.proof[1].get(name, -1) for name in found if slot.proof[1].get(name) != found[name]}
+            if slot.proof is not None:
+                found |= {name: slot.proof.get(name, -1) for name in found if slot.proof.get(name) != found[name]}
         return found
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
@@ -187,8 +193,11 @@ class WorkerPool:
         self._fleet.close()
 
     def _deal(self) -> None:
-        """Hand out what waits, the oldest first, to workers that are up; to those that start if none is."""
-        ready = [slot for slot in self._slots if slot.is_started] or self._slots
+        """Hand out what waits, the oldest first, to workers that have proven the present weights. All that were not
+        replaced are waited for, so that the first to be up does not get everything."""
+        ready = [slot for slot in self._slots if slot.proof is not None]
+        if not ready or any(slot.proof is None and not slot.failures for slot in self._slots):
+            return
         batches: dict[int, list[tuple[int, RolloutRequest]]] = {}
         for handle in sorted(self._waiting):
             slot = min(ready, key=lambda slot: len(slot.open))
@@ -235,10 +244,9 @@ class WorkerPool:
             self._replace(slot, str(failure))
 
     def _welcome(self, slot: _Slot) -> None:
-        """It is up: it takes the current weights before any work."""
+        """It is up: it takes the present weights before any work."""
         slot.is_started = True
-        if self._manifest:
-            slot.outbox.insert(0, ("update", self._version, self._manifest))
+        slot.outbox.append(("update", self._version, self._manifest))
 
     def _read(self, slot: _Slot, answer: Message) -> None:
         match answer:
@@ -252,11 +260,18 @@ class WorkerPool:
                         self._done.append((handle, rollouts))
             case ("updated", int(version), dict(checksums)):
                 if version == self._version:
-                    slot.proof = (version, checksums)
+                    self._believe(slot, checksums)
             case ("probed", dict(probe)):
                 slot.probe = probe
             case _:
                 raise MemberFailed(f"answered garbage: {answer!r:.200}")
+
+    def _believe(self, slot: _Slot, checksums: dict[str, int]) -> None:
+        """Of an update to all the caller judges; a newcomer that holds other weights is of no use."""
+        wrong = sorted(name for name, value in self._manifest.items() if checksums.get(name) != value)
+        if slot.failures and wrong:
+            raise MemberFailed(f"holds other bytes of {wrong} than were sent")
+        slot.proof = checksums
 
     def _check(self, request: RolloutRequest, rollouts: Any) -> None:
         """`MemberFailed` unless these can be the completions that were asked for."""

@@ -23,8 +23,8 @@ VLLM_ENVIRONMENT = {
 def build_sampler(
     model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int, buffer: WeightBuffer | None = None
 ) -> RolloutWorker:
-    """With weights as `model` has them now, at policy version 0. `buffer` is memory of this process that holds them
-    already and that updates will come in, where there is such. `ModuleNotFoundError` names a missing extra."""
+    """With weights as `model` has them now, at policy version 0. `buffer` is memory that updates will come in: then the
+    first one brings the weights. `ModuleNotFoundError` names a missing extra."""
     if isinstance(config, VllmRolloutConfig):
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)

@@ -58,7 +58,8 @@ class VllmWorker:
         run_seed: int,
         buffer: WeightBuffer | None = None,
     ) -> None:
-        """`buffer` is memory that holds the weights already and that updates will come in; without one, it is made."""
+        """`buffer` is memory that every update will come in, the first weights too; without one, the sampler makes its
+        own and has the weights of `model` from the start."""
         self.config, self.run_seed, self.version = config, run_seed, 0
         self._end_id = processor.tokenizer.end_id
         tensors = released_tensors(model)
@@ -82,7 +83,8 @@ class VllmWorker:
         self._is_asleep = False
         self._manifest: dict[str, int] = {}
         self._received: set[str] = set()
-        self._send(0, {name: tensor_checksum(tensor) for name, tensor in tensors.items()})
+        if self._owns_buffer:  # otherwise its owner says when it holds an update
+            self._send(0, {name: tensor_checksum(tensor) for name, tensor in tensors.items()})
 
     @property
     def is_idle(self) -> bool:
@@ -285,7 +287,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
         max_model_len=length,
         max_num_seqs=config.max_rows,
         tensor_parallel_size=config.tensor_parallel,
-        kv_cache_memory_bytes=int(config.kv_cache_gib * 2**30) or None,
+        kv_cache_memory_bytes=int((config.kv_cache_gib or (0 if on_gpu else 1)) * 2**30) or None,
         gpu_memory_utilization=config.gpu_memory_utilization,
         enable_prefix_caching=True,
         limit_mm_per_prompt={"image": config.max_images},

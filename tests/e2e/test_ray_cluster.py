@@ -1,6 +1,7 @@
 """RL with samplers on two Ray nodes of this host: the same run as with one sampler in the trainer's process."""
 
 import json
+import secrets
 
 import pytest
 from safetensors.torch import load_file
@@ -8,11 +9,15 @@ from safetensors.torch import load_file
 from conf.cli import load_config
 from rlhf.train import run_stage
 from tests.conftest import require_extra
+from tests.rlhf.test_train import LengthRubric
 
 
 @pytest.fixture
-def cluster():
+def cluster(monkeypatch):
+    """With a token, as launch/ray_node.sh starts one."""
     require_extra("ray", "ray")
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
     from ray.cluster_utils import Cluster
 
@@ -38,9 +43,11 @@ def test_two_nodes_give_the_run_of_one_process(cluster, tiny_folder, digits_fold
         ],
     }
     for name, pool in pools.items():
-        run_stage(*load_config("rlhf", [*required, *limits, *sizes, *pool, f"run.dir={tmp_path / name}"]))
+        run_stage(*load_config("rlhf", [*required, *limits, *sizes, *pool, f"run.dir={tmp_path / name}"]), LengthRubric)
     alone, nodes = (load_file(tmp_path / name / "final" / "model.safetensors") for name in pools)
     assert all(alone[name].equal(nodes[name]) for name in alone)
+    begin = load_file(tiny_folder / "model.safetensors")
+    assert not any(begin[name].equal(alone[name]) for name in begin)  # it was trained at all
     texts = [(tmp_path / name / "ledger.jsonl").read_text() for name in pools]
     assert texts[0] == texts[1] and len(texts[0].splitlines()) == 36
     lines = (tmp_path / "nodes" / "metrics.jsonl").read_text().splitlines()
