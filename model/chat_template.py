@@ -1,7 +1,7 @@
 """The prompt template as Jinja, for programs that render messages to text: servers, above all.
 
-It renders what `model.processor` builds by parts, with one difference that no rendering can avoid: text that spells a
-control token becomes one.
+It renders what `model.processor` builds by parts, with two differences: text that spells a control token becomes one,
+which no rendering can avoid, and videos are not known (give their frames as images).
 """
 
 import json

@@ -55,7 +55,7 @@ class AheadCollector:
         is_barrier: Callable[[int], bool],
     ) -> None:
         """`num_ahead` steps may be collected before their turn, none across a step for which `is_barrier`."""
-        self.rubric = StepRubric(rubric)
+        self.rubric = StepRubric(rubric, self._nothing_is_ahead)
         self.ledger = collector.ledger
         self._collector, self._worker, self._real_rubric = collector, worker, rubric
         self._num_ahead, self._last_step, self._is_barrier = num_ahead, last_step, is_barrier
@@ -73,7 +73,7 @@ class AheadCollector:
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
         """The next step's groups, as soon as they are there. What goes wrong while a step is sampled is raised when
-        that step is asked for; `check` is called while waiting."""
+        that step is asked for, or before if it was the samplers; `check` is called while waiting."""
         begin = time.monotonic()
         with self._changed:
             self._step += 1
@@ -115,7 +115,7 @@ class AheadCollector:
 
     def metrics(self) -> dict[str, float]:
         """How much of the step the trainer waited for samplers, and these for leave to go on."""
-        return dict(self._shares)
+        return {**self._shares, **self._collector.metrics()}
 
     def sync(self, publish: Publish) -> None:
         """Bring the policy's weights to the samplers, within a moment if they are at work."""
@@ -151,6 +151,10 @@ class AheadCollector:
             self._thread.join()
             self._thread = None
 
+    def _nothing_is_ahead(self) -> bool:
+        with self._changed:
+            return not self._is_busy and not self._ready
+
     def _is_there(self) -> bool:
         with self._changed:
             if self._step not in self._ready and self._error is None:
@@ -179,6 +183,10 @@ class AheadCollector:
             try:
                 self._real_rubric.step = step
                 collected = self._collector.collect(self._between)
+                took = time.monotonic() - begin - waited
+                watch = self._real_rubric.take_metrics(), self._real_rubric.state()
+                with self._changed:  # the trainer closes draws meanwhile
+                    ready = _Ready(collected, self._collector.state(), *watch, waited, took)
             except BaseException as error:
                 with self._changed:
                     self._error = None if isinstance(error, _Abandoned) else error
@@ -186,9 +194,7 @@ class AheadCollector:
                     self._changed.notify_all()
                 return
             with self._changed:
-                took = time.monotonic() - begin - waited
-                watch = self._real_rubric.take_metrics(), self._real_rubric.state()
-                self._ready[step] = _Ready(collected, self._collector.state(), *watch, waited, took)
+                self._ready[step] = ready
                 self._is_busy = False
                 self._changed.notify_all()
             step += 1
@@ -208,8 +214,8 @@ class AheadCollector:
 class StepRubric:
     """What the loop asks its rubric for, of the step that it is at."""
 
-    def __init__(self, rubric: Rubric) -> None:
-        self._rubric = rubric
+    def __init__(self, rubric: Rubric, nothing_is_ahead: Callable[[], bool]) -> None:
+        self._rubric, self._nothing_is_ahead = rubric, nothing_is_ahead
         self._metrics: dict[str, float] = {}
         self._state = rubric.state()
         self.step = 0  # the second thread tells the rubric which step it scores
@@ -230,7 +236,8 @@ class StepRubric:
         return found
 
     def state(self) -> dict[str, Any]:
-        return self._state
+        """At a barrier the rubric's own: an evaluation may have used it since."""
+        return self._rubric.state() if self._nothing_is_ahead() else self._state
 
     def restore(self, state: Mapping[str, Any]) -> None:
         self._rubric.restore(state)

@@ -4,7 +4,7 @@ import math
 import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
@@ -23,6 +23,7 @@ from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
+from rollouts.pool import WorkerPool
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weight_sync import sync_weights
 
@@ -33,6 +34,9 @@ SAMPLER_FAILED = {
 
 
 Result = TypeVar("Result")
+
+
+_MOMENT = 0.1  # seconds between looks at whether the run is to stop
 
 
 class BudgetExhausted(CleanStop):
@@ -126,7 +130,9 @@ class Collector:
 
     def metrics(self) -> dict[str, float]:
         """What sampling says of itself beside the groups."""
-        return {}
+        if not isinstance(self._worker, WorkerPool):
+            return {}
+        return {"pool/replaced": float(self._worker.num_replaced), "pool/repeated": float(self._worker.num_repeated)}
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data."""
@@ -142,7 +148,10 @@ class Collector:
 
     def _sample(self, count: int, check: Callable[[], None]) -> list[Group]:
         """Rewarded groups of the next `count` draws. Rows whose media cannot be read are replaced by other draws."""
-        tasks = [self._next_task() for _ in range(count)]
+        tasks = []
+        for _ in range(count):
+            check()
+            tasks.append(self._next_task())
         draws = [self.ledger.draw(task.prompt.id) for task in tasks]
         size = self._algorithm.config.group_size
         requests = [task.request(draw, size) for task, draw in zip(tasks, draws, strict=True)]
@@ -171,7 +180,11 @@ class Collector:
                 while scored and scored[0].done():  # what rewards raise ends the sampling
                     groups += scored.pop(0).result()
             name_failures(sampled)
-            return groups + [group for future in scored for group in future.result()]
+            for future in scored:
+                while not wait([future], _MOMENT).done:
+                    check()
+                groups += future.result()
+            return groups
         finally:
             scorer.shutdown(wait=False, cancel_futures=True)  # all is done, or the run ends and with it its rubric
 
@@ -220,8 +233,20 @@ def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tupl
     return ends
 
 
+class SamplerTooSlow(RuntimeError):
+    """No completion of a round was done within `rollouts.deadline_s`."""
+
+    exit_code = 8
+
+
 def name_failures(rollouts: Sequence[list[Rollout]]) -> None:
-    """Say which prompts the sampler failed at. `NonFiniteError` if it failed at every rollout."""
+    """Say which prompts the sampler failed at. `NonFiniteError` or `SamplerTooSlow` if it failed at every rollout."""
+    late = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.deadline]
+    if late:
+        text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {sorted(set(late))}"
+        if len(late) == sum(map(len, rollouts)):
+            raise SamplerTooSlow(f"{text}, which is all that was sampled; raise the deadline")
+        print(f"{text}; they are unscorable", file=sys.stderr)
     failed = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.error]
     if not failed:
         return

@@ -1,5 +1,6 @@
 """Settings of reinforcement learning, evaluation and the pipeline."""
 
+import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
@@ -203,6 +204,12 @@ class RlConfig:
                 f"evaluation.patience: {self.evaluation.patience} counts evaluations, but evaluation.prompts is empty, "
                 "so there are none; set evaluation.prompts=FILE, or evaluation.patience=0"
             )
+        if 0 < self.rollouts.max_staleness < self.updates_per_step:
+            raise ValueError(
+                f"rollouts.max_staleness: expected 0, or at least the {self.updates_per_step} updates of a step "
+                f"(trainer.passes times its mini-batches), found {self.rollouts.max_staleness}; with less no step can "
+                "be sampled ahead"
+            )
         if self.rollouts.max_staleness and self.algorithm.correction.rule is Correction.none:
             raise ValueError(
                 f"rollouts.max_staleness: {self.rollouts.max_staleness} trains tokens that an older policy sampled, "
@@ -215,6 +222,12 @@ class RlConfig:
                 f"rule=none takes no account of that; set algorithm.correction.rule={level}_truncate, or "
                 "trainer.keep_surplus=never"
             )
+
+    @property
+    def updates_per_step(self) -> int:
+        """Optimizer updates of a full step."""
+        rollouts = self.trainer.groups_per_step * self.algorithm.group_size
+        return self.trainer.passes * math.ceil(rollouts / self.trainer.mini_batch_size)
 
 
 @dataclass

@@ -21,12 +21,12 @@ NUM_GROUPS = 1
 
 @dataclass(frozen=True)
 class Gap:
-    """Largest |sampler - trainer| over the tokens of a rollout, by whether the present weights wrote them."""
+    """Largest |sampler - trainer| over the tokens of a rollout, and whether the present weights wrote it all."""
 
     rollout: Rollout
     group: Group
-    present: float
-    older: float
+    value: float
+    is_present: bool
 
 
 class MismatchWatch:
@@ -43,14 +43,19 @@ class MismatchWatch:
             return {}
         start = step * NUM_GROUPS % len(chosen)
         gaps = self._gaps((chosen[start:] + chosen[:start])[:NUM_GROUPS])
-        present, older = max(gap.present for gap in gaps), max(gap.older for gap in gaps)
-        metrics = {"mismatch/present": present, "mismatch/older_weights": older}
-        if present > self._limit:
-            worst = max(gaps, key=lambda gap: gap.present)
+        present, older = ([gap for gap in gaps if gap.is_present is wanted] for wanted in (True, False))
+        metrics = {}
+        if older:
+            metrics["mismatch/older_weights"] = max(gap.value for gap in older)
+        if not present:
+            return metrics
+        worst = max(present, key=lambda gap: gap.value if gap.value == gap.value else float("inf"))
+        metrics["mismatch/present"] = worst.value
+        if not worst.value <= self._limit:
             cause, detail = self._explain(worst, collector)
             metrics[f"mismatch/cause_{cause}"] = 1.0
             print(
-                f"step {step}: sampler and trainer differ by {present:.3g} nats at prompt {worst.group.prompt.id}, "
+                f"step {step}: sampler and trainer differ by {worst.value:.3g} nats at prompt {worst.group.prompt.id}, "
                 f"draw {worst.group.draw} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
                 file=sys.stderr,
             )
@@ -67,11 +72,10 @@ class MismatchWatch:
         for group in groups:
             for trajectory in group.scored:
                 rollout = trajectory.rollout
-                gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs()
-                is_present = torch.zeros(len(gap), dtype=torch.bool)
-                for first, version in rollout.policy_versions:
-                    is_present[first:] = version == engine.step_count
-                gaps.append(Gap(rollout, group, _largest(gap[is_present]), _largest(gap[~is_present])))
+                gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs().max()
+                # After an update in flight, keys and values are still the older weights'.
+                is_present = [version for _, version in rollout.policy_versions] == [engine.step_count]
+                gaps.append(Gap(rollout, group, float(gap), is_present))
         return gaps
 
     def _explain(self, gap: Gap, collector: Collector | AheadCollector) -> tuple[str, str]:
@@ -85,7 +89,3 @@ class MismatchWatch:
             if difference := first_difference(ours, theirs):
                 return cause_of(difference), f"first differing tensor at {name}: {difference}"
         return "decoder", "ids, pixels, weights and embeddings agree where they can be seen: the decoders do not"
-
-
-def _largest(values: Tensor) -> float:
-    return float(values.max()) if values.numel() else 0.0

@@ -1,6 +1,5 @@
 """RL with verifiable rewards: `python -m rlhf.train recipe=quickstart checkpoint=DIR algorithm=dapo`."""
 
-import math
 import sys
 from typing import TYPE_CHECKING
 
@@ -80,14 +79,12 @@ def _train(
 
     limits, sampler, seed = config.trainer, config.rollouts, config.run.seed
     model, processor = load_model(Path(config.checkpoint))
-    rollouts_per_step = limits.groups_per_step * config.algorithm.group_size
-    updates_per_step = limits.passes * math.ceil(rollouts_per_step / limits.mini_batch_size)
-    total_updates = limits.max_steps * updates_per_step
+    total_updates = limits.max_steps * config.updates_per_step
     engine = LocalEngine(
         model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
     )
     reference = engine.frozen_copy() if algorithm.needs_reference else None
-    num_ahead = sampler.max_staleness // updates_per_step
+    num_ahead = sampler.max_staleness // config.updates_per_step
     with (
         closing(build_worker(engine.compute_model, processor, sampler, seed)) as worker,
         StageProgress("rl", limits.max_steps) as progress,

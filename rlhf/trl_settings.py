@@ -83,6 +83,8 @@ def switched_off(config: RlConfig) -> str:
     off.append(
         f"every step draws {trainer.groups_per_step} prompts (no trainer.max_draws, when_budget_ends, keep_surplus)"
     )
+    if config.rollouts.name != "embedded":
+        off.append(f"transformers' generation (not rollouts={config.rollouts.name})")
     if config.rollouts.pool.workers > 1:
         off.append(f"one sampler (not rollouts.pool.workers={config.rollouts.pool.workers}), without rollouts.max_rows")
     off.append("no ledger, no checkpoints, no guard against numbers that are not finite")

@@ -1,5 +1,7 @@
 """The samplers that a config asks for."""
 
+import os
+import secrets
 import sys
 
 import torch
@@ -7,7 +9,7 @@ import torch
 from model.checkpoint import released_tensors
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
-from rollouts.config import Placement, RolloutConfig, VllmRolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig, VllmRolloutConfig
 from rollouts.pool import WorkerPool
 from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
@@ -24,12 +26,17 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
     is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), model.device.type == "cpu"
     num_gpus, placement = torch.cuda.device_count(), config.pool.placement
     apart = placement is Placement.ray or (placement is Placement.process and sys.platform == "linux")
+    if config.max_staleness and not (apart and (is_vllm or on_cpu)):
+        raise ValueError(
+            f"rollouts.max_staleness: expected 0, found {config.max_staleness}: the sampler of this model would be in "
+            "the trainer's process on this machine, and cannot run ahead; rollouts=vllm has one of its own on a GPU"
+        )
     if not apart or not (is_vllm or on_cpu):
         return build_sampler(model, processor, config.alone(), run_seed)
     start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
     weights = released_tensors(model)
     if placement is Placement.ray:
-        fleet = _ray_fleet()(start, weights, num_gpus)
+        fleet = _ray_fleet(config.pool)(start, weights, num_gpus)
     else:
         from rollouts.processes import ProcessFleet
 
@@ -39,7 +46,10 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
     return WorkerPool(fleet, config, allowed, manifest)
 
 
-def _ray_fleet() -> type:
+def _ray_fleet(config: PoolConfig) -> type:
+    # Ray reads this as it is imported. With a token, other users of this host cannot speak to the run's cluster.
+    if not config.ray_address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
         from rollouts.ray_pool import RayFleet
     except ModuleNotFoundError as error:

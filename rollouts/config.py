@@ -8,8 +8,8 @@ from model.interface import Mode
 
 
 class Placement(Enum):
-    """Where samplers run: one in the trainer's process, or `rollouts.workers` of them in processes of this host or as
-    actors of a Ray cluster, each with one CPU thread.
+    """Where samplers run: one in the trainer's process, or `rollouts.pool.workers` of them in processes of this host
+    or as actors of a Ray cluster, each with one CPU thread.
     """
 
     trainer = "trainer"
@@ -24,12 +24,13 @@ class PoolConfig:
     workers: int = 1
     """samplers, where they are not in the trainer's process"""
     patience_s: float = 20.0
-    """seconds without an answer after which a worker is replaced; it answers several times a second when it is well"""
+    """seconds without an answer after which a worker that samples is replaced; it answers several times a second when
+    it is well. New weights and its first group may take start_s"""
     start_s: float = 600.0
     """seconds for a worker to start"""
     max_failures: int = 2
-    """times that a worker may fail without completing a group, or a group be lost with its worker; one more ends the
-    run with exit code 8"""
+    """times that a worker may fail without completing a group, and half the times that a group may be lost with its
+    workers; one more ends the run with exit code 8"""
     ray_address: str = ""
     """Ray cluster to join, such as auto or 10.0.0.1:6379; empty starts one on this host for the run"""
 
@@ -88,14 +89,16 @@ class RolloutConfig:
                 f"found {length}"
             )
 
+    def check_images(self, prompt_id: str, count: int) -> None:
+        """`ValueError` for a prompt of more images and frames than the sampler was started for."""
+
     def alone(self) -> "RolloutConfig":
         """The same with one sampler, in the process that asks for it."""
         return replace(self, max_staleness=0, pool=PoolConfig())
 
     def share_of_worker(self) -> "RolloutConfig":
         """What each of several workers is started with."""
-        workers = self.pool.workers
-        return replace(self, max_rows=-(-self.max_rows // workers), pool=replace(self.pool, workers=1))
+        return replace(self, max_rows=-(-self.max_rows // self.pool.workers))
 
 
 @dataclass
@@ -123,6 +126,13 @@ class VllmRolloutConfig(RolloutConfig):
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
                 f"rollouts.gpu_memory_utilization: expected above 0 and at most 1, found {self.gpu_memory_utilization}"
+            )
+
+    def check_images(self, prompt_id: str, count: int) -> None:
+        if count > self.max_images:
+            raise ValueError(
+                f"prompt {prompt_id}: expected at most rollouts.max_images = {self.max_images} images and frames, "
+                f"found {count}"
             )
 
     @property

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rollouts.rollout import Rollout, RolloutRequest, RolloutWorker
 
 PORTION = 64
-"""Prompts whose pixels are held at once: several times what a sampler works on would only cost memory."""
+"""Prompts whose pixels are held at once, at least; twice what the sampler decodes side by side where that is more."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         raise ValueError(f"prompts: expected a JSONL file at {path}, found none")
     rows: dict[str, Row] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")):
         if not line.strip():
             continue
         try:
@@ -97,7 +97,10 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
-    """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all."""
+    """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all, or
+    that the sampler failed at."""
+    from model.engine.durable import write_file
+
     settings = out.with_name(out.name + ".config.yaml")
     if not out.exists():
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -108,19 +111,16 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
         raise ValueError(
             f"out: {out} was written with other settings (see {settings.name}); remove both, or name another file"
         )
+    *lines, rest = out.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines]
     counts: dict[str, int] = {}
-    whole: list[tuple[str, str]] = []
-    for line in out.read_text(encoding="utf-8").splitlines(keepends=True):
-        try:
-            record = json.loads(line) if line.endswith("\n") else None
-        except ValueError:
-            record = None
-        if record is None:
-            break
-        whole.append((record["id"], line))
+    failed = {record["id"] for record in records if "error" in record and "sample" in record}  # by the sampler: again
+    for record in records:
         counts[record["id"]] = counts.get(record["id"], 0) + (config.samples if "error" in record else 1)
-    done = {name for name, count in counts.items() if count >= config.samples}
-    out.write_text("".join(line for name, line in whole if name in done), encoding="utf-8")
+    done = {name for name, count in counts.items() if count >= config.samples and name not in failed}
+    kept = [line for line, record in zip(lines, records, strict=True) if record["id"] in done]
+    if rest or len(kept) < len(lines):
+        write_file(out, "".join(line + "\n" for line in kept).encode())
     return done
 
 
@@ -130,9 +130,10 @@ def _answers(
     """The lines of each row, as they come."""
     from rollouts.rollout import generate_in_pieces
 
-    for start in range(0, len(rows), PORTION):
+    portion = max(PORTION, 2 * config.rollouts.max_rows // config.samples)
+    for start in range(0, len(rows), portion):
         asked: list[tuple[Row, RolloutRequest]] = []
-        for row in rows[start : start + PORTION]:
+        for row in rows[start : start + portion]:
             try:
                 asked.append((row, _request(row, config, processor)))
             except ValueError as error:  # of messages and media that somebody else wrote
@@ -149,6 +150,7 @@ def _request(row: Row, config: GenerateConfig, processor: "Processor") -> "Rollo
     root = Path(config.prompts).parent
     tokens = processor.prompt(row.messages, config.mode, root)
     config.rollouts.check_length(row.id, len(tokens.ids))
+    config.rollouts.check_images(row.id, tokens.placeholder_ids.count(processor.placeholder_id))
     images = processor.open_images(root, tokens.images)
     samples, greedy = config.samples, config.decoding is Decoding.greedy
     return RolloutRequest(row.number, row.id, tokens.ids, tokens.placeholder_ids, images, samples, greedy)

@@ -51,6 +51,9 @@ class Member(Protocol):
 
 M = TypeVar("M", bound=Member)
 
+_ANSWERED = {"update": "updated", "probe": "probed"}
+"""Messages that are answered by one of this kind."""
+
 
 class Fleet(Protocol[M]):
     """Starts workers and brings them the weights."""
@@ -80,14 +83,17 @@ class _Slot:
 
     number: int
     member: Any
-    busy_until: float  # when it must have answered
+    seconds_left: float  # to answer the present call; only those count in which it was waited for
+    limit: str = "start_s"  # of rollouts.pool, that the present call has
     is_started: bool = False
     is_called: bool = True  # and has not answered yet
+    is_proven: bool = False  # has completed a group: it is past what only a first call takes
     failures: int = 0  # since it last completed a group
     outbox: list[Message] = field(default_factory=list)
     open: dict[int, RolloutRequest] = field(default_factory=dict)
     proof: dict[str, int] | None = None  # checksums of the present weights, as it holds them
     probe: Probe | None = None  # its last one
+    owed: set[str] = field(default_factory=set)  # messages of the present call that must be answered
 
 
 class WorkerPool:
@@ -111,10 +117,12 @@ class WorkerPool:
         self._manifest = dict(manifest)  # of the present weights
         self._pending: dict[str, int] = {}  # of the announced one
         self._received: set[str] = set()
+        self._is_updating = False
+        self._failure: PoolFailed | None = None
         self._slots: list[_Slot] = []
         try:
             for number in range(config.pool.workers):
-                self._slots.append(_Slot(number, fleet.start(number), time.monotonic() + config.pool.start_s))
+                self._slots.append(_Slot(number, fleet.start(number), config.pool.start_s))
         except OSError:
             self.close()
             raise
@@ -125,6 +133,7 @@ class WorkerPool:
 
     def submit(self, request: RolloutRequest) -> int:
         self.config.check_length(request.prompt_id, len(request.prompt_ids))
+        self.config.check_images(request.prompt_id, len(request.images))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._waiting[handle] = request
         return handle
@@ -140,6 +149,7 @@ class WorkerPool:
 
     def abort(self, handle: int) -> None:
         self._waiting.pop(handle, None)
+        self._losses.pop(handle, None)
         self._done = [item for item in self._done if item[0] != handle]
         for slot in self._slots:
             if slot.open.pop(handle, None):
@@ -167,8 +177,12 @@ class WorkerPool:
             slot.proof = None
             if slot.is_started:
                 slot.outbox.append(("update", version, self._manifest))
-        while any(slot.proof is None for slot in self._slots if slot.is_started or not slot.failures):
-            self._exchange(1.0)
+        self._is_updating = True
+        try:
+            while any(slot.proof is None for slot in self._slots if slot.is_started or not slot.failures):
+                self._exchange(1.0)
+        finally:
+            self._is_updating = False
         found = dict(self._manifest)
         for slot in self._slots:
             if slot.proof is not None:
@@ -176,13 +190,13 @@ class WorkerPool:
         return found
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
-        asked = [slot for slot in self._slots if slot.is_started]
-        for slot in asked:
+        asked = [(slot, slot.member) for slot in self._slots if slot.is_started]
+        for slot, _ in asked:
             slot.probe = None
             slot.outbox.append(("probe", request))
-        while any(slot.probe is None and slot.is_started for slot in asked):  # one that is replaced says nothing
+        while any(slot.probe is None and slot.member is member for slot, member in asked):
             self._exchange(1.0)
-        return [(slot.member.name, slot.probe) for slot in asked if slot.probe is not None]
+        return [(member.name, slot.probe) for slot, member in asked if slot.member is member and slot.probe is not None]
 
     def close(self) -> None:
         for slot in self._slots:
@@ -209,23 +223,30 @@ class WorkerPool:
 
     def _exchange(self, seconds: float) -> None:
         """Call every worker that is free and has something to do, and take the answers of those that are ready."""
+        if self._failure is not None:
+            raise self._failure
         for slot in self._slots:
             if not slot.is_called and (slot.outbox or slot.open):
                 self._call(slot)
         called = [slot for slot in self._slots if slot.is_called]
-        nearest = min((slot.busy_until for slot in called), default=math.inf) - time.monotonic()
-        ready = self._fleet.wait([slot.member for slot in called], max(0.0, min(seconds, nearest)))
+        nearest = min((slot.seconds_left for slot in called), default=math.inf)
+        begin = time.monotonic()
+        ready = self._fleet.wait([slot.member for slot in called], max(0.05, min(seconds, nearest)))
+        waited = time.monotonic() - begin
         for slot in called:
+            slot.seconds_left -= waited
             if slot.member in ready:
                 self._take(slot)
-            elif time.monotonic() >= slot.busy_until:
-                limit = "patience_s" if slot.is_started else "start_s"
-                seconds = getattr(self.config.pool, limit)
-                self._replace(slot, f"no answer within rollouts.pool.{limit} = {seconds:g} seconds")
+            elif slot.seconds_left <= 0:
+                self._replace(slot, f"no answer within rollouts.pool.{slot.limit}")
 
     def _call(self, slot: _Slot) -> None:
         messages, slot.outbox = slot.outbox, []
-        slot.busy_until = time.monotonic() + self.config.pool.patience_s
+        pool = self.config.pool
+        slot.owed = {message[0] for message in messages} & _ANSWERED.keys()
+        # New weights, and the first work of all, may take much longer than what follows.
+        slot.limit = "patience_s" if slot.is_proven and not slot.owed else "start_s"
+        slot.seconds_left = getattr(pool, slot.limit)
         slot.is_called = True
         try:
             slot.member.call(messages)
@@ -240,8 +261,15 @@ class WorkerPool:
                 self._welcome(slot)
             for answer in answers:
                 self._read(slot, answer)
+            slot.owed -= {asked for asked, answered in _ANSWERED.items() if answered in {one[0] for one in answers}}
+            if slot.owed:
+                raise MemberFailed(f"did not answer {sorted(slot.owed)}")
         except MemberFailed as failure:
             self._replace(slot, str(failure))
+        except PoolFailed:
+            raise
+        except Exception as error:  # nothing that another process says is to be trusted
+            self._replace(slot, f"answered garbage: {error!r:.200}")
 
     def _welcome(self, slot: _Slot) -> None:
         """It is up: it takes the present weights before any work."""
@@ -250,13 +278,14 @@ class WorkerPool:
 
     def _read(self, slot: _Slot, answer: Message) -> None:
         match answer:
-            case ("done", list(groups)):
+            case ("done", list(groups), int(num_open)):
+                self._miss_nothing(slot, {handle for handle, _ in groups}, num_open)
                 for handle, rollouts in groups:
                     if request := slot.open.get(handle):  # else it was aborted meanwhile
                         self._check(request, rollouts)
                         del slot.open[handle]
                         self._losses.pop(handle, None)
-                        slot.failures = 0
+                        slot.failures, slot.is_proven = 0, True
                         self._done.append((handle, rollouts))
             case ("updated", int(version), dict(checksums)):
                 if version == self._version:
@@ -266,10 +295,17 @@ class WorkerPool:
             case _:
                 raise MemberFailed(f"answered garbage: {answer!r:.200}")
 
+    def _miss_nothing(self, slot: _Slot, done: set[int], num_open: int) -> None:
+        """`MemberFailed` if it neither gives nor works on something that it was handed."""
+        waiting = {handle for kind, *rest in slot.outbox if kind == "submit" for handle, _ in rest[0]}
+        missing = len(slot.open.keys() - waiting - done) - num_open
+        if missing > 0:
+            raise MemberFailed(f"lost {missing} groups")
+
     def _believe(self, slot: _Slot, checksums: dict[str, int]) -> None:
         """Of an update to all the caller judges; a newcomer that holds other weights is of no use."""
         wrong = sorted(name for name, value in self._manifest.items() if checksums.get(name) != value)
-        if slot.failures and wrong:
+        if wrong and not self._is_updating:
             raise MemberFailed(f"holds other bytes of {wrong} than were sent")
         slot.proof = checksums
 
@@ -287,21 +323,22 @@ class WorkerPool:
         for handle in lost:
             self._losses[handle] = self._losses.get(handle, 0) + 1
         limit = self.config.pool.max_failures
-        again = [lost[handle].prompt_id for handle in lost if self._losses[handle] > limit]
+        again = [lost[handle].prompt_id for handle in lost if self._losses[handle] > 2 * limit]
         if slot.failures > limit or again:
             what = f"{name} failed {slot.failures} times without completing a group"
             if slot.failures <= limit:
-                what = f"{name} failed, as {limit} workers before it, with the groups of prompts {again}"
-            raise PoolFailed(
+                what = f"{name} failed, as {2 * limit} workers before it, with the groups of prompts {again}"
+            self._failure = PoolFailed(
                 f"{what} (rollouts.pool.max_failures = {limit}); the run continues from its last checkpoint when "
                 f"started again. The last cause: {cause}"
             )
+            raise self._failure
         print(f"{name} is replaced, {len(lost)} groups are sampled again: {cause}", file=sys.stderr)
         self.num_replaced += 1
         self.num_repeated += len(lost)
         self._waiting |= lost
-        slot.is_started, slot.is_called, slot.proof = False, True, None
-        slot.busy_until = time.monotonic() + self.config.pool.start_s
+        slot.is_started, slot.is_called, slot.is_proven, slot.proof = False, True, False, None
+        slot.limit, slot.seconds_left = "start_s", self.config.pool.start_s
         slot.member = self._fleet.start(slot.number)
 
 
@@ -328,6 +365,9 @@ def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozen
             return "expected finite log-probabilities of at least one token"
         if rollout.finish_reason is FinishReason.length and len(ids) < limit:
             return f"expected {limit} tokens of a completion that reached the limit, found {len(ids)}"
-        if any(not 0 <= found <= version for _, found in rollout.policy_versions):
+        starts = [start for start, _ in rollout.policy_versions]
+        if starts[:1] != [0] or starts != sorted(starts) or max(starts) > len(ids):
+            return f"expected runs of policy versions from token 0 on, found {rollout.policy_versions}"
+        if not all(0 <= found <= version for _, found in rollout.policy_versions):
             return f"expected policy versions up to {version}, found {rollout.policy_versions}"
     return ""

@@ -15,25 +15,34 @@ from torch import Tensor
 from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.pool import MemberFailed
 from rollouts.processes import worker_environment
+from rollouts.sampler import VLLM_ENVIRONMENT
 from rollouts.session import Message, Session, Start
 from rollouts.weight_buffer import Place, WeightBuffer
 
 _STORE_BYTES = 256 * 2**20  # of a local object store beside the weights
+_PASSED_ON = {"OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", *VLLM_ENVIRONMENT}
+"""Environment of actors. Ray shows it to whoever looks at the cluster, so no secret may be in it."""
 
 
 class RayFleet:
     """`Fleet` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped again."""
 
     def __init__(self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0) -> None:
-        """`num_gpus`: samplers get GPUs if it is above 0."""
+        """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for this host alone with `num_gpus`: Ray
+        would hand out the trainer's."""
         self._start, self._config = start, start.config
         self._buffer = WeightBuffer.create(weights)
+        if isinstance(self._config, VllmRolloutConfig) and num_gpus and not self._config.pool.ray_address:
+            raise ValueError(
+                "rollouts.pool.placement: expected process for vLLM on the GPUs of one host, found ray without "
+                "rollouts.pool.ray_address"
+            )
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _join(self._config, self._buffer.size)
-        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and num_gpus else 0
-        kept = {"OMP_NUM_THREADS", "PYTHONPATH", *(name for name in os.environ if name.startswith(("VLLM_", "HF_")))}
-        variables = {name: value for name, value in worker_environment().items() if name in kept}
+        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
+        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and has_gpus else 0
+        variables = {name: value for name, value in worker_environment().items() if name in _PASSED_ON}
         self._actor = _Sampler.options(
             num_cpus=1,
             num_gpus=devices,

@@ -1,5 +1,6 @@
 """A sampler that is driven by messages: what a worker of a pool runs, in whatever process it is."""
 
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,8 @@ from model.checkpoint import empty_model, fill
 from model.config import SailVL2Config
 from model.processor import Processor
 from rollouts.config import RolloutConfig
-from rollouts.rollout import RolloutWorker
+from rollouts.probe import Probe
+from rollouts.rollout import RolloutRequest, RolloutWorker
 from rollouts.sampler import build_sampler
 from rollouts.weight_buffer import WeightBuffer
 
@@ -39,7 +41,7 @@ class Session:
     """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest),
     ("probe", request).
 
-    Answers: ("done", [(handle, rollouts)]), ("updated", version, checksums), ("probed", probe).
+    Answers: ("done", [(handle, rollouts)], groups still open), ("updated", version, checksums), ("probed", probe).
     """
 
     def __init__(self, worker: RolloutWorker) -> None:
@@ -61,9 +63,16 @@ class Session:
                 case ("update", version, manifest):
                     answers.append(("updated", version, self._update(version, manifest, weights())))
                 case ("probe", request):
-                    answers.append(("probed", self._worker.probe(request)[0][1]))
+                    answers.append(("probed", self._probe(request)))
         done = [(self._handles.pop(own), rollouts) for own, rollouts in self._worker.poll()]
-        return [*answers, ("done", done)]
+        return [*answers, ("done", done, len(self._handles))]
+
+    def _probe(self, request: RolloutRequest) -> Probe:
+        try:
+            return self._worker.probe(request)[0][1]
+        except Exception:  # a diagnosis must not end what it looks at
+            traceback.print_exc()
+            return {}
 
     def close(self) -> None:
         self._worker.close()

@@ -1,6 +1,7 @@
 """What vLLM loads in each of its processes (entry point `vllm.general_plugins`): it then knows `sailvl` folders."""
 
 ARCHITECTURE = "SAILVLModel"  # as in the published config.json
+BACKEND = "sailvl2_memory"  # of the weight transfer
 
 
 def register() -> None:
@@ -13,6 +14,5 @@ def register() -> None:
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(ARCHITECTURE, "rollouts.vllm_model:SailVL2ForVllm")
     # Its registry has no question to ask, and refuses a second registration.
-    for name, backend in {"sailvl2_memory": "MemoryTransfer", "sailvl2_file": "FileTransfer"}.items():
-        if name not in WeightTransferEngineFactory._registry:
-            WeightTransferEngineFactory.register_engine(name, "rollouts.vllm_transfer", backend)
+    if BACKEND not in WeightTransferEngineFactory._registry:
+        WeightTransferEngineFactory.register_engine(BACKEND, "rollouts.vllm_transfer", "MemoryTransfer")

@@ -1,17 +1,13 @@
-"""Weights on their way into vLLM: backends of its weight-transfer interface that read one host's memory or files.
+"""Weights on their way into vLLM: a backend of its weight-transfer interface that reads memory of the same host.
 
 Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by name.
 """
 
 import logging
-from abc import abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
     WeightTransferEngine,
@@ -39,13 +35,13 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """All tensors of one policy version; see `memory_update` and `file_update`."""
+    """All tensors of one policy version; see `memory_update`."""
 
     version: int
     checksums: dict[str, int]  # released name -> CRC-32 of its bytes
-    path: str  # of the memory, or of a safetensors file
-    places: dict[str, tuple[int, list[int], str]] | None = None  # in memory: offset, shape, dtype
-    size: int = 0
+    path: str  # of the memory
+    places: dict[str, tuple[int, list[int], str]]  # in memory: offset, shape, dtype
+    size: int
 
 
 def memory_update(version: int, checksums: dict[str, int], buffer: WeightBuffer) -> dict[str, Any]:
@@ -57,13 +53,8 @@ def memory_update(version: int, checksums: dict[str, int], buffer: WeightBuffer)
     return {"version": version, "checksums": checksums, "path": buffer.path, "places": places, "size": buffer.size}
 
 
-def file_update(version: int, checksums: dict[str, int], path: Path) -> dict[str, Any]:
-    """The message for tensors in a safetensors file that every worker can read."""
-    return {"version": version, "checksums": checksums, "path": str(path)}
-
-
-class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
-    """What both backends share. `version` and `checksums` say what this worker's model was last filled with."""
+class MemoryTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
+    """Reads a `WeightBuffer`. `version` and `checksums` say what this worker's model was last filled with."""
 
     init_info_cls = NoInit
     update_info_cls = WeightUpdate
@@ -75,10 +66,6 @@ class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         self._model: Any = self.model
         with torch.device("meta"):
             self.expected = {name: t.shape for name, t in released_tensors(SailVL2(self._model.shapes)).items()}
-
-    @abstractmethod
-    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
-        """What the update holds."""
 
     def init_transfer_engine(self, init_info: NoInit) -> None:
         pass
@@ -92,7 +79,7 @@ class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
         """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
-        found = dict(self.tensors(update_info))
+        found = dict(_buffer_of(update_info).items())
         sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
         missing = sorted(self.expected.keys() - found.keys())
         shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
@@ -132,28 +119,12 @@ class CheckedTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
                 method.moe_kernel = None  # pyright: ignore
 
 
-class MemoryTransfer(CheckedTransfer):
-    """Reads a `WeightBuffer` of this host."""
-
-    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
-        if update.places is None:
-            raise ValueError(f"weight sync: expected places in the memory of {update.path}, found none")
-        places = {
-            name: Place(at, tuple(shape), getattr(torch, kind)) for name, (at, shape, kind) in update.places.items()
-        }
-        yield from WeightBuffer.open(update.path, places, update.size).items()
-
-
-class FileTransfer(CheckedTransfer):
-    """Reads a safetensors file."""
-
-    def tensors(self, update: WeightUpdate) -> Iterator[tuple[str, Tensor]]:
-        try:
-            with safe_open(update.path, "pt") as file:
-                for name in file.keys():  # noqa: SIM118  (not a dict)
-                    yield name, file.get_tensor(name)
-        except (SafetensorError, OSError) as error:
-            raise RuntimeError(f"weight sync: expected a safetensors file at {update.path}, found: {error}") from None
+def _buffer_of(update: WeightUpdate) -> WeightBuffer:
+    places = {
+        name: Place(offset, tuple(shape), getattr(torch, dtype))
+        for name, (offset, shape, dtype) in update.places.items()
+    }
+    return WeightBuffer.open(update.path, places, update.size)
 
 
 class WorkerExtension:

@@ -22,7 +22,7 @@ from rollouts.config import VllmRolloutConfig
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
-from rollouts.vllm_plugin import register
+from rollouts.vllm_plugin import BACKEND, register
 from rollouts.vllm_transfer import memory_update
 from rollouts.weight_buffer import WeightBuffer
 from rollouts.weight_sync import tensor_checksum
@@ -92,11 +92,7 @@ class VllmWorker:
 
     def submit(self, request: RolloutRequest) -> int:
         self.config.check_length(request.prompt_id, len(request.prompt_ids))
-        if len(request.images) > self.config.max_images:
-            raise ValueError(
-                f"prompt {request.prompt_id}: expected at most rollouts.max_images = {self.config.max_images} images "
-                f"and frames, found {len(request.images)}"
-            )
+        self.config.check_images(request.prompt_id, len(request.images))
         handle, self._next_handle = self._next_handle, self._next_handle + 1
         self._queue[handle] = request
         return handle
@@ -132,7 +128,8 @@ class VllmWorker:
         return self._send(version, self._manifest)
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
-        """Ids come from a generation of one token; on CPU, weights that vLLM packs cannot be looked at."""
+        """Ids are those that vLLM expands the prompt to; on CPU, weights that it packs cannot be looked at."""
+        self._wake()
         prompt: dict[str, Any] = {"prompt_token_ids": list(request.placeholder_ids)}
         if request.images:
             prompt["multi_modal_data"] = {"image": list(request.images)}
@@ -297,7 +294,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
         async_scheduling=False,
         disable_log_stats=True,
         seed=0,
-        weight_transfer_config=WeightTransferConfig(backend="sailvl2_memory"),
+        weight_transfer_config=WeightTransferConfig(backend=BACKEND),
         worker_extension_cls="rollouts.vllm_transfer.WorkerExtension",
         **devices,
     )

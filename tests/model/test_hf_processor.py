@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
 import model.hf  # noqa: F401  (registers the classes)
-from model.checkpoint import save_model
-from model.interface import THINKING_INSTRUCTION
+from model.checkpoint import description_files, save_model
+from model.interface import THINKING_INSTRUCTION, Mode
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from tests.conftest import require_extra
@@ -172,3 +172,20 @@ def test_a_folder_as_released_needs_no_remote_code(folder, tmp_path):
     }
     path.write_text(json.dumps(raw))
     assert type(AutoProcessor.from_pretrained(copy)).__module__ == "model.hf_processor"
+
+
+@pytest.mark.parametrize("mode", Mode)
+@pytest.mark.parametrize("on_new_line", [False, True])
+def test_the_rendered_template_gives_the_ids_that_are_built_by_parts(tiny, tmp_path, mode, on_new_line):
+    """Several turns, a system text and none, images among text, in both modes."""
+    processor = tiny[1].with_settings(instruction_on_new_line=on_new_line)
+    for name, content in description_files(tiny[0].config, processor).items():
+        (tmp_path / name).write_bytes(content)
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    image = {"type": "image", "image": picture(SQUARE)}
+    user = {"role": "user", "content": [{"type": "text", "text": "Before "}, image, {"type": "text", "text": "after"}]}
+    turns = [user, {"role": "assistant", "content": "<think>a</think>b"}, {"role": "user", "content": QUESTION}]
+    for messages in (turns, turns[:1], [{"role": "system", "content": "Be brief."}, *turns]):
+        options = {"add_generation_prompt": True, "thinking": mode is Mode.think, "return_dict": False}
+        rendered = tokenizer.apply_chat_template(messages, tokenize=True, **options)
+        assert rendered == processor.prompt(messages, mode).placeholder_ids

@@ -6,6 +6,7 @@ import pytest
 
 from conf.cli import load_config
 from model.interface import Mode
+from model.tokenizer import Tokenizer
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.generate import generate_file
@@ -20,7 +21,7 @@ def command(tiny_folder, easy_prompts, tmp_path):
         limits = ["rollouts.max_completion_tokens=6", "num_threads=1", "samples=2"]
         required = [f"checkpoint={tiny_folder}", f"prompts={prompts}", f"out={tmp_path}/out/o.jsonl"]
         generate_file(*load_config("generate", [*required, *limits, *overrides]))
-        return [json.loads(line) for line in (tmp_path / "out" / "o.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (tmp_path / "out" / "o.jsonl").read_text().split("\n")[:-1]]
 
     return run
 
@@ -61,9 +62,28 @@ def test_other_settings_do_not_mix_into_a_file(command):
         command("seed=1")
 
 
-def test_greedy_samples_are_alike_and_direct_prompts_shorter(command, tmp_path):
+def test_greedy_direct_answers_are_the_samplers(command, tiny, easy_prompts):
     lines = command("decoding=greedy", "mode=direct")
     assert all(one["token_ids"] == other["token_ids"] for one, other in zip(lines[::2], lines[1::2], strict=True))
+    model, processor = tiny
+    tokens = processor.prompt(json.loads(easy_prompts.read_text().splitlines()[0])["messages"], Mode.direct)
+    images = processor.open_images(easy_prompts.parent, tokens.images)
+    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
+    asked = RolloutRequest(0, "p0", tokens.ids, tokens.placeholder_ids, images, 1, greedy=True)
+    assert lines[0]["token_ids"] == generate(worker, [asked])[0][0].completion_ids
+
+
+def test_a_completion_may_hold_any_character(command, tmp_path, monkeypatch):
+    """Some are ends of lines to Python, but not in JSONL."""
+    decode = Tokenizer.decode
+    monkeypatch.setattr(Tokenizer, "decode", lambda self, ids: decode(self, ids) + "\u2028\u2029\x85")
+    lines = command()
+    assert len(lines) == 24 and all("\u2028" in line["completion"] for line in lines)
+    out = tmp_path / "out" / "o.jsonl"
+    before = out.read_bytes()
+    assert command() == lines and out.read_bytes() == before
+    out.write_bytes(before[:-10])
+    assert sorted(map(str, command())) == sorted(map(str, lines))
 
 
 def test_a_prompt_that_cannot_be_asked_is_an_error_and_not_lost(command, easy_prompts, tmp_path):

@@ -61,3 +61,14 @@ def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):
     monkeypatch.setattr(workers._fleet, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
         sync_weights(lambda: (6, tiny[0].state_dict()), workers)
+
+
+def test_a_cluster_on_other_hosts_needs_a_token(tiny, monkeypatch):
+    require_extra("ray", "ray")
+    import ray
+
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    far = dataclasses.replace(ONE, pool=PoolConfig(Placement.ray, workers=2, ray_address="192.0.2.9:6379"))
+    with pytest.raises(ValueError, match=r"rollouts.pool.ray_address: 192.0.2.9:6379 may be on other hosts"):
+        build_worker(*tiny, far, 7)
