@@ -276,7 +276,9 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
     devices: dict[str, Any] = {"enable_sleep_mode": config.sleeps}
     if not on_gpu:
         tokens = max(_PREFILL_TOKENS, length)
+        # Blocks of 32 tokens instead of 128: siblings then share short prompts too.
         devices = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
+        devices["block_size"] = 32
     return EngineArgs(
         model=folder,
         load_format="dummy",
