@@ -3,7 +3,7 @@
 
 Models, prompts, stop rule, rivals and conditions are those of `benchmarks.sampling`, whose docstring says how they are
 fair; vLLM is our plugin and worker, its number of processes and rows chosen by measuring like everybody's. First,
-parity: log-probabilities of vLLM's draws and most likely tokens by our model, in float32 and in bfloat16. Beside speed:
+parity: log-probabilities and, place by place, most likely tokens along vLLM's draws, against our model, in float32 and bfloat16. Beside speed:
 seconds to bring new weights to vLLM, to start it until its first completion, and the memory of its process. The last
 line is one JSON object.
 """
@@ -46,7 +46,7 @@ from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
 from rollouts.processes import ProcessMember
-from rollouts.rollout import Rollout, RolloutRequest, generate
+from rollouts.rollout import RolloutRequest, generate
 from rollouts.weight_sync import sync_weights
 
 BARS = {"vllm": 8.0, "embedded": 5.0}
@@ -76,38 +76,47 @@ def vllm(model: SailVL2, processor: Processor, requests: list[RolloutRequest], c
 
 @torch.no_grad()
 def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest], limit: int) -> dict[str, Any]:
-    """vLLM's draws and most likely tokens, scored by our own model in the same dtype."""
+    """vLLM's draws and, at each of their places, its most likely token, against our own model in the same dtype."""
     barred = torch.tensor(processor.barred_ids)
+    config = vllm_config(requests, limit, 64, 0)
+    worker: Any = build_worker(model, processor, config, run_seed=0)
+    best: dict[int, list[int]] = {}
+    parameters, finish = worker._parameters, worker._finish
 
-    def scores(request: RolloutRequest, rollout: Rollout) -> tuple[Any, Any]:
-        row = Row(request.prompt_ids, [rollout.completion_ids], request.images)
-        inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
-        hidden, _ = model.hidden_states(inputs)
-        logits = hidden.index_select(0, inputs.source_index) @ model.language_model.lm_head.weight.T
-        return model(inputs, 1.0, barred).logprobs, logits.float().index_fill(-1, barred, float("-inf")).topk(2)
+    def with_best(request: RolloutRequest, sample: int) -> Any:
+        asked = parameters(request, sample)
+        asked.logprobs = 1
+        return asked
 
-    count = -(-PARITY_TOKENS // limit)
-    asked = [replace(requests[n % len(requests)], draw=n, group_size=1) for n in range(count)]
+    def noted(opened: Any, sample: int, output: Any) -> None:
+        places = output.outputs[0].logprobs
+        best[opened.request.draw] = [max(place, key=lambda token: place[token].logprob) for place in places]
+        finish(opened, sample, output)
+
+    worker._parameters, worker._finish = with_best, noted
     gaps: list[float] = []
-    mismatches = ties = tokens = 0
-    with closing(build_worker(model, processor, vllm_config(requests, limit, 64, 1), run_seed=0)) as worker:
-        for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
-            found = torch.tensor(rollout.rollout_logprobs)
-            gaps += (scores(one, rollout)[0].float() - found).abs().tolist()
-        greedy = [replace(one, greedy=True) for one in asked]
-        for one, (rollout,) in zip(greedy, generate(worker, greedy), strict=True):
-            top = scores(one, rollout)[1]
-            differs = top.indices[:, 0] != torch.tensor(rollout.completion_ids)
-            mismatches += int(differs.sum())
-            ties += int((differs & (top.values[:, 0] - top.values[:, 1] < NEAR_TIE)).sum())
-            tokens += len(differs)
+    mismatches = ties = draw = 0
+    with closing(worker):
+        while len(gaps) < PARITY_TOKENS:
+            asked = [replace(request, draw=draw + n, group_size=1) for n, request in enumerate(requests)]
+            draw += len(asked)
+            for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
+                row = Row(one.prompt_ids, [rollout.completion_ids], one.images)
+                inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
+                own = model(inputs, 1.0, barred).logprobs.float()
+                gaps += (own - torch.tensor(rollout.rollout_logprobs)).abs().tolist()
+                hidden = model.hidden_states(inputs)[0].index_select(0, inputs.source_index)
+                logits = (hidden @ model.language_model.lm_head.weight.T).float()
+                top = logits.index_fill(-1, barred, float("-inf")).topk(2)
+                differs = top.indices[:, 0] != torch.tensor(best[one.draw])
+                mismatches += int(differs.sum())
+                ties += int((differs & (top.values[:, 0] - top.values[:, 1] < NEAR_TIE)).sum())
     return {
         "max_logprob_difference": max(gaps),
         "mean_logprob_difference": statistics.mean(gaps),
-        "drawn_tokens": len(gaps),
         "argmax_mismatches": mismatches,
         "of_them_near_ties": ties,
-        "argmax_tokens": tokens,
+        "tokens": len(gaps),
     }
 
 
