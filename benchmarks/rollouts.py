@@ -3,9 +3,9 @@
 
 Models, prompts, stop rule, rivals and conditions are those of `benchmarks.sampling`, whose docstring says how they are
 fair; vLLM is our plugin and worker, its number of processes and rows chosen by measuring like everybody's. First,
-parity: log-probabilities and, place by place, most likely tokens along vLLM's draws, against our model, in float32 and bfloat16. Beside speed:
-seconds to bring new weights to vLLM, to start it until its first completion, and the memory of its process. The last
-line is one JSON object.
+parity along vLLM's draws: log-probabilities and, place by place, the most likely token, against our model, in float32
+and bfloat16. Beside speed: seconds to bring new weights to vLLM, to start it until its first completion, and the memory
+of its process. The last line is one JSON object.
 """
 
 import json
