@@ -153,7 +153,7 @@ class AheadCollector:
 
     def _nothing_is_ahead(self) -> bool:
         with self._changed:
-            return not self._is_busy and not self._ready
+            return not self._is_busy and not self._ready and self._error is None
 
     def _is_there(self) -> bool:
         with self._changed:

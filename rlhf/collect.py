@@ -234,17 +234,18 @@ def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tupl
 
 
 class SamplerTooSlow(RuntimeError):
-    """No completion of a round was done within `rollouts.deadline_s`."""
+    """No completion of several prompts was done within `rollouts.deadline_s`."""
 
     exit_code = 8
 
 
 def name_failures(rollouts: Sequence[list[Rollout]]) -> None:
-    """Say which prompts the sampler failed at. `NonFiniteError` or `SamplerTooSlow` if it failed at every rollout."""
+    """Say which prompts the sampler failed at. `NonFiniteError` or `SamplerTooSlow` if it failed at every rollout
+    (the latter: of more than one prompt)."""
     late = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.deadline]
     if late:
         text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {sorted(set(late))}"
-        if len(late) == sum(map(len, rollouts)):
+        if len(rollouts) > 1 and len(late) == sum(map(len, rollouts)):
             raise SamplerTooSlow(f"{text}, which is all that was sampled; raise the deadline")
         print(f"{text}; they are unscorable", file=sys.stderr)
     failed = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.error]

@@ -116,7 +116,8 @@ class VllmRolloutConfig(RolloutConfig):
     max_images: int = 16
     """most images and video frames of a prompt"""
     deadline_s: float = 0.0
-    """seconds for a group; what is not finished then is unscorable. 0 waits for ever"""
+    """seconds for a group from when vLLM has it, waiting its turn included; what is not finished then is unscorable. 0
+    waits for ever"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -51,6 +51,9 @@ class Member(Protocol):
 
 M = TypeVar("M", bound=Member)
 
+_GROUPS_PER_PATIENCE = 16
+"""Groups whose prompts may take a worker as long again before its next answer."""
+
 _ANSWERED = {"update": "updated", "probe": "probed"}
 """Messages that are answered by one of this kind."""
 
@@ -230,9 +233,9 @@ class WorkerPool:
                 self._call(slot)
         called = [slot for slot in self._slots if slot.is_called]
         nearest = min((slot.seconds_left for slot in called), default=math.inf)
-        begin = time.monotonic()
-        ready = self._fleet.wait([slot.member for slot in called], max(0.05, min(seconds, nearest)))
-        waited = time.monotonic() - begin
+        begin, most = time.monotonic(), max(0.05, min(seconds, nearest))
+        ready = self._fleet.wait([slot.member for slot in called], most)
+        waited = min(most, time.monotonic() - begin)  # less than what passed if the whole job was suspended
         for slot in called:
             slot.seconds_left -= waited
             if slot.member in ready:
@@ -246,7 +249,8 @@ class WorkerPool:
         slot.owed = {message[0] for message in messages} & _ANSWERED.keys()
         # New weights, and the first work of all, may take much longer than what follows.
         slot.limit = "patience_s" if slot.is_proven and not slot.owed else "start_s"
-        slot.seconds_left = getattr(pool, slot.limit)
+        num_groups = sum(len(rest[0]) for kind, *rest in messages if kind == "submit")
+        slot.seconds_left = getattr(pool, slot.limit) * (1 + num_groups / _GROUPS_PER_PATIENCE)
         slot.is_called = True
         try:
             slot.member.call(messages)
@@ -288,8 +292,9 @@ class WorkerPool:
                         slot.failures, slot.is_proven = 0, True
                         self._done.append((handle, rollouts))
             case ("updated", int(version), dict(checksums)):
-                if version == self._version:
-                    self._believe(slot, checksums)
+                if version != self._version:
+                    raise MemberFailed(f"took weights of version {version}, not {self._version}")
+                self._believe(slot, checksums)
             case ("probed", dict(probe)):
                 slot.probe = probe
             case _:
@@ -339,7 +344,11 @@ class WorkerPool:
         self._waiting |= lost
         slot.is_started, slot.is_called, slot.is_proven, slot.proof = False, True, False, None
         slot.limit, slot.seconds_left = "start_s", self.config.pool.start_s
-        slot.member = self._fleet.start(slot.number)
+        try:
+            slot.member = self._fleet.start(slot.number)
+        except OSError as error:
+            self._failure = PoolFailed(f"{name} failed ({cause}), and no other can be started: {error}")
+            raise self._failure from error
 
 
 def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozenset[int], version: int) -> str:

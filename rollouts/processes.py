@@ -152,7 +152,8 @@ class ProcessMember:
         self.channel.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its children too: they hold devices
-        self.process.wait()
+        with contextlib.suppress(subprocess.TimeoutExpired):  # in a driver's hands even that may take long
+            self.process.wait(_PATIENCE)
 
     @property
     def _frame_end(self) -> int:

@@ -115,11 +115,15 @@ def generate_in_pieces(
     order = {worker.submit(request): position for position, request in enumerate(requests)}
     done: dict[int, list[Rollout]] = {}
     given = 0
-    while order:
-        check()
-        done |= {order.pop(handle): rollouts for handle, rollouts in worker.poll()}
-        first = given
-        while given in done:
-            given += 1
-        if given > first:
-            yield [done.pop(position) for position in range(first, given)]
+    try:
+        while order:
+            check()
+            done |= {order.pop(handle): rollouts for handle, rollouts in worker.poll()}
+            first = given
+            while given in done:
+                given += 1
+            if given > first:
+                yield [done.pop(position) for position in range(first, given)]
+    finally:
+        for handle in order:  # none, unless the caller gave up
+            worker.abort(handle)

@@ -104,8 +104,7 @@ class VllmWorker:
             self._wake()
             self._start()
             done = self._step()
-        if self.is_idle:
-            self._sleep()
+        self._rest()
         return done
 
     def abort(self, handle: int) -> None:
@@ -125,7 +124,12 @@ class VllmWorker:
         missing = self._manifest.keys() - self._received
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        return self._send(version, self._manifest)
+        begin = time.monotonic()
+        held = self._send(version, self._manifest)
+        for opened in self._open.values():
+            opened.deadline += time.monotonic() - begin
+        self._rest()
+        return held
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         """Ids are those that vLLM expands the prompt to; on CPU, weights that it packs cannot be looked at."""
@@ -135,6 +139,7 @@ class VllmWorker:
             prompt["multi_modal_data"] = {"image": list(request.images)}
         (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
         found = self._engine.collective_rpc("probe", args=(list(request.images),))[0]
+        self._rest()
         return [("vLLM", {**probe_inputs(rendered["prompt_token_ids"], request.images), **found})]
 
     def close(self) -> None:
@@ -259,9 +264,9 @@ class VllmWorker:
                 count = state.detokenizer.num_output_tokens() if state.detokenizer else 0
                 opened.versions.setdefault(sample, []).append((count, version))
 
-    def _sleep(self) -> None:
-        """On a GPU that the trainer shares, leave it the memory between steps. Not verified: no GPU ran it yet."""
-        if self._on_gpu and self.config.sleeps and not self._is_asleep:
+    def _rest(self) -> None:
+        """On a GPU that the trainer shares, leave it the memory when idle. Not verified: no GPU ran it yet."""
+        if self.is_idle and self._on_gpu and self.config.sleeps and not self._is_asleep:
             self._engine.sleep(level=1)
             self._is_asleep = True
 

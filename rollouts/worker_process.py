@@ -41,17 +41,31 @@ def _exactly(channel: socket.socket, count: int) -> bytearray:
     return found
 
 
+class _CallerGone(Exception):
+    """Nobody is at the other end any more."""
+
+
+def _ask(channel: socket.socket, answer: Any = None) -> Any:
+    """Send an answer, if there is one, and wait for what comes next."""
+    try:
+        if answer is not None:
+            channel.sendall(framed(answer))
+        return _receive(channel)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        raise _CallerGone from None
+
+
 def serve(channel: socket.socket) -> None:
     """The first message is what to sample with, then each is a list for `Session.answer`."""
     start: Start
     places: dict[str, Place]
-    start, places, size, descriptor = _receive(channel)
+    start, places, size, descriptor = _ask(channel)
     buffer = WeightBuffer(descriptor, places, size)
     session = Session(start.build(dict(buffer.items()), buffer))
     try:
-        channel.sendall(framed([]))
+        answers: list[Any] = []
         while True:
-            channel.sendall(framed(session.answer(_receive(channel), lambda: dict(buffer.items()))))
+            answers = session.answer(_ask(channel, answers), lambda: dict(buffer.items()))
     finally:
         session.close()
 
@@ -63,7 +77,7 @@ def main(arguments: list[str]) -> int:
     use_deterministic_cpu(num_threads=1)
     try:
         serve(channel)
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # the caller is gone
+    except _CallerGone:
         return 0
     except Exception:
         channel.sendall(framed(traceback.format_exc()))
