@@ -87,6 +87,7 @@ class _Slot:
     number: int
     member: Any
     seconds_left: float  # to answer the present call; only those count in which it was waited for
+    seconds_given: float = 0.0  # for the present call
     limit: str = "start_s"  # of rollouts.pool, that the present call has
     is_started: bool = False
     is_called: bool = True  # and has not answered yet
@@ -121,6 +122,7 @@ class WorkerPool:
         self._pending: dict[str, int] = {}  # of the announced one
         self._received: set[str] = set()
         self._is_updating = False
+        self._longest_update = 0.0  # seconds that a worker took for new weights
         self._failure: PoolFailed | None = None
         self._slots: list[_Slot] = []
         try:
@@ -248,9 +250,12 @@ class WorkerPool:
         pool = self.config.pool
         slot.owed = {message[0] for message in messages} & _ANSWERED.keys()
         # New weights, and the first work of all, may take much longer than what follows.
-        slot.limit = "patience_s" if slot.is_proven and not slot.owed else "start_s"
+        knows = slot.is_proven and (not slot.owed or self._longest_update)
+        slot.limit = "patience_s" if knows else "start_s"
         num_groups = sum(len(rest[0]) for kind, *rest in messages if kind == "submit")
         slot.seconds_left = getattr(pool, slot.limit) * (1 + num_groups / _GROUPS_PER_PATIENCE)
+        slot.seconds_left += 10 * self._longest_update if slot.owed else 0.0
+        slot.seconds_given = slot.seconds_left
         slot.is_called = True
         try:
             slot.member.call(messages)
@@ -266,6 +271,8 @@ class WorkerPool:
             for answer in answers:
                 self._read(slot, answer)
             slot.owed -= {asked for asked, answered in _ANSWERED.items() if answered in {one[0] for one in answers}}
+            if "updated" in {one[0] for one in answers}:
+                self._longest_update = max(self._longest_update, slot.seconds_given - slot.seconds_left)
             if slot.owed:
                 raise MemberFailed(f"did not answer {sorted(slot.owed)}")
         except MemberFailed as failure:
@@ -324,7 +331,7 @@ class WorkerPool:
         """Start another worker in its place and hand its groups out again. `PoolFailed` if that did not help before."""
         name, slot.failures = slot.member.name, slot.failures + 1
         slot.member.kill()
-        lost, slot.open, slot.outbox = slot.open, {}, []
+        lost, slot.open, slot.outbox, slot.owed = slot.open, {}, [], set()
         for handle in lost:
             self._losses[handle] = self._losses.get(handle, 0) + 1
         limit = self.config.pool.max_failures
