@@ -39,7 +39,7 @@ from model.checkpoint import StoredTensors, fitting_config
 from model.hf_configuration import SailVLConfig
 from model.language import Decoder
 from model.moe import Experts
-from model.projector import build_adapter, pixel_shuffle
+from model.projector import build_adapter, visual_tokens
 from model.vision import Preprocessor, VisionModel
 
 
@@ -99,9 +99,8 @@ class SailVLModel(SailVLPreTrainedModel):
         """Tiles [I, 3, height, width] -> visual tokens [I, tokens per tile, D]."""
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values: expected [tiles, 3, height, width], found {list(pixel_values.shape)}")
-        columns = pixel_values.shape[3] // self.shapes.vision.patch_size
-        features = self.vision_model(pixel_values.to(self.dtype))
-        return self.mlp1(pixel_shuffle(features, columns, self.shapes.merge_side))
+        pixels, shapes = pixel_values.to(self.dtype), self.shapes
+        return visual_tokens(self.vision_model, self.mlp1, pixels, shapes.vision.patch_size, shapes.merge_side)
 
     def forward(
         self,

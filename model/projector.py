@@ -14,6 +14,11 @@ def pixel_shuffle(features: Tensor, columns: int, merge: int) -> Tensor:
     return squares.permute(0, 1, 3, 2, 4, 5).reshape(num_images, num_patches // merge**2, merge**2 * width)
 
 
+def visual_tokens(tower: nn.Module, adapter: nn.Module, pixels: Tensor, patch_size: int, merge: int) -> Tensor:
+    """Tiles [I, 3, height, width] of one size -> [I, tokens per tile, D]."""
+    return adapter(pixel_shuffle(tower(pixels), pixels.shape[3] // patch_size, merge))
+
+
 def build_adapter(vision_width: int, language_width: int, merge: int) -> nn.Sequential:
     """`mlp1`: LayerNorm, Linear, GELU (exact), Linear; indices 0, 1, 3 hold weights."""
     merged = vision_width * merge**2

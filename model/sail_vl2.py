@@ -13,7 +13,7 @@ from model.language import MLP, Attend, LanguageModel, SelfAttention
 from model.layers import lay_side_by_side
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
-from model.projector import build_adapter, pixel_shuffle
+from model.projector import build_adapter, visual_tokens
 from model.split_attention import split_attention
 from model.vision import VisionMLP, VisionModel
 
@@ -65,8 +65,8 @@ class SailVL2(nn.Module):
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """Tiles [I, 3, height, width] of one size -> [I, tokens per tile, D]."""
-        columns = pixels.shape[3] // self.config.vision.patch_size
-        return self.mlp1(pixel_shuffle(self.vision_model(pixels), columns, self.config.merge_side))
+        config = self.config
+        return visual_tokens(self.vision_model, self.mlp1, pixels, config.vision.patch_size, config.merge_side)
 
     def embed(self, inputs: ModelInputs) -> Tensor:
         """Token embeddings [T, D] with visual tokens at the placeholders; the vision tower runs once per tile."""

@@ -7,9 +7,11 @@ holds a later step's draws; no step is sampled ahead across one that ends with a
 """
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from itertools import chain
 from threading import Condition, Thread
 from typing import Any
 
@@ -18,12 +20,10 @@ from torch import Tensor
 from rewards.rubric import Rubric
 from rlhf.collect import Collected, Collector, Result, book
 from rlhf.ledger import Ledger
-from rollouts.rollout import RolloutWorker
+from rollouts.rollout import MOMENT, RolloutWorker
 from rollouts.weight_sync import sync_weights
 
 Publish = Callable[[], tuple[int, dict[str, Tensor]]]
-
-_MOMENT = 0.1  # seconds between looks at whether the run is to stop
 
 
 class _Abandoned(Exception):
@@ -64,11 +64,11 @@ class AheadCollector:
         self._step = 0  # that the trainer asked for last
         self._ready: dict[int, _Ready] = {}
         self._current: _Ready | None = None
-        self._closes: list[tuple[int, str, str]] = []  # (draw, end, reason) since the oldest state that may come
+        # (draw, end, reason) of the latest steps: a state that is still to come may have been copied before them.
+        self._closes: deque[list[tuple[int, str, str]]] = deque(maxlen=num_ahead + 1)
         self._is_busy = self._is_stopped = False
         self._mail: Callable[[], None] | None = None
         self._error: BaseException | None = None
-        self._idle = 0.0
         self._begun = time.monotonic()
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
@@ -90,15 +90,15 @@ class AheadCollector:
         with self._changed:
             ready = self._current = self._ready.pop(self._step)
             self.ledger = Ledger.from_state(ready.state["ledger"])
-            for draw, end, reason in self._closes:
+            for draw, end, reason in chain.from_iterable(self._closes):
                 if draw in self.ledger.in_flight:
                     self.ledger.end(draw, end, reason)
             self.ledger.take_closed()  # they were reported when they were closed
         self.rubric.show(ready.reward_metrics, ready.reward_state)
         now = time.monotonic()
-        self._idle, self._begun, whole = now - begin, now, now - self._begun
+        whole, self._begun = now - self._begun, now
         self._shares = {
-            "idle/trainer_share": self._idle / max(whole, 1e-9),
+            "idle/trainer_share": (now - begin) / max(whole, 1e-9),
             "idle/sampler_share": ready.waited / max(ready.waited + ready.took, 1e-9),
         }
         return ready.collected
@@ -111,7 +111,7 @@ class AheadCollector:
             for draw, end, reason in ends:
                 self._collector.ledger.end(draw, end, reason)
             self._collector.ledger.take_closed()
-            self._closes = [*self._closes, *ends][-100_000:]
+            self._closes.append(ends)
 
     def metrics(self) -> dict[str, float]:
         """How much of the step the trainer waited for samplers, and these for leave to go on."""
@@ -127,7 +127,7 @@ class AheadCollector:
             future: Future[Result] = Future()
             mail = self._mail = lambda: _settle(future, work, self._worker)
             while self._mail is mail and self._is_busy:
-                self._changed.wait(_MOMENT)
+                self._changed.wait(MOMENT)
             if self._mail is mail:
                 self._mail = None
                 mail()
@@ -158,7 +158,7 @@ class AheadCollector:
     def _is_there(self) -> bool:
         with self._changed:
             if self._step not in self._ready and self._error is None:
-                self._changed.wait(_MOMENT)
+                self._changed.wait(MOMENT)
             if self._step in self._ready:
                 return True
             if self._error is not None:
@@ -175,7 +175,7 @@ class AheadCollector:
             begin = time.monotonic()
             with self._changed:
                 while not self._is_stopped and not self._may_begin(step):
-                    self._changed.wait(_MOMENT)
+                    self._changed.wait(MOMENT)
                 if self._is_stopped:
                     return
                 self._is_busy = True

@@ -24,7 +24,7 @@ from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
 from rollouts.pool import WorkerPool
-from rollouts.rollout import FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
+from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weight_sync import sync_weights
 
 SAMPLER_FAILED = {
@@ -32,11 +32,7 @@ SAMPLER_FAILED = {
     FinishReason.deadline: RewardResult(None, {}, Status.unscorable, "the sampler was not done in rollouts.deadline_s"),
 }
 
-
 Result = TypeVar("Result")
-
-
-_MOMENT = 0.1  # seconds between looks at whether the run is to stop
 
 
 class BudgetExhausted(CleanStop):
@@ -181,7 +177,7 @@ class Collector:
                     groups += scored.pop(0).result()
             name_failures(sampled)
             for future in scored:
-                while not wait([future], _MOMENT).done:
+                while not wait([future], MOMENT).done:
                     check()
                 groups += future.result()
             return groups

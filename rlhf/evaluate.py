@@ -21,7 +21,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from model.interface import Mode
     from rewards.rubric import Rubric
     from rlhf.evaluation import evaluate_modes
-    from rlhf.prompts import PromptSet, check_context
+    from rlhf.prompts import PromptSet
     from rollouts.build import build_worker
 
     if config.output and Path(config.output).is_dir():
@@ -29,7 +29,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     use_deterministic_cpu(config.num_threads)
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
-    check_context(config.rollouts, processor.config.language.max_position_embeddings)
+    config.rollouts.check_context(processor.config.language.max_position_embeddings)
     longest = config.rollouts.max_prompt_tokens
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest, config.data)
     model, _ = load_model(checkpoint)

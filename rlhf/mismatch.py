@@ -15,16 +15,12 @@ from rlhf.update import Policy
 from rollouts.probe import cause_of, first_difference, probe_model
 from rollouts.rollout import Rollout, RolloutRequest
 
-NUM_GROUPS = 1
-"""Groups of a step that are looked at: a forward pass over one of many."""
-
 
 @dataclass(frozen=True)
 class Gap:
     """Largest |sampler - trainer| over the tokens of a rollout, and whether the present weights wrote it all."""
 
     rollout: Rollout
-    group: Group
     value: float
     is_present: bool
 
@@ -37,12 +33,13 @@ class MismatchWatch:
         self._policy, self._model, self._processor, self._limit = policy, model, policy.processor, limit
 
     def look(self, step: int, groups: Sequence[Group], collector: Collector | AheadCollector) -> dict[str, float]:
-        """Metrics of the step; a warning on stderr names the cause of a large gap and the first differing tensor."""
+        """Metrics of one group, another each step; a warning on stderr names the cause of a large gap and the first
+        differing tensor."""
         chosen = [group for group in groups if group.scored]
         if not chosen:
             return {}
-        start = step * NUM_GROUPS % len(chosen)
-        gaps = self._gaps((chosen[start:] + chosen[:start])[:NUM_GROUPS])
+        group = chosen[step % len(chosen)]
+        gaps = self._gaps(group)
         present, older = ([gap for gap in gaps if gap.is_present is wanted] for wanted in (True, False))
         metrics = {}
         if older:
@@ -52,38 +49,37 @@ class MismatchWatch:
         worst = max(present, key=lambda gap: gap.value if gap.value == gap.value else float("inf"))
         metrics["mismatch/present"] = worst.value
         if not worst.value <= self._limit:
-            cause, detail = self._explain(worst, collector)
+            cause, detail = self._explain(group, worst.rollout, collector)
             metrics[f"mismatch/cause_{cause}"] = 1.0
             print(
-                f"step {step}: sampler and trainer differ by {worst.value:.3g} nats at prompt {worst.group.prompt.id}, "
-                f"draw {worst.group.draw} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
+                f"step {step}: sampler and trainer differ by {worst.value:.3g} nats at prompt {group.prompt.id}, "
+                f"draw {group.draw} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
                 file=sys.stderr,
             )
         return metrics
 
-    def _gaps(self, groups: Sequence[Group]) -> list[Gap]:
+    def _gaps(self, group: Group) -> list[Gap]:
         policy, engine = self._policy, self._policy.engine
         pixels_per_token = self._processor.config.pixels_per_token
-        batches = pack(groups, policy.micro_batch_tokens, self._processor.placeholder_id, pixels_per_token, False)
+        batches = pack([group], policy.micro_batch_tokens, self._processor.placeholder_id, pixels_per_token, False)
         parts: list[Tensor] = []
         for batch in batches:
             parts += engine.logprobs(batch.inputs).logprobs.cpu().split(torch.bincount(batch.sequence).tolist())
         gaps, found = [], iter(parts)
-        for group in groups:
-            for trajectory in group.scored:
-                rollout = trajectory.rollout
-                gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs().max()
-                # After an update in flight, keys and values are still the older weights'.
-                is_present = [version for _, version in rollout.policy_versions] == [engine.step_count]
-                gaps.append(Gap(rollout, group, float(gap), is_present))
+        for trajectory in group.scored:
+            rollout = trajectory.rollout
+            gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs().max()
+            # After an update in flight, keys and values are still the older weights'.
+            is_present = [version for _, version in rollout.policy_versions] == [engine.step_count]
+            gaps.append(Gap(rollout, float(gap), is_present))
         return gaps
 
-    def _explain(self, gap: Gap, collector: Collector | AheadCollector) -> tuple[str, str]:
+    def _explain(self, group: Group, rollout: Rollout, collector: Collector | AheadCollector) -> tuple[str, str]:
         """(cause, what to tell a person)."""
-        rollout, placeholder = gap.rollout, self._processor.placeholder_id
+        placeholder = self._processor.placeholder_id
         ids = list(rollout.prompt_ids)
         short = [one for one, before in zip(ids, [-1, *ids], strict=False) if not one == before == placeholder]
-        request = RolloutRequest(rollout.draw, rollout.prompt_id, ids, short, gap.group.images, 1)
+        request = RolloutRequest(rollout.draw, rollout.prompt_id, ids, short, group.images, 1)
         ours = probe_model(self._model, request, placeholder)
         for name, theirs in collector.with_worker(lambda worker: worker.probe(request)):
             if difference := first_difference(ours, theirs):

@@ -20,7 +20,6 @@ from rlhf.config import DataConfig, RlConfig
 from rlhf.media_store import MediaStore
 from rlhf.prompt_files import PromptFile
 from rlhf.prompt_rows import PromptRow, RowReader
-from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
 _BYTES_OF_ID = 36  # a Python int and its place in a list
@@ -219,12 +218,3 @@ def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[Pro
         return prompts, None
     alone, report = config.data.without_mixture(), run / "bad_rows_evaluation.jsonl"
     return prompts, PromptSet(Path(held_out), processor, Mode.think, longest, alone, media, report)
-
-
-def check_context(sampler: RolloutConfig, context: int) -> None:
-    """`ValueError` unless prompt and completion fit the model's positions."""
-    if sampler.max_prompt_tokens + sampler.max_completion_tokens > context:
-        raise ValueError(
-            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
-            f"max_position_embeddings = {context}, found {sampler.max_prompt_tokens} + {sampler.max_completion_tokens}"
-        )

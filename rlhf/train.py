@@ -32,13 +32,13 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     from model.engine.run import Run
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
-    from rlhf.prompts import check_context, open_prompts
+    from rlhf.prompts import open_prompts
 
     # Everything that may be wrong with the input is looked at before weights are read.
     sampler = config.rollouts
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     processor = load_processor(Path(config.checkpoint))
-    check_context(sampler, processor.config.language.max_position_embeddings)
+    sampler.check_context(processor.config.language.max_position_embeddings)
     if config.trainer.balance_coefficient and not isinstance(processor.config.language, MoeLanguageConfig):
         raise ValueError(
             f"trainer.balance_coefficient: expected 0 for {config.checkpoint}, whose decoder has no routers, found "

@@ -85,6 +85,8 @@ def switched_off(config: RlConfig) -> str:
     )
     if config.rollouts.name != "embedded":
         off.append(f"transformers' generation (not rollouts={config.rollouts.name})")
+    if config.rollouts.max_staleness:
+        off.append(f"sampling and training in turn (not rollouts.max_staleness={config.rollouts.max_staleness})")
     if config.rollouts.pool.workers > 1:
         off.append(f"one sampler (not rollouts.pool.workers={config.rollouts.pool.workers}), without rollouts.max_rows")
     off.append("no ledger, no checkpoints, no guard against numbers that are not finite")

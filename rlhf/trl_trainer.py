@@ -30,7 +30,7 @@ from rlhf.collect import Collected, score_groups
 from rlhf.config import RlConfig
 from rlhf.draws import DrawOrder
 from rlhf.metrics import reward_metrics, stored_rollouts
-from rlhf.prompts import PromptSet, Task, check_context, open_prompts
+from rlhf.prompts import PromptSet, Task, open_prompts
 from rlhf.report import StepReporter
 from rlhf.trajectory import Group
 from rlhf.trl_reward import finish_reason
@@ -43,7 +43,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     checkpoint, sampler, limits = Path(config.checkpoint), config.rollouts, config.trainer
     algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
     processor = load_processor(checkpoint)
-    check_context(sampler, processor.config.language.max_position_embeddings)
+    sampler.check_context(processor.config.language.max_position_embeddings)
     with (
         (rubric_class or Rubric)(config.reward) as rubric,
         StageProgress("rl", limits.max_steps) as progress,

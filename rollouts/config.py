@@ -89,6 +89,14 @@ class RolloutConfig:
                 f"found {length}"
             )
 
+    def check_context(self, context: int) -> None:
+        """`ValueError` unless prompt and completion fit the model's positions."""
+        if self.max_prompt_tokens + self.max_completion_tokens > context:
+            raise ValueError(
+                "rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
+                f"max_position_embeddings = {context}, found {self.max_prompt_tokens} + {self.max_completion_tokens}"
+            )
+
     def check_images(self, prompt_id: str, count: int) -> None:
         """`ValueError` for a prompt of more images and frames than the sampler was started for."""
 

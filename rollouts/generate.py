@@ -43,12 +43,7 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     from rollouts.build import build_worker
 
     processor = load_processor(Path(config.checkpoint))
-    context = processor.config.language.max_position_embeddings
-    if config.rollouts.max_prompt_tokens + config.rollouts.max_completion_tokens > context:
-        raise ValueError(
-            f"rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's {context}, "
-            f"found {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens}"
-        )
+    config.rollouts.check_context(processor.config.language.max_position_embeddings)
     rows = read_rows(Path(config.prompts))
     done = _continue(Path(config.out), config, resolved)
     open_rows = [row for row in rows if row.id not in done]

@@ -34,7 +34,7 @@ from model.checkpoint import StoredTensors, fitting_config
 from model.config import AnyResVisionConfig, MoeLanguageConfig, SailVL2Config
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from model.processor import Processor
-from model.projector import build_adapter, pixel_shuffle
+from model.projector import build_adapter, visual_tokens
 from model.vision import VisionModel
 
 _BARRED = float("-inf")
@@ -205,9 +205,9 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         return AutoWeightsLoader(self).load_weights(weights)
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
-        columns = pixels.shape[3] // self.shapes.vision.patch_size
-        features = self.vision_model(pixels.to(next(self.mlp1.parameters()).dtype))
-        return self.mlp1(pixel_shuffle(features, columns, self.shapes.merge_side))
+        """[tiles, tokens per tile, D]."""
+        pixels, shapes = pixels.to(next(self.mlp1.parameters()).dtype), self.shapes
+        return visual_tokens(self.vision_model, self.mlp1, pixels, shapes.vision.patch_size, shapes.merge_side)
 
 
 def _fitting_shapes(hf_config: Any, folder: Path) -> SailVL2Config:
