@@ -2,7 +2,8 @@
 
 Random weights, fp32 behind bfloat16 arithmetic. One update (forward, policy loss, backward, clipping, fused AdamW) of
 groups as packed rows, and of one group's completions as rows of their own with a vision pass each; both through the
-engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one.
+engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one, and by
+transformers' `generate` on its own Qwen3 with our embeddings of the prompt as input (no vision pass in its times).
 Utilisation is the model's matmul FLOPs (attention: what causality leaves; recomputation not counted) over what the
 device does in a large square product of the same type. The last line is one JSON object.
 """
@@ -10,6 +11,7 @@ device does in a large square product of the same type. The last line is one JSO
 import argparse
 import json
 import statistics
+import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +21,8 @@ from torch import Tensor
 
 from benchmarks.flops import forward_flops, padded_row, shared_row, total
 from benchmarks.measure import environment
+from benchmarks.sampling_models import twin_of
+from benchmarks.sampling_rivals import Rivals
 from model.batch import Row, TrainBatch, pack_rows
 from model.config import Flavour, SailVL2Config, flavour_config
 from model.decode_graph import DecodeGraph
@@ -27,6 +31,7 @@ from model.engine.local import LocalEngine
 from model.group_cache import prefix_room
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
+from rollouts.rollout import RolloutRequest
 
 REPEATS = 5
 
@@ -109,6 +114,26 @@ def sampling_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.
     return figures
 
 
+def rival_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.Namespace) -> dict[str, Any]:
+    """Completion tokens a second of transformers; what it cannot run has its error as figure."""
+    request = RolloutRequest(0, "0", row.prefix_ids, row.prefix_ids, row.images, args.group)
+    twin, (prompt,) = twin_of(model, placeholder, [request])
+    figures: dict[str, Any] = {}
+    for num_prompts in (1, 16):
+        rivals = Rivals(twin, [prompt] * num_prompts, args.group, args.completion, end_id=-1)
+        ways = {"dynamic": False, "static": False, "static, compiled": True}
+        for name, compiled in ways.items():
+            try:
+                sample = rivals.generate(num_prompts, name.partition(",")[0], compiled)
+                tokens = num_prompts * args.group * args.completion
+                taken = seconds(lambda sample=sample: sample(0), model.device, repeats=1, warm_up=int(compiled))
+                figures[f"{num_prompts}_groups_{name}"] = round(tokens / taken)
+            except Exception as error:  # whatever a rival raises is its figure
+                figures[f"{num_prompts}_groups_{name}"] = f"{type(error).__name__}: {error}"
+            print(figures, file=sys.stderr, flush=True)
+    return figures
+
+
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     config, device, group, own = flavour_config(args.model), args.device, args.group, args.completion
     placeholder, side = config.language.vocab_size - 1, config.vision.image_size
@@ -133,7 +158,13 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
     for n, figures in zip(args.groups, shared.values(), strict=True):
         figures["share_of_matmul_rate"] = round(n * work["shared"] / figures["seconds"] / rate, 3)
         figures["speedup_over_padded"] = round(n * separate["seconds"] / figures["seconds"], 2)
-    sampler = engine.compute_model.requires_grad_(False)
+    sampler, prompt = engine.compute_model, Row(prefix, [], images)
+    sampler.prepare_for_sampling()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    print(json.dumps({"shared": shared, "padded": separate}), file=sys.stderr, flush=True)
+    own_speeds = sampling_figures(sampler, prompt, placeholder, args)
+    print(json.dumps(own_speeds), file=sys.stderr, flush=True)
     return {
         "model": args.model.value,
         "device": torch.cuda.get_device_name() if device.type == "cuda" else "cpu",
@@ -146,7 +177,8 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         "matmul_tflops": round(rate / 1e12, 2),
         "update": {"shared": shared, "padded": separate},
         "ideal_ratio": round(work["padded"] / work["shared"], 2),
-        "sampled_tokens_per_second": sampling_figures(sampler, Row(prefix, [], images), placeholder, args),
+        "sampled_tokens_per_second": own_speeds,
+        "transformers_tokens_per_second": {} if args.no_rival else rival_figures(sampler, prompt, placeholder, args),
         "environment": environment(torch.get_num_threads()),
     }
 
@@ -160,6 +192,7 @@ def main() -> None:
     parser.add_argument("--completion", type=int, default=512, help="tokens of each completion")
     parser.add_argument("--group", type=int, default=8, help="completions of the prompt")
     parser.add_argument("--groups", type=int, nargs="+", default=[1, 4], help="groups of a micro-batch, each tried")
+    parser.add_argument("--no_rival", action="store_true", help="leave transformers out, which takes minutes")
     parser.add_argument("--checkpointing", action="store_true", help="keep only each block's input for the backward")
     args = parser.parse_args()
     if args.device.type == "cuda" and not torch.cuda.is_available():

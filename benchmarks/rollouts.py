@@ -147,7 +147,7 @@ def upkeep(model: SailVL2, processor: Processor, config: VllmRolloutConfig, requ
 def compare(case: Case, rounds: int) -> dict[str, Any]:
     model, processor = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)
     requests = requests_of(case, processor, case.prompts)
-    twin, prompts = twin_of(model, processor, requests)
+    twin, prompts = twin_of(model, processor.placeholder_id, requests)
     rivals = Rivals(twin, prompts, GROUP, case.limit, processor.tokenizer.end_id)
     equality = {"float32": parity(model, processor, requests, case.limit)}
     half, _ = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)

@@ -144,7 +144,7 @@ def ranked(speeds: Mapping[str, float | str]) -> list[str]:
 def compare(case: Case, rounds: int) -> dict[str, Any]:
     model, processor = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)
     requests = requests_of(case, processor, case.prompts)
-    twin, prompts = twin_of(model, processor, requests)
+    twin, prompts = twin_of(model, processor.placeholder_id, requests)
     rivals = Rivals(twin, prompts, GROUP, case.limit, processor.tokenizer.end_id)
     equality = check_same(model, processor, requests, rivals)
 

@@ -134,8 +134,8 @@ class TwinPrompt:
 
 
 @torch.no_grad()
-def twin_of(model: SailVL2, processor: Processor, requests: Sequence[RolloutRequest]) -> tuple[Any, list[TwinPrompt]]:
-    """transformers' Qwen3ForCausalLM with our decoder's weights, and the prompts for it.
+def twin_of(model: SailVL2, placeholder: int, requests: Sequence[RolloutRequest]) -> tuple[Any, list[TwinPrompt]]:
+    """transformers' Qwen3ForCausalLM with our decoder's weights, on its device, and the prompts for it.
 
     Its embedding table gets a row for every visual token behind the vocabulary: its continuous batching takes ids only.
     """
@@ -144,14 +144,16 @@ def twin_of(model: SailVL2, processor: Processor, requests: Sequence[RolloutRequ
     language = model.config.language
     settings: dict[str, Any] = {name: value for name, value in vars(language).items() if name != "rope_theta"}
     config = Qwen3Config(**settings, rope_parameters={"rope_type": "default", "rope_theta": language.rope_theta})
-    twin: Any = Qwen3ForCausalLM(config).eval().requires_grad_(False)
+    with torch.device(model.device):
+        twin: Any = Qwen3ForCausalLM(config).to(model.dtype).eval().requires_grad_(False)
     twin.set_attn_implementation("sdpa")
     twin.load_state_dict(model.language_model.state_dict())
     prompts, rows, used = [], [twin.model.embed_tokens.weight], language.vocab_size
     for request in requests:
         row = Row(request.prompt_ids, [], request.images)
-        embeddings = model.embed(pack_rows([row], processor.placeholder_id, model.config.pixels_per_token))
-        visual = torch.tensor(request.prompt_ids) == processor.placeholder_id
+        inputs = pack_rows([row], placeholder, model.config.pixels_per_token)
+        embeddings = model.embed(inputs.to(model.device))
+        visual = torch.tensor(request.prompt_ids) == placeholder
         ids = torch.tensor(request.prompt_ids)
         ids[visual] = torch.arange(used, used + int(visual.sum()))
         used += int(visual.sum())

@@ -130,13 +130,13 @@ class Rivals:
         for start in range(0, len(ordered), batch):
             chosen = ordered[start : start + batch]
             longest = max(len(prompt.ids) for prompt in chosen)
-            embeddings = torch.zeros(len(chosen), longest, chosen[0].embeddings.shape[1])
+            embeddings = torch.zeros(len(chosen), longest, chosen[0].embeddings.shape[1], dtype=self.twin.dtype)
             mask, ids = torch.zeros(2, len(chosen), longest, dtype=torch.long)
             for row, prompt in enumerate(chosen):
                 embeddings[row, -len(prompt.ids) :] = prompt.embeddings
                 ids[row, -len(prompt.ids) :] = torch.tensor(prompt.ids)
                 mask[row, -len(prompt.ids) :] = 1
-            batches.append((embeddings, mask, ids))
+            batches.append(tuple(x.to(self.twin.device) for x in (embeddings, mask, ids)))
         return batches
 
     def _config(self, copies: int, cache: str = "dynamic", compiled: bool = False) -> Any:
@@ -156,7 +156,8 @@ class Rivals:
             disable_compile=not compiled,
         )
         if compiled:
-            compiling: Any = CompileConfig(mode="default", fullgraph=False, dynamic=False)
+            mode = "reduce-overhead" if self.twin.device.type == "cuda" else "default"
+            compiling: Any = CompileConfig(mode=mode, fullgraph=False, dynamic=False)
             compiling._compile_all_devices = True  # else CPUs are left out
             config.compile_config = compiling
         return config

@@ -82,7 +82,7 @@ class GroupCache:
         """On a GPU: which own slots are visible, once for all layers."""
         if self.slot is not None:
             hidden = torch.arange(self.room, device=self.slot.device) > self.slot
-            self.own_bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, float("-inf"))
+            self.own_bias = torch.zeros_like(hidden, dtype=self.own_k[0].dtype).masked_fill_(hidden, float("-inf"))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The next token of every row: q [R, H, K], k and v [R, Hkv, K] -> [R, H, K]. `advance` after all layers."""

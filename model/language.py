@@ -51,7 +51,10 @@ class SelfAttention(nn.Module):
         if x.device.type != "cpu" or x.dtype not in WIDE:
             projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
             q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
-            return apply_rope(self.q_norm(q), rope), apply_rope(self.k_norm(k), rope), v
+            q, k = self.q_norm(q), self.k_norm(k)
+            if torch.is_grad_enabled():  # many rows: one more copy of them costs more than the calls
+                return apply_rope(q, rope), apply_rope(k, rope), v
+            return *apply_rope(torch.cat((q, k), dim=-2), rope).tensor_split((self.num_heads,), dim=-2), v
         # Queries and keys in one go: of a sampler's few rows every call costs more than its arithmetic.
         heads = joint_linear(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
         qk, v = heads.tensor_split((self.num_heads + self.num_kv_heads,), dim=-2)

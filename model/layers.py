@@ -63,22 +63,22 @@ class _RMSNorm(torch.autograd.Function):
 def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Outputs of several bias-free layers on the same input.
 
-    On CPU as one matrix product: narrow ones leave cores idle, and joining the weights costs one small copy, or none
-    after `lay_side_by_side`. A GPU is busy with each, and would copy its weights again for every token.
+    As one matrix product after `lay_side_by_side`, and always on CPU: narrow ones leave cores idle, and joining the
+    weights costs one small copy. A GPU would copy its weights again for every token.
     """
-    if x.is_cuda:
+    if x.is_cuda and not _are_joint(layers):
         return tuple(layer(x) for layer in layers)
     return joint_linear(x, *layers).split([layer.weight.shape[0] for layer in layers], dim=-1)
 
 
 def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
-    """[..., rows of all]: what `side_by_side` does on CPU."""
+    """[..., rows of all] in one matrix product."""
     return F.linear(x, _joint_weight(layers))
 
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
     """silu(gate(x)) * up(x), of bias-free layers."""
-    if x.is_cuda:
+    if x.is_cuda and not _are_joint((gate, up)):
         return F.silu(gate(x)) * up(x)
     return silu_product(joint_linear(x, gate, up))
 
@@ -123,15 +123,20 @@ def lay_side_by_side(*layers: nn.Linear) -> None:
 def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
     """[rows of all, width]; a view where frozen weights lie one behind the other."""
     weights = [layer.weight for layer in layers]
-    first = weights[0]
-    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
-    memory = first.untyped_storage().data_ptr()
-    if first.requires_grad or any(
-        weight.data_ptr() != end or weight.untyped_storage().data_ptr() != memory
-        for weight, end in zip(weights[1:], ends, strict=False)
-    ):
+    if not _are_joint(layers):
         return torch.cat(weights)
-    return first.as_strided((sum(map(len, weights)), first.shape[1]), first.stride())
+    return weights[0].as_strided((sum(map(len, weights)), weights[0].shape[1]), weights[0].stride())
+
+
+def _are_joint(layers: Sequence[nn.Linear]) -> bool:
+    """Whether `lay_side_by_side` put them where they are."""
+    weights = [layer.weight for layer in layers]
+    ends = [weight.data_ptr() + weight.nbytes for weight in weights]
+    memory = weights[0].untyped_storage().data_ptr()
+    return not weights[0].requires_grad and all(
+        weight.data_ptr() == end and weight.untyped_storage().data_ptr() == memory
+        for weight, end in zip(weights[1:], ends, strict=False)
+    )
 
 
 def maybe_checkpoint(owner: nn.Module, block: nn.Module, *inputs: Any) -> Any:

@@ -122,10 +122,8 @@ class SailVL2(nn.Module):
             getattr(self, tower.value).requires_grad_(tower not in groups)
 
     def prepare_for_sampling(self) -> None:
-        """Freeze everything; on CPU, weights that meet the same input move together in memory."""
+        """Freeze everything; weights that meet the same input move together in memory."""
         self.requires_grad_(False)
-        if self.device.type != "cpu":
-            return
         for module in self.modules():
             match module:
                 case SelfAttention():

@@ -4,9 +4,11 @@ A line of `prompts` is an object with `messages` and optionally `id`; images lie
 completion, or the error of a prompt that cannot be asked. The same command goes on where it was cut off.
 """
 
+import fcntl
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,24 +34,29 @@ class Row:
 
 
 def generate_file(config: GenerateConfig, resolved: str) -> None:
-    """Sample what `config.out` does not have yet."""
-    from contextlib import closing
+    """Sample what `config.out` does not have yet. `ValueError` while another run does."""
+    from model.checkpoint import load_processor
 
-    from model.checkpoint import load_model, load_processor
+    processor = load_processor(Path(config.checkpoint))
+    config.rollouts.check_context(processor.config.language.max_position_embeddings)
+    rows = read_rows(Path(config.prompts))
+    with _hold(Path(config.out)):
+        done = _continue(Path(config.out), config, resolved)
+        open_rows = [row for row in rows if row.id not in done]
+        print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already")
+        if open_rows:
+            _sample(open_rows, config, processor)
+
+
+def _sample(rows: Sequence[Row], config: GenerateConfig, processor: "Processor") -> None:
+    """Write what comes of each row behind what the file has."""
+    from model.checkpoint import load_model
     from model.engine.config import ComputeDtype
     from model.engine.device import pick_device, pick_dtype
     from model.engine.local import use_deterministic_cpu
     from model.engine.progress import StageProgress
     from rollouts.build import build_worker
 
-    processor = load_processor(Path(config.checkpoint))
-    config.rollouts.check_context(processor.config.language.max_position_embeddings)
-    rows = read_rows(Path(config.prompts))
-    done = _continue(Path(config.out), config, resolved)
-    open_rows = [row for row in rows if row.id not in done]
-    print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already")
-    if not open_rows:
-        return
     use_deterministic_cpu(config.num_threads)
     model, _ = load_model(Path(config.checkpoint))
     device = pick_device(config.device)
@@ -57,10 +64,10 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     count = num_tokens = num_failed = 0
     with (
         closing(build_worker(model, processor, config.rollouts, config.seed)) as worker,
-        StageProgress("generate", len(open_rows)) as progress,
+        StageProgress("generate", len(rows)) as progress,
         Path(config.out).open("a", encoding="utf-8") as out,
     ):
-        for row, lines in _answers(open_rows, config, processor, worker):
+        for row, lines in _answers(rows, config, processor, worker):
             out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
             out.flush()
             count += 1
@@ -91,18 +98,33 @@ def read_rows(path: Path) -> list[Row]:
     return list(rows.values())
 
 
+@contextmanager
+def _hold(out: Path) -> Iterator[None]:
+    """Only one run may write the file: two would cut off each other's lines."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _settings_of(out).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out: {out} is being written by another run; wait for it, or name another file") from None
+        yield
+
+
+def _settings_of(out: Path) -> Path:
+    return out.with_name(out.name + ".config.yaml")
+
+
 def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
     """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all, or
     that the sampler failed at."""
     from model.engine.durable import write_file
 
-    settings = out.with_name(out.name + ".config.yaml")
+    settings = _settings_of(out)
     if not out.exists():
-        out.parent.mkdir(parents=True, exist_ok=True)
         settings.write_text(resolved, encoding="utf-8")
         out.touch()
         return set()
-    if not settings.is_file() or settings.read_text(encoding="utf-8") != resolved:
+    if settings.read_text(encoding="utf-8") != resolved:
         raise ValueError(
             f"out: {out} was written with other settings (see {settings.name}); remove both, or name another file"
         )

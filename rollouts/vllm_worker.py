@@ -65,17 +65,15 @@ class VllmWorker:
         tensors = released_tensors(model)
         self._owns_buffer = buffer is None
         self._buffer = WeightBuffer.create(tensors) if buffer is None else buffer
-        self._folder = tempfile.TemporaryDirectory(prefix="vllm_")
         dtype = str(model.dtype).removeprefix("torch.")
-        for name, content in description_files(model.config, processor, dtype).items():
-            (Path(self._folder.name) / name).write_bytes(content)
         register()
         self._on_gpu = model.device.type == "cuda" or _sees_gpu()
         context = model.config.language.max_position_embeddings
         set_num_threads = torch.set_num_threads
-        self._engine: Any = LLMEngine.from_engine_args(
-            _engine_args(self._folder.name, dtype, config, context, self._on_gpu)
-        )
+        with tempfile.TemporaryDirectory(prefix="vllm_") as folder:  # vLLM reads it while it starts
+            for name, content in description_files(model.config, processor, dtype).items():
+                (Path(folder) / name).write_bytes(content)
+            self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))
         torch.set_num_threads = set_num_threads  # which vLLM replaces on CPU, for the whole process
         self._queue: dict[int, RolloutRequest] = {}
         self._open: dict[int, _Open] = {}
@@ -150,7 +148,6 @@ class VllmWorker:
             self._engine = None
         if self._owns_buffer:
             self._buffer.close()
-        self._folder.cleanup()
 
     def _send(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
         """Fill every process of vLLM from the buffer; returns what all of them now hold."""
@@ -174,8 +171,13 @@ class VllmWorker:
         return held
 
     def _start(self) -> None:
-        """Hand queued requests to vLLM: one for each sample, with a seed of its own."""
-        for handle, request in self._queue.items():
+        """Hand queued requests to vLLM, one for each sample with a seed of its own, as long as it has rows for them:
+        what waits here has all of its time before it."""
+        num_open = sum(len(opened.waiting) for opened in self._open.values())
+        while self._queue and num_open < self.config.max_rows:
+            handle = next(iter(self._queue))
+            request = self._queue.pop(handle)
+            num_open += request.group_size
             limit = self.config.deadline_s
             deadline = time.monotonic() + limit if limit else math.inf
             self._open[handle] = _Open(request, deadline, self.version, set(range(request.group_size)))
@@ -190,7 +192,6 @@ class VllmWorker:
             for sample in range(request.group_size):
                 parameters = self._parameters(request, sample)
                 self._engine.add_request(_request_id(handle, sample), dict(rendered), parameters)
-        self._queue = {}
 
     def _parameters(self, request: RolloutRequest, sample: int) -> SamplingParams:
         return SamplingParams(

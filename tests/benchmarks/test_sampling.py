@@ -37,7 +37,7 @@ def test_turns_end_by_the_planted_chance_and_barred_ids_never_come(planted):
 def test_log_probabilities_agree_and_the_recipes_draw_the_same(planted):
     """A repeated cache changes nothing: transformers draws the same tokens from the same seed, padded prompts too."""
     model, processor, requests = planted
-    twin, prompts = twin_of(model, processor, requests)
+    twin, prompts = twin_of(model, processor.placeholder_id, requests)
     rivals = Rivals(twin, prompts, GROUP, LIMIT, processor.tokenizer.end_id)
     assert check_same(model, processor, requests, rivals)["draws_logprob_gap"] < 1e-4
     first, second = rivals.generate(4, "dynamic"), rivals.generate_after_shared_prefill(4)

@@ -108,6 +108,21 @@ def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
     assert torch.allclose(found[:, :51], full[:, :51], atol=1e-4)
 
 
+def test_prepared_weights_decode_like_loose_ones():
+    torch.set_float32_matmul_precision("highest")
+    logits = []
+    for prepared in (False, True):
+        model = SailVL2(flavour_config(Flavour.tiny))
+        model.initialise(7)
+        model.cuda()
+        if prepared:
+            model.prepare_for_sampling()
+        row = pack_rows([Row([1, 2, 3], [])], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
+        first, cache = model.prefill(row, 4, 32)
+        logits.append(torch.cat((first, model.decode(torch.arange(4, device="cuda"), [cache]))))
+    assert torch.allclose(*logits, atol=1e-4)
+
+
 def test_the_engine_computes_in_bfloat16_and_keeps_float32():
     model = SailVL2(flavour_config(Flavour.tiny))
     model.initialise(5)

@@ -1,5 +1,6 @@
 """Batch inference: every prompt once, whatever happens in between."""
 
+import fcntl
 import json
 
 import pytest
@@ -60,6 +61,15 @@ def test_other_settings_do_not_mix_into_a_file(command):
     command()
     with pytest.raises(ValueError, match=r"out: .*o.jsonl was written with other settings"):
         command("seed=1")
+
+
+def test_two_runs_do_not_write_one_file(command, tmp_path):
+    lines = command()
+    with (tmp_path / "out" / "o.jsonl.config.yaml").open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with pytest.raises(ValueError, match=r"out: .*o.jsonl is being written by another run"):
+            command()
+    assert command() == lines
 
 
 def test_greedy_direct_answers_are_the_samplers(command, tiny, easy_prompts):
