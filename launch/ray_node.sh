@@ -16,7 +16,7 @@ case "$ROLE" in
     head)
         umask 077
         [[ -s "$RAY_AUTH_TOKEN_PATH" ]] || head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH"
-        "$BIN/ray" start --head --node-ip-address="$IP" --port="$PORT" --num-gpus="${SAMPLER_GPUS:-0}" \
+        "$BIN/ray" start --head --node-ip-address="$IP" --port="$PORT" --num-gpus=0 \
             --include-dashboard=false --disable-usage-stats
         echo "copy $RAY_AUTH_TOKEN_PATH to the other nodes; on this one, train with"
         echo "  RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$RAY_AUTH_TOKEN_PATH $BIN/python -m rlhf.train rollouts=vllm" \

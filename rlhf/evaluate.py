@@ -30,8 +30,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
     config.rollouts.check_context(processor.config.language.max_position_embeddings)
-    longest = config.rollouts.max_prompt_tokens
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, longest, config.data)
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, config.rollouts, config.data)
     model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
         rubric.check_functions()

@@ -9,7 +9,7 @@ from model.interface import Mode
 
 class Placement(Enum):
     """Where samplers run: one in the trainer's process, or `rollouts.pool.workers` of them in processes of this host
-    or as actors of a Ray cluster, each with one CPU thread.
+    or as actors of a Ray cluster, each with one CPU thread. Our own sampler of a model on a GPU is never apart.
     """
 
     trainer = "trainer"
@@ -25,9 +25,9 @@ class PoolConfig:
     """samplers, where they are not in the trainer's process"""
     patience_s: float = 20.0
     """seconds without an answer after which a worker that samples is replaced; it answers several times a second when
-    it is well. New weights and its first group may take start_s"""
+    it is well. Many groups at once and new weights give it more (docs/clusters.md)"""
     start_s: float = 600.0
-    """seconds for a worker to start"""
+    """seconds for a worker to start, to take its first weights and to complete its first group"""
     max_failures: int = 2
     """times that a worker may fail without completing a group, and half the times that a group may be lost with its
     workers; one more ends the run with exit code 8"""
@@ -124,8 +124,7 @@ class VllmRolloutConfig(RolloutConfig):
     max_images: int = 16
     """most images and video frames of a prompt"""
     deadline_s: float = 0.0
-    """seconds for a group from when vLLM has it, waiting its turn included; what is not finished then is unscorable. 0
-    waits for ever"""
+    """seconds for a group from when vLLM has rows for it; what is not finished then is unscorable. 0 waits for ever"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -11,7 +11,7 @@ from rollouts.rollout import RolloutWorker
 
 def tensor_checksum(tensor: Tensor) -> int:
     """CRC-32 of a tensor's bytes."""
-    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return zlib.crc32(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
 
 
 def sync_weights(publish: Callable[[], tuple[int, dict[str, Tensor]]], worker: RolloutWorker) -> int:

@@ -7,6 +7,7 @@ import pytest
 from model.interface import Mode
 from rlhf.config import DataConfig
 from rlhf.prompts import PromptSet
+from rollouts.config import RolloutConfig
 
 
 @pytest.fixture
@@ -14,6 +15,7 @@ def opened(tiny):
     """Opens a prompt set of the tiny model."""
 
     def make(path: Path, tokens: int = 96, mode: Mode = Mode.think, media=None, report=None, **data) -> PromptSet:
-        return PromptSet(path, tiny[1], mode, tokens, DataConfig(**data), media, report)
+        limits = RolloutConfig(max_prompt_tokens=tokens)
+        return PromptSet(path, tiny[1], mode, limits, DataConfig(**data), media, report)
 
     return make

@@ -19,6 +19,7 @@ from rlhf.collect import Collector
 from rlhf.config import TrainerConfig
 from rlhf.prompts import PromptSet
 from rlhf.train import run_stage
+from rollouts.config import RolloutConfig
 from tests.rlhf.test_collect import ScriptedRubric
 from tests.rlhf.test_train import LengthRubric, rows
 
@@ -35,7 +36,7 @@ class Loop:
         self.rubric = ScriptedRubric(lambda prompt, sample: sample % 3 == 0 and prompt % 3 > 0)
         config = TrainerConfig(groups_per_step=2, max_draws=12)
         algorithm = build_algorithm(DapoConfig(group_size=3), 6)
-        opened = PromptSet(prompts, processor, Mode.think, 96)
+        opened = PromptSet(prompts, processor, Mode.think, RolloutConfig())
         inner = Collector(config, opened, self.sampler, self.rubric, processor.tokenizer, algorithm, 0)
         self.collector = AheadCollector(inner, self.sampler, self.rubric, num_ahead, LAST, is_barrier)
         self.version = 0

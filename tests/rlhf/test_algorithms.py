@@ -302,7 +302,7 @@ class Plain(Algorithm):
 @pytest.fixture(scope="module")
 def sampled(tiny, digits_folder: Path) -> list[Group]:
     """Four real groups of six with alternating made-up rewards."""
-    prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, 96)
+    prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
     worker = EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=10), 0)
     tasks = [prompts[i] for i in range(4)]
     groups = []

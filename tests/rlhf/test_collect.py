@@ -49,7 +49,7 @@ class ScriptedRubric(Rubric):
 @pytest.fixture
 def collector(tiny, easy_prompts: Path):
     def make(rule, num_groups=4, max_draws=12, algorithm=None, **settings) -> Collector:
-        prompts = PromptSet(easy_prompts, tiny[1], Mode.think, 96)
+        prompts = PromptSet(easy_prompts, tiny[1], Mode.think, RolloutConfig())
         worker = EmbeddedWorker(*tiny, SAMPLER, 0)
         config = TrainerConfig(groups_per_step=num_groups, max_draws=max_draws, **settings)
         algorithm = algorithm or build_algorithm(DapoConfig(group_size=4), 4)
@@ -298,7 +298,7 @@ def test_bad_prompt_rows_are_named(tiny, tmp_path, row, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(row + "\n")
     with pytest.raises(ValueError, match=message):
-        PromptSet(path, tiny[1], Mode.think, 96)
+        PromptSet(path, tiny[1], Mode.think, RolloutConfig())
 
 
 def test_duplicate_ids_and_missing_files(tiny, tmp_path):
@@ -306,9 +306,9 @@ def test_duplicate_ids_and_missing_files(tiny, tmp_path):
     row = '{"id": "a", "messages": [{"role": "user", "content": "x"}], "reference": "1"}\n'
     path.write_text(row * 2)
     with pytest.raises(ValueError, match=":2: id: expected a unique value, found 'a' again"):
-        PromptSet(path, tiny[1], Mode.think, 96)
+        PromptSet(path, tiny[1], Mode.think, RolloutConfig())
     with pytest.raises(ValueError, match=r"expected a JSONL file at .*none.jsonl, found none"):
-        PromptSet(tmp_path / "none.jsonl", tiny[1], Mode.think, 96)
+        PromptSet(tmp_path / "none.jsonl", tiny[1], Mode.think, RolloutConfig())
 
 
 class PatientWorker(EmbeddedWorker):

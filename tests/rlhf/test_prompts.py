@@ -22,7 +22,7 @@ from rlhf.config import DataConfig, TrainerConfig
 from rlhf.draws import DrawOrder
 from rlhf.evaluation import evaluate_modes
 from rlhf.prompts import PromptSet
-from rollouts.config import RolloutConfig
+from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from tests.rlhf.prompt_data import base64_of, plain_row, png, write_jsonl
 
@@ -57,7 +57,7 @@ BAD = {
     "half a surrogate pair": (plain_row(9, question="\ud800"), "UTF-8"),
     "wrong id": (plain_row(9, id=[1]), r"id: expected str or int, found \[1\]"),
     "same id": (plain_row(9, id="p0"), "id: expected a unique value, found 'p0' again"),
-    "too long": (plain_row(9, question="word " * 90), "rollouts.max_prompt_tokens=96 tokens, found"),
+    "too long": (plain_row(9, question="word " * 90), "rollouts.max_prompt_tokens = 96 tokens, found"),
     "missing image": (plain_row(9, image="none.png"), "none.png: expected a file, found none"),
     "folder": (plain_row(9, image="."), "expected a file, found none"),
     "outside": (plain_row(9, image="../x.png"), "expected a path inside"),
@@ -285,12 +285,22 @@ class TestDamagedPixels:
         assert found.task(0) is None and found.task(1) is not None
 
 
+def test_a_prompt_of_more_images_than_the_sampler_takes_is_a_bad_row(tmp_path, tiny):
+    (tmp_path / "0.png").write_bytes(png(0))
+    rows = [plain_row(n, question="<image>" * n + "?", image=["0.png"] * n) for n in (1, 2, 3)]
+    path, report = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "bad.jsonl"
+    limits = VllmRolloutConfig(max_images=2)
+    found = PromptSet(path, tiny[1], Mode.think, limits, DataConfig(max_bad_rows=1), report=report)
+    assert found.ids == ["p1", "p2"]
+    assert "at most rollouts.max_images = 2 images and frames, found 3" in report.read_text()
+
+
 def test_a_picture_of_another_size_is_noticed(tmp_path, tiny):
     """With dynamic tiling the ids depend on the size."""
     processor = tiny[1].with_settings(max_tiles=4)
     (tmp_path / "0.png").write_bytes(png(0, 32))
     path = write_jsonl(tmp_path / "a.jsonl", [plain_row(0, image="0.png"), plain_row(1)])
-    found = PromptSet(path, processor, Mode.think, 200, DataConfig(max_bad_rows=1))
+    found = PromptSet(path, processor, Mode.think, RolloutConfig(max_prompt_tokens=200), DataConfig(max_bad_rows=1))
     Image.new("RGB", (128, 32)).save(tmp_path / "0.png")
     with pytest.raises(MediaError, match="visual tokens as when the data was opened, found"):
         found[0]

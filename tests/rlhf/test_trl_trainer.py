@@ -30,6 +30,7 @@ from rlhf.prompts import PromptSet
 from rlhf.train import run_stage
 from rlhf.trl_reward import trl_reward
 from rlhf.trl_settings import check, trl_arguments
+from rollouts.config import RolloutConfig
 from tests.conftest import require_extra
 
 SIZES = [
@@ -136,7 +137,7 @@ class TestRun:
         assert any(m["unscorable_share"] > 0 for m in metrics)
 
     def test_prompts_are_those_that_our_trainer_draws(self, finished, data, tiny):
-        prompts = PromptSet(data, tiny[1], Mode.think, 96)
+        prompts = PromptSet(data, tiny[1], Mode.think, RolloutConfig())
         order = DrawOrder(prompts.ids, prompts.weights, 0)
         rollouts = [r for step in (1, 2) for r in lines(finished[0] / f"rollouts/step_{step:06d}.jsonl")]
         drawn = [prompts.ids[order.next()] for _ in range(8)]
@@ -183,7 +184,7 @@ def test_unscorable_completions_are_no_part_of_their_group(trl, start, tmp_path,
         "algorithm.kl.place=loss",
     )
     processor = Processor.from_folder(Path(config.checkpoint))
-    prompts = PromptSet(data, processor, Mode.think, 96)
+    prompts = PromptSet(data, processor, Mode.think, RolloutConfig())
     policy = trl.load_policy(Path(config.checkpoint), processor, config.engine)
     with Rubric(config.reward) as rubric:
         rewards = trl.StepRewards(prompts, rubric, build_algorithm(config.algorithm, 6), processor.tokenizer, config)
@@ -209,7 +210,7 @@ def test_unscorable_completions_are_no_part_of_their_group(trl, start, tmp_path,
 
 
 def test_trl_sees_the_ids_and_pixels_of_our_own_prompts(trl, tiny, tiny_folder, data):
-    prompts = PromptSet(data, tiny[1], Mode.think, 96)
+    prompts = PromptSet(data, tiny[1], Mode.think, RolloutConfig())
     processor = trl.AutoProcessor.from_pretrained(tiny_folder)
     for index in range(len(prompts)):
         task = prompts[index]
