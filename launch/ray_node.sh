@@ -14,8 +14,7 @@ PORT="$([[ "$ADDRESS" == *:* ]] && echo "${ADDRESS##*:}" || echo 6379)"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="${RAY_AUTH_TOKEN_PATH:-$PWD/ray_token}" RAY_USAGE_STATS_ENABLED=0
 case "$ROLE" in
     head)
-        umask 077
-        [[ -s "$RAY_AUTH_TOKEN_PATH" ]] || head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH"
+        [[ -s "$RAY_AUTH_TOKEN_PATH" ]] || (umask 077; head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n' > "$RAY_AUTH_TOKEN_PATH")
         "$BIN/ray" start --head --node-ip-address="$IP" --port="$PORT" --num-gpus=0 \
             --include-dashboard=false --disable-usage-stats
         echo "copy $RAY_AUTH_TOKEN_PATH to the other nodes; on this one, train with"

@@ -156,14 +156,17 @@ def decode_over_prefix(
     shared, shared_mass = (part.unflatten(2, (group_size, share)).transpose(1, 2).flatten(0, 1) for part in parts)
     if not full:
         shared, shared_mass = shared.index_select(0, cells), shared_mass.index_select(0, cells)
-    if q.is_cuda:
+    if _has_fused_kernel(q):
         alone, own_mass = _with_log_mass(q, *own)
         return alone.lerp(shared, (shared_mass - own_mass).sigmoid().to(q.dtype)).flatten(1, 2)
     # The prefix enters the softmax over own tokens as one more key, whose score is its log mass. Softmax works row by
     # row: exp and sigmoid of a whole tensor round by where in it a number stands.
     own_keys, own_values = own[0].flatten(0, 1), own[1].flatten(0, 1)  # [R Hkv, C, K]
     scores = torch.baddbmm(q.new_zeros(()), q.flatten(0, 1), own_keys.mT, beta=0, alpha=width**-0.5)
-    weights = torch.cat((scores.to(shared_mass.dtype), shared_mass.flatten(0, 1)), dim=-1).softmax(-1).to(q.dtype)
+    scores = scores.to(shared_mass.dtype)
+    if own[2] is not None:
+        scores = scores + own[2]
+    weights = torch.cat((scores, shared_mass.flatten(0, 1)), dim=-1).softmax(-1).to(q.dtype)
     alone = torch.bmm(weights[..., :-1], own_values)
     return torch.addcmul(alone, weights[..., -1:], shared.flatten(0, 1)).view(len(q), -1, width)
 
@@ -173,7 +176,7 @@ def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
         out, mass = cpu_flash(q, k, v, 0.0, False, attn_mask=bias)
         return out, mass.unsqueeze(-1)
-    if q.is_cuda:
+    if _has_fused_kernel(q):
         bias = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
         out, mass, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)
         return out, mass[:, :, : q.shape[2], None]  # it comes with room for whole blocks of queries
@@ -182,6 +185,11 @@ def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
         scores = scores + bias
     mass = scores.logsumexp(-1, keepdim=True)
     return (scores - mass).exp_().to(q.dtype) @ v, mass
+
+
+def _has_fused_kernel(q: Tensor) -> bool:
+    """Whether the GPU has one that gives the log mass: for bfloat16 from Ampere on."""
+    return q.is_cuda and (q.dtype is not torch.bfloat16 or torch.cuda.get_device_capability(q.device) >= (8, 0))
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

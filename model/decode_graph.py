@@ -20,6 +20,7 @@ class DecodeGraph:
         self._model = model
         self._recorded_for: list[int] = []
         self._graph = torch.cuda.CUDAGraph()
+        self._side = torch.cuda.Stream()  # one for all: libraries keep memory for each stream they have met
         self._tokens = self._logits = torch.empty(0)
 
     @staticmethod
@@ -45,11 +46,10 @@ class DecodeGraph:
     def _record(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> None:
         self._tokens = token_ids.clone()
         self._logits = torch.empty(0)  # frees the old graph's memory
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        self._side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._side):
             self._model.decode_in_place(self._tokens, caches)
-        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.current_stream().wait_stream(self._side)
         self._graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(self._graph):
             self._logits = self._model.decode_in_place(self._tokens, caches)

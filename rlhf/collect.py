@@ -78,6 +78,7 @@ class Collector:
         self.order = DrawOrder(prompts.ids, prompts.weights, seed, config.curriculum)
         self._config, self._prompts, self._worker, self._rubric = config, prompts, worker, rubric
         self._tokenizer, self._algorithm = tokenizer, algorithm
+        self._num_failed = 0  # prompts in a row of which the sampler completed nothing
 
     def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
         """Draw until `groups_per_step` groups pass the filter or `max_draws` prompts were drawn.
@@ -175,7 +176,7 @@ class Collector:
                 )
                 while scored and scored[0].done():  # what rewards raise ends the sampling
                     groups += scored.pop(0).result()
-            name_failures(sampled)
+            self._num_failed = name_failures(sampled, self._num_failed)
             for future in scored:
                 while not wait([future], MOMENT).done:
                     check()
@@ -235,22 +236,28 @@ class SamplerTooSlow(RuntimeError):
     exit_code = 8
 
 
-def name_failures(rollouts: Sequence[list[Rollout]]) -> None:
-    """Say which prompts the sampler failed at. `NonFiniteError` or `SamplerTooSlow` if it failed at every rollout
-    (the latter: of more than one prompt)."""
-    late = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.deadline]
+def name_failures(rollouts: Sequence[list[Rollout]], num_before: int = 0) -> int:
+    """Say which prompts the sampler failed at. `num_before` prompts came before these, at which it failed altogether;
+    returns how many there are now.
+
+    `NonFiniteError` or `SamplerTooSlow` once it fails at all there is of more than one prompt.
+    """
+    found = [rollout for group in rollouts for rollout in group]
+    late = [r.prompt_id for r in found if r.finish_reason is FinishReason.deadline]
+    failed = [r.prompt_id for r in found if r.finish_reason is FinishReason.error]
+    num_in_a_row = num_before + len(rollouts) if len(late) + len(failed) == len(found) else 0
+    everything = "which is all that was sampled of several prompts"
     if late:
         text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {sorted(set(late))}"
-        if len(rollouts) > 1 and len(late) == sum(map(len, rollouts)):
-            raise SamplerTooSlow(f"{text}, which is all that was sampled; raise the deadline")
+        if num_in_a_row > 1 and not failed:
+            raise SamplerTooSlow(f"{text}, {everything}; raise the deadline")
         print(f"{text}; they are unscorable", file=sys.stderr)
-    failed = [r.prompt_id for group in rollouts for r in group if r.finish_reason is FinishReason.error]
-    if not failed:
-        return
-    text = f"sampling: numbers were not finite for prompts {sorted(set(failed))}"
-    if len(failed) == sum(map(len, rollouts)):
-        raise NonFiniteError(f"{text}, which is all that was sampled; look at the weights and at these prompts' images")
-    print(f"{text}; these completions are unscorable", file=sys.stderr)
+    if failed:
+        text = f"sampling: numbers were not finite for prompts {sorted(set(failed))}"
+        if num_in_a_row > 1:
+            raise NonFiniteError(f"{text}, {everything}; look at the weights and at these prompts' images")
+        print(f"{text}; these completions are unscorable", file=sys.stderr)
+    return num_in_a_row
 
 
 def score_groups(

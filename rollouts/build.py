@@ -40,7 +40,7 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
     else:
         from rollouts.processes import ProcessFleet
 
-        fleet = ProcessFleet(start, weights, num_gpus)
+        fleet = ProcessFleet(start, weights, num_gpus, is_first_taken=not on_cpu)
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
     manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
     return WorkerPool(fleet, config, allowed, manifest)

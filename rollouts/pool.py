@@ -373,10 +373,10 @@ def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozen
             return "its prompt has other ids"
         if not len(ids) == len(logprobs) == len(rollout.completion_mask) <= limit:
             return f"expected at most {limit} ids with as many log-probabilities, found {len(ids)} and {len(logprobs)}"
-        if not allowed.issuperset(ids):
-            return f"ids that no policy samples: {sorted(set(ids) - allowed)[:5]}"
         if rollout.finish_reason.is_failure:
             continue
+        if not allowed.issuperset(ids):
+            return f"ids that no policy samples: {sorted(set(ids) - allowed)[:5]}"
         if not ids or not all(-math.inf < value <= 1e-3 for value in logprobs):
             return "expected finite log-probabilities of at least one token"
         if rollout.finish_reason is FinishReason.length and len(ids) < limit:

@@ -29,14 +29,17 @@ _CHUNK = 2**20
 class ProcessFleet:
     """`Fleet` of processes behind sockets that never block; weights go through shared memory."""
 
-    def __init__(self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0) -> None:
-        """`num_gpus` that this process sees, the first of which is the trainer's; 0 where samplers run on CPU."""
+    def __init__(
+        self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0, is_first_taken: bool = False
+    ) -> None:
+        """`num_gpus` that this process sees, the first of which may be the trainer's; 0 where samplers run on CPU."""
         config = start.config
         self._devices = config.tensor_parallel if isinstance(config, VllmRolloutConfig) and num_gpus else 0
-        needed = 1 + self._devices * config.pool.workers
+        self._first_device = int(is_first_taken)
+        needed = self._first_device + self._devices * config.pool.workers
         if self._devices and num_gpus < needed:
             raise ValueError(
-                f"rollouts.pool.workers: expected {needed} GPUs, one for the trainer and "
+                f"rollouts.pool.workers: expected {needed} GPUs, {self._first_device} for the trainer and "
                 f"rollouts.tensor_parallel = {self._devices} for each of {config.pool.workers}, found {num_gpus}; "
                 "rollouts.pool.placement=trainer shares one (docs/vllm.md)"
             )
@@ -44,7 +47,7 @@ class ProcessFleet:
         self._buffer = WeightBuffer.create(weights)
 
     def start(self, number: int) -> "ProcessMember":
-        first = 1 + number * self._devices
+        first = self._first_device + number * self._devices
         member = ProcessMember(number, self._buffer.descriptor, visible_gpus(range(first, first + self._devices)))
         member.call((self._start, self._buffer.places, self._buffer.size, self._buffer.descriptor))
         return member

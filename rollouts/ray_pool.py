@@ -28,8 +28,8 @@ class RayFleet:
     """`Fleet` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped again."""
 
     def __init__(self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0) -> None:
-        """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for this host alone with `num_gpus`: Ray
-        would hand out the trainer's."""
+        """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for a cluster that has not what all workers
+        need, and for this host alone with `num_gpus`: Ray would hand out the trainer's."""
         self._start, self._config = start, start.config
         self._buffer = WeightBuffer.create(weights)
         if isinstance(self._config, VllmRolloutConfig) and num_gpus and not self._config.pool.ray_address:
@@ -40,8 +40,17 @@ class RayFleet:
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
             _join(self._config, self._buffer.size)
-        has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and has_gpus else 0
+        self._weights: Any = None
+        has = ray.cluster_resources()
+        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and has.get("GPU") else 0
+        workers = self._config.pool.workers
+        needs = {"CPU": workers, "GPU": devices * workers}
+        if any(has.get(kind, 0) < count for kind, count in needs.items()):
+            self.close()
+            raise ValueError(
+                f"rollouts.pool.workers: {workers} samplers need {needs} of the Ray cluster, found "
+                f"{ {kind: int(has.get(kind, 0)) for kind in needs} }; start more nodes first, or ask for fewer"
+            )
         variables = {name: value for name, value in worker_environment().items() if name in _PASSED_ON}
         self._actor = _Sampler.options(
             num_cpus=1,
@@ -51,7 +60,6 @@ class RayFleet:
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": variables},
         )
-        self._weights: Any = None
         self.publish()
 
     def start(self, number: int) -> "RayMember":

@@ -13,6 +13,7 @@ from rollouts.weight_buffer import WeightBuffer
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # all in one process: a start takes seconds
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",  # several of them would bind to the same core
+    "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # a fork of a process that has looked for GPUs cannot use them
     "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
     "HF_HUB_OFFLINE": "1",

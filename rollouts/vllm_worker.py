@@ -2,7 +2,6 @@
 
 import hashlib
 import math
-import tempfile
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,12 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from vllm import EngineArgs, SamplingParams
+from vllm import EngineArgs, SamplingParams, envs
 from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from model.checkpoint import description_files, released_tensors
+from model.engine.durable import write_file
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import VllmRolloutConfig
@@ -70,10 +70,8 @@ class VllmWorker:
         self._on_gpu = model.device.type == "cuda" or _sees_gpu()
         context = model.config.language.max_position_embeddings
         set_num_threads = torch.set_num_threads
-        with tempfile.TemporaryDirectory(prefix="vllm_") as folder:  # vLLM reads it while it starts
-            for name, content in description_files(model.config, processor, dtype).items():
-                (Path(folder) / name).write_bytes(content)
-            self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))
+        folder = _description_folder(description_files(model.config, processor, dtype))
+        self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))
         torch.set_num_threads = set_num_threads  # which vLLM replaces on CPU, for the whole process
         self._queue: dict[int, RolloutRequest] = {}
         self._open: dict[int, _Open] = {}
@@ -275,6 +273,17 @@ class VllmWorker:
         if self._is_asleep:
             self._engine.wake_up()
             self._is_asleep = False
+
+
+def _description_folder(files: dict[str, bytes]) -> str:
+    """A folder of these files beside vLLM's own cache, which it tells models apart by: the same for the same files."""
+    digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
+    folder = Path(envs.VLLM_CACHE_ROOT) / "sailvl2" / digest
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, content in files.items():
+        if not (folder / name).exists():
+            write_file(folder / name, content)
+    return str(folder)
 
 
 def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: int, on_gpu: bool) -> EngineArgs:

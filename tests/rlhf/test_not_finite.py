@@ -17,6 +17,7 @@ from model.engine.run import Run
 from rewards.result import RewardResult
 from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, KlConfig
 from rlhf.algorithms.registry import build_algorithm
+from rlhf.collect import SamplerTooSlow, name_failures
 from rlhf.config import TrainerConfig
 from rlhf.trajectory import Group, PolicyBatch, Trajectory
 from rlhf.update import Policy, Update, prepare, update, with_reference
@@ -219,3 +220,19 @@ def test_a_sampler_that_meets_nan_gives_errors_and_never_a_reward(tiny, monkeypa
     spoilt = generate(worker, requests)
     assert {r.finish_reason for r in spoilt[0]} == {FinishReason.error}
     assert spoilt[1] == healthy[1]
+
+
+def test_one_prompt_that_the_sampler_cannot_do_never_ends_a_run_but_several_in_a_row_do(tiny, monkeypatch, capsys):
+    worker = EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=2), 0)
+    good, bad = generate(worker, [RolloutRequest(draw, name, [5], [5], [], 2) for draw, name in enumerate("ab")])
+    bad = [replace(rollout, finish_reason=FinishReason.error) for rollout in bad]
+    assert name_failures([good, bad]) == 0
+    assert name_failures([bad]) == 1  # a round that draws a single prompt
+    assert capsys.readouterr().err.count("numbers were not finite for prompts ['b']; these completions are") == 2
+    assert name_failures([good], num_before=1) == 0
+    with pytest.raises(NonFiniteError, match=r"prompts \['b'\], which is all that was sampled of several prompts"):
+        name_failures([bad], num_before=1)
+    late = [replace(rollout, finish_reason=FinishReason.deadline) for rollout in good]
+    assert name_failures([late, bad[:1] + good[:1]]) == 0 and name_failures([late]) == 1
+    with pytest.raises(SamplerTooSlow, match=r"prompts \['a'\], which is all that was sampled of several prompts"):
+        name_failures([late, late])

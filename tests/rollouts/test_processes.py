@@ -333,8 +333,10 @@ def test_every_lie_is_noticed(lie, tiny, tasks, workers):
 def test_samplers_on_gpus_need_one_each_beside_the_trainers(tiny):
     config = VllmRolloutConfig(tensor_parallel=2, pool=PoolConfig(Placement.process, workers=2))
     start = Start(tiny[0].config, tiny[1], config, 0, torch.float32)
-    with pytest.raises(ValueError, match=r"rollouts.pool.workers: expected 5 GPUs, one for the trainer .* found 4"):
-        ProcessFleet(start, {}, num_gpus=4)
+    with pytest.raises(ValueError, match=r"rollouts.pool.workers: expected 5 GPUs, 1 for the trainer .* found 4"):
+        ProcessFleet(start, {}, num_gpus=4, is_first_taken=True)
+    with pytest.raises(ValueError, match=r"rollouts.pool.workers: expected 4 GPUs, 0 for the trainer .* found 3"):
+        ProcessFleet(start, {}, num_gpus=3)
 
 
 def test_a_buffer_takes_only_what_it_was_made_for():

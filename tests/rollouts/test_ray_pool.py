@@ -63,6 +63,14 @@ def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):
         sync_weights(lambda: (6, tiny[0].state_dict()), workers)
 
 
+def test_a_cluster_that_is_too_small_is_refused_at_once(tiny, workers):
+    many = dataclasses.replace(ONE, pool=PoolConfig(Placement.ray, workers=500))
+    with pytest.raises(
+        ValueError, match=r"500 samplers need {'CPU': 500, 'GPU': 0} of the Ray cluster, found {'CPU': "
+    ):
+        build_worker(*tiny, many, 7)
+
+
 def test_a_cluster_on_other_hosts_needs_a_token(tiny, monkeypatch):
     require_extra("ray", "ray")
     import ray
