@@ -131,9 +131,11 @@ def _joint_weight(layers: Sequence[nn.Linear]) -> Tensor:
 def _are_joint(layers: Sequence[nn.Linear]) -> bool:
     """Whether `lay_side_by_side` put them where they are."""
     weights = [layer.weight for layer in layers]
+    if weights[0].requires_grad:
+        return False
     ends = [weight.data_ptr() + weight.nbytes for weight in weights]
     memory = weights[0].untyped_storage().data_ptr()
-    return not weights[0].requires_grad and all(
+    return all(
         weight.data_ptr() == end and weight.untyped_storage().data_ptr() == memory
         for weight, end in zip(weights[1:], ends, strict=False)
     )
