@@ -152,7 +152,7 @@ def compare(case: Case, rounds: int) -> dict[str, Any]:
     equality = {"float32": parity(model, processor, requests, case.limit)}
     half, _ = planted_model(SIZES[case.size], case.visual_tokens, LIMIT_OVER_MEAN / case.limit)
     equality["bfloat16"] = parity(half.to(torch.bfloat16), processor, requests, case.limit)
-    rows = [count for count in (256, 1024) if count <= case.prompts * GROUP]
+    rows = [count for count in (256, 512, 1024) if count <= case.prompts * GROUP]
     embedded: dict[str, Callable[[], Sample]] = {
         f"embedded, max_rows={count}, processes={processes}": lambda count=count, processes=processes: ours(
             model, processor, requests, case.limit, count, processes
