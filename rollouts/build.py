@@ -3,17 +3,22 @@
 import os
 import secrets
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from model.checkpoint import released_tensors
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
-from rollouts.config import Placement, PoolConfig, RolloutConfig, VllmRolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer, VllmRolloutConfig
 from rollouts.pool import WorkerPool
 from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
 from rollouts.session import Start
+from rollouts.shippers import FileShipper, MemoryShipper, Shipper
 from rollouts.weight_sync import tensor_checksum
 
 
@@ -36,22 +41,46 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
     start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
     weights = released_tensors(model)
     if placement is Placement.ray:
-        fleet = _ray_fleet(config.pool)(start, weights, num_gpus)
+        ray_pool = _ray_pool(config.pool)
+        fleet = ray_pool.RayFleet(start, sum(tensor.nbytes for tensor in weights.values()), num_gpus)
+        address, memory = fleet.address, ray_pool.ObjectShipper
     else:
         from rollouts.processes import ProcessFleet
 
-        fleet = ProcessFleet(start, weights, num_gpus, is_first_taken=not on_cpu)
+        fleet = ProcessFleet(start, num_gpus, is_first_taken=not on_cpu)
+        address, memory = "127.0.0.1", MemoryShipper
+    try:
+        shipper = _shipper(config, weights, memory, address)
+    except BaseException:
+        fleet.close()
+        raise
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
     manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
-    return WorkerPool(fleet, config, allowed, manifest)
+    return WorkerPool(fleet, shipper, config, allowed, manifest)
 
 
-def _ray_fleet(config: PoolConfig) -> type:
+def _shipper(
+    config: RolloutConfig, weights: dict[str, Tensor], memory: Callable[[dict[str, Tensor]], Shipper], address: str
+) -> Shipper:
+    """What `rollouts.pool.transfer` names. `memory` is for samplers that a broadcast does not reach, too."""
+    match config.pool.transfer:
+        case Transfer.files:
+            return FileShipper(weights, Path(config.pool.transfer_folder).absolute())
+        case Transfer.broadcast:
+            from rollouts.broadcast import BroadcastShipper
+
+            processes_each = config.tensor_parallel if isinstance(config, VllmRolloutConfig) else 1
+            return BroadcastShipper(memory(weights), processes_each, config.pool.start_s, address)
+        case _:
+            return memory(weights)
+
+
+def _ray_pool(config: PoolConfig) -> ModuleType:
     # Ray reads this as it is imported. With a token, other users of this host cannot speak to the run's cluster.
     if not config.ray_address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
-        from rollouts.ray_pool import RayFleet
+        from rollouts import ray_pool
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise
@@ -59,4 +88,4 @@ def _ray_fleet(config: PoolConfig) -> type:
             "rollouts.pool.placement=ray: expected Ray, found none; install the extra: pip install 'sailvl2-rl[ray]'",
             name="ray",
         ) from None
-    return RayFleet
+    return ray_pool

@@ -17,6 +17,21 @@ class Placement(Enum):
     ray = "ray"
 
 
+class Transfer(Enum):
+    """How weights come to samplers.
+
+    - memory: shared memory of one host; Ray's object store to actors
+    - files: a file for each version in rollouts.pool.transfer_folder
+    - broadcast: from the trainer to all samplers at once, by NCCL between GPUs and gloo between CPUs
+    - ipc: vLLM in the trainer's process loads from the trainer's own tensors
+    """
+
+    memory = "memory"
+    files = "files"
+    broadcast = "broadcast"
+    ipc = "ipc"
+
+
 @dataclass
 class PoolConfig:
     placement: Placement = Placement.trainer
@@ -33,6 +48,10 @@ class PoolConfig:
     workers; one more ends the run with exit code 8"""
     ray_address: str = ""
     """Ray cluster to join, such as auto or 10.0.0.1:6379; empty starts one on this host for the run"""
+    transfer: Transfer = Transfer.memory
+    """how weights come to samplers (docs/clusters.md)"""
+    transfer_folder: str = ""
+    """folder that all hosts see, for transfer=files; holds the weights once, twice while they are replaced"""
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("max_failures", 0)):
@@ -45,6 +64,18 @@ class PoolConfig:
             raise ValueError(
                 f"rollouts.pool.workers: expected 1 with rollouts.pool.placement=trainer, found {self.workers}; set "
                 "rollouts.pool.placement=process or ray for more"
+            )
+        apart = self.placement is not Placement.trainer
+        if self.transfer is not Transfer.memory and apart == (self.transfer is Transfer.ipc):
+            fits = "files or broadcast" if apart else "ipc"
+            raise ValueError(
+                f"rollouts.pool.transfer: expected memory or {fits} with rollouts.pool.placement="
+                f"{self.placement.value}, found {self.transfer.value}"
+            )
+        if (self.transfer is Transfer.files) != bool(self.transfer_folder):
+            raise ValueError(
+                "rollouts.pool.transfer_folder: expected a folder with rollouts.pool.transfer=files and none "
+                f"otherwise, found {self.transfer_folder!r} with transfer={self.transfer.value}"
             )
 
 
@@ -102,7 +133,8 @@ class RolloutConfig:
 
     def alone(self) -> "RolloutConfig":
         """The same with one sampler, in the process that asks for it."""
-        return replace(self, max_staleness=0, pool=PoolConfig())
+        kept = self.pool.transfer if self.pool.transfer is Transfer.ipc else Transfer.memory
+        return replace(self, max_staleness=0, pool=PoolConfig(transfer=kept))
 
     def share_of_worker(self) -> "RolloutConfig":
         """What each of several workers is started with."""

@@ -16,6 +16,7 @@ from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
+from rollouts.parcels import Parcel
 from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, Rollout, RolloutRequest
 from rollouts.weight_sync import tensor_checksum
@@ -87,6 +88,13 @@ class EmbeddedWorker:
             cohort.change_version(version)
         held = released_tensors(self._model)
         return {name: tensor_checksum(held[name]) for name in self._manifest}
+
+    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
+        """As an update with the tensors of a parcel."""
+        self.begin_update(version, manifest)
+        for name, tensor in parcel.open():
+            self.load(name, tensor)
+        return self.finish_update(version)
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         return [("sampler", probe_model(self._model, request, self._processor.placeholder_id))]

@@ -14,6 +14,7 @@ from rollouts.config import RolloutConfig
 from rollouts.probe import Probe
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest
 from rollouts.session import Message
+from rollouts.shippers import Shipper
 
 
 class PoolFailed(RuntimeError):
@@ -59,22 +60,14 @@ _ANSWERED = {"update": "updated", "probe": "probed"}
 
 
 class Fleet(Protocol[M]):
-    """Starts workers and brings them the weights."""
+    """Starts workers."""
 
     def start(self, number: int) -> M:
-        """Begin to start worker `number`, with the weights that were last put. Returns at once."""
+        """Begin to start worker `number`, which has no weights yet. Returns at once."""
         ...
 
     def wait(self, members: Sequence[M], seconds: float) -> list[M]:
         """Those that are ready, after at most `seconds`."""
-        ...
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        """Hold a tensor of the next update. `ValueError` for one that the workers have no place for."""
-        ...
-
-    def publish(self) -> None:
-        """All tensors of an update were put: calls that follow see them."""
         ...
 
     def close(self) -> None: ...
@@ -104,14 +97,19 @@ class WorkerPool:
     """`RolloutWorker` over `config.pool.workers` members of a fleet. Each group goes where the fewest are open."""
 
     def __init__(
-        self, fleet: Fleet[Any], config: RolloutConfig, allowed_ids: Iterable[int], manifest: dict[str, int]
+        self,
+        fleet: Fleet[Any],
+        shipper: Shipper,
+        config: RolloutConfig,
+        allowed_ids: Iterable[int],
+        manifest: dict[str, int],
     ) -> None:
         """`allowed_ids` are those that a policy may sample; an answer with another one is garbage. `manifest` has the
-        checksums of the weights that the fleet was made with, policy version 0."""
+        checksums of the weights that the shipper was made with, policy version 0."""
         self.config = config
         self.num_replaced = 0  # workers
         self.num_repeated = 0  # groups that were handed out again
-        self._fleet = fleet
+        self._fleet, self._shipper = fleet, shipper
         self._allowed = frozenset(allowed_ids)
         self._waiting: dict[int, RolloutRequest] = {}
         self._done: list[tuple[int, list[Rollout]]] = []
@@ -167,7 +165,7 @@ class WorkerPool:
         self._pending, self._received = manifest, set()
 
     def load(self, name: str, tensor: Tensor) -> None:
-        self._fleet.put(name, tensor)
+        self._shipper.put(name, tensor)
         self._received.add(name)
 
     def finish_update(self, version: int) -> dict[str, int]:
@@ -176,18 +174,19 @@ class WorkerPool:
         missing = self._pending.keys() - self._received
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        self._fleet.publish()
         self._version, self._manifest = version, dict(self._pending)
+        self._shipper.publish([slot.member for slot in self._slots if slot.is_started])
         for slot in self._slots:
             slot.proof = None
             if slot.is_started:
-                slot.outbox.append(("update", version, self._manifest))
+                slot.outbox.append(self._update_for(slot))
         self._is_updating = True
         try:
             while any(slot.proof is None for slot in self._slots if slot.is_started or not slot.failures):
                 self._exchange(1.0)
         finally:
             self._is_updating = False
+            self._shipper.settle()
         found = dict(self._manifest)
         for slot in self._slots:
             if slot.proof is not None:
@@ -209,6 +208,7 @@ class WorkerPool:
         for slot in self._slots:
             slot.member.kill()
         self._slots = []
+        self._shipper.close()
         self._fleet.close()
 
     def _deal(self) -> None:
@@ -285,7 +285,10 @@ class WorkerPool:
     def _welcome(self, slot: _Slot) -> None:
         """It is up: it takes the present weights before any work."""
         slot.is_started = True
-        slot.outbox.append(("update", self._version, self._manifest))
+        slot.outbox.append(self._update_for(slot))
+
+    def _update_for(self, slot: _Slot) -> Message:
+        return ("update", self._version, self._manifest, self._shipper.parcel(slot.member))
 
     def _read(self, slot: _Slot, answer: Message) -> None:
         match answer:

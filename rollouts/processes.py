@@ -14,12 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
 from rollouts.config import VllmRolloutConfig
 from rollouts.pool import MemberFailed
 from rollouts.session import Message, Start
-from rollouts.weight_buffer import WeightBuffer
 from rollouts.worker_process import HEADER, framed
 
 _PATIENCE = 2.0  # seconds for a process to end by itself
@@ -27,11 +24,9 @@ _CHUNK = 2**20
 
 
 class ProcessFleet:
-    """`Fleet` of processes behind sockets that never block; weights go through shared memory."""
+    """`Fleet` of processes behind sockets that never block."""
 
-    def __init__(
-        self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0, is_first_taken: bool = False
-    ) -> None:
+    def __init__(self, start: Start, num_gpus: int = 0, is_first_taken: bool = False) -> None:
         """`num_gpus` that this process sees, the first of which may be the trainer's; 0 where samplers run on CPU."""
         config = start.config
         self._devices = config.tensor_parallel if isinstance(config, VllmRolloutConfig) and num_gpus else 0
@@ -44,12 +39,11 @@ class ProcessFleet:
                 "rollouts.pool.placement=trainer shares one (docs/vllm.md)"
             )
         self._start = start
-        self._buffer = WeightBuffer.create(weights)
 
     def start(self, number: int) -> "ProcessMember":
         first = self._first_device + number * self._devices
-        member = ProcessMember(number, self._buffer.descriptor, visible_gpus(range(first, first + self._devices)))
-        member.call((self._start, self._buffer.places, self._buffer.size, self._buffer.descriptor))
+        member = ProcessMember(number, visible_gpus(range(first, first + self._devices)))
+        member.call(self._start)
         return member
 
     def wait(self, members: Sequence["ProcessMember"], seconds: float) -> list["ProcessMember"]:
@@ -67,27 +61,21 @@ class ProcessFleet:
             member.move(selectors.EVENT_READ | selectors.EVENT_WRITE)
         return [member for member in members if member.is_ready]
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        self._buffer.put(name, tensor)
-
-    def publish(self) -> None:
-        pass  # the memory is shared
-
     def close(self) -> None:
-        self._buffer.close()
+        pass
 
 
 class ProcessMember:
     """The caller's side of one process."""
 
-    def __init__(self, number: int, descriptor: int, devices: str) -> None:
+    def __init__(self, number: int, devices: str) -> None:
         self.name = f"sampler process {number}"
         self.channel, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
                 [sys.executable, "-P", "-m", "rollouts.worker_process", str(theirs.fileno())],
                 stdin=subprocess.DEVNULL,
-                pass_fds=(theirs.fileno(), descriptor),
+                pass_fds=(theirs.fileno(),),
                 start_new_session=True,  # Ctrl-C at the terminal is for the caller alone
                 env=worker_environment(devices),
             )

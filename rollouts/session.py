@@ -1,21 +1,19 @@
 """A sampler that is driven by messages: what a worker of a pool runs, in whatever process it is."""
 
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from model.checkpoint import empty_model, fill
+from model.checkpoint import empty_model
 from model.config import SailVL2Config
 from model.processor import Processor
 from rollouts.config import RolloutConfig
 from rollouts.probe import Probe
-from rollouts.rollout import RolloutRequest, RolloutWorker
-from rollouts.sampler import build_sampler
-from rollouts.weight_buffer import WeightBuffer
+from rollouts.rollout import RolloutRequest
+from rollouts.sampler import Sampler, build_sampler
 
 Message = tuple[Any, ...]
 
@@ -30,27 +28,25 @@ class Start:
     run_seed: int
     dtype: torch.dtype
 
-    def build(self, weights: Mapping[str, Tensor], buffer: WeightBuffer | None = None) -> RolloutWorker:
-        """A sampler with these weights, as policy version 0."""
+    def build(self) -> Sampler:
+        """A sampler that has no weights yet."""
         model = empty_model(self.model_config, self.dtype)
-        fill(model, weights.items())
-        return build_sampler(model, self.processor, self.config, self.run_seed, buffer)
+        return build_sampler(model, self.processor, self.config, self.run_seed, is_filled=False)
 
 
 class Session:
-    """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest),
+    """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest, parcel),
     ("probe", request).
 
     Answers: ("done", [(handle, rollouts)], groups still open), ("updated", version, checksums), ("probed", probe).
     """
 
-    def __init__(self, worker: RolloutWorker) -> None:
+    def __init__(self, worker: Sampler) -> None:
         self._worker = worker
         self._handles: dict[int, int] = {}  # ours -> the pool's
 
-    def answer(self, messages: Sequence[Message], weights: Callable[[], Mapping[str, Tensor]]) -> list[Message]:
-        """Take the messages, sample for a moment if there is work, and say what came of it. `weights` are looked at
-        when an update is asked for."""
+    def answer(self, messages: Sequence[Message]) -> list[Message]:
+        """Take the messages, sample for a moment if there is work, and say what came of it."""
         answers: list[Message] = []
         for message in messages:
             match message:
@@ -60,8 +56,8 @@ class Session:
                     for own in [own for own, theirs in self._handles.items() if theirs == handle]:
                         self._worker.abort(own)
                         del self._handles[own]
-                case ("update", version, manifest):
-                    answers.append(("updated", version, self._update(version, manifest, weights())))
+                case ("update", version, manifest, parcel):
+                    answers.append(("updated", version, self._worker.receive(version, manifest, parcel)))
                 case ("probe", request):
                     answers.append(("probed", self._probe(request)))
         done = [(self._handles.pop(own), rollouts) for own, rollouts in self._worker.poll()]
@@ -76,9 +72,3 @@ class Session:
 
     def close(self) -> None:
         self._worker.close()
-
-    def _update(self, version: int, manifest: dict[str, int], weights: Mapping[str, Tensor]) -> dict[str, int]:
-        self._worker.begin_update(version, manifest)
-        for name in manifest:
-            self._worker.load(name, weights[name])
-        return self._worker.finish_update(version)

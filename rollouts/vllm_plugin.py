@@ -1,7 +1,7 @@
 """What vLLM loads in each of its processes (entry point `vllm.general_plugins`): it then knows `sailvl` folders."""
 
 ARCHITECTURE = "SAILVLModel"  # as in the published config.json
-BACKEND = "sailvl2_memory"  # of the weight transfer
+BACKEND = "sailvl2"  # of the weight transfer
 
 
 def register() -> None:
@@ -15,4 +15,4 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "rollouts.vllm_model:SailVL2ForVllm")
     # Its registry has no question to ask, and refuses a second registration.
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "rollouts.vllm_transfer", "MemoryTransfer")
+        WeightTransferEngineFactory.register_engine(BACKEND, "rollouts.vllm_transfer", "ParcelTransfer")

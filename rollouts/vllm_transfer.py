@@ -1,9 +1,9 @@
-"""Weights on their way into vLLM: a backend of its weight-transfer interface that reads memory of the same host.
-
-Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by name.
+"""Weights on their way into vLLM: a backend of its weight-transfer interface that opens our parcels in each of its
+processes. Every tensor is compared with its checksum; vLLM holds all of an update or stops by name.
 """
 
 import logging
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +18,8 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
+from rollouts.parcels import Parcel
 from rollouts.probe import probe_weights
-from rollouts.weight_buffer import Place, WeightBuffer
 from rollouts.weight_sync import tensor_checksum
 
 # vLLM warns of layers that have no weights at all; what is missing is found by name here.
@@ -35,26 +35,15 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """All tensors of one policy version; see `memory_update`."""
+    """All tensors of one policy version."""
 
     version: int
     checksums: dict[str, int]  # released name -> CRC-32 of its bytes
-    path: str  # of the memory
-    places: dict[str, tuple[int, list[int], str]]  # in memory: offset, shape, dtype
-    size: int
+    parcel: Parcel
 
 
-def memory_update(version: int, checksums: dict[str, int], buffer: WeightBuffer) -> dict[str, Any]:
-    """The message for tensors in `buffer`, as plain data."""
-    places = {
-        name: (place.offset, list(place.shape), str(place.dtype).removeprefix("torch."))
-        for name, place in buffer.places.items()
-    }
-    return {"version": version, "checksums": checksums, "path": buffer.path, "places": places, "size": buffer.size}
-
-
-class MemoryTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
-    """Reads a `WeightBuffer`. `version` and `checksums` say what this worker's model was last filled with."""
+class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
+    """Opens a `Parcel`. `version` and `checksums` say what this process's model was last filled with."""
 
     init_info_cls = NoInit
     update_info_cls = WeightUpdate
@@ -78,25 +67,30 @@ class MemoryTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         self.receive_weights(self.parse_update_info(update_info))
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
-        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
-        found = dict(_buffer_of(update_info).items())
-        sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
-        missing = sorted(self.expected.keys() - found.keys())
-        shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
-        other = [name for name in found if sums[name] != update_info.checksums.get(name)]
-        if missing or shapes or other:
+        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes. With other bytes the model
+        is filled and of no use: it proves no version."""
+        shapes, version = update_info.parcel.shapes, update_info.version
+        missing = sorted(self.expected.keys() - shapes.keys())
+        other_shape = sorted(n for n in shapes.keys() & self.expected.keys() if shapes[n] != tuple(self.expected[n]))
+        if missing or other_shape:
             raise RuntimeError(
-                f"weight sync to policy version {update_info.version}: missing {missing}, of another shape "
-                f"{sorted(shapes)}, with other bytes than were sent {sorted(other)}"
+                f"weight sync to policy version {version}: missing {missing}, of another shape {other_shape}"
             )
+        sums: dict[str, int] = {}
         if self.device.type == "cpu":
             self._forget_packed_experts()
         initialize_layerwise_reload(self.model)
-        self._model.load_weights(found.items())
+        self._model.load_weights(_summed(update_info.parcel.open(self.parallel_config.rank), sums))
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._refresh_head()
-        self.version, self.checksums = update_info.version, sums
+        missing = sorted(self.expected.keys() - sums.keys())
+        other = sorted(name for name, value in sums.items() if value != update_info.checksums.get(name))
+        if missing or other:
+            raise RuntimeError(
+                f"weight sync to policy version {version}: missing {missing}, with other bytes than were sent {other}"
+            )
+        self.version, self.checksums = version, sums
 
     def finish_weight_update(self) -> None:
         if self.version < 0:
@@ -119,12 +113,11 @@ class MemoryTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
                 method.moe_kernel = None  # pyright: ignore
 
 
-def _buffer_of(update: WeightUpdate) -> WeightBuffer:
-    places = {
-        name: Place(offset, tuple(shape), getattr(torch, dtype))
-        for name, (offset, shape, dtype) in update.places.items()
-    }
-    return WeightBuffer.open(update.path, places, update.size)
+def _summed(tensors: Iterable[tuple[str, Tensor]], sums: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+    """The same tensors; `sums` gets the checksum of each as it passes."""
+    for name, tensor in tensors:
+        sums[name] = tensor_checksum(tensor)
+        yield name, tensor
 
 
 class WorkerExtension:

@@ -18,13 +18,13 @@ from model.checkpoint import description_files, released_tensors
 from model.engine.durable import write_file
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
-from rollouts.config import VllmRolloutConfig
+from rollouts.config import Transfer, VllmRolloutConfig
+from rollouts.parcels import Parcel
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
+from rollouts.shippers import HandingShipper, MemoryShipper, Shipper
 from rollouts.vllm_plugin import BACKEND, register
-from rollouts.vllm_transfer import memory_update
-from rollouts.weight_buffer import WeightBuffer
 from rollouts.weight_sync import tensor_checksum
 
 _PREFILL_TOKENS = 32768
@@ -56,15 +56,11 @@ class VllmWorker:
         processor: Processor,
         config: VllmRolloutConfig,
         run_seed: int,
-        buffer: WeightBuffer | None = None,
+        is_filled: bool = True,
     ) -> None:
-        """`buffer` is memory that every update will come in, the first weights too; without one, the sampler makes its
-        own and has the weights of `model` from the start."""
+        """With the weights of `model`, or with none until `receive` brings the first if not `is_filled`."""
         self.config, self.run_seed, self.version = config, run_seed, 0
         self._end_id = processor.tokenizer.end_id
-        tensors = released_tensors(model)
-        self._owns_buffer = buffer is None
-        self._buffer = WeightBuffer.create(tensors) if buffer is None else buffer
         dtype = str(model.dtype).removeprefix("torch.")
         register()
         self._on_gpu = model.device.type == "cuda" or _sees_gpu()
@@ -77,10 +73,15 @@ class VllmWorker:
         self._open: dict[int, _Open] = {}
         self._next_handle = 0
         self._is_asleep = False
-        self._manifest: dict[str, int] = {}
+        self._pending: dict[str, int] = {}
         self._received: set[str] = set()
-        if self._owns_buffer:  # otherwise its owner says when it holds an update
-            self._send(0, {name: tensor_checksum(tensor) for name, tensor in tensors.items()})
+        self._shipper: Shipper | None = None
+        if is_filled:
+            tensors = released_tensors(model)
+            is_handed = config.pool.transfer is Transfer.ipc
+            self._shipper = HandingShipper(tensors, config.tensor_parallel) if is_handed else MemoryShipper(tensors)
+            self.receive(0, {name: tensor_checksum(t) for name, t in tensors.items()}, self._shipper.parcel(self))
+            self._shipper.settle()
 
     @property
     def is_idle(self) -> bool:
@@ -109,19 +110,33 @@ class VllmWorker:
             self._engine.abort_request([_request_id(handle, sample) for sample in opened.waiting])
 
     def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        self._manifest, self._received = manifest, set()
+        self._pending, self._received = manifest, set()
 
     def load(self, name: str, tensor: Tensor) -> None:
-        self._buffer.put(name, tensor)
+        self._own_shipper.put(name, tensor)
         self._received.add(name)
 
     def finish_update(self, version: int) -> dict[str, int]:
         """`RuntimeError` for tensors that never came or that a process of vLLM found other than announced."""
-        missing = self._manifest.keys() - self._received
+        missing = self._pending.keys() - self._received
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
+        self._own_shipper.publish([self])
+        try:
+            return self.receive(version, self._pending, self._own_shipper.parcel(self))
+        finally:
+            self._own_shipper.settle()
+
+    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
+        """As an update with the tensors of a parcel, which every process of vLLM opens for itself."""
         begin = time.monotonic()
-        held = self._send(version, self._manifest)
+        self._wake()
+        self._note_versions(version)
+        self._engine.collective_rpc("start_weight_update")
+        update = {"version": version, "checksums": manifest, "parcel": parcel}
+        self._engine.collective_rpc("update_weights", args=(update,))
+        self._engine.collective_rpc("finish_weight_update")
+        held = self._prove(version, manifest)
         for opened in self._open.values():
             opened.deadline += time.monotonic() - begin
         self._rest()
@@ -144,16 +159,17 @@ class VllmWorker:
                 self.abort(handle)
             self._engine.engine_core.shutdown()
             self._engine = None
-        if self._owns_buffer:
-            self._buffer.close()
+        if self._shipper is not None:
+            self._shipper.close()
 
-    def _send(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
-        """Fill every process of vLLM from the buffer; returns what all of them now hold."""
-        self._wake()
-        self._note_versions(version)
-        self._engine.collective_rpc("start_weight_update")
-        self._engine.collective_rpc("update_weights", args=(memory_update(version, manifest, self._buffer),))
-        self._engine.collective_rpc("finish_weight_update")
+    @property
+    def _own_shipper(self) -> Shipper:
+        if self._shipper is None:
+            raise RuntimeError("a sampler of a pool gets its weights by `receive`")
+        return self._shipper
+
+    def _prove(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
+        """What all processes of vLLM now hold. Nothing computed with older weights is met from here on."""
         proofs: list[tuple[int, dict[str, int]]] = self._engine.collective_rpc("weight_proof")
         wrong = [(rank, held) for rank, (held, _) in enumerate(proofs) if held != version]
         if wrong:

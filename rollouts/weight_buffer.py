@@ -1,9 +1,11 @@
-"""Weights in memory that the processes of one host share: written by the trainer, read by its samplers."""
+"""Weights in memory that processes share, or in a file that they map: written by the trainer, read by its samplers."""
 
 import mmap
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,47 +22,64 @@ class Place:
     shape: tuple[int, ...]
     dtype: torch.dtype
 
+    def view(self, memory: Any) -> Tensor:
+        """The tensor in `memory`, a buffer of bytes."""
+        count = torch.Size(self.shape).numel()
+        return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset).view(self.shape)
+
 
 class WeightBuffer:
-    """Named tensors in anonymous shared memory, which is gone when the last process that holds it is."""
+    """Named tensors in anonymous shared memory, which is gone when the last process that holds it is, or in a file."""
 
-    def __init__(self, descriptor: int, places: Mapping[str, Place], size: int) -> None:
-        """Attach to memory that `create` made."""
+    def __init__(self, descriptor: int, places: Mapping[str, Place], size: int, path: str = "") -> None:
+        """Attach to memory that `create` made; `path` if it is a file."""
         self.descriptor, self.places, self.size = descriptor, dict(places), size
+        self._path = path
         self._memory = memory = mmap.mmap(descriptor, size)
-        self._tensors: dict[str, Tensor] = {}
-        for name, place in self.places.items():
-            count = torch.Size(place.shape).numel()
-            flat = torch.frombuffer(memory, dtype=place.dtype, count=count, offset=place.offset)
-            self._tensors[name] = flat.view(place.shape)
+        self._tensors = {name: place.view(memory) for name, place in self.places.items()}
 
     @classmethod
     def open(cls, path: str, places: Mapping[str, Place], size: int) -> "WeightBuffer":
-        """Attach to another process's memory, under the `path` that it gave."""
+        """Attach to another process's memory, under the `path` that it gave. `OSError` or `ValueError` if it is not
+        there, or smaller."""
         descriptor = os.open(path, os.O_RDWR)
         try:
-            return cls(descriptor, places, size)
+            return cls(descriptor, places, size, path)
         finally:
             os.close(descriptor)  # what is mapped stays
 
     @property
     def path(self) -> str:
         """Where other processes of this user on this host find the memory, while this process holds it."""
-        return f"/proc/{os.getpid()}/fd/{self.descriptor}"
+        return self._path or f"/proc/{os.getpid()}/fd/{self.descriptor}"
 
     @classmethod
-    def create(cls, tensors: Mapping[str, Tensor]) -> "WeightBuffer":
-        """Room for these tensors, and their values."""
+    def create(cls, tensors: Mapping[str, Tensor], file: Path | None = None) -> "WeightBuffer":
+        """Room for these tensors, and their values. `OSError` if a new `file` cannot be made or has no room."""
         places, size = {}, 0
         for name, tensor in tensors.items():
             places[name] = Place(size, tuple(tensor.shape), tensor.dtype)
             size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
-        descriptor = os.memfd_create("weights")
-        os.truncate(descriptor, size)
-        buffer = cls(descriptor, places, size)
+        buffer = cls.with_room(places, size, file)
         for name, tensor in tensors.items():
             buffer.put(name, tensor)
         return buffer
+
+    @classmethod
+    def with_room(cls, places: Mapping[str, Place], size: int, file: Path | None = None) -> "WeightBuffer":
+        """As `create`, without values."""
+        if file is None:
+            descriptor = os.memfd_create("weights")
+            os.truncate(descriptor, size)
+            return cls(descriptor, places, size)
+        descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            os.posix_fallocate(descriptor, 0, size)  # a full disk would end the process when it is written to
+        except OSError as error:
+            os.close(descriptor)
+            file.unlink()
+            raise OSError(error.errno, error.strerror, str(file)) from None
+        return cls(descriptor, places, size, str(file))
 
     def close(self) -> None:
         """No other process can attach from here on; those that have keep the memory."""
@@ -79,6 +98,10 @@ class WeightBuffer:
             )
         if self._tensors[name].data_ptr() != tensor.data_ptr():
             self._tensors[name].copy_(tensor)
+
+    def flush(self) -> None:
+        """Bring what was put to the file."""
+        self._memory.flush()
 
     def copy_bytes(self) -> np.ndarray:
         """[size] uint8: what the memory holds now, each tensor at its place."""

@@ -15,7 +15,6 @@ from typing import Any
 
 from model.engine.local import use_deterministic_cpu
 from rollouts.session import Session, Start
-from rollouts.weight_buffer import Place, WeightBuffer
 
 HEADER = struct.Struct("!Q")
 
@@ -57,15 +56,12 @@ def _ask(channel: socket.socket, answer: Any = None) -> Any:
 
 def serve(channel: socket.socket) -> None:
     """The first message is what to sample with, then each is a list for `Session.answer`."""
-    start: Start
-    places: dict[str, Place]
-    start, places, size, descriptor = _ask(channel)
-    buffer = WeightBuffer(descriptor, places, size)
-    session = Session(start.build(dict(buffer.items()), buffer))
+    start: Start = _ask(channel)
+    session = Session(start.build())
     try:
         answers: list[Any] = []
         while True:
-            answers = session.answer(_ask(channel, answers), lambda: dict(buffer.items()))
+            answers = session.answer(_ask(channel, answers))
     finally:
         session.close()
 

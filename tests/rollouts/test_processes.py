@@ -88,9 +88,9 @@ def test_weights_arrive_in_every_process_and_tokens_carry_their_version(tiny, ta
 
 
 def test_a_tensor_that_differs_or_is_missing_stops_the_sync_by_name(tiny, workers, monkeypatch):
-    fleet = workers._fleet
-    put = fleet.put
-    monkeypatch.setattr(fleet, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
+    shipper = workers._shipper
+    put = shipper.put
+    monkeypatch.setattr(shipper, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
         sync_weights(lambda: (1, tiny[0].state_dict()), workers)
     monkeypatch.undo()
@@ -272,7 +272,7 @@ def test_what_always_fails_ends_the_run_with_its_traceback(tasks, own_workers):
 
 
 def test_a_process_that_cannot_start_ends_the_run(tiny, tasks, monkeypatch):
-    monkeypatch.setattr(ProcessFleet, "start", lambda self, number: ProcessMember(number, self._buffer.descriptor, ""))
+    monkeypatch.setattr(ProcessFleet, "start", lambda self, number: ProcessMember(number, ""))
     impatient = PoolConfig(Placement.process, workers=1, start_s=0.5, max_failures=1)
     workers = build_worker(*tiny, dataclasses.replace(ONE, pool=impatient), 7)
     workers.submit(tasks[0].request(0, 2))
@@ -334,9 +334,9 @@ def test_samplers_on_gpus_need_one_each_beside_the_trainers(tiny):
     config = VllmRolloutConfig(tensor_parallel=2, pool=PoolConfig(Placement.process, workers=2))
     start = Start(tiny[0].config, tiny[1], config, 0, torch.float32)
     with pytest.raises(ValueError, match=r"rollouts.pool.workers: expected 5 GPUs, 1 for the trainer .* found 4"):
-        ProcessFleet(start, {}, num_gpus=4, is_first_taken=True)
+        ProcessFleet(start, num_gpus=4, is_first_taken=True)
     with pytest.raises(ValueError, match=r"rollouts.pool.workers: expected 4 GPUs, 0 for the trainer .* found 3"):
-        ProcessFleet(start, {}, num_gpus=3)
+        ProcessFleet(start, num_gpus=3)
 
 
 def test_a_buffer_takes_only_what_it_was_made_for():

@@ -9,8 +9,9 @@ import pytest
 from model.interface import Mode
 from model.sail_vl2 import SailVL2
 from rlhf.prompts import PromptSet
+from rollouts.broadcast import BroadcastShipper
 from rollouts.build import build_worker
-from rollouts.config import Placement, PoolConfig, RolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import generate
 from rollouts.weight_sync import sync_weights
@@ -26,10 +27,16 @@ def tasks(tiny, digits_folder):
     return [prompts[i] for i in range(7)]
 
 
-@pytest.fixture(scope="module")
-def workers(tiny):
+@pytest.fixture(
+    scope="module",
+    params=[Transfer.memory, Transfer.broadcast, pytest.param(Transfer.files, marks=pytest.mark.slow)],
+    ids=lambda transfer: transfer.value,
+)
+def workers(request, tiny, tmp_path_factory):
     require_extra("ray", "ray")
-    workers = build_worker(*tiny, CONFIG, 7)
+    folder = str(tmp_path_factory.mktemp("weights")) if request.param is Transfer.files else ""
+    pool = dataclasses.replace(CONFIG.pool, transfer=request.param, transfer_folder=folder)
+    workers = build_worker(*tiny, dataclasses.replace(CONFIG, pool=pool), 7)
     yield workers
     workers.close()
 
@@ -56,9 +63,14 @@ def test_actors_give_the_completions_of_one_embedded_sampler_through_updates_and
     assert workers.num_replaced == 1 and "Ray worker 1 is replaced" in capsys.readouterr().err
 
 
+def test_nothing_of_a_broadcast_is_to_be_reached_from_other_hosts(workers):
+    if isinstance(workers._shipper, BroadcastShipper):
+        assert workers._shipper._address == "127.0.0.1"
+
+
 def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):
-    put = workers._fleet.put
-    monkeypatch.setattr(workers._fleet, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
+    put = workers._shipper.put
+    monkeypatch.setattr(workers._shipper, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
         sync_weights(lambda: (6, tiny[0].state_dict()), workers)
 

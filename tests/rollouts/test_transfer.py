@@ -1,0 +1,199 @@
+"""Weights on their way to samplers of a pool: files and broadcasts bring what shared memory brings, to those that run
+and to those that come later, and a way that fails costs no completion."""
+
+import dataclasses
+import os
+import signal
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from model.interface import Mode
+from model.sail_vl2 import SailVL2
+from rlhf.prompts import PromptSet
+from rollouts.broadcast import BroadcastParcel, BroadcastShipper
+from rollouts.build import build_worker
+from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
+from rollouts.embedded import EmbeddedWorker
+from rollouts.parcels import HandedParcel, IpcParcel, MappedParcel
+from rollouts.pool import WorkerPool
+from rollouts.rollout import generate
+from rollouts.shippers import FileShipper, MemoryShipper
+from rollouts.weight_sync import sync_weights, tensor_checksum
+
+ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
+TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(5, dtype=torch.int64), "c": torch.ones(3).bfloat16()}
+
+
+@pytest.fixture(scope="module")
+def tasks(tiny, digits_folder: Path):
+    prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
+    return [prompts[i] for i in range(4)]
+
+
+@pytest.fixture(params=[Transfer.files, Transfer.broadcast], ids=lambda transfer: transfer.value)
+def workers(request, tiny, tmp_path):
+    folder = str(tmp_path / "weights") if request.param is Transfer.files else ""
+    pool = PoolConfig(Placement.process, workers=2, transfer=request.param, transfer_folder=folder)
+    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7)
+    assert isinstance(workers, WorkerPool)
+    yield workers
+    workers.close()
+    assert not list(tmp_path.glob("weights/*"))
+
+
+def put_all(workers, version: int, model: SailVL2) -> None:
+    workers.begin_update(version, {name: tensor_checksum(t) for name, t in model.state_dict().items()})
+    for name, tensor in model.state_dict().items():
+        workers.load(name, tensor)
+
+
+def completions_of(model: SailVL2, processor, version: int, requests):
+    alone = EmbeddedWorker(model, processor, ONE, 7)
+    alone.version = version
+    return generate(alone, requests)
+
+
+def test_every_update_arrives_before_and_after_a_sampler_is_lost(tiny, tasks, workers, capsys):
+    """Killed at work, and killed when an update is on its way to it."""
+    requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
+    assert generate(workers, requests) == completions_of(*tiny, 0, requests)
+    model = SailVL2(tiny[0].config)
+    for version in range(1, 6):
+        model.initialise(version)
+        if version < 4:
+            sync_weights(lambda v=version: (v, model.state_dict()), workers)
+        else:  # one is lost with the update
+            workers.config.pool.patience_s = 2.0
+            put_all(workers, version, model)
+            os.kill(workers._slots[version % 2].member.process.pid, signal.SIGKILL)
+            proof = workers.finish_update(version)
+            assert proof == {name: tensor_checksum(t) for name, t in model.state_dict().items()}
+        assert generate(workers, requests) == completions_of(model, tiny[1], version, requests)
+        if version == 2:
+            os.kill(workers._slots[0].member.process.pid, signal.SIGKILL)
+            assert generate(workers, requests) == completions_of(model, tiny[1], version, requests)
+    assert workers.num_replaced >= 3 and "killed by signal 9" in capsys.readouterr().err
+
+
+def test_a_tensor_with_other_bytes_stops_the_sync_by_name(tiny, workers, monkeypatch):
+    put = workers._shipper.put
+    monkeypatch.setattr(workers._shipper, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
+    with pytest.raises(RuntimeError, match=r"version 1: other bytes on the worker for \['mlp1.1.bias'\]"):
+        sync_weights(lambda: (1, tiny[0].state_dict()), workers)
+    monkeypatch.undo()
+    with pytest.raises(ValueError, match=r"weights: mlp1.1.bias: expected \[\d+\] torch.float32, found \[3\]"):
+        workers.load("mlp1.1.bias", torch.zeros(3))
+
+
+def test_files_are_there_once_and_say_when_they_are_not(tmp_path):
+    folder = tmp_path / "new" / "folder"
+    shipper = FileShipper(TENSORS, folder)
+    first = shipper.parcel(None)
+    assert {name: tensor.tolist() for name, tensor in first.open()} == {n: t.tolist() for n, t in TENSORS.items()}
+    assert first.shapes == {"a": (2, 3), "b": (), "c": (3,)} and len(list(folder.iterdir())) == 1
+    for name, tensor in TENSORS.items():
+        shipper.put(name, tensor + 1)
+    assert dict(first.open())["b"] == 5  # until the next is published
+    shipper.publish([])
+    second = shipper.parcel(None)
+    assert dict(second.open())["b"] == 6 and [str(file) for file in folder.iterdir()] == [second.path]
+    with pytest.raises(RuntimeError, match=f"weights: {first.path} cannot be read in this process: .*No such file"):
+        first.open()
+    os.truncate(second.path, 8)
+    with pytest.raises(RuntimeError, match=f"weights: {second.path} cannot be read in this process: mmap length"):
+        second.open()
+    shipper.close()
+    assert not list(folder.iterdir())
+
+
+def test_a_folder_that_cannot_be_written_is_refused_at_the_start(tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ValueError, match=r"rollouts.pool.transfer_folder: expected a folder with room .* found /"):
+        FileShipper(TENSORS, file / "below")
+
+
+def receive(parcel: BroadcastParcel, found: dict) -> None:
+    for name, tensor in parcel.open():
+        found[name] = tensor.clone()
+
+
+def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
+    """The one that was invited never comes: those that are told next get shared memory, and later all join again."""
+    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=3.0)
+    assert isinstance(shipper.parcel("early"), MappedParcel)
+    for number, kind in enumerate((BroadcastParcel, MappedParcel)):
+        for name, tensor in TENSORS.items():
+            shipper.put(name, tensor + number)
+        shipper.publish(["sampler"])
+        assert isinstance(shipper.parcel("sampler"), kind)
+        shipper.settle()
+    assert dict(shipper.parcel("sampler").open())["b"] == 6
+    assert shipper._thread is not None
+    shipper._thread.join(20)
+    assert "a broadcast to 1 processes broke off" in capsys.readouterr().err
+    for number in (2, 3):  # the second time in the group of the first
+        for name, tensor in TENSORS.items():
+            shipper.put(name, tensor + number)
+        shipper.publish(["sampler"])
+        parcel = shipper.parcel("sampler")
+        assert isinstance(parcel, BroadcastParcel)
+        assert isinstance(shipper.parcel("sampler"), MappedParcel)  # replaced meanwhile: a broadcast is taken once
+        found: dict[str, torch.Tensor] = {}
+        thread = Thread(target=receive, args=(parcel, found))
+        thread.start()
+        thread.join(20)
+        shipper.settle()
+        assert all(found[name].equal(tensor + number) for name, tensor in TENSORS.items())
+        assert all(found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    shipper.close()
+
+
+def test_nobody_joins_who_does_not_know_the_secret():
+    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=2.0)
+    for name, tensor in TENSORS.items():
+        shipper.put(name, tensor)
+    shipper.publish(["sampler"])
+    parcel = shipper.parcel("sampler")
+    assert isinstance(parcel, BroadcastParcel) and parcel.meeting.address == "127.0.0.1"
+    guess = dataclasses.replace(parcel.meeting, secret="guess")
+    with pytest.raises(Exception, match=r"(?i)timeout|timed out"):
+        guess.join(1)
+    shipper.close()
+
+
+def test_a_meeting_listens_on_loopback_only():
+    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=2.0)
+    port = f":{shipper._port:04X}"
+    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
+    lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
+    assert [line[1] for line in lines if line[3] == "0A" and line[1].endswith(port)] == [f"0100007F{port}"]
+    shipper.close()
+
+
+def test_handles_are_for_tensors_on_a_gpu():
+    with pytest.raises(ValueError, match=r"rollouts.pool.transfer=ipc: expected tensors on a GPU, found a on cpu"):
+        IpcParcel.of(TENSORS)
+    parcel = IpcParcel({"a": (torch.full, ((2,), 3.0))}, {"a": (2,)})
+    assert dict(parcel.open())["a"].tolist() == [3.0, 3.0]
+    assert HandedParcel(TENSORS).shapes == {"a": (2, 3), "b": (), "c": (3,)}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"transfer": Transfer.files}, "expected memory or ipc with rollouts.pool.placement=trainer, found files"),
+        (
+            {"placement": Placement.process, "transfer": Transfer.ipc},
+            "expected memory or files or broadcast with rollouts.pool.placement=process, found ipc",
+        ),
+        ({"placement": Placement.ray, "transfer": Transfer.files}, "transfer_folder: expected a folder .* found ''"),
+        ({"transfer_folder": "/x"}, "transfer_folder: .* none otherwise, found '/x' with transfer=memory"),
+    ],
+)
+def test_ways_that_do_not_fit_are_refused(settings, message):
+    with pytest.raises(ValueError, match=message):
+        PoolConfig(**settings)
