@@ -17,7 +17,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from model.engine.config import ComputeDtype
     from model.engine.device import pick_device, pick_dtype
     from model.engine.durable import write_file
-    from model.engine.local import use_deterministic_cpu
+    from model.engine.local import prepare_cpu
     from model.interface import Mode
     from rewards.rubric import Rubric
     from rlhf.evaluation import evaluate_modes
@@ -26,7 +26,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
 
     if config.output and Path(config.output).is_dir():
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
-    use_deterministic_cpu(config.num_threads)
+    prepare_cpu(config.num_threads)
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
     config.rollouts.check_context(processor.config.language.max_position_embeddings)

@@ -18,7 +18,7 @@ from model.checkpoint import load_model, load_processor, save_model
 from model.config import Tower
 from model.data.media import open_image
 from model.engine.config import EngineConfig, OptimizerConfig
-from model.engine.local import learning_rate_at, use_deterministic_cpu
+from model.engine.local import learning_rate_at, prepare_cpu
 from model.engine.progress import StageProgress
 from model.engine.run import Run
 from model.processor import Processor
@@ -56,7 +56,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
         _begin(run)
         prompts, _ = open_prompts(config, processor, run.folder)
         progress.say(switched_off(config))
-        use_deterministic_cpu(config.engine.num_threads)
+        prepare_cpu(config.engine.num_threads)
         rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
         reporter = StepReporter(progress, processor.tokenizer, limits.show_every)
         policy = load_policy(checkpoint, processor, config.engine)

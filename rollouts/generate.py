@@ -53,11 +53,11 @@ def _sample(rows: Sequence[Row], config: GenerateConfig, processor: "Processor")
     from model.checkpoint import load_model
     from model.engine.config import ComputeDtype
     from model.engine.device import pick_device, pick_dtype
-    from model.engine.local import use_deterministic_cpu
+    from model.engine.local import prepare_cpu
     from model.engine.progress import StageProgress
     from rollouts.build import build_worker
 
-    use_deterministic_cpu(config.num_threads)
+    prepare_cpu(config.num_threads)
     model, _ = load_model(Path(config.checkpoint))
     device = pick_device(config.device)
     model = model.to(device, pick_dtype(ComputeDtype.auto, device))

@@ -116,9 +116,9 @@ class _Sampler:
     """What runs in an actor's process."""
 
     def start(self, start: Start) -> list[Message]:
-        from model.engine.local import use_deterministic_cpu
+        from model.engine.local import prepare_cpu
 
-        use_deterministic_cpu(num_threads=1)
+        prepare_cpu(num_threads=1)
         self._has_processes = isinstance(start.config, VllmRolloutConfig) and start.config.tensor_parallel > 1
         self._memory: MemoryShipper | None = None
         self._session = Session(start.build())

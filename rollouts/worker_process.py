@@ -13,7 +13,7 @@ import sys
 import traceback
 from typing import Any
 
-from model.engine.local import use_deterministic_cpu
+from model.engine.local import prepare_cpu
 from rollouts.session import Session, Start
 
 HEADER = struct.Struct("!Q")
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(channel.fileno(), False)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job's launcher may send it to all: the caller ends this process
-    use_deterministic_cpu(num_threads=1)
+    prepare_cpu(num_threads=1)
     try:
         serve(channel)
     except _CallerGone:

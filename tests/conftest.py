@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
-from model.engine.local import use_deterministic_cpu
+from model.engine.local import prepare_cpu
 
 settings.register_profile("busy machine", deadline=None)  # an example's seconds depend on what else runs
 settings.load_profile("busy machine")
@@ -30,7 +30,7 @@ def require_extra(extra: str, module: str) -> None:
 
 @pytest.fixture(autouse=True)
 def deterministic_cpu() -> None:
-    use_deterministic_cpu(1)
+    prepare_cpu(1)
 
 
 @pytest.fixture(scope="session")
