@@ -1,67 +1,65 @@
-"""Weights straight from the trainer to every process of every sampler, by one broadcast: NCCL between GPUs, gloo
-between CPUs. A group of processes lasts as long as the same samplers do; whoever comes later has the weights by other
-means.
+"""Weights from the trainer to every process of every sampler by one broadcast: NCCL between GPUs, gloo between CPUs. A
+group of processes lasts as long as the same samplers do; whoever comes later has the weights by other means.
 
 NCCL is not verified: no GPU ran it yet."""
 
 import os
-import secrets
+import shutil
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from threading import Event, Thread
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from rollouts.parcels import Parcel, Shapes
+from rollouts.parcels import Parcel, ParcelLost, Shapes
 from rollouts.shippers import Shipper
 
 dist: Any = torch.distributed
-_LOOPBACK = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 _GRACE = 1.0  # seconds for a broadcast that everybody has to end here too
 
 
 @dataclass(frozen=True)
 class Meeting:
-    """Where the processes of a group find each other."""
+    """Where the processes of a group find each other: whoever can read the file can join."""
 
-    address: str
-    port: int
-    secret: str  # names the group: nobody joins who does not know it
+    file: str
+    address: str  # the trainer's, from which each process learns its own
     num_ranks: int
-    seconds: float  # to wait for the others, at each step
+    seconds: float  # to wait for the others
     on_gpu: bool
 
-    def join(self, rank: int, store: Any = None) -> Any:
-        """A group of its own, apart from the default one; returns when all have joined."""
-        wait = timedelta(seconds=self.seconds)
-        store = store or dist.TCPStore(self.address, self.port, is_master=False, timeout=wait)
-        store = dist.PrefixStore(self.secret, store)
+    def join(self, rank: int) -> Any:
+        """A group apart from torch's default one. With gloo all have joined when it returns, with NCCL when the first
+        broadcast is done."""
+        store = dist.FileStore(self.file, self.num_ranks)
+        store.set_timeout(timedelta(seconds=self.seconds))
         if self.on_gpu:
-            with _without_watchdog():
-                options = dist.ProcessGroupNCCL.Options()
-                options._timeout = wait
-                return dist.ProcessGroupNCCL(store, rank, self.num_ranks, options)
+            options = dist.ProcessGroupNCCL.Options()
+            options._timeout = timedelta(seconds=self.seconds)
+            return dist.ProcessGroupNCCL(store, rank, self.num_ranks, options)
         options = dist.ProcessGroupGloo._Options()
-        options._timeout = wait
+        options._timeout = timedelta(seconds=self.seconds)
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._own_address())]
         return dist.ProcessGroupGloo(store, rank, self.num_ranks, options)
 
     def _own_address(self) -> str:
-        """Of this host, as the one that is met knows it."""
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((self.address, self.port))  # sends nothing
+            probe.connect((self.address, 9))  # sends nothing
             return probe.getsockname()[0]
 
 
-_groups: dict[Meeting, Any] = {}
-"""The group that this process last joined to receive."""
+_joined: tuple[Meeting, Any] | None = None
+"""The group in which this process last received."""
 
 
 @dataclass(frozen=True)
@@ -72,39 +70,42 @@ class BroadcastParcel:
     first_rank: int  # of the sampler's processes
     shapes: Shapes
     dtypes: dict[str, torch.dtype]
+    seconds: float
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
-        if self.meeting not in _groups:
-            for group in _groups.values():
-                group.abort()
-            _groups.clear()
-            _groups[self.meeting] = self.meeting.join(self.first_rank + rank)
-        group = _groups[self.meeting]
-        device = torch.device("cuda" if self.meeting.on_gpu else "cpu")
-        for name, shape in self.shapes.items():
-            tensor = torch.empty(shape, dtype=self.dtypes[name], device=device)
-            _broadcast(group, tensor).wait()
-            yield name, tensor
+        device = torch.device("cuda", torch.cuda.current_device()) if self.meeting.on_gpu else torch.device("cpu")
+        try:
+            group = _group_of(self.meeting, self.first_rank + rank)
+            for name, shape in self.shapes.items():
+                tensor = torch.empty(shape, dtype=self.dtypes[name], device=device)
+                _broadcast(group, tensor).wait()
+                yield name, tensor.cpu()  # a GPU has no room for all weights twice
+        except RuntimeError as error:
+            raise ParcelLost(f"weights: their broadcast broke off: {error}") from None
 
 
 class BroadcastShipper:
-    """One broadcast to the samplers that run; `other` brings the weights to those that are started later, and to all
-    while an earlier broadcast hangs."""
+    """One broadcast to the samplers that run; `other` brings the weights to those that are started later, to those that
+    a broadcast did not reach, and to all while an earlier one hangs."""
 
-    def __init__(self, other: Shipper, processes_each: int, seconds: float, address: str = _LOOPBACK) -> None:
-        """`address` is this host's, as the samplers' hosts reach it; `processes_each` those of one sampler."""
-        self._other, self._each, self._seconds, self._address = other, processes_each, seconds, address
-        listener = socket.create_server((address, 0))
-        self._port = listener.getsockname()[1]
-        self._store = dist.TCPStore(
-            address, self._port, is_master=True, wait_for_workers=False, master_listen_fd=listener.detach()
-        )
+    def __init__(
+        self, other: Shipper, processes_each: int, seconds: float, on_gpu: bool, address: str, folder: str = ""
+    ) -> None:
+        """`processes_each` sampler, on GPUs or not; `seconds` to wait for each other. `address` is this host's, as the
+        samplers' hosts reach it. They meet in a file of `folder`, which all of them see; without one, on this host."""
+        self._other, self._each, self._seconds, self._on_gpu = other, processes_each, seconds, on_gpu
+        self._address = address
+        if folder:
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self._folder = tempfile.mkdtemp(prefix="weights-", dir=folder or None)  # readable by this user alone
+        self._num_meetings = 0
         self._tensors: dict[str, Tensor] = {}
         self._members: list[Hashable] = []
         self._invited: dict[Hashable, BroadcastParcel] = {}
         self._meeting: Meeting | None = None
-        self._group: Any = None  # of that meeting
+        self._group: Any = None  # of that meeting, once it has worked
         self._thread: Thread | None = None
+        self._is_under_way = self._is_broken = False
         self._is_over = Event()
 
     def put(self, name: str, tensor: Tensor) -> None:
@@ -115,39 +116,56 @@ class BroadcastShipper:
         self._other.publish(samplers)
         tensors, self._tensors = self._tensors, {}
         self._invited = {}
-        if not samplers or (self._thread is not None and self._thread.is_alive()):
+        if not samplers:
             return
-        on_gpu = all(tensor.is_cuda for tensor in tensors.values())
-        if self._group is None or self._members != list(samplers):
-            num_ranks = 1 + self._each * len(samplers)
-            secret = secrets.token_hex(16)
-            self._meeting = Meeting(self._address, self._port, secret, num_ranks, self._seconds, on_gpu)
-            self._members = list(samplers)
+        if self._thread is not None and self._thread.is_alive():
+            print("weights: an earlier broadcast still hangs; this update goes the other way", file=sys.stderr)
+            return
+        is_first = self._group is None or self._meeting is None or self._members != list(samplers)
+        if is_first:
             self._leave()
+            self._members, self._num_meetings = list(samplers), self._num_meetings + 1
+            file = str(Path(self._folder) / str(self._num_meetings))
+            num_ranks = 1 + self._each * len(samplers)
+            self._meeting = Meeting(file, self._address, num_ranks, self._seconds, self._on_gpu)
+            if self._on_gpu:
+                with _without_watchdog():
+                    self._group = self._meeting.join(0)
         assert self._meeting is not None
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
         for number, sampler in enumerate(samplers):
-            self._invited[sampler] = BroadcastParcel(self._meeting, 1 + number * self._each, shapes, dtypes)
-        self._is_over = Event()
-        self._thread = Thread(target=self._send, args=(self._meeting, tensors, self._is_over), daemon=True)
+            first = 1 + number * self._each
+            self._invited[sampler] = BroadcastParcel(self._meeting, first, shapes, dtypes, self._seconds)
+        self._is_under_way, self._is_broken, self._is_over = True, False, Event()
+        stream = _side_stream(tensors) if self._on_gpu else None
+        work = (self._meeting, list(tensors.values()), stream, self._is_over)
+        self._thread = Thread(target=self._send, args=work, daemon=True, name="weight broadcast")
         self._thread.start()
 
     def parcel(self, sampler: Hashable) -> Parcel:
-        return self._invited.pop(sampler, None) or self._other.parcel(sampler)
+        if sampler in self._invited:
+            return self._invited.pop(sampler)
+        self._is_broken = self._is_under_way  # someone who was to receive has to be helped
+        return self._other.parcel(sampler)
 
     def settle(self) -> None:
-        """A broadcast that goes on longer than its update hangs."""
-        self._invited = {}
-        if self._thread is not None:
+        """A broadcast that goes on longer than its update hangs; a group in which one failed is left."""
+        if self._is_under_way and self._thread is not None:
             self._thread.join(_GRACE)
             self._is_over.set()
             self._thread.join(_GRACE)
+            if self._is_broken and not self._thread.is_alive():
+                self._leave()
+        self._invited, self._is_under_way = {}, False
         self._other.settle()
 
     def close(self) -> None:
         self.settle()
+        if self._thread is not None:
+            self._thread.join(self._seconds + _GRACE)  # a thread of C++ must not outlive the interpreter
         self._leave()
+        shutil.rmtree(self._folder, ignore_errors=True)
         self._other.close()
 
     def _leave(self) -> None:
@@ -155,13 +173,12 @@ class BroadcastShipper:
             self._group.abort()
         self._group = None
 
-    def _send(self, meeting: Meeting, tensors: dict[str, Tensor], is_over: Event) -> None:
+    def _send(self, meeting: Meeting, tensors: list[Tensor], stream: Any, is_over: Event) -> None:
         group = self._group
         try:
-            with _side_stream(meeting.on_gpu, tensors):
-                if group is None:
-                    group = meeting.join(0, self._store)
-                sent = [tensor.contiguous() for tensor in tensors.values()]
+            with torch.cuda.stream(stream) if stream is not None else nullcontext():
+                group = group or meeting.join(0)
+                sent = [(tensor if meeting.on_gpu else tensor.cpu()).contiguous() for tensor in tensors]
                 for work in [_broadcast(group, tensor) for tensor in sent]:
                     _finish(work, is_over, self._seconds)
             self._group = group
@@ -170,6 +187,16 @@ class BroadcastShipper:
             if group is not None:
                 group.abort()
             print(f"weights: a broadcast to {meeting.num_ranks - 1} processes broke off: {error}", file=sys.stderr)
+
+
+def _group_of(meeting: Meeting, rank: int) -> Any:
+    global _joined
+    if _joined is None or _joined[0] != meeting:
+        if _joined is not None:
+            _joined[1].abort()
+        _joined = None
+        _joined = meeting, meeting.join(rank)
+    return _joined[1]
 
 
 def _broadcast(group: Any, tensor: Tensor) -> Any:
@@ -187,29 +214,25 @@ def _finish(work: Any, is_over: Event, seconds: float) -> None:
     work.wait()
 
 
-@contextmanager
-def _side_stream(on_gpu: bool, tensors: dict[str, Tensor]) -> Iterator[None]:
+def _side_stream(tensors: dict[str, Tensor]) -> Any:
     """A broadcast that hangs must not hold up what else the trainer's GPU does."""
-    if not on_gpu:
-        yield
-        return
     device = next(iter(tensors.values())).device
     side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.default_stream(device))  # which wrote the weights
-    with torch.cuda.stream(side):
-        yield
+    side.wait_stream(torch.cuda.current_stream(device))  # which wrote the weights
+    return side
 
 
 @contextmanager
 def _without_watchdog() -> Iterator[None]:
-    """NCCL's watchdog would end the whole process for a peer that died; the pool replaces that peer instead."""
-    name = "TORCH_NCCL_ASYNC_ERROR_HANDLING"
-    before = os.environ.get(name)
-    os.environ[name] = "0"
+    """NCCL's watchdog would end the trainer for a sampler that died; the pool replaces that sampler instead."""
+    names = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ |= dict.fromkeys(names, "0")
     try:
         yield
     finally:
-        if before is None:
-            del os.environ[name]
-        else:
-            os.environ[name] = before
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -36,6 +36,10 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
             f"rollouts.max_staleness: expected 0, found {config.max_staleness}: the sampler of this model would be in "
             "the trainer's process on this machine, and cannot run ahead; rollouts=vllm has one of its own on a GPU"
         )
+    if config.pool.transfer is Transfer.ipc and on_cpu and config.num_processes > 1:
+        raise ValueError(
+            f"rollouts.pool.transfer: expected memory for a model on CPU in {config.num_processes} processes, found ipc"
+        )
     if not apart or not (is_vllm or on_cpu):
         return build_sampler(model, processor, config.alone(), run_seed)
     start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
@@ -50,7 +54,7 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
         fleet = ProcessFleet(start, num_gpus, is_first_taken=not on_cpu)
         address, memory = "127.0.0.1", MemoryShipper
     try:
-        shipper = _shipper(config, weights, memory, address)
+        shipper = _shipper(config, weights, memory, address, on_gpu=fleet.on_gpu and not on_cpu)
     except BaseException:
         fleet.close()
         raise
@@ -60,17 +64,22 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
 
 
 def _shipper(
-    config: RolloutConfig, weights: dict[str, Tensor], memory: Callable[[dict[str, Tensor]], Shipper], address: str
+    config: RolloutConfig,
+    weights: dict[str, Tensor],
+    memory: Callable[[dict[str, Tensor]], Shipper],
+    address: str,
+    on_gpu: bool,
 ) -> Shipper:
     """What `rollouts.pool.transfer` names. `memory` is for samplers that a broadcast does not reach, too."""
+    folder = os.path.abspath(config.pool.transfer_folder) if config.pool.transfer_folder else ""
     match config.pool.transfer:
         case Transfer.files:
-            return FileShipper(weights, Path(config.pool.transfer_folder).absolute())
+            return FileShipper(weights, Path(folder))
         case Transfer.broadcast:
             from rollouts.broadcast import BroadcastShipper
 
-            processes_each = config.tensor_parallel if isinstance(config, VllmRolloutConfig) else 1
-            return BroadcastShipper(memory(weights), processes_each, config.pool.start_s, address)
+            other, patience = memory(weights), config.pool.patience_s
+            return BroadcastShipper(other, config.num_processes, patience, on_gpu, address, folder)
         case _:
             return memory(weights)
 

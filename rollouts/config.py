@@ -51,7 +51,7 @@ class PoolConfig:
     transfer: Transfer = Transfer.memory
     """how weights come to samplers (docs/clusters.md)"""
     transfer_folder: str = ""
-    """folder that all hosts see, for transfer=files; holds the weights once, twice while they are replaced"""
+    """folder that all hosts see, for transfer=files, and for broadcast over hosts, whose processes meet there"""
 
     def __post_init__(self) -> None:
         for name, least in (("workers", 1), ("max_failures", 0)):
@@ -72,10 +72,12 @@ class PoolConfig:
                 f"rollouts.pool.transfer: expected memory or {fits} with rollouts.pool.placement="
                 f"{self.placement.value}, found {self.transfer.value}"
             )
-        if (self.transfer is Transfer.files) != bool(self.transfer_folder):
+        needs_folder = self.transfer is Transfer.files or (self.transfer is Transfer.broadcast and self.ray_address)
+        if bool(needs_folder) != bool(self.transfer_folder):
             raise ValueError(
-                "rollouts.pool.transfer_folder: expected a folder with rollouts.pool.transfer=files and none "
-                f"otherwise, found {self.transfer_folder!r} with transfer={self.transfer.value}"
+                "rollouts.pool.transfer_folder: expected a folder that all hosts see with transfer=files, or broadcast "
+                "and a rollouts.pool.ray_address, and none otherwise, found "
+                f"{self.transfer_folder!r} with transfer={self.transfer.value}"
             )
 
 
@@ -96,6 +98,8 @@ class RolloutConfig:
     pool: PoolConfig = field(default_factory=PoolConfig)
 
     def __post_init__(self) -> None:
+        if self.pool.transfer is Transfer.ipc and self.name != "vllm":
+            raise ValueError("rollouts.pool.transfer: expected memory with our own sampler, found ipc; ipc is vLLM's")
         if self.max_staleness < 0:
             raise ValueError(f"rollouts.max_staleness: expected 0 or more, found {self.max_staleness}")
         if self.max_staleness and self.pool.placement is Placement.trainer:
@@ -130,6 +134,11 @@ class RolloutConfig:
 
     def check_images(self, prompt_id: str, count: int) -> None:
         """`ValueError` for a prompt of more images and frames than the sampler was started for."""
+
+    @property
+    def num_processes(self) -> int:
+        """Of one sampler."""
+        return 1
 
     def alone(self) -> "RolloutConfig":
         """The same with one sampler, in the process that asks for it."""
@@ -174,6 +183,10 @@ class VllmRolloutConfig(RolloutConfig):
                 f"prompt {prompt_id}: expected at most rollouts.max_images = {self.max_images} images and frames, "
                 f"found {count}"
             )
+
+    @property
+    def num_processes(self) -> int:
+        return self.tensor_parallel
 
     @property
     def sleeps(self) -> bool:

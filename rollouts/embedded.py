@@ -90,7 +90,7 @@ class EmbeddedWorker:
         return {name: tensor_checksum(held[name]) for name in self._manifest}
 
     def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """As an update with the tensors of a parcel."""
+        """As an update with the tensors of a parcel. `ParcelLost` if they did not come."""
         self.begin_update(version, manifest)
         for name, tensor in parcel.open():
             self.load(name, tensor)

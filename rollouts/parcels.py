@@ -11,8 +11,17 @@ from rollouts.weight_buffer import Place, WeightBuffer
 Shapes = dict[str, tuple[int, ...]]
 
 
+class ParcelLost(RuntimeError):
+    """Not all tensors came; the sampler is as it was, and can be sent them in another way."""
+
+
 class Parcel(Protocol):
     """All tensors of a policy version."""
+
+    @property
+    def seconds(self) -> float:
+        """That opening may take beyond its own work, because it waits for others."""
+        ...
 
     @property
     def shapes(self) -> Shapes:
@@ -20,9 +29,8 @@ class Parcel(Protocol):
         ...
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
-        """The tensors, one after the other; each is whole when it is given, and may be gone with the next parcel.
-        `rank` is the process's among those of one sampler, each of which opens the parcel once. `RuntimeError` where
-        they did not come."""
+        """The tensors, one after the other; they may change with the next parcel. `rank` is the process's among those
+        of one sampler, each of which opens the parcel once. `RuntimeError` where they cannot be had."""
         ...
 
 
@@ -33,6 +41,7 @@ class MappedParcel:
     path: str
     places: Mapping[str, Place]
     size: int
+    seconds: float = 0.0
 
     @classmethod
     def of(cls, buffer: WeightBuffer) -> "MappedParcel":
@@ -54,6 +63,7 @@ class HandedParcel:
     """The trainer's own tensors, for a sampler in its process."""
 
     tensors: Mapping[str, Tensor]
+    seconds: float = 0.0
 
     @property
     def shapes(self) -> Shapes:
@@ -63,28 +73,27 @@ class HandedParcel:
         return iter(self.tensors.items())
 
 
+_opened: tuple[tuple[Any, ...], Tensor] | None = None
+"""Memory of a GPU that this process last opened, under its handle."""
+
+
 @dataclass(frozen=True)
 class IpcParcel:
-    """The trainer's own tensors in the memory of a GPU, for processes of the same host that see that GPU under the same
-    number (CUDA IPC). Not verified: no GPU ran it yet."""
+    """In memory of a GPU, for processes of the same host that see that GPU under the same number (CUDA IPC). Not
+    verified: no GPU ran it yet."""
 
-    handles: Mapping[str, tuple[Callable[..., Tensor], tuple[Any, ...]]]
-    shapes: Shapes
+    rebuild: Callable[..., Tensor]  # from
+    arguments: tuple[Any, ...]  # [bytes] uint8
+    places: Mapping[str, Place]
+    seconds: float = 0.0
 
-    @classmethod
-    def of(cls, tensors: Mapping[str, Tensor]) -> "IpcParcel":
-        """The tensors must stay as they are until every process has opened the parcel. `ValueError` for one on CPU."""
-        from torch.multiprocessing.reductions import reduce_tensor
-
-        elsewhere = sorted(name for name, tensor in tensors.items() if not tensor.is_cuda)
-        if elsewhere:
-            raise ValueError(
-                f"rollouts.pool.transfer=ipc: expected tensors on a GPU, found {elsewhere[0]} on "
-                f"{tensors[elsewhere[0]].device}; use rollouts.pool.transfer=memory"
-            )
-        handles = {name: reduce_tensor(tensor.detach().contiguous()) for name, tensor in tensors.items()}
-        return cls(handles, HandedParcel(tensors).shapes)
+    @property
+    def shapes(self) -> Shapes:
+        return {name: place.shape for name, place in self.places.items()}
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
-        for name, (rebuild, arguments) in self.handles.items():
-            yield name, rebuild(*arguments)
+        global _opened
+        if _opened is None or _opened[0] != self.arguments:  # once: the sender counts openings
+            _opened = self.arguments, self.rebuild(*self.arguments)
+        for name, place in self.places.items():
+            yield name, place.cut(_opened[1])

@@ -41,6 +41,10 @@ class Member(Protocol):
         """Once it is ready: what it answered; nothing after its start. `MemberFailed` if it ended instead."""
         ...
 
+    def check(self) -> None:
+        """`MemberFailed` if it is known to be gone, though nobody waits for an answer."""
+        ...
+
     def kill(self) -> None:
         """End it, whatever state it is in."""
         ...
@@ -55,8 +59,8 @@ M = TypeVar("M", bound=Member)
 _GROUPS_PER_PATIENCE = 16
 """Groups whose prompts may take a worker as long again before its next answer."""
 
-_ANSWERED = {"update": "updated", "probe": "probed"}
-"""Messages that are answered by one of this kind."""
+_ANSWERED = {"update": ("updated", "missed"), "probe": ("probed",)}
+"""Messages that are answered by one of these kinds."""
 
 
 class Fleet(Protocol[M]):
@@ -91,6 +95,7 @@ class _Slot:
     proof: dict[str, int] | None = None  # checksums of the present weights, as it holds them
     probe: Probe | None = None  # its last one
     owed: set[str] = field(default_factory=set)  # messages of the present call that must be answered
+    joint_seconds: float = 0.0  # of the present call, for others: its weights come to several workers at once
 
 
 class WorkerPool:
@@ -175,6 +180,7 @@ class WorkerPool:
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
         self._version, self._manifest = version, dict(self._pending)
+        self._bury_the_dead()
         self._shipper.publish([slot.member for slot in self._slots if slot.is_started])
         for slot in self._slots:
             slot.proof = None
@@ -245,6 +251,15 @@ class WorkerPool:
             elif slot.seconds_left <= 0:
                 self._replace(slot, f"no answer within rollouts.pool.{slot.limit}")
 
+    def _bury_the_dead(self) -> None:
+        """Replace who ended while it had nothing to do: others would wait for it."""
+        for slot in self._slots:
+            if slot.is_started and not slot.is_called:
+                try:
+                    slot.member.check()
+                except MemberFailed as failure:
+                    self._replace(slot, str(failure))
+
     def _call(self, slot: _Slot) -> None:
         messages, slot.outbox = slot.outbox, []
         pool = self.config.pool
@@ -255,6 +270,8 @@ class WorkerPool:
         num_groups = sum(len(rest[0]) for kind, *rest in messages if kind == "submit")
         slot.seconds_left = getattr(pool, slot.limit) * (1 + num_groups / _GROUPS_PER_PATIENCE)
         slot.seconds_left += 10 * self._longest_update if slot.owed else 0.0
+        slot.joint_seconds = sum(message[3].seconds for message in messages if message[0] == "update")
+        slot.seconds_left += slot.joint_seconds
         slot.seconds_given = slot.seconds_left
         slot.is_called = True
         try:
@@ -263,29 +280,28 @@ class WorkerPool:
             self._replace(slot, str(failure))
 
     def _take(self, slot: _Slot) -> None:
+        needs_weights = not slot.is_started  # it is up: it takes the present weights before any work
         try:
             answers = slot.member.answers()
             slot.is_called = False
-            if not slot.is_started:
-                self._welcome(slot)
             for answer in answers:
                 self._read(slot, answer)
-            slot.owed -= {asked for asked, answered in _ANSWERED.items() if answered in {one[0] for one in answers}}
-            if "updated" in {one[0] for one in answers}:
+            kinds = {one[0] for one in answers}
+            slot.owed -= {asked for asked, answered in _ANSWERED.items() if kinds.intersection(answered)}
+            if "updated" in kinds and not slot.joint_seconds:
                 self._longest_update = max(self._longest_update, slot.seconds_given - slot.seconds_left)
             if slot.owed:
                 raise MemberFailed(f"did not answer {sorted(slot.owed)}")
+            needs_weights |= ("missed", self._version) in answers
         except MemberFailed as failure:
-            self._replace(slot, str(failure))
+            return self._replace(slot, str(failure))
         except PoolFailed:
             raise
         except Exception as error:  # nothing that another process says is to be trusted
-            self._replace(slot, f"answered garbage: {error!r:.200}")
-
-    def _welcome(self, slot: _Slot) -> None:
-        """It is up: it takes the present weights before any work."""
+            return self._replace(slot, f"answered garbage: {error!r:.200}")
         slot.is_started = True
-        slot.outbox.append(self._update_for(slot))
+        if needs_weights:
+            slot.outbox.append(self._update_for(slot))
 
     def _update_for(self, slot: _Slot) -> Message:
         return ("update", self._version, self._manifest, self._shipper.parcel(slot.member))
@@ -305,6 +321,8 @@ class WorkerPool:
                 if version != self._version:
                     raise MemberFailed(f"took weights of version {version}, not {self._version}")
                 self._believe(slot, checksums)
+            case ("missed", int()) if slot.joint_seconds:
+                pass  # it is sent them alone
             case ("probed", dict(probe)):
                 slot.probe = probe
             case _:

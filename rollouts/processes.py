@@ -39,6 +39,7 @@ class ProcessFleet:
                 "rollouts.pool.placement=trainer shares one (docs/vllm.md)"
             )
         self._start = start
+        self.on_gpu = bool(self._devices)
 
     def start(self, number: int) -> "ProcessMember":
         first = self._first_device + number * self._devices
@@ -116,6 +117,11 @@ class ProcessMember:
             pass
         except OSError:
             self._has_ended = True
+
+    def check(self) -> None:
+        self.move(selectors.EVENT_READ)
+        if self._has_ended:
+            raise MemberFailed(self._death())
 
     def answers(self) -> list[Message]:
         if len(self._incoming) < HEADER.size or len(self._incoming) < self._frame_end:

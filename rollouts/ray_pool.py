@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private import ray_constants
 from ray.exceptions import RayError
 from torch import Tensor
 
@@ -50,6 +51,7 @@ class RayFleet:
                 f"rollouts.pool.workers: {workers} samplers need {needs} of the Ray cluster, found "
                 f"{ {kind: int(has.get(kind, 0)) for kind in needs} }; start more nodes first, or ask for fewer"
             )
+        self.on_gpu = bool(devices)
         variables = {name: value for name, value in worker_environment().items() if name in _PASSED_ON}
         self._actor = _Sampler.options(
             num_cpus=1,
@@ -104,6 +106,9 @@ class RayMember:
             raise MemberFailed(f"answered garbage: {found!r:.200}")
         return found
 
+    def check(self) -> None:
+        pass  # the next call will tell
+
     def dismiss(self) -> None:
         pass
 
@@ -132,9 +137,11 @@ class _Sampler:
         if message[0] != "update" or not (self._has_processes and isinstance(message[3], ObjectParcel)):
             return message
         tensors = dict(message[3].open())
-        self._memory = self._memory or MemoryShipper(tensors)
-        for name, tensor in tensors.items():
-            self._memory.put(name, tensor)
+        if self._memory is None:
+            self._memory = MemoryShipper(tensors)
+        else:
+            for name, tensor in tensors.items():
+                self._memory.put(name, tensor)
         return (*message[:3], self._memory.parcel(self))
 
 
@@ -144,6 +151,7 @@ class ObjectParcel:
 
     reference: Any
     places: Mapping[str, Place]
+    seconds: float = 0.0
 
     @property
     def shapes(self) -> Shapes:
@@ -151,10 +159,10 @@ class ObjectParcel:
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
         memory = ray.get(self.reference)
-        for name, place in self.places.items():
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
-                yield name, place.view(memory)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
+            found = [(name, place.view(memory)) for name, place in self.places.items()]
+        return iter(found)
 
 
 class ObjectShipper:
@@ -195,11 +203,16 @@ def _join(config: RolloutConfig, weight_bytes: int) -> None:
         ray.init(address=config.pool.ray_address, log_to_driver=True, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    ray.init(
-        address="local",
-        num_cpus=max(config.pool.workers, os.cpu_count() or 1),
-        include_dashboard=False,
-        object_store_memory=_STORE_BYTES + 3 * weight_bytes,
-        _node_ip_address="127.0.0.1",
-        logging_level=logging.ERROR,
-    )
+    # Ray puts the host's own address in the place of 127.0.0.1 and then listens to everybody, unless it believes that
+    # this system, as Windows, has no clusters.
+    has_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(config.pool.workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES + 3 * weight_bytes,
+            logging_level=logging.ERROR,
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = has_clusters

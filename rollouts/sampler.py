@@ -26,7 +26,8 @@ class Sampler(RolloutWorker, Protocol):
     """One that a pool can bring weights to."""
 
     def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """`begin_update`, `load` of every tensor of the parcel, and `finish_update`."""
+        """`begin_update`, `load` of every tensor of the parcel, and `finish_update`. `ParcelLost` if they did not come;
+        the sampler can then be sent them again, and holds no version before."""
         ...
 
 

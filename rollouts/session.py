@@ -1,5 +1,6 @@
 """A sampler that is driven by messages: what a worker of a pool runs, in whatever process it is."""
 
+import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from model.checkpoint import empty_model
 from model.config import SailVL2Config
 from model.processor import Processor
 from rollouts.config import RolloutConfig
+from rollouts.parcels import Parcel, ParcelLost
 from rollouts.probe import Probe
 from rollouts.rollout import RolloutRequest
 from rollouts.sampler import Sampler, build_sampler
@@ -38,7 +40,8 @@ class Session:
     """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest, parcel),
     ("probe", request).
 
-    Answers: ("done", [(handle, rollouts)], groups still open), ("updated", version, checksums), ("probed", probe).
+    Answers: ("done", [(handle, rollouts)], groups still open), ("updated", version, checksums) or, if the parcel was
+    lost, ("missed", version), ("probed", probe).
     """
 
     def __init__(self, worker: Sampler) -> None:
@@ -57,7 +60,7 @@ class Session:
                         self._worker.abort(own)
                         del self._handles[own]
                 case ("update", version, manifest, parcel):
-                    answers.append(("updated", version, self._worker.receive(version, manifest, parcel)))
+                    answers.append(self._update(version, manifest, parcel))
                 case ("probe", request):
                     answers.append(("probed", self._probe(request)))
         done = [(self._handles.pop(own), rollouts) for own, rollouts in self._worker.poll()]
@@ -69,6 +72,13 @@ class Session:
         except Exception:  # a diagnosis must not end what it looks at
             traceback.print_exc()
             return {}
+
+    def _update(self, version: int, manifest: dict[str, int], parcel: Parcel) -> Message:
+        try:
+            return ("updated", version, self._worker.receive(version, manifest, parcel))
+        except ParcelLost as error:
+            print(error, file=sys.stderr)
+            return ("missed", version)
 
     def close(self) -> None:
         self._worker.close()

@@ -6,10 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from rollouts.parcels import HandedParcel, IpcParcel, MappedParcel, Parcel
-from rollouts.weight_buffer import WeightBuffer
+from rollouts.weight_buffer import WeightBuffer, lay_out, misfit
 
 
 class Shipper(Protocol):
@@ -59,7 +60,7 @@ class MemoryShipper:
 
 class FileShipper:
     """A file for each version, in a folder that every host sees; the one before is deleted, and the last on closing. A
-    run that is killed leaves its last one."""
+    run that is killed leaves them."""
 
     def __init__(self, tensors: Mapping[str, Tensor], folder: Path) -> None:
         """`ValueError` if nothing can be written there."""
@@ -102,26 +103,63 @@ class FileShipper:
 
 
 class HandingShipper:
-    """The trainer's own tensors, for a sampler in its process and, on a GPU, for that sampler's processes."""
+    """The trainer's own tensors, for a sampler in its process."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], num_processes: int) -> None:
-        self._tensors, self._is_alone = dict(tensors), num_processes == 1
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._places, _ = lay_out(tensors)
+        self._tensors = dict(tensors)
 
     def put(self, name: str, tensor: Tensor) -> None:
+        if problem := misfit(name, tensor, self._places.get(name)):
+            raise ValueError(problem)
         self._tensors[name] = tensor
 
     def publish(self, samplers: Sequence[Hashable]) -> None:
         pass
 
-    def parcel(self, sampler: Hashable) -> HandedParcel | IpcParcel:
-        tensors = {name: tensor.detach() for name, tensor in self._tensors.items()}
-        return HandedParcel(tensors) if self._is_alone else IpcParcel.of(tensors)
+    def parcel(self, sampler: Hashable) -> HandedParcel:
+        return HandedParcel({name: tensor.detach() for name, tensor in self._tensors.items()})
 
     def settle(self) -> None:
         self._tensors = {}
 
     def close(self) -> None:
         self._tensors = {}
+
+
+class IpcShipper:
+    """A copy of the weights in the trainer's GPU, which the processes of a sampler on the same host open once. Not
+    verified: no GPU ran it yet."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        from torch.multiprocessing.reductions import reduce_tensor
+
+        self._places, size = lay_out(tensors)
+        device = next(iter(tensors.values())).device
+        self._memory = torch.empty(size, dtype=torch.uint8, device=device)
+        rebuild, arguments = reduce_tensor(self._memory)
+        self._parcel = IpcParcel(rebuild, arguments, self._places)
+        for name, tensor in tensors.items():
+            self.put(name, tensor)
+        self.publish([])
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        if problem := misfit(name, tensor, self._places.get(name)):
+            raise ValueError(problem)
+        self._places[name].cut(self._memory).copy_(tensor)
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        if self._memory.is_cuda:
+            torch.cuda.synchronize(self._memory.device)
+
+    def parcel(self, sampler: Hashable) -> IpcParcel:
+        return self._parcel
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
 
 
 def _delete(buffer: WeightBuffer) -> None:

@@ -1,9 +1,10 @@
 """Weights on their way into vLLM: a backend of its weight-transfer interface that opens our parcels in each of its
-processes. Every tensor is compared with its checksum; vLLM holds all of an update or stops by name.
+processes. Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by
+name.
 """
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +19,7 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
-from rollouts.parcels import Parcel
+from rollouts.parcels import Parcel, ParcelLost
 from rollouts.probe import probe_weights
 from rollouts.weight_sync import tensor_checksum
 
@@ -63,34 +64,31 @@ class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         self.version, self.checksums = -1, {}
 
     def update_weights(self, update_info: dict[str, Any]) -> None:
-        # The inherited one waits for an accelerator, which a CPU has not.
         self.receive_weights(self.parse_update_info(update_info))
+        if self.device.type != "cpu":  # the sender may change its tensors when this returns
+            torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
-        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes. With other bytes the model
-        is filled and of no use: it proves no version."""
-        shapes, version = update_info.parcel.shapes, update_info.version
-        missing = sorted(self.expected.keys() - shapes.keys())
-        other_shape = sorted(n for n in shapes.keys() & self.expected.keys() if shapes[n] != tuple(self.expected[n]))
-        if missing or other_shape:
+        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes, `ParcelLost` says that
+        they did not come; nothing is loaded then."""
+        found = dict(update_info.parcel.open(self.parallel_config.rank))
+        sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
+        missing = sorted(self.expected.keys() - found.keys())
+        shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
+        other = [name for name in found if sums[name] != update_info.checksums.get(name)]
+        if missing or shapes or other:
             raise RuntimeError(
-                f"weight sync to policy version {version}: missing {missing}, of another shape {other_shape}"
+                f"weight sync to policy version {update_info.version}: missing {missing}, of another shape "
+                f"{sorted(shapes)}, with other bytes than were sent {sorted(other)}"
             )
-        sums: dict[str, int] = {}
         if self.device.type == "cpu":
             self._forget_packed_experts()
         initialize_layerwise_reload(self.model)
-        self._model.load_weights(_summed(update_info.parcel.open(self.parallel_config.rank), sums))
+        self._model.load_weights(found.items())
         finalize_layerwise_reload(self.model, self.model_config)
         if self.device.type == "cpu":
             self._refresh_head()
-        missing = sorted(self.expected.keys() - sums.keys())
-        other = sorted(name for name, value in sums.items() if value != update_info.checksums.get(name))
-        if missing or other:
-            raise RuntimeError(
-                f"weight sync to policy version {version}: missing {missing}, with other bytes than were sent {other}"
-            )
-        self.version, self.checksums = version, sums
+        self.version, self.checksums = update_info.version, sums
 
     def finish_weight_update(self) -> None:
         if self.version < 0:
@@ -113,18 +111,22 @@ class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
                 method.moe_kernel = None  # pyright: ignore
 
 
-def _summed(tensors: Iterable[tuple[str, Tensor]], sums: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
-    """The same tensors; `sums` gets the checksum of each as it passes."""
-    for name, tensor in tensors:
-        sums[name] = tensor_checksum(tensor)
-        yield name, tensor
-
-
 class WorkerExtension:
     """Methods that vLLM mixes into each of its workers."""
 
     weight_transfer_engine: Any
     model_runner: Any
+
+    update_weights: Callable[[dict[str, Any]], None]
+
+    def take_weights(self, update: dict[str, Any]) -> str:
+        """`update_weights`; returns why the weights did not come, if they did not: exceptions lose their type on the
+        way from a process of vLLM."""
+        try:
+            self.update_weights(update)
+        except ParcelLost as error:
+            return str(error)
+        return ""
 
     def weight_proof(self) -> tuple[int, dict[str, int]]:
         """(policy version, checksums) of what this worker's model was last filled with."""

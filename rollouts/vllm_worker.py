@@ -19,11 +19,11 @@ from model.engine.durable import write_file
 from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import Transfer, VllmRolloutConfig
-from rollouts.parcels import Parcel
+from rollouts.parcels import Parcel, ParcelLost
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
-from rollouts.shippers import HandingShipper, MemoryShipper, Shipper
+from rollouts.shippers import HandingShipper, IpcShipper, MemoryShipper, Shipper
 from rollouts.vllm_plugin import BACKEND, register
 from rollouts.weight_sync import tensor_checksum
 
@@ -78,8 +78,7 @@ class VllmWorker:
         self._shipper: Shipper | None = None
         if is_filled:
             tensors = released_tensors(model)
-            is_handed = config.pool.transfer is Transfer.ipc
-            self._shipper = HandingShipper(tensors, config.tensor_parallel) if is_handed else MemoryShipper(tensors)
+            self._shipper = _shipper_of(config)(tensors)
             self.receive(0, {name: tensor_checksum(t) for name, t in tensors.items()}, self._shipper.parcel(self))
             self._shipper.settle()
 
@@ -128,14 +127,17 @@ class VllmWorker:
             self._own_shipper.settle()
 
     def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """As an update with the tensors of a parcel, which every process of vLLM opens for itself."""
+        """As an update with the tensors of a parcel, which every process of vLLM opens for itself. `ParcelLost` if one
+        could not."""
         begin = time.monotonic()
         self._wake()
-        self._note_versions(version)
         self._engine.collective_rpc("start_weight_update")
         update = {"version": version, "checksums": manifest, "parcel": parcel}
-        self._engine.collective_rpc("update_weights", args=(update,))
+        lost = [why for why in self._engine.collective_rpc("take_weights", args=(update,)) if why]
+        if lost:
+            raise ParcelLost(lost[0])
         self._engine.collective_rpc("finish_weight_update")
+        self._note_versions(version)
         held = self._prove(version, manifest)
         for opened in self._open.values():
             opened.deadline += time.monotonic() - begin
@@ -289,6 +291,13 @@ class VllmWorker:
         if self._is_asleep:
             self._engine.wake_up()
             self._is_asleep = False
+
+
+def _shipper_of(config: VllmRolloutConfig) -> type[MemoryShipper | HandingShipper | IpcShipper]:
+    """For an engine in the trainer's process."""
+    if config.pool.transfer is not Transfer.ipc:
+        return MemoryShipper
+    return IpcShipper if config.tensor_parallel > 1 else HandingShipper
 
 
 def _description_folder(files: dict[str, bytes]) -> str:

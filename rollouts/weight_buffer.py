@@ -27,24 +27,51 @@ class Place:
         count = torch.Size(self.shape).numel()
         return torch.frombuffer(memory, dtype=self.dtype, count=count, offset=self.offset).view(self.shape)
 
+    def cut(self, memory: Tensor) -> Tensor:
+        """The tensor in `memory` [bytes] uint8."""
+        num_bytes = torch.Size(self.shape).numel() * self.dtype.itemsize
+        return memory[self.offset : self.offset + num_bytes].view(self.dtype).view(self.shape)
+
+
+def lay_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Place], int]:
+    """A place for each, and the bytes that all of them need."""
+    places, size = {}, 0
+    for name, tensor in tensors.items():
+        places[name] = Place(size, tuple(tensor.shape), tensor.dtype)
+        size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+    return places, size
+
+
+def misfit(name: str, tensor: Tensor, place: Place | None) -> str:
+    """What is wrong with a tensor for that place; empty if nothing is."""
+    if place is not None and (place.shape, place.dtype) == (tuple(tensor.shape), tensor.dtype):
+        return ""
+    expected = "no tensor of this name" if place is None else f"{list(place.shape)} {place.dtype}"
+    return (
+        f"weights: {name}: expected {expected}, found {list(tensor.shape)} {tensor.dtype}; a sampler keeps the "
+        "architecture and the dtype that it was started with"
+    )
+
 
 class WeightBuffer:
     """Named tensors in anonymous shared memory, which is gone when the last process that holds it is, or in a file."""
 
-    def __init__(self, descriptor: int, places: Mapping[str, Place], size: int, path: str = "") -> None:
+    def __init__(
+        self, descriptor: int, places: Mapping[str, Place], size: int, path: str = "", access: int = mmap.ACCESS_WRITE
+    ) -> None:
         """Attach to memory that `create` made; `path` if it is a file."""
         self.descriptor, self.places, self.size = descriptor, dict(places), size
         self._path = path
-        self._memory = memory = mmap.mmap(descriptor, size)
+        self._memory = memory = mmap.mmap(descriptor, size, access=access)
         self._tensors = {name: place.view(memory) for name, place in self.places.items()}
 
     @classmethod
     def open(cls, path: str, places: Mapping[str, Place], size: int) -> "WeightBuffer":
-        """Attach to another process's memory, under the `path` that it gave. `OSError` or `ValueError` if it is not
-        there, or smaller."""
-        descriptor = os.open(path, os.O_RDWR)
+        """Attach to another process's memory, under the `path` that it gave, to read it. `OSError` or `ValueError` if
+        it is not there, or smaller."""
+        descriptor = os.open(path, os.O_RDONLY)
         try:
-            return cls(descriptor, places, size, path)
+            return cls(descriptor, places, size, path, mmap.ACCESS_COPY)  # torch wants to be able to write
         finally:
             os.close(descriptor)  # what is mapped stays
 
@@ -56,10 +83,7 @@ class WeightBuffer:
     @classmethod
     def create(cls, tensors: Mapping[str, Tensor], file: Path | None = None) -> "WeightBuffer":
         """Room for these tensors, and their values. `OSError` if a new `file` cannot be made or has no room."""
-        places, size = {}, 0
-        for name, tensor in tensors.items():
-            places[name] = Place(size, tuple(tensor.shape), tensor.dtype)
-            size += -(-tensor.nbytes // _ALIGNMENT) * _ALIGNMENT
+        places, size = lay_out(tensors)
         buffer = cls.with_room(places, size, file)
         for name, tensor in tensors.items():
             buffer.put(name, tensor)
@@ -75,11 +99,11 @@ class WeightBuffer:
         descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             os.posix_fallocate(descriptor, 0, size)  # a full disk would end the process when it is written to
+            return cls(descriptor, places, size, str(file))
         except OSError as error:
             os.close(descriptor)
             file.unlink()
             raise OSError(error.errno, error.strerror, str(file)) from None
-        return cls(descriptor, places, size, str(file))
 
     def close(self) -> None:
         """No other process can attach from here on; those that have keep the memory."""
@@ -89,13 +113,8 @@ class WeightBuffer:
 
     def put(self, name: str, tensor: Tensor) -> None:
         """`ValueError` for a tensor that the buffer was not made for."""
-        place = self.places.get(name)
-        if place is None or (place.shape, place.dtype) != (tuple(tensor.shape), tensor.dtype):
-            expected = "no tensor of this name" if place is None else f"{list(place.shape)} {place.dtype}"
-            raise ValueError(
-                f"weights: {name}: expected {expected}, found {list(tensor.shape)} {tensor.dtype}; a sampler keeps the "
-                "architecture and the dtype that it was started with"
-            )
+        if problem := misfit(name, tensor, self.places.get(name)):
+            raise ValueError(problem)
         if self._tensors[name].data_ptr() != tensor.data_ptr():
             self._tensors[name].copy_(tensor)
 

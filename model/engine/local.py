@@ -189,6 +189,6 @@ def prepare_cpu(num_threads: int) -> None:
 def _keep_freed_memory() -> None:
     """Pages that go back to the system come back zeroed: up to a tenth of a small model's update goes there."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    if set_option is not None and "GLIBC_TUNABLES" not in os.environ:
-        set_option(_M_MMAP_THRESHOLD, 2**26)
+    # Where the first is refused, the second alone would have every large tensor mapped anew.
+    if set_option is not None and "GLIBC_TUNABLES" not in os.environ and set_option(_M_MMAP_THRESHOLD, 2**25):
         set_option(_M_TRIM_THRESHOLD, 2**31 - 1)

@@ -73,6 +73,7 @@ def test_a_job_of_two_nodes_trains(environment, tiny_folder, digits_folder, tmp_
     sizes = ["trainer.max_steps=2", "trainer.groups_per_step=4", "trainer.mini_batch_size=16", "trainer.max_draws=8"]
     sampling = ["algorithm.group_size=4", "rollouts.max_completion_tokens=16", "rollouts.kv_cache_gib=0.25"]
     others = ["algorithm.group_filter=none", "engine.num_threads=1", "rollouts.pool.transfer=broadcast"]
+    others += [f"rollouts.pool.transfer_folder={tmp_path / 'meet'}"]
     job = {**environment, "SLURM_JOB_NODELIST": "n0,n1"}
     log = tmp_path / "log"
     assert launch(job, log, *required, *sizes, *sampling, *others) == 0, log.read_text()

@@ -9,13 +9,13 @@ import pytest
 from model.interface import Mode
 from model.sail_vl2 import SailVL2
 from rlhf.prompts import PromptSet
-from rollouts.broadcast import BroadcastShipper
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import generate
 from rollouts.weight_sync import sync_weights
 from tests.conftest import require_extra
+from tests.rollouts.listening import LOOPBACK, descendants, listened_on
 
 ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
 CONFIG = dataclasses.replace(ONE, pool=PoolConfig(Placement.ray, workers=2))
@@ -63,9 +63,9 @@ def test_actors_give_the_completions_of_one_embedded_sampler_through_updates_and
     assert workers.num_replaced == 1 and "Ray worker 1 is replaced" in capsys.readouterr().err
 
 
-def test_nothing_of_a_broadcast_is_to_be_reached_from_other_hosts(workers):
-    if isinstance(workers._shipper, BroadcastShipper):
-        assert workers._shipper._address == "127.0.0.1"
+def test_nothing_is_to_be_reached_from_other_hosts(workers):
+    addresses = listened_on(descendants(os.getpid()))
+    assert addresses and addresses <= LOOPBACK
 
 
 def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):

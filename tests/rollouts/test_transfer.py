@@ -4,6 +4,7 @@ and to those that come later, and a way that fails costs no completion."""
 import dataclasses
 import os
 import signal
+import time
 from pathlib import Path
 from threading import Thread
 
@@ -17,11 +18,13 @@ from rollouts.broadcast import BroadcastParcel, BroadcastShipper
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
-from rollouts.parcels import HandedParcel, IpcParcel, MappedParcel
+from rollouts.parcels import IpcParcel, MappedParcel, ParcelLost
 from rollouts.pool import WorkerPool
 from rollouts.rollout import generate
-from rollouts.shippers import FileShipper, MemoryShipper
+from rollouts.shippers import FileShipper, HandingShipper, MemoryShipper
+from rollouts.weight_buffer import lay_out
 from rollouts.weight_sync import sync_weights, tensor_checksum
+from tests.rollouts.listening import LOOPBACK, listened_on
 
 ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
 TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(5, dtype=torch.int64), "c": torch.ones(3).bfloat16()}
@@ -75,7 +78,7 @@ def test_every_update_arrives_before_and_after_a_sampler_is_lost(tiny, tasks, wo
         if version == 2:
             os.kill(workers._slots[0].member.process.pid, signal.SIGKILL)
             assert generate(workers, requests) == completions_of(model, tiny[1], version, requests)
-    assert workers.num_replaced >= 3 and "killed by signal 9" in capsys.readouterr().err
+    assert workers.num_replaced == 3 and capsys.readouterr().err.count("killed by signal 9") == 3
 
 
 def test_a_tensor_with_other_bytes_stops_the_sync_by_name(tiny, workers, monkeypatch):
@@ -121,65 +124,124 @@ def receive(parcel: BroadcastParcel, found: dict) -> None:
         found[name] = tensor.clone()
 
 
+def broadcasting(seconds: float) -> BroadcastShipper:
+    return BroadcastShipper(MemoryShipper(TENSORS), 1, seconds, on_gpu=False, address="127.0.0.1")
+
+
+def send(shipper: BroadcastShipper, number: int) -> None:
+    for name, tensor in TENSORS.items():
+        shipper.put(name, tensor + number)
+    shipper.publish(["sampler"])
+
+
 def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
-    """The one that was invited never comes: those that are told next get shared memory, and later all join again."""
-    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=3.0)
+    """The one that was invited never comes: who is told next gets shared memory, and later all meet again."""
+    shipper = broadcasting(seconds=3.0)
     assert isinstance(shipper.parcel("early"), MappedParcel)
     for number, kind in enumerate((BroadcastParcel, MappedParcel)):
-        for name, tensor in TENSORS.items():
-            shipper.put(name, tensor + number)
-        shipper.publish(["sampler"])
+        send(shipper, number)
         assert isinstance(shipper.parcel("sampler"), kind)
+        begin = time.monotonic()
         shipper.settle()
+        assert kind is BroadcastParcel or time.monotonic() - begin < 0.5
     assert dict(shipper.parcel("sampler").open())["b"] == 6
+    assert "an earlier broadcast still hangs" in capsys.readouterr().err
     assert shipper._thread is not None
     shipper._thread.join(20)
     assert "a broadcast to 1 processes broke off" in capsys.readouterr().err
-    for number in (2, 3):  # the second time in the group of the first
-        for name, tensor in TENSORS.items():
-            shipper.put(name, tensor + number)
-        shipper.publish(["sampler"])
+    meetings = set()
+    for number in (2, 3, 4):
+        send(shipper, number)
         parcel = shipper.parcel("sampler")
         assert isinstance(parcel, BroadcastParcel)
-        assert isinstance(shipper.parcel("sampler"), MappedParcel)  # replaced meanwhile: a broadcast is taken once
         found: dict[str, torch.Tensor] = {}
         thread = Thread(target=receive, args=(parcel, found))
         thread.start()
         thread.join(20)
+        if number == 3:  # it did not help: the next time they meet anew
+            assert isinstance(shipper.parcel("sampler"), MappedParcel)
         shipper.settle()
+        meetings.add(parcel.meeting.file)
         assert all(found[name].equal(tensor + number) for name, tensor in TENSORS.items())
         assert all(found[name].dtype == tensor.dtype for name, tensor in TENSORS.items())
+    assert len(meetings) == 2
     shipper.close()
 
 
-def test_nobody_joins_who_does_not_know_the_secret():
-    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=2.0)
-    for name, tensor in TENSORS.items():
-        shipper.put(name, tensor)
-    shipper.publish(["sampler"])
+def test_a_sampler_whose_broadcast_breaks_off_says_so():
+    """Nobody sends: it is as it was, and can be sent the weights another way."""
+    shipper = broadcasting(seconds=1.0)
+    send(shipper, 0)
     parcel = shipper.parcel("sampler")
-    assert isinstance(parcel, BroadcastParcel) and parcel.meeting.address == "127.0.0.1"
-    guess = dataclasses.replace(parcel.meeting, secret="guess")
-    with pytest.raises(Exception, match=r"(?i)timeout|timed out"):
-        guess.join(1)
+    assert isinstance(parcel, BroadcastParcel)
+    alone = dataclasses.replace(
+        parcel, meeting=dataclasses.replace(parcel.meeting, file=parcel.meeting.file + ".other")
+    )
+    with pytest.raises(ParcelLost, match="weights: their broadcast broke off"):
+        list(alone.open())
     shipper.close()
 
 
-def test_a_meeting_listens_on_loopback_only():
-    shipper = BroadcastShipper(MemoryShipper(TENSORS), 1, seconds=2.0)
-    port = f":{shipper._port:04X}"
-    tables = [Path(f"/proc/net/{name}") for name in ("tcp", "tcp6")]
-    lines = [line.split() for table in tables if table.exists() for line in table.read_text().splitlines()[1:]]
-    assert [line[1] for line in lines if line[3] == "0A" and line[1].endswith(port)] == [f"0100007F{port}"]
+def test_only_this_user_on_this_host_can_join():
+    shipper = broadcasting(seconds=1.0)
+    send(shipper, 0)
+    parcel = shipper.parcel("sampler")
+    assert isinstance(parcel, BroadcastParcel)
+    folder = Path(parcel.meeting.file).parent
+    assert folder.stat().st_mode & 0o777 == 0o700
+    receive(parcel, {})
+    assert listened_on({os.getpid()}) and listened_on({os.getpid()}) <= LOOPBACK
+    shipper.settle()
     shipper.close()
+    assert not folder.exists()
 
 
-def test_handles_are_for_tensors_on_a_gpu():
-    with pytest.raises(ValueError, match=r"rollouts.pool.transfer=ipc: expected tensors on a GPU, found a on cpu"):
-        IpcParcel.of(TENSORS)
-    parcel = IpcParcel({"a": (torch.full, ((2,), 3.0))}, {"a": (2,)})
-    assert dict(parcel.open())["a"].tolist() == [3.0, 3.0]
-    assert HandedParcel(TENSORS).shapes == {"a": (2, 3), "b": (), "c": (3,)}
+def test_handles_open_the_same_memory_once():
+    """What is CUDA's own is not run here; the memory is laid out and cut as on a GPU."""
+    places, size = lay_out(TENSORS)
+    memory, openings = torch.empty(size, dtype=torch.uint8), []
+
+    def rebuild(number: int) -> torch.Tensor:
+        openings.append(number)
+        return memory
+
+    for name, tensor in TENSORS.items():
+        places[name].cut(memory).copy_(tensor)
+    parcel = IpcParcel(rebuild, (7,), places)
+    for _ in range(2):
+        assert {name: tensor.tolist() for name, tensor in parcel.open()} == {n: t.tolist() for n, t in TENSORS.items()}
+    assert openings == [7] and parcel.shapes == {"a": (2, 3), "b": (), "c": (3,)}
+
+
+def test_tensors_that_are_handed_over_have_to_fit():
+    shipper = HandingShipper(TENSORS)
+    with pytest.raises(ValueError, match=r"weights: a: expected \[2, 3\] torch.float32, found \[2, 3\] torch.bfloat16"):
+        shipper.put("a", TENSORS["a"].bfloat16())
+    with pytest.raises(ValueError, match="weights: z: expected no tensor of this name"):
+        shipper.put("z", TENSORS["a"])
+
+
+def test_one_that_died_while_it_was_idle_costs_the_others_nothing(tiny, tasks):
+    """And one that hangs costs them the wait, not their lives."""
+    pool = PoolConfig(Placement.process, workers=3, transfer=Transfer.broadcast, patience_s=2.0)
+    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7)
+    assert isinstance(workers, WorkerPool)
+    requests = [task.request(draw, 2) for draw, task in enumerate(tasks)]
+    try:
+        expected = generate(workers, requests)
+        pids = [slot.member.process.pid for slot in workers._slots]
+        for version, (number, kind) in enumerate([(0, signal.SIGKILL), (1, signal.SIGSTOP)], 1):
+            os.kill(pids[number], kind)
+            if kind is signal.SIGKILL:
+                os.waitid(os.P_PID, pids[number], os.WEXITED | os.WNOWAIT)
+            sync_weights(lambda v=version: (v, tiny[0].state_dict()), workers)
+            assert workers.num_replaced == version
+        assert [[r.completion_ids for r in group] for group in generate(workers, requests)] == [
+            [r.completion_ids for r in group] for group in expected
+        ]
+        assert workers._slots[2].member.process.pid == pids[2]
+    finally:
+        workers.close()
 
 
 @pytest.mark.parametrize(
@@ -191,9 +253,18 @@ def test_handles_are_for_tensors_on_a_gpu():
             "expected memory or files or broadcast with rollouts.pool.placement=process, found ipc",
         ),
         ({"placement": Placement.ray, "transfer": Transfer.files}, "transfer_folder: expected a folder .* found ''"),
+        (
+            {"placement": Placement.ray, "transfer": Transfer.broadcast, "ray_address": "10.0.0.1:6379"},
+            "transfer_folder: expected a folder that all hosts see .* found '' with transfer=broadcast",
+        ),
         ({"transfer_folder": "/x"}, "transfer_folder: .* none otherwise, found '/x' with transfer=memory"),
     ],
 )
 def test_ways_that_do_not_fit_are_refused(settings, message):
     with pytest.raises(ValueError, match=message):
         PoolConfig(**settings)
+
+
+def test_ipc_is_for_vllm():
+    with pytest.raises(ValueError, match=r"rollouts.pool.transfer: expected memory with our own sampler, found ipc"):
+        RolloutConfig(pool=PoolConfig(transfer=Transfer.ipc))

@@ -107,12 +107,22 @@ def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny
 
 def test_in_the_trainers_process_its_own_tensors_are_loaded_without_a_copy_of_them(worker, tiny, monkeypatch):
     """transfer=ipc; what lies in a GPU's memory goes to other processes of vLLM by handles."""
-    monkeypatch.setattr(worker, "_shipper", HandingShipper({}, 1))
+    handed = []
+    receive = worker.receive
+    monkeypatch.setattr(worker, "receive", lambda *update: handed.append(update[2]) or receive(*update))
+    monkeypatch.setattr(worker, "_shipper", HandingShipper(tiny[0].state_dict()))
     latest = copy.deepcopy(tiny[0])
     disturb(latest, 40)
     sync_weights(lambda: (30, latest.state_dict()), worker)
     asked = requests(tiny[1])[:3]
     assert gap(latest, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
+    assert all(opened.data_ptr() == latest.state_dict()[name].data_ptr() for name, opened in handed[-1].open())
+    before = generate(worker, asked)
+    with torch.no_grad():
+        for parameter in latest.parameters():
+            parameter.zero_()
+    assert generate(worker, asked) == before  # vLLM has its own
+    disturb(latest, 40)
     fewer = {name: tensor for name, tensor in latest.state_dict().items() if name != "mlp1.1.bias"}
     with pytest.raises(RuntimeError, match=r"version 31: missing \['mlp1.1.bias'\]"):
         sync_weights(lambda: (31, fewer), worker)
