@@ -91,9 +91,9 @@ class BroadcastShipper:
     def __init__(
         self, other: Shipper, processes_each: int, seconds: float, on_gpu: bool, address: str, folder: str = ""
     ) -> None:
-        """`processes_each` are those of one sampler; `seconds` the time that they wait for each other; `address` is this
-        host's, as the samplers' hosts reach it. They meet in a file of `folder`, which all see; without one they are on
-        this host."""
+        """`processes_each`: those of one sampler. `seconds`: that they wait for each other. `address`: of this host, as
+        the samplers' hosts reach it. They meet in a file of `folder`, which all see; without one they are on this host.
+        """
         self._other, self._each, self._seconds, self._on_gpu = other, processes_each, seconds, on_gpu
         self._address = address
         if folder:
