@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rollouts.parcels import Parcel, ParcelLost, Shapes
+from rollouts.parcels import Parcel, ParcelLost
 from rollouts.shippers import Shipper
 
 dist: Any = torch.distributed
@@ -40,21 +40,25 @@ class Meeting:
 
     def join(self, rank: int) -> Any:
         """A group apart from torch's default one. With gloo all have joined when it returns, with NCCL when the first
-        broadcast is done."""
+        broadcast is done. `RuntimeError` if that does not come about."""
+        if not Path(self.file).parent.is_dir():  # the store would try for five minutes, holding up every thread
+            raise RuntimeError(f"{Path(self.file).parent} is not there on this host")
         store = dist.FileStore(self.file, self.num_ranks)
         store.set_timeout(timedelta(seconds=self.seconds))
         if self.on_gpu:
-            options = dist.ProcessGroupNCCL.Options()
-            options._timeout = timedelta(seconds=self.seconds)
-            return dist.ProcessGroupNCCL(store, rank, self.num_ranks, options)
+            with _without_watchdog():
+                options = dist.ProcessGroupNCCL.Options()
+                options._timeout = timedelta(seconds=self.seconds)
+                return dist.ProcessGroupNCCL(store, rank, self.num_ranks, options)
         options = dist.ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=self.seconds)
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=self._own_address())]
         return dist.ProcessGroupGloo(store, rank, self.num_ranks, options)
 
     def _own_address(self) -> str:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            probe.connect((self.address, 9))  # sends nothing
+        family, kind, _, _, place = socket.getaddrinfo(self.address, 9, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(place)  # sends nothing
             return probe.getsockname()[0]
 
 
@@ -68,7 +72,7 @@ class BroadcastParcel:
 
     meeting: Meeting
     first_rank: int  # of the sampler's processes
-    shapes: Shapes
+    shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     seconds: float
 
@@ -78,9 +82,10 @@ class BroadcastParcel:
             group = _group_of(self.meeting, self.first_rank + rank)
             for name, shape in self.shapes.items():
                 tensor = torch.empty(shape, dtype=self.dtypes[name], device=device)
-                _broadcast(group, tensor).wait()
+                _finish(_broadcast(group, tensor), Event(), self.seconds)
                 yield name, tensor.cpu()  # a GPU has no room for all weights twice
-        except RuntimeError as error:
+        except (RuntimeError, OSError) as error:
+            _leave()  # whoever waits for this process is told
             raise ParcelLost(f"weights: their broadcast broke off: {error}") from None
 
 
@@ -96,9 +101,14 @@ class BroadcastShipper:
         """
         self._other, self._each, self._seconds, self._on_gpu = other, processes_each, seconds, on_gpu
         self._address = address
-        if folder:
-            Path(folder).mkdir(parents=True, exist_ok=True)
-        self._folder = tempfile.mkdtemp(prefix="weights-", dir=folder or None)  # readable by this user alone
+        try:
+            if folder:
+                Path(folder).mkdir(parents=True, exist_ok=True)
+            self._folder = tempfile.mkdtemp(prefix="weights-", dir=folder or None)  # readable by this user alone
+        except OSError as error:
+            raise ValueError(
+                f"rollouts.pool.transfer_folder: expected a folder that can be written, found {folder}: {error}"
+            ) from None
         self._num_meetings = 0
         self._tensors: dict[str, Tensor] = {}
         self._members: list[Hashable] = []
@@ -130,8 +140,7 @@ class BroadcastShipper:
             num_ranks = 1 + self._each * len(samplers)
             self._meeting = Meeting(file, self._address, num_ranks, self._seconds, self._on_gpu)
             if self._on_gpu:
-                with _without_watchdog():
-                    self._group = self._meeting.join(0)
+                self._group = self._meeting.join(0)
         assert self._meeting is not None
         shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
         dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
@@ -193,11 +202,16 @@ class BroadcastShipper:
 def _group_of(meeting: Meeting, rank: int) -> Any:
     global _joined
     if _joined is None or _joined[0] != meeting:
-        if _joined is not None:
-            _joined[1].abort()
-        _joined = None
+        _leave()
         _joined = meeting, meeting.join(rank)
     return _joined[1]
+
+
+def _leave() -> None:
+    global _joined
+    if _joined is not None:
+        _joined[1].abort()
+    _joined = None
 
 
 def _broadcast(group: Any, tensor: Tensor) -> Any:
@@ -210,7 +224,7 @@ def _finish(work: Any, is_over: Event, seconds: float) -> None:
     """Wait for one broadcast, in a way that can be given up: NCCL's own waits cannot."""
     end = time.monotonic() + seconds
     while not work.is_completed():
-        if is_over.wait(0.001) or time.monotonic() > end:
+        if is_over.wait(0.0002) or time.monotonic() > end:
             raise RuntimeError("not all of them took it")
     work.wait()
 
@@ -225,7 +239,7 @@ def _side_stream(tensors: dict[str, Tensor]) -> Any:
 
 @contextmanager
 def _without_watchdog() -> Iterator[None]:
-    """NCCL's watchdog would end the trainer for a sampler that died; the pool replaces that sampler instead."""
+    """NCCL's watchdog would end this process for another one that died; `_finish` gives up instead."""
     names = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
     before = {name: os.environ.get(name) for name in names}
     os.environ |= dict.fromkeys(names, "0")

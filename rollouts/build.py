@@ -44,6 +44,7 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
         return build_sampler(model, processor, config.alone(), run_seed)
     start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
     weights = released_tensors(model)
+    manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
     if placement is Placement.ray:
         ray_pool = _ray_pool(config.pool)
         fleet = ray_pool.RayFleet(start, sum(tensor.nbytes for tensor in weights.values()), num_gpus)
@@ -59,7 +60,6 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
         fleet.close()
         raise
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
-    manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
     return WorkerPool(fleet, shipper, config, allowed, manifest)
 
 

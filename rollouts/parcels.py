@@ -8,8 +8,6 @@ from torch import Tensor
 
 from rollouts.weight_buffer import Place, WeightBuffer
 
-Shapes = dict[str, tuple[int, ...]]
-
 
 class ParcelLost(RuntimeError):
     """Not all tensors came; the sampler is as it was, and can be sent them in another way."""
@@ -21,11 +19,6 @@ class Parcel(Protocol):
     @property
     def seconds(self) -> float:
         """That opening may take beyond its own work, because it waits for others."""
-        ...
-
-    @property
-    def shapes(self) -> Shapes:
-        """By released name."""
         ...
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
@@ -47,10 +40,6 @@ class MappedParcel:
     def of(cls, buffer: WeightBuffer) -> "MappedParcel":
         return cls(buffer.path, buffer.places, buffer.size)
 
-    @property
-    def shapes(self) -> Shapes:
-        return {name: place.shape for name, place in self.places.items()}
-
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
         try:
             return WeightBuffer.open(self.path, self.places, self.size).items()
@@ -64,10 +53,6 @@ class HandedParcel:
 
     tensors: Mapping[str, Tensor]
     seconds: float = 0.0
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: tuple(tensor.shape) for name, tensor in self.tensors.items()}
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
         return iter(self.tensors.items())
@@ -86,10 +71,6 @@ class IpcParcel:
     arguments: tuple[Any, ...]  # [bytes] uint8
     places: Mapping[str, Place]
     seconds: float = 0.0
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: place.shape for name, place in self.places.items()}
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
         global _opened

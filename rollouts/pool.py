@@ -131,7 +131,7 @@ class WorkerPool:
         try:
             for number in range(config.pool.workers):
                 self._slots.append(_Slot(number, fleet.start(number), config.pool.start_s))
-        except OSError:
+        except BaseException:
             self.close()
             raise
 
@@ -321,7 +321,7 @@ class WorkerPool:
                 if version != self._version:
                     raise MemberFailed(f"took weights of version {version}, not {self._version}")
                 self._believe(slot, checksums)
-            case ("missed", int()) if slot.joint_seconds:
+            case ("missed", int(version)) if slot.joint_seconds and version == self._version:
                 pass  # it is sent them alone
             case ("probed", dict(probe)):
                 slot.probe = probe

@@ -13,7 +13,6 @@ from ray.exceptions import RayError
 from torch import Tensor
 
 from rollouts.config import RolloutConfig, VllmRolloutConfig
-from rollouts.parcels import Shapes
 from rollouts.pool import MemberFailed
 from rollouts.processes import worker_environment
 from rollouts.sampler import VLLM_ENVIRONMENT
@@ -152,10 +151,6 @@ class ObjectParcel:
     reference: Any
     places: Mapping[str, Place]
     seconds: float = 0.0
-
-    @property
-    def shapes(self) -> Shapes:
-        return {name: place.shape for name, place in self.places.items()}
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
         memory = ray.get(self.reference)

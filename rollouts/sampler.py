@@ -27,7 +27,7 @@ class Sampler(RolloutWorker, Protocol):
 
     def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
         """`begin_update`, `load` of every tensor of the parcel, and `finish_update`. `ParcelLost` if they did not come;
-        the sampler can then be sent them again, and holds no version before."""
+        the sampler is then as it was, and can be sent them again."""
         ...
 
 

@@ -4,7 +4,6 @@ name.
 """
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,15 +35,15 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """All tensors of one policy version."""
+    """What was fetched, as its sender announced it."""
 
     version: int
     checksums: dict[str, int]  # released name -> CRC-32 of its bytes
-    parcel: Parcel
 
 
 class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
-    """Opens a `Parcel`. `version` and `checksums` say what this process's model was last filled with."""
+    """Loads what `WorkerExtension.fetch_weights` brought. `version` and `checksums` say what this process's model was
+    last filled with."""
 
     init_info_cls = NoInit
     update_info_cls = WeightUpdate
@@ -53,6 +52,7 @@ class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         super().__init__(*args, **kwargs)
         self.version = -1
         self.checksums: dict[str, int] = {}
+        self.fetched: dict[str, Tensor] = {}
         self._model: Any = self.model
         with torch.device("meta"):
             self.expected = {name: t.shape for name, t in released_tensors(SailVL2(self._model.shapes)).items()}
@@ -69,9 +69,8 @@ class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
-        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes, `ParcelLost` says that
-        they did not come; nothing is loaded then."""
-        found = dict(update_info.parcel.open(self.parallel_config.rank))
+        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
+        found, self.fetched = self.fetched, {}
         sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
         missing = sorted(self.expected.keys() - found.keys())
         shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
@@ -117,16 +116,19 @@ class WorkerExtension:
     weight_transfer_engine: Any
     model_runner: Any
 
-    update_weights: Callable[[dict[str, Any]], None]
-
-    def take_weights(self, update: dict[str, Any]) -> str:
-        """`update_weights`; returns why the weights did not come, if they did not: exceptions lose their type on the
-        way from a process of vLLM."""
+    def fetch_weights(self, parcel: Parcel) -> str:
+        """Hold what is in a parcel, for the update that follows; the model stays as it is. Returns why it was lost, if
+        it was: exceptions lose their type on the way from a process of vLLM."""
+        engine = self.weight_transfer_engine
         try:
-            self.update_weights(update)
+            engine.fetched = dict(parcel.open(engine.parallel_config.rank))
         except ParcelLost as error:
             return str(error)
         return ""
+
+    def forget_weights(self) -> None:
+        """No update follows: another process's parcel was lost."""
+        self.weight_transfer_engine.fetched = {}
 
     def weight_proof(self) -> tuple[int, dict[str, int]]:
         """(policy version, checksums) of what this worker's model was last filled with."""

@@ -131,18 +131,20 @@ class VllmWorker:
         could not."""
         begin = time.monotonic()
         self._wake()
-        self._engine.collective_rpc("start_weight_update")
-        update = {"version": version, "checksums": manifest, "parcel": parcel}
-        lost = [why for why in self._engine.collective_rpc("take_weights", args=(update,)) if why]
-        if lost:
-            raise ParcelLost(lost[0])
-        self._engine.collective_rpc("finish_weight_update")
-        self._note_versions(version)
-        held = self._prove(version, manifest)
-        for opened in self._open.values():
-            opened.deadline += time.monotonic() - begin
-        self._rest()
-        return held
+        try:
+            lost = [why for why in self._engine.collective_rpc("fetch_weights", args=(parcel,)) if why]
+            if lost:  # by one of them: then all stay as they are
+                self._engine.collective_rpc("forget_weights")
+                raise ParcelLost(lost[0])
+            self._engine.collective_rpc("start_weight_update")
+            self._engine.collective_rpc("update_weights", args=({"version": version, "checksums": manifest},))
+            self._engine.collective_rpc("finish_weight_update")
+            self._note_versions(version)
+            return self._prove(version, manifest)
+        finally:
+            for opened in self._open.values():
+                opened.deadline += time.monotonic() - begin
+            self._rest()
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         """Ids are those that vLLM expands the prompt to; on CPU, weights that it packs cannot be looked at."""

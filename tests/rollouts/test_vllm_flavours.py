@@ -11,11 +11,14 @@ from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, Transfer, VllmRolloutConfig
+from rollouts.parcels import MappedParcel, ParcelLost
 from rollouts.rollout import RolloutRequest, generate
 from rollouts.sampler import build_sampler
-from rollouts.weight_sync import sync_weights
+from rollouts.weight_buffer import WeightBuffer
+from rollouts.weight_sync import sync_weights, tensor_checksum
 from tests.conftest import require_extra
 from tests.model.test_video import write_video
+from tests.rollouts.lost_parcel import HalfLost
 from tests.rollouts.vllm_prompts import BestTokens, disturb, gap, mismatches, requests
 
 pytestmark = pytest.mark.slow
@@ -106,5 +109,23 @@ def test_two_tensor_parallel_halves(flavour, transfer, tmp_path):
             groups = generate(worker, asked)
             assert gap(model, processor, asked, groups, CONFIG.temperature)[0] <= TOLERANCE
             assert {r.policy_versions for group in groups for r in group} == {((0, version),)}
+        if transfer is None:
+            loses_half_an_update(worker, model, asked, groups)
+            sync_weights(lambda: (3, released_tensors(model)), worker)
+            groups = generate(worker, asked)
+            assert gap(model, processor, asked, groups, CONFIG.temperature)[0] <= TOLERANCE
     finally:
         worker.close()
+
+
+def loses_half_an_update(worker, model: SailVL2, asked: list[RolloutRequest], before: list) -> None:
+    """What one of its processes did not get, the other does not load."""
+    disturb(model, 9)
+    tensors = released_tensors(model)
+    buffer = WeightBuffer.create(tensors)
+    manifest = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
+    for rank in (0, 1):
+        with pytest.raises(ParcelLost, match="lost on the way"):
+            worker.receive(3, manifest, HalfLost(MappedParcel.of(buffer), rank))
+        assert generate(worker, asked) == before
+    buffer.close()
