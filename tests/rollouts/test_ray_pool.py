@@ -29,7 +29,11 @@ def tasks(tiny, digits_folder):
 
 @pytest.fixture(
     scope="module",
-    params=[Transfer.memory, Transfer.broadcast, pytest.param(Transfer.files, marks=pytest.mark.slow)],
+    params=[
+        Transfer.memory,
+        pytest.param(Transfer.broadcast, marks=pytest.mark.slow),
+        pytest.param(Transfer.files, marks=pytest.mark.slow),
+    ],
     ids=lambda transfer: transfer.value,
 )
 def workers(request, tiny, tmp_path_factory):
