@@ -29,11 +29,7 @@ def tasks(tiny, digits_folder):
 
 @pytest.fixture(
     scope="module",
-    params=[
-        Transfer.memory,
-        pytest.param(Transfer.broadcast, marks=pytest.mark.slow),
-        pytest.param(Transfer.files, marks=pytest.mark.slow),
-    ],
+    params=[Transfer.memory, Transfer.broadcast, Transfer.files],
     ids=lambda transfer: transfer.value,
 )
 def workers(request, tiny, tmp_path_factory):
