@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rollouts.parcels import HandedParcel, IpcParcel, MappedParcel, Parcel
-from rollouts.weight_buffer import WeightBuffer, lay_out, misfit
+from rollouts.weight_buffer import WeightBuffer, lay_out, place_of
 
 
 class Shipper(Protocol):
@@ -110,8 +110,7 @@ class HandingShipper:
         self._tensors = dict(tensors)
 
     def put(self, name: str, tensor: Tensor) -> None:
-        if problem := misfit(name, tensor, self._places.get(name)):
-            raise ValueError(problem)
+        place_of(name, tensor, self._places)
         self._tensors[name] = tensor
 
     def publish(self, samplers: Sequence[Hashable]) -> None:
@@ -144,9 +143,7 @@ class IpcShipper:
         self.publish([])
 
     def put(self, name: str, tensor: Tensor) -> None:
-        if problem := misfit(name, tensor, self._places.get(name)):
-            raise ValueError(problem)
-        self._places[name].cut(self._memory).copy_(tensor)
+        place_of(name, tensor, self._places).cut(self._memory).copy_(tensor)
 
     def publish(self, samplers: Sequence[Hashable]) -> None:
         if self._memory.is_cuda:

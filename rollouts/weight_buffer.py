@@ -42,12 +42,13 @@ def lay_out(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Place], int]:
     return places, size
 
 
-def misfit(name: str, tensor: Tensor, place: Place | None) -> str:
-    """What is wrong with a tensor for that place; empty if nothing is."""
+def place_of(name: str, tensor: Tensor, places: Mapping[str, Place]) -> Place:
+    """`ValueError` if there is none that fits."""
+    place = places.get(name)
     if place is not None and (place.shape, place.dtype) == (tuple(tensor.shape), tensor.dtype):
-        return ""
+        return place
     expected = "no tensor of this name" if place is None else f"{list(place.shape)} {place.dtype}"
-    return (
+    raise ValueError(
         f"weights: {name}: expected {expected}, found {list(tensor.shape)} {tensor.dtype}; a sampler keeps the "
         "architecture and the dtype that it was started with"
     )
@@ -113,8 +114,7 @@ class WeightBuffer:
 
     def put(self, name: str, tensor: Tensor) -> None:
         """`ValueError` for a tensor that the buffer was not made for."""
-        if problem := misfit(name, tensor, self.places.get(name)):
-            raise ValueError(problem)
+        place_of(name, tensor, self.places)
         if self._tensors[name].data_ptr() != tensor.data_ptr():
             self._tensors[name].copy_(tensor)
 

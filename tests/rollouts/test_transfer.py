@@ -18,7 +18,7 @@ from rollouts.broadcast import BroadcastParcel, BroadcastShipper, Meeting
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
-from rollouts.parcels import IpcParcel, MappedParcel, ParcelLost
+from rollouts.parcels import IpcParcel, MappedParcel, Parcel, ParcelLost
 from rollouts.pool import WorkerPool
 from rollouts.processes import ProcessMember
 from rollouts.rollout import generate
@@ -129,10 +129,18 @@ def broadcasting(seconds: float) -> BroadcastShipper:
     return BroadcastShipper(MemoryShipper(TENSORS), 1, seconds, on_gpu=False, address="127.0.0.1")
 
 
-def send(shipper: BroadcastShipper, number: int) -> None:
+def sent(shipper: BroadcastShipper, number: int) -> Parcel:
+    """What one sampler is given of an update."""
     for name, tensor in TENSORS.items():
         shipper.put(name, tensor + number)
     shipper.publish(["sampler"])
+    return shipper.parcel("sampler")
+
+
+def invitation(shipper: BroadcastShipper, number: int) -> BroadcastParcel:
+    parcel = sent(shipper, number)
+    assert isinstance(parcel, BroadcastParcel)
+    return parcel
 
 
 def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
@@ -140,8 +148,7 @@ def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
     shipper = broadcasting(seconds=3.0)
     assert isinstance(shipper.parcel("early"), MappedParcel)
     for number, kind in enumerate((BroadcastParcel, MappedParcel)):
-        send(shipper, number)
-        assert isinstance(shipper.parcel("sampler"), kind)
+        assert isinstance(sent(shipper, number), kind)
         begin = time.monotonic()
         shipper.settle()
         assert kind is BroadcastParcel or time.monotonic() - begin < 0.5
@@ -152,9 +159,7 @@ def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
     assert "a broadcast to 1 processes broke off" in capsys.readouterr().err
     meetings = set()
     for number in (2, 3, 4):
-        send(shipper, number)
-        parcel = shipper.parcel("sampler")
-        assert isinstance(parcel, BroadcastParcel)
+        parcel = invitation(shipper, number)
         found: dict[str, torch.Tensor] = {}
         thread = Thread(target=receive, args=(parcel, found))
         thread.start()
@@ -172,9 +177,7 @@ def test_a_broadcast_that_hangs_leaves_samplers_the_other_way(capsys):
 def test_a_sampler_whose_broadcast_breaks_off_says_so():
     """Nobody sends: it is as it was, and can be sent the weights another way."""
     shipper = broadcasting(seconds=1.0)
-    send(shipper, 0)
-    parcel = shipper.parcel("sampler")
-    assert isinstance(parcel, BroadcastParcel)
+    parcel = invitation(shipper, 0)
     alone = dataclasses.replace(
         parcel, meeting=dataclasses.replace(parcel.meeting, file=parcel.meeting.file + ".other")
     )
@@ -185,9 +188,7 @@ def test_a_sampler_whose_broadcast_breaks_off_says_so():
 
 def test_only_this_user_on_this_host_can_join():
     shipper = broadcasting(seconds=1.0)
-    send(shipper, 0)
-    parcel = shipper.parcel("sampler")
-    assert isinstance(parcel, BroadcastParcel)
+    parcel = invitation(shipper, 0)
     folder = Path(parcel.meeting.file).parent
     assert folder.stat().st_mode & 0o777 == 0o700
     receive(parcel, {})
