@@ -19,6 +19,7 @@ def cluster(monkeypatch):
     monkeypatch.setenv("RAY_AUTH_MODE", "token")
     monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     import ray
+    from ray._private.authentication_test_utils import reset_auth_token_state
     from ray.cluster_utils import Cluster
 
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
@@ -27,6 +28,8 @@ def cluster(monkeypatch):
     yield cluster
     ray.shutdown()
     cluster.shutdown()
+    monkeypatch.undo()
+    reset_auth_token_state()  # Ray holds the token for the whole process
 
 
 @pytest.mark.slow
