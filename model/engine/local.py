@@ -187,7 +187,7 @@ def prepare_cpu(num_threads: int) -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Pages that go back to the system come back zeroed: up to a tenth of a small model's update goes there."""
+    """Pages that go back to the system come back zeroed, which takes its part of every step (benchmarks/RESULTS.md)."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
     # Where the first is refused, the second alone would have every large tensor mapped anew.
     if set_option is not None and "GLIBC_TUNABLES" not in os.environ and set_option(_M_MMAP_THRESHOLD, 2**25):
