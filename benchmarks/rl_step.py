@@ -1,10 +1,12 @@
 """A whole step of RL, ours against TRL's: `python -m benchmarks.rl_step [points=quickstart,visual] [seeds=0,1,2]
-[steps=60] [visual_steps=10] [run=runs/rl_step] [data=data/digits]`.
+[steps=60] [visual_steps=10] [skip=true] [run=runs/rl_step] [data=data/digits]`.
 
-Sampling, rewards and update of GRPO without dynamic sampling, so that both sides sample and train as many completions;
-the same checkpoint, prompts in the same order, batch, learning rate and rewards; float32, two threads. The two runs of
-a seed are processes that take turns step by step, so that drift of the machine meets both. Seconds are those that each
-spends inside steps: start-up, evaluation, logs and checkpoints are outside. `quickstart` also compares accuracies.
+Sampling, rewards and update of the quickstart's recipe (DAPO's loss, no KL) without dynamic sampling, which TRL lacks:
+both sides sample, score and train on as many completions. Ours puts those whose advantage is 0 through no pass, as they
+add nothing to the gradient (`zero_advantage_share` of the tokens); `skip=false` turns that off. The same checkpoint,
+prompts in the same order, batch, learning rate and rewards; float32, two threads. The two runs of a seed are processes
+that take turns step by step, so that drift of the machine meets both. Seconds are those that each spends inside steps:
+start-up, evaluation, logs and checkpoints are outside. `quickstart` also compares accuracies.
 Finished runs are kept in `run` and not made again. The last line is one JSON object.
 """
 
@@ -26,10 +28,10 @@ THREADS, BAR, POINTS_OF_ACCURACY, MARGIN = 2, 4.0, 4, 3.0
 FEWEST_STEPS = 4  # the first warms up, quartiles need some
 SIDES = ("ours", "trl")
 MICRO_BATCHES = (8, 32, 128)  # of TRL's 128 rows of a step
-PHASES = ("seconds", "sampling", "rewards", "update", "completion_tokens")
+PHASES = ("seconds", "sampling", "rewards", "update", "completion_tokens", "zero_advantage_share")
 COMMON = [
     "recipe=quickstart",
-    "algorithm=grpo",
+    "algorithm.group_filter=none",
     f"engine.num_threads={THREADS}",
     "run.save_every=1000000",
     "engine.device=cpu",
@@ -94,15 +96,16 @@ def fastest_micro_batch(folder: Path, overrides: list[str]) -> int:
     return int(min(seconds, key=seconds.__getitem__))
 
 
-def run_pair(folder: Path, overrides: list[str], trl_only: list[str], held_out: str, every: int) -> dict[str, Any]:
-    """Results of both sides, from turns of one step each."""
+def run_pair(
+    folder: Path, overrides: list[str], own: dict[str, list[str]], held_out: str, every: int
+) -> dict[str, Any]:
+    """Results of both sides, each with overrides of its own, from turns of one step each."""
     results = {side: folder / side / "result.json" for side in SIDES}
     if not all(path.exists() for path in results.values()):
         shutil.rmtree(folder, ignore_errors=True)
         children = []
         for side in SIDES:  # one after the other: each comes to the end of its first step before the next one starts
-            own = [*overrides, *(trl_only if side == "trl" else [])]
-            children.append(Child(side, folder / side, own, held_out, every))
+            children.append(Child(side, folder / side, [*overrides, *own[side]], held_out, every))
             children[-1].wait()
         while any(child.runs for child in children):
             for child in children:
@@ -183,6 +186,7 @@ def main() -> None:
     settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
     root, data = Path(settings.get("run", "runs/rl_step")), Path(settings.get("data", "data/digits"))
     seeds = [int(seed) for seed in settings.get("seeds", "0,1,2").split(",")]
+    skip = settings.get("skip", "true")
     steps, visual_steps = int(settings.get("steps", "60")), int(settings.get("visual_steps", "10"))
     if min(steps, visual_steps) < FEWEST_STEPS:
         raise SystemExit(f"steps, visual_steps: expected at least {FEWEST_STEPS}, found {steps} and {visual_steps}")
@@ -193,15 +197,15 @@ def main() -> None:
         pairs = []
         for seed in seeds if point == "quickstart" else seeds[:1]:
             if point == "quickstart":
-                start, own = longcot_checkpoint(root / f"seed_{seed}", data, seed), [f"trainer.max_steps={steps}"]
+                start, kind = longcot_checkpoint(root / f"seed_{seed}", data, seed), [f"trainer.max_steps={steps}"]
             else:
-                start, own = visual_checkpoint(root / "visual"), [f"trainer.max_steps={visual_steps}", *VISUAL]
-            overrides = [*prompts, *own, assign("checkpoint", start), f"run.seed={seed}"]
+                start, kind = visual_checkpoint(root / "visual"), [f"trainer.max_steps={visual_steps}", *VISUAL]
+            overrides = [*prompts, *kind, assign("checkpoint", start), f"run.seed={seed}"]
             held_out = str(data / "test.jsonl") if point == "quickstart" else ""
-            folder = root / f"{point}_{seed}_{steps if held_out else visual_steps}"
+            folder = root / f"{point}_{seed}_{steps if held_out else visual_steps}_{skip}"
             rows = fastest_micro_batch(root / f"{point}_micro_batch", overrides)
-            trl_only = [f"trainer.micro_batch_size={rows}"]
-            pairs.append(run_pair(folder, overrides, trl_only, held_out, max(1, steps // POINTS_OF_ACCURACY)))
+            own = {"ours": [f"trainer.skip_zero_advantage={skip}"], "trl": [f"trainer.micro_batch_size={rows}"]}
+            pairs.append(run_pair(folder, overrides, own, held_out, max(1, steps // POINTS_OF_ACCURACY)))
             print(f"{point}, seed {seed}: {speed(pairs[-1:])['speedup']}", flush=True)
         points[point] = {**speed(pairs), **(accuracies(pairs) if point == "quickstart" else {})}
     result = {

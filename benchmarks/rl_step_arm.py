@@ -40,6 +40,7 @@ class Step:
     rewards: float
     update: float
     completion_tokens: float
+    zero_advantage_share: float = 0.0  # of the trained tokens, as far as a side tells
 
 
 class Turns:
@@ -93,6 +94,7 @@ def run_ours(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], 
             rewards=rewards,
             update=row["time/prepare"] + row["time/update"] + row["time/sync"],
             completion_tokens=row["completion_tokens"],
+            zero_advantage_share=row["zero_advantage_share"],
         )
         for row, rewards in zip(rows, reward_seconds, strict=True)
     ]

@@ -1,4 +1,6 @@
-"""Which groups are worth training on: pure functions of a group."""
+"""Which groups and trajectories are worth training on: pure functions of groups."""
+
+from collections.abc import Sequence
 
 from rlhf.algorithms.config import GroupFilter
 from rlhf.trajectory import Group
@@ -26,3 +28,17 @@ def drop_reason(group: Group, group_filter: GroupFilter, masks_overlong: bool = 
             if 0 < num_right < len(scored):
                 return ""
             return "all_right" if num_right else "all_wrong"
+
+
+def with_advantage(groups: Sequence[Group]) -> list[Group]:
+    """The groups of an update less trajectories whose advantage is 0, and less those groups that have no other.
+
+    One of them stays where nothing else is left, or nothing with an image: its zero gradient makes the optimizer go
+    on (momentum, decay) with the weights that the whole update reaches.
+    """
+    found = [group.with_trajectories([t for t in group.trajectories if t.has_advantage]) for group in groups]
+    kept = [group for group in found if group.trajectories]
+    anchor = next((group for group in groups if group.images), groups[0])
+    if not any(group.images or not anchor.images for group in kept):
+        kept.append(anchor.with_trajectories(anchor.trajectories[:1]))
+    return kept

@@ -23,6 +23,7 @@ class LossTotals:
         self.policy_version = policy_version
         self.sums: dict[str, float] = {}
         self.updates: list[StepResult] = []
+        self._tokens = {True: 0, False: 0}  # by whether their trajectory has an advantage
         self._tried: set[int] = set()
         self._trained: set[int] = set()
 
@@ -39,9 +40,12 @@ class LossTotals:
 
     def add_update(self, update: UpdateResult) -> None:
         self.updates.append(update.result)
-        self._tried |= update.draws
+        draws = {group.draw for group in update.groups}
+        self._tried |= draws
         if update.result.applied:
-            self._trained |= update.draws
+            self._trained |= draws
+        for trajectory in (t for group in update.groups for t in group.trajectories):
+            self._tokens[trajectory.has_advantage] += trajectory.num_trained_tokens
         for metrics in update.sums:
             self.add(metrics)
 
@@ -67,6 +71,7 @@ class LossTotals:
             "skipped_updates": float(sum(not update.applied for update in self.updates)),
             "updates": float(len(self.updates)),
             "trained_tokens": self.sums["tokens"],
+            "zero_advantage_share": self._tokens[False] / max(1, sum(self._tokens.values())),
         }
         for tower in self.updates[-1].tower_norms:
             values[f"grad_norm/{tower}"] = float(np.max([update.tower_norms[tower] for update in self.updates]))

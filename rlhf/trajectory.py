@@ -31,6 +31,10 @@ class Trajectory:
         return sum(self.rollout.completion_mask)
 
     @property
+    def has_advantage(self) -> bool:
+        return any(self.token_advantages) if self.token_advantages is not None else self.advantage != 0
+
+    @property
     def is_scored(self) -> bool:
         return self.reward.status is Status.ok
 

@@ -13,6 +13,7 @@ from model.engine.run import Run
 from model.processor import Processor
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.config import TrainerConfig
+from rlhf.filters import with_advantage
 from rlhf.trajectory import Group, PolicyBatch, pack
 
 
@@ -31,18 +32,18 @@ class Update:
     """One optimizer update: the groups of a mini-batch, packed into micro-batches."""
 
     groups: Sequence[Group]
-    batches: list[PolicyBatch]
+    batches: list[PolicyBatch]  # what has a gradient: see `trainer.skip_zero_advantage`
     balance_coefficient: float = 0.0
     routed: Tensor | None = None  # [L, E] pairs that the routers of an MoE sent where, over the step
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did, and the sums of its micro-batches."""
+    """What an update did, the sums of its micro-batches, and its groups."""
 
     result: StepResult
     sums: list[dict[str, float]]
-    draws: set[int]
+    groups: Sequence[Group]
 
 
 def with_reference(groups: Sequence[Group], policy: Policy) -> list[Group]:
@@ -71,8 +72,12 @@ def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, confi
     engine = policy.engine
     per_update = max(1, config.mini_batch_size // algorithm.config.group_size)
     mini_batches = [groups[start : start + per_update] for start in range(0, len(groups), per_update)]
-    updates = [Update(part, _pack(part, policy, algorithm.mean_per_sequence)) for part in mini_batches]
     balance = config.balance_coefficient
+    skips = config.skip_zero_advantage and algorithm.zero_advantage_is_silent and not balance
+    updates = [
+        Update(part, _pack(with_advantage(part) if skips else part, policy, algorithm.mean_per_sequence))
+        for part in mini_batches
+    ]
     inputs = [batch.inputs for one in updates for batch in one.batches]
     if len(updates) * config.passes == 1 and (len(inputs) == 1 or not balance):
         return [replace(one, balance_coefficient=balance) for one in updates]
@@ -111,7 +116,7 @@ def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number:
     if not result.applied:
         print(f"step {step}: update {number} skipped, {what} not finite; prompts: {prompts}", file=sys.stderr)
         run.append("skipped.jsonl", step, skipped)
-    return UpdateResult(result, sums, {group.draw for group in one.groups})
+    return UpdateResult(result, sums, one.groups)
 
 
 def _pack(groups: Sequence[Group], policy: Policy, mean_per_sequence: bool) -> list[PolicyBatch]:

@@ -32,6 +32,14 @@ class Algorithm(Generic[Config]):
 
     clips_any_sign = False
     """Whether the bounds of the ratio hold whatever the advantage's sign, which is how clipped tokens are counted."""
+    advantage_scales_objective = True
+    """Whether the objective is the advantage times something, and so has no gradient where that is 0. A subclass that
+    replaces `objective` or `loss` has to say so itself."""
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if {"objective", "loss"} & vars(cls).keys() and "advantage_scales_objective" not in vars(cls):
+            cls.advantage_scales_objective = False
 
     def __init__(self, config: Config, max_completion_tokens: int) -> None:
         self.config = config
@@ -45,6 +53,14 @@ class Algorithm(Generic[Config]):
     @property
     def needs_reference(self) -> bool:
         return self.config.kl.coefficient > 0
+
+    @property
+    def zero_advantage_is_silent(self) -> bool:
+        """Whether a trajectory whose advantage is 0 adds exactly nothing to the gradient of the loss."""
+        has_other_terms = self.config.entropy_coefficient or (
+            self.needs_reference and self.config.kl.place is KlPlace.loss
+        )
+        return self.advantage_scales_objective and not has_other_terms
 
     def shape_reward(self, reward: RewardResult, rollout: Rollout) -> float:
         """The reward after the algorithm's own terms."""

@@ -15,6 +15,7 @@ class Cispo(Algorithm[CispoConfig]):
     """CISPO: the clipped ratio is a weight without gradient."""
 
     clips_any_sign = True
+    advantage_scales_objective = True
 
     def objective(self, log_ratio: Tensor, policy_logprobs: Tensor, advantages: Tensor) -> Tensor:
         config = self.config

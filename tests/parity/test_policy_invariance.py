@@ -70,13 +70,15 @@ def make_groups(processor, generator: torch.Generator) -> list[Group]:
     return groups
 
 
-def gradient(parts, algorithm, groups: list[Group], budget: int, balance: float) -> tuple[float, torch.Tensor]:
+def gradient(
+    parts, algorithm, groups: list[Group], budget: int, balance: float, skips: bool = True
+) -> tuple[float, torch.Tensor]:
     """Loss and gradient of one update over `groups`, with old log-probs a little off the policy's."""
     model, processor = parts
     copy = SailVL2(model.config).double()
     copy.load_state_dict(model.state_dict())
     engine = LocalEngine(copy, EngineConfig(num_threads=1), OptimizerConfig(), 10)
-    config = TrainerConfig(mini_batch_size=96, passes=2, balance_coefficient=balance)
+    config = TrainerConfig(mini_batch_size=96, passes=2, balance_coefficient=balance, skip_zero_advantage=skips)
     one = prepare(algorithm.assign_advantages(groups), Policy(engine, None, processor, budget), algorithm, config)[0]
     assert (len(one.batches) > 1) == (budget < 1000)
     shifted = []
@@ -137,3 +139,48 @@ def test_nor_with_load_balancing(parts, name, coefficient):
         loss, found = gradient(parts, algorithm, groups[::order], budget, coefficient)
         assert loss == pytest.approx(wanted_loss, rel=1e-9, abs=1e-12)
         assert (found - wanted).norm() <= 1e-9 * wanted.norm()
+
+
+def equal_rewards(group: Group) -> Group:
+    return group.with_trajectories([replace(t, shaped_reward=1.0) for t in group.trajectories])
+
+
+@pytest.mark.parametrize("name", variants())
+def test_nor_do_completions_without_an_advantage(parts, name):
+    """They are left out of the passes wherever they add nothing, and nowhere else. Here: a group of equal rewards, and
+    one whose first reward is its mean."""
+    algorithm = build_algorithm(replace(variants()[name], group_size=GROUP), LIMIT)
+    first, second, third = make_groups(parts[1], torch.Generator().manual_seed(2))
+    rewards = zip(second.trajectories, (0.5, 1.0, 0.0, 0.5), strict=True)
+    groups = [equal_rewards(first), second.with_trajectories([replace(t, shaped_reward=r) for t, r in rewards]), third]
+    for budget in (100_000, 100):
+        wanted_loss, wanted = gradient(parts, algorithm, groups, budget, 0.0, skips=False)
+        loss, found = gradient(parts, algorithm, groups, budget, 0.0)
+        assert loss == pytest.approx(wanted_loss, rel=1e-9, abs=1e-12)
+        assert (found - wanted).norm() <= 1e-9 * wanted.norm()
+
+
+@pytest.mark.parametrize("silent", ["all", "those with images"])
+def test_an_optimizer_goes_on_where_nothing_has_an_advantage(parts, silent):
+    """Its momentum moves all weights that the completions reach, those of the vision tower too."""
+    algorithm = build_algorithm(replace(ALGORITHM_CONFIGS["dapo"](), group_size=GROUP), LIMIT)
+    groups = make_groups(parts[1], torch.Generator().manual_seed(3))
+    quiet = [equal_rewards(g) if silent == "all" or g.images else g for g in groups]
+    found = {}
+    for skips in (True, False):
+        model = SailVL2(parts[0].config).double()
+        model.load_state_dict(parts[0].state_dict())
+        engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(warmup_steps=0), 10)
+        policy = Policy(engine, None, parts[1], 100_000)
+        config = TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips)
+        for part in (groups, quiet):
+            (one,) = prepare(algorithm.assign_advantages(part), policy, algorithm, config)
+            (batch,) = one.batches
+            engine.forward_backward(batch, algorithm.loss, algorithm.denominator(one.groups))
+            before = torch.cat([p.detach().flatten() for p in model.vision_model.parameters()])
+            engine.step()
+        after = torch.cat([p.detach().flatten() for p in model.vision_model.parameters()])
+        assert (after - before).norm() > 0
+        found[skips] = after, batch.inputs.num_tokens, torch.cat([p.detach().flatten() for p in model.parameters()])
+    assert found[True][1] < found[False][1]
+    assert torch.allclose(found[True][2], found[False][2], rtol=0, atol=1e-12)

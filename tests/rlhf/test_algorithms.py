@@ -1,6 +1,6 @@
 """Groups, filters, weights, denominators, packing, and the first ratio."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -35,6 +35,7 @@ from rlhf.algorithms.config import (
 )
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
+from rlhf.filters import with_advantage
 from rlhf.prompts import PromptSet
 from rlhf.trajectory import Group, PolicyBatch, Trajectory, pack
 from rlhf.update import Policy, prepare, with_reference
@@ -247,10 +248,23 @@ def with_ref(group: Group, logprobs: list[list[float]]) -> Group:
     """The group, whose rollout log-probs are all -1, with reference log-probs."""
     return group.with_trajectories(
         [
-            dataclasses.replace(t, ref_logprobs=torch.tensor(values, dtype=torch.float64))
+            replace(t, ref_logprobs=torch.tensor(values, dtype=torch.float64))
             for t, values in zip(group.trajectories, logprobs, strict=True)
         ]
     )
+
+
+def test_only_completions_that_add_nothing_are_silent():
+    silent = {
+        name for name, config in ALGORITHM_CONFIGS.items() if build_algorithm(config(), 8).zero_advantage_is_silent
+    }
+    assert silent == {"dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"}  # grpo has a KL in its loss
+    assert not build_algorithm(DapoConfig(entropy_coefficient=0.01), 8).zero_advantage_is_silent
+    group = make_group([result(1), result(0), result(1)])
+    values = [{"advantage": 0.0}, {"advantage": float("nan")}, {"token_advantages": [0.0, 0.0]}]
+    group = group.with_trajectories([replace(t, **v) for t, v in zip(group.trajectories, values, strict=True)])
+    assert [t.has_advantage for t in group.trajectories] == [False, True, False]
+    assert with_advantage([group]) == [group.with_trajectories(group.trajectories[1:2])]
 
 
 def test_unknown_algorithm_names_the_known():
@@ -279,6 +293,14 @@ class Plain(Algorithm):
         objective = algorithm.objective(torch.zeros(2), torch.tensor([-1.0, -2.0]), torch.tensor([3.0, 1.0]))
         assert objective.tolist() == [-6.0, -4.0]
         assert algorithm.denominator([make_group([result(1), result(0)])]) == 6.0
+
+    def test_an_objective_of_its_own_says_itself_that_advantages_scale_it(self, tmp_path):
+        """Until then, completions without an advantage are not left out."""
+        silent = "    advantage_scales_objective = True\n"
+        assert not self.build(tmp_path, self.SOURCE).zero_advantage_is_silent
+        assert self.build(tmp_path, self.SOURCE + silent).zero_advantage_is_silent
+        plain = self.SOURCE[: self.SOURCE.index("    def")] + "    pass\n"
+        assert self.build(tmp_path, plain).zero_advantage_is_silent
 
     @pytest.mark.parametrize(
         ("source", "name", "message"),
