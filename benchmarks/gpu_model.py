@@ -2,8 +2,8 @@
 
 Random weights, fp32 behind bfloat16 arithmetic. One update (forward, policy loss, backward, clipping, fused AdamW) of
 groups as packed rows, and of one group's completions as rows of their own with a vision pass each; both through the
-engine. Sampling by the embedded sampler's decode path, recorded as CUDA graphs and launched one by one, and by
-transformers' `generate` on its own Qwen3 with our embeddings of the prompt as input (no vision pass in its times).
+engine. Sampling by the embedded sampler, by its decode path alone, recorded as CUDA graphs and launched one by one, and
+by transformers' `generate` on its own Qwen3 with our embeddings of the prompt as input (no vision pass in its times).
 Utilisation is the model's matmul FLOPs (attention: what causality leaves; recomputation not counted) over what the
 device does in a large square product of the same type. The last line is one JSON object.
 """
@@ -14,6 +14,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -31,7 +32,9 @@ from model.engine.local import LocalEngine
 from model.group_cache import prefix_room
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
-from rollouts.rollout import RolloutRequest
+from rollouts.config import RolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.rollout import RolloutRequest, generate
 
 REPEATS = 5
 
@@ -103,15 +106,32 @@ def sampling_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.
             ways["graphs"] = lambda: DecodeGraph(model).decode
         for name, make in ways.items():
 
-            def generate(make: Callable[[], Any] = make, inputs: Any = inputs) -> None:
+            def decode_greedily(make: Callable[[], Any] = make, inputs: Any = inputs) -> None:
                 decode = make()
                 logits, cache = model.prefill(inputs, args.group, prefix_room(len(row.prefix_ids)))
                 for _ in range(args.completion - 1):
                     logits = decode(logits.argmax(-1), [cache])
 
             tokens = num_prompts * args.group * args.completion
-            figures[f"{num_prompts}_groups_{name}"] = round(tokens / seconds(generate, device, repeats=1, warm_up=1))
+            figures[f"{num_prompts}_groups_{name}"] = round(
+                tokens / seconds(decode_greedily, device, repeats=1, warm_up=1)
+            )
+        figures[f"{num_prompts}_groups_sampler"] = sampler_rate(model, row, placeholder, args, num_prompts)
     return figures
+
+
+def sampler_rate(model: SailVL2, row: Row, placeholder: int, args: argparse.Namespace, num_prompts: int) -> int:
+    """The same through the embedded sampler, which draws, records and gives out completions."""
+    tokenizer = SimpleNamespace(end_id=model.config.language.vocab_size)  # none ends before the limit
+    stand_in: Any = SimpleNamespace(placeholder_id=placeholder, barred_ids=[placeholder], tokenizer=tokenizer)
+    limits = RolloutConfig(max_prompt_tokens=len(row.prefix_ids), max_completion_tokens=args.completion)
+    worker = EmbeddedWorker(model, stand_in, limits, 0)
+    requests = [
+        RolloutRequest(draw, str(draw), row.prefix_ids, row.prefix_ids, row.images, args.group)
+        for draw in range(num_prompts)
+    ]
+    taken = seconds(lambda: generate(worker, requests), model.device, repeats=1, warm_up=1)
+    return round(num_prompts * args.group * args.completion / taken)
 
 
 def rival_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.Namespace) -> dict[str, Any]:

@@ -5,6 +5,7 @@ see it and themselves only. A group of RL is one root (the prompt) with G branch
 without branches. Portable reference: SDPA on padded batches, exact for values and gradients.
 """
 
+import importlib.util
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -44,12 +45,39 @@ class Run:
         """Most keys that a token of it sees."""
         return self.stop - self.start + max((stop - start for start, stop in self.branches), default=0)
 
-    def bias(self) -> Tensor:
-        """[L, L] 0 where a token (row) sees another one (column), else -inf."""
-        places = torch.arange(self.end - self.start)
-        branch = torch.bucketize(places + self.start, torch.tensor((self.stop, *self.branch_stops)), right=True)
-        sees = (places <= places[:, None]) & ((branch == 0) | (branch == branch[:, None]))
-        return torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))
+    def pieces(self, longest: int) -> list["Piece"]:
+        """The root with its first branches, then further branches: pieces of `longest` tokens, or of one root or branch
+        that is longer; the root of the first does not count."""
+        cuts, start = [], self.stop
+        for begin, end in self.branches:
+            if end - start > longest and begin > self.stop:
+                cuts.append(begin)
+                start = begin
+        found = []
+        for start, stop in pairwise((self.start, *cuts, self.end)):
+            places = torch.arange(start, stop)
+            branch = torch.bucketize(places, torch.tensor((self.stop, *self.branch_stops)), right=True)
+            sees = (places <= places[:, None]) & ((branch == 0) | (branch == branch[:, None]))
+            prefix = None if start == self.start else (self.start, self.stop)
+            if prefix is not None:
+                sees = torch.cat((sees.new_ones(len(places), self.stop - self.start), sees), dim=1)
+            found.append(Piece(start, stop, prefix, torch.zeros(sees.shape).masked_fill_(~sees, float("-inf"))))
+        return found
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Packed tokens start..stop, of a root and branches or of branches alone, and all that they see."""
+
+    start: int
+    stop: int
+    prefix: tuple[int, int] | None  # (start, stop) of the root, where it is not in the piece
+    bias: Tensor  # [tokens, prefix + tokens] 0 where a token (row) sees another one (column), else -inf
+
+    def keys(self, x: Tensor) -> Tensor:
+        """x [H, T, K] -> what the piece sees of it [H, prefix + tokens, K]."""
+        own = x[:, self.start : self.stop]
+        return own if self.prefix is None else torch.cat((x[:, slice(*self.prefix)], own), dim=1)
 
 
 @dataclass(frozen=True)
@@ -63,19 +91,20 @@ class Layout:
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
     is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
     runs: tuple[Run, ...]  # the same roots and branches as runs of packed tokens
-    _biases: dict[int, dict[int, Tensor]] = field(default_factory=dict, repr=False, compare=False)
+    _pieces: dict[tuple[int, int], list[Piece]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def longest(self) -> int:
         """Most keys that a token sees."""
         return max((run.longest for run in self.runs), default=0)
 
-    def short_biases(self, longest: int) -> dict[int, Tensor]:
-        """First token of every run of at most `longest` tokens -> its `Run.bias`; made once for all layers."""
-        if longest not in self._biases:
-            short = [run for run in self.runs if run.end - run.start <= longest]
-            self._biases[longest] = {run.start: run.bias() for run in short}
-        return self._biases[longest]
+    def short_pieces(self, longest: int, longest_piece: int) -> list[Piece]:
+        """`Run.pieces` of every run whose tokens see at most `longest`; made once for all layers."""
+        key = longest, longest_piece
+        if key not in self._pieces:
+            short = [run for run in self.runs if run.longest <= longest]
+            self._pieces[key] = [piece for run in short for piece in run.pieces(longest_piece)]
+        return self._pieces[key]
 
     @cached_property
     def branch_mask(self) -> Tensor:
@@ -130,6 +159,14 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     return _Regroup.apply(flat, layout.slot_of_token, layout.token_of_slot)
 
 
+def has_decode_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
+    """Whether `model.decode_kernels` runs there: Triton, a GPU from Ampere on, heads of 16, 32, 64 ... numbers."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+        return False
+    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
+    return known and head_dim >= 16 and not head_dim & (head_dim - 1) and importlib.util.find_spec("triton") is not None
+
+
 def decode_over_prefix(
     q: Tensor,
     prefix: tuple[Tensor, Tensor, Tensor | None],
@@ -156,9 +193,6 @@ def decode_over_prefix(
     shared, shared_mass = (part.unflatten(2, (group_size, share)).transpose(1, 2).flatten(0, 1) for part in parts)
     if not full:
         shared, shared_mass = shared.index_select(0, cells), shared_mass.index_select(0, cells)
-    if _has_fused_kernel(q):
-        alone, own_mass = _with_log_mass(q, *own)
-        return alone.lerp(shared, (shared_mass - own_mass).sigmoid().to(q.dtype)).flatten(1, 2)
     # The prefix enters the softmax over own tokens as one more key, whose score is its log mass. Softmax works row by
     # row: exp and sigmoid of a whole tensor round by where in it a number stands.
     own_keys, own_values = own[0].flatten(0, 1), own[1].flatten(0, 1)  # [R Hkv, C, K]
@@ -176,20 +210,11 @@ def _with_log_mass(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None) -> tupl
     if q.device.type == "cpu" and q.dtype in (torch.float32, torch.float64):
         out, mass = cpu_flash(q, k, v, 0.0, False, attn_mask=bias)
         return out, mass.unsqueeze(-1)
-    if _has_fused_kernel(q):
-        bias = None if bias is None else bias.expand(*q.shape[:3], k.shape[2])
-        out, mass, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True)
-        return out, mass[:, :, : q.shape[2], None]  # it comes with room for whole blocks of queries
     scores = (q @ k.transpose(-1, -2)).to(torch.promote_types(q.dtype, torch.float32)) * q.shape[-1] ** -0.5
     if bias is not None:
         scores = scores + bias
     mass = scores.logsumexp(-1, keepdim=True)
     return (scores - mass).exp_().to(q.dtype) @ v, mass
-
-
-def _has_fused_kernel(q: Tensor) -> bool:
-    """Whether the GPU has one that gives the log mass: for bfloat16 from Ampere on."""
-    return q.is_cuda and (q.dtype is not torch.bfloat16 or torch.cuda.get_device_capability(q.device) >= (8, 0))
 
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, is_causal: bool) -> Tensor:

@@ -1,47 +1,27 @@
-"""Attention of a short row on CPU: a root with all its branches as one masked product.
+"""Attention of a short row on CPU: a root and its branches as a few masked products.
 
-It computes pairs of tokens that do not see each other, and is still faster than many small calls of a better kernel
+They compute pairs of tokens that do not see each other, and are still faster than many small calls of a better kernel
 (benchmarks/RESULTS.md).
 """
 
 import torch
 from torch import Tensor
 
-LONGEST = 320  # tokens of a row; beyond, the flash kernel's calls win
+LONGEST = 384  # keys that a token of a row sees; beyond, the flash kernel's calls win
+PIECE = 128  # tokens of a product: shorter ones compute fewer pairs in vain, in more calls
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """q [L, H, K], k and v [L, Hkv, K], bias [L, L] of 0 where a query (row) sees a key, else -inf.
+    """q [H, L, K], k and v [H, S, K], bias [L, S] of 0 where a query (row) sees a key, else -inf.
 
-    Returns the output [L, H, K] (scale 1/sqrt(K)) and the weights [Hkv, H / Hkv * L, L] for `gradients`.
+    Returns the output [H, L, K] (scale 1/sqrt(K)) and the weights [H, L, S] for `gradients`.
     """
-    share = q.shape[1] // k.shape[1]
-    scores = _queries(q, share) @ (_keys(k) * q.shape[-1] ** -0.5).mT
-    scores.unflatten(1, (share, -1)).add_(bias)
-    weights = scores.softmax(-1)
-    return _packed(weights @ _keys(v), share), weights
+    weights = torch.baddbmm(bias.to(q.dtype), q, k.mT, alpha=q.shape[-1] ** -0.5).softmax(-1)
+    return torch.bmm(weights, v), weights
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of q [L, H, K], k and v [L, Hkv, K], from the output's `grad` [L, H, K]."""
-    share = q.shape[1] // k.shape[1]
-    grad = _queries(grad, share)
-    of_weights = grad @ _keys(v).mT
+    """Of q [H, L, K], k and v [H, S, K], from the output's `grad` [H, L, K]."""
+    of_weights = torch.bmm(grad, v.mT)
     of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(q.shape[-1] ** -0.5)
-    of_k, of_v = of_scores.mT @ _queries(q, share), weights.mT @ grad
-    return _packed(of_scores @ _keys(k), share), _keys(of_k), _keys(of_v)
-
-
-def _queries(x: Tensor, share: int) -> Tensor:
-    """[L, H, K] -> [Hkv, share * L, K]: heads that share keys stand one behind the other."""
-    return x.unflatten(1, (-1, share)).permute(1, 2, 0, 3).flatten(1, 2)
-
-
-def _packed(x: Tensor, share: int) -> Tensor:
-    """[Hkv, share * L, K] -> [L, H, K]."""
-    return x.unflatten(1, (share, -1)).permute(2, 0, 1, 3).flatten(1, 2)
-
-
-def _keys(x: Tensor) -> Tensor:
-    """[L, Hkv, K] -> [Hkv, L, K], and back."""
-    return x.transpose(0, 1)
+    return torch.bmm(of_scores, k), torch.bmm(of_scores.mT, q), torch.bmm(weights.mT, grad)

@@ -11,10 +11,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from model.attention import decode_over_prefix
+from model.attention import decode_over_prefix, has_decode_kernels
 
 _layouts = itertools.count()
 _FIRST_ROOM = 32  # completion tokens; room is doubled when it is full
+_FIRST_ROOM_ON_GPU = 128  # each doubling records a graph anew; kernels of our own do not read what is empty
 
 
 @dataclass
@@ -31,7 +32,9 @@ class GroupCache:
     length: int = 0  # tokens of each completion so far
     prefix_bias: Tensor | None = None  # [N, 1, 1, P] 0 or -inf; None where all prefixes fill their room
     slot: Tensor | None = None  # [1] `length` on the GPU; None on CPU
-    own_bias: Tensor | None = None  # [room] 0 or -inf, of this step; None on CPU
+    own_bias: Tensor | None = None  # [room] 0 or -inf, of this step; None on CPU and with kernels of our own
+    row_of_cell: Tensor | None = None  # [N * G] live row of each sibling, or -1; None on CPU
+    has_kernels: bool = False  # of our own, for this GPU
     layout_id: int = field(default_factory=lambda: next(_layouts))  # another one when tensors are replaced
 
     @classmethod
@@ -45,6 +48,7 @@ class GroupCache:
             cache.prefix_bias = bias.masked_fill(~visible, float("-inf"))[:, None, None]
         if prefix_lengths.is_cuda:
             cache.slot = torch.zeros(1, dtype=torch.long, device=prefix_lengths.device)
+            cache.row_of_cell = cache.cells.clone()
         return cache
 
     @property
@@ -64,11 +68,13 @@ class GroupCache:
 
     def add_layer(self, prefix_k: Tensor, prefix_v: Tensor) -> None:
         """[N, Hkv, P, K] each."""
+        self.has_kernels = has_decode_kernels(prefix_k.device, prefix_k.dtype, prefix_k.shape[-1])
         self.prefix_k.append(prefix_k)
         self.prefix_v.append(prefix_v)
         _, heads, _, width = prefix_k.shape
+        room = _FIRST_ROOM_ON_GPU if self.has_kernels else _FIRST_ROOM
         for own in (self.own_k, self.own_v):
-            own.append(prefix_k.new_zeros(self.num_rows, heads, _FIRST_ROOM, width))
+            own.append(prefix_k.new_zeros(self.num_rows, heads, room, width))
 
     def make_room(self) -> None:
         """For one token more, before a step."""
@@ -79,14 +85,20 @@ class GroupCache:
             )
 
     def begin_step(self) -> None:
-        """On a GPU: which own slots are visible, once for all layers."""
-        if self.slot is not None:
+        """On a GPU without kernels of our own: which own slots are visible, once for all layers."""
+        if self.slot is not None and not self.has_kernels:
             hidden = torch.arange(self.room, device=self.slot.device) > self.slot
             self.own_bias = torch.zeros_like(hidden, dtype=self.own_k[0].dtype).masked_fill_(hidden, float("-inf"))
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """The next token of every row: q [R, H, K], k and v [R, Hkv, K] -> [R, H, K]. `advance` after all layers."""
         own_k, own_v = self.own_k[layer], self.own_v[layer]
+        prefix_k, prefix_v = self.prefix_k[layer], self.prefix_v[layer]
+        if self.has_kernels and self.slot is not None and self.row_of_cell is not None:
+            from model.decode_kernels import decode_attention  # where there is Triton
+
+            prefix, own = (prefix_k, prefix_v, self.prefix_lengths), (own_k, own_v, self.slot)
+            return decode_attention(q, (k, v), prefix, own, self.row_of_cell)
         if self.slot is None:
             stop = self.length + 1
             own_k[:, :, self.length], own_v[:, :, self.length] = k, v
@@ -94,7 +106,7 @@ class GroupCache:
         else:
             own_k.index_copy_(2, self.slot, k.unsqueeze(2))
             own_v.index_copy_(2, self.slot, v.unsqueeze(2))
-        prefix = (self.prefix_k[layer], self.prefix_v[layer], self.prefix_bias)
+        prefix = (prefix_k, prefix_v, self.prefix_bias)
         return decode_over_prefix(q, prefix, (own_k, own_v, self.own_bias), self.cells, self.group_size)
 
     def advance(self) -> None:
@@ -115,6 +127,10 @@ class GroupCache:
             self.prefix_k = [prefix.index_select(0, prompts) for prefix in self.prefix_k]
             self.prefix_v = [prefix.index_select(0, prompts) for prefix in self.prefix_v]
             self.prefix_bias = None if self.prefix_bias is None else self.prefix_bias[prompts]
+        if self.row_of_cell is not None:
+            live = torch.arange(self.num_rows, device=self.cells.device)
+            empty = self.cells.new_full((len(prompts) * self.group_size,), -1)
+            self.row_of_cell = empty.index_copy(0, self.cells, live)
 
 
 def prefix_room(length: int) -> int:

@@ -41,6 +41,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * head, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
+        self.has_kernels = False  # of our own, for sampling on this GPU
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
         q, k, v = self._heads(x, rope)
@@ -51,6 +52,10 @@ class SelfAttention(nn.Module):
         if x.device.type != "cpu" or x.dtype not in WIDE:
             projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
             q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
+            if self.has_kernels:
+                from model.decode_kernels import norm_and_rotate  # where there is Triton
+
+                return *norm_and_rotate(q, k, (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps, rope), v
             q, k = self.q_norm(q), self.k_norm(k)
             if torch.is_grad_enabled():  # many rows: one more copy of them costs more than the calls
                 return apply_rope(q, rope), apply_rope(k, rope), v

@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 import torch
 from torch import Tensor, nn
 
-from model.attention import packed_attention, pick_kernel
+from model.attention import has_decode_kernels, packed_attention, pick_kernel
 from model.batch import ModelInputs
 from model.config import AttentionKernel, SailVL2Config, Tower
 from model.group_cache import GroupCache
@@ -124,9 +124,11 @@ class SailVL2(nn.Module):
     def prepare_for_sampling(self) -> None:
         """Freeze everything; weights that meet the same input move together in memory."""
         self.requires_grad_(False)
+        has_kernels = has_decode_kernels(self.device, self.dtype, self.config.language.head_dim)
         for module in self.modules():
             match module:
                 case SelfAttention():
+                    module.has_kernels = has_kernels
                     lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
                 case MLP():
                     lay_side_by_side(module.gate_proj, module.up_proj)

@@ -15,6 +15,8 @@ from rlhf.update import Policy
 from rollouts.probe import cause_of, first_difference, probe_model
 from rollouts.rollout import Rollout, RolloutRequest
 
+_LOOKED_AT = 2  # completions of a step, whose log-probs the trainer computes for this alone
+
 
 @dataclass(frozen=True)
 class Gap:
@@ -33,12 +35,14 @@ class MismatchWatch:
         self._policy, self._model, self._processor, self._limit = policy, model, policy.processor, limit
 
     def look(self, step: int, groups: Sequence[Group], collector: Collector | AheadCollector) -> dict[str, float]:
-        """Metrics of one group, another each step; a warning on stderr names the cause of a large gap and the first
-        differing tensor."""
+        """Metrics of two completions of a group, others each step; a warning on stderr names the cause of a large gap
+        and the first differing tensor."""
         chosen = [group for group in groups if group.scored]
         if not chosen:
             return {}
         group = chosen[step % len(chosen)]
+        first = step // len(chosen) % len(group.scored)
+        group = group.with_trajectories((group.scored * 2)[first : first + min(_LOOKED_AT, len(group.scored))])
         gaps = self._gaps(group)
         present, older = ([gap for gap in gaps if gap.is_present is wanted] for wanted in (True, False))
         metrics = {}

@@ -21,7 +21,7 @@ from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, Rollout, RolloutRequest
 from rollouts.weight_sync import tensor_checksum
 
-_PREFILL_TOKENS = 8192  # of prompts run side by side
+_PREFILL_TOKENS = (8192, 32768)  # of prompts run side by side, on CPU and GPU
 _FULL_ENOUGH = (0.875, 0.5)  # share of a cohort's rows that is live, on CPU and GPU; leaving records a graph anew
 
 
@@ -39,6 +39,7 @@ class EmbeddedWorker:
         self._device = model.device
         self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
+        self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
         self._barred = torch.tensor(processor.barred_ids, device=self._device)
         self._queue: dict[int, RolloutRequest] = {}
         self._cohorts: list[Cohort] = []
@@ -119,7 +120,7 @@ class EmbeddedWorker:
             key = (prefix_room(len(request.prompt_ids)), request.group_size)
             alike.setdefault(key, []).append((handle, request))
         for (room, _), requests in alike.items():
-            at_once = max(1, _PREFILL_TOKENS // room)
+            at_once = max(1, self._prefill_tokens // room)
             for start in range(0, len(requests), at_once):
                 self._start(requests[start : start + at_once], room)
 

@@ -1,0 +1,19 @@
+"""The decoding kernels of GPUs, in Triton's interpreter: what they compute is tested where there is no GPU, too."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parents[1] / "gpu" / "test_decode_kernels.py"
+
+
+def test_decode_kernels_without_a_gpu():
+    pytest.importorskip("triton", reason="Triton has wheels for Linux alone")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", str(TESTS)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert " passed" in result.stdout and "skipped" not in result.stdout
