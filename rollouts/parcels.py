@@ -64,8 +64,7 @@ _opened: tuple[tuple[Any, ...], Tensor] | None = None
 
 @dataclass(frozen=True)
 class IpcParcel:
-    """In memory of a GPU, for processes of the same host that see that GPU under the same number (CUDA IPC). Not
-    verified: no GPU ran it yet."""
+    """In memory of a GPU, for processes of the same host that see that GPU under the same number (CUDA IPC)."""
 
     rebuild: Callable[..., Tensor]  # from
     arguments: tuple[Any, ...]  # [bytes] uint8
