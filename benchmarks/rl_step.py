@@ -76,20 +76,20 @@ def visual_checkpoint(folder: Path) -> Path:
 
 
 def fastest_micro_batch(folder: Path, overrides: list[str]) -> int:
-    """Rows of a forward and backward pass that suit TRL best on these prompts, from a step of each."""
+    """Rows of a forward and backward pass that suit TRL best on these prompts, from two steps of each."""
     path = folder / "micro_batch.json"
     if not path.exists():
         seconds = {}
         for size in MICRO_BATCHES:
             kept = [item for item in overrides if not item.startswith("trainer.max_steps=")]
-            own = [*kept, f"trainer.micro_batch_size={size}", "trainer.max_steps=2"]
+            own = [*kept, f"trainer.micro_batch_size={size}", "trainer.max_steps=3"]
             shutil.rmtree(folder / str(size), ignore_errors=True)
             child = Child("trl", folder / str(size), own, "", 1)
             child.wait()
             while child.runs:
                 child.go_on()
             result = json.loads((folder / str(size) / "result.json").read_text())
-            seconds[size] = result["steps"][1]["seconds"]
+            seconds[size] = statistics.mean(step["seconds"] for step in result["steps"][1:])
             print(f"  TRL, {size} rows a pass: {seconds[size]:.2f} s a step", file=sys.stderr, flush=True)
         path.write_text(json.dumps(seconds))
     seconds = json.loads(path.read_text())
@@ -203,7 +203,7 @@ def main() -> None:
             overrides = [*prompts, *kind, assign("checkpoint", start), f"run.seed={seed}"]
             held_out = str(data / "test.jsonl") if point == "quickstart" else ""
             folder = root / f"{point}_{seed}_{steps if held_out else visual_steps}_{skip}"
-            rows = fastest_micro_batch(root / f"{point}_micro_batch", overrides)
+            rows = fastest_micro_batch(root / f"{point}_rows_of_trl", overrides)
             own = {"ours": [f"trainer.skip_zero_advantage={skip}"], "trl": [f"trainer.micro_batch_size={rows}"]}
             pairs.append(run_pair(folder, overrides, own, held_out, max(1, steps // POINTS_OF_ACCURACY)))
             print(f"{point}, seed {seed}: {speed(pairs[-1:])['speedup']}", flush=True)

@@ -160,11 +160,11 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 
 def has_decode_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `model.decode_kernels` runs there: Triton, a GPU from Ampere on, heads of 16, 32, 64 ... numbers."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 0):
+    """Whether `model.decode_kernels` runs there: Triton, NVIDIA GPUs from Ampere on, heads of 16, 32 .. 256 numbers."""
+    if device.type != "cuda" or not torch.version.cuda or torch.cuda.get_device_capability(device) < (8, 0):
         return False
-    known = dtype in (torch.float32, torch.float16, torch.bfloat16)
-    return known and head_dim >= 16 and not head_dim & (head_dim - 1) and importlib.util.find_spec("triton") is not None
+    fits = dtype in (torch.float32, torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128, 256)
+    return fits and importlib.util.find_spec("triton") is not None
 
 
 def decode_over_prefix(

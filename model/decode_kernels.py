@@ -12,9 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 64  # keys that are read at once
 _SHORTEST_PART, _MOST_PARTS = 128, 32  # of the keys of a row
-_QUERIES = 64  # most rows of queries of a block
 
 
 @triton.jit
@@ -143,7 +141,10 @@ def _norm_and_rotate(
 def norm_and_rotate(
     q: Tensor, k: Tensor, weights: tuple[Tensor, Tensor], eps: float, rope: tuple[Tensor, Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """RMS norm and rotation of each head: q [R, H, K], k [R, Hkv, K], whose heads lie behind each other -> the same."""
+    """RMS norm and rotation of each head: q [R, H, K], k [R, Hkv, K], whose heads lie behind each other -> the same.
+
+    rope: cos and sin [R, 1, K / 2]. Rows are tokens: there is no further dimension.
+    """
     (num_rows, num_heads, width), num_kv_heads = q.shape, k.shape[1]
     out = q.new_empty(num_rows, num_heads + num_kv_heads, width)
     cos, sin = (table.view(num_rows, width // 2) for table in rope)
@@ -164,6 +165,7 @@ def decode_attention(
 
     q [R, H, K]; new: keys and values [R, Hkv, K]; prefix: keys and values [N, Hkv, P, K] and their number [N]; own:
     keys and values [R, Hkv, C, K] and the slot [1] of the new token; row_of_cell [N * G]: row of each sibling, or -1.
+    Those of prefix and own are contiguous; what lies behind their ends is not read.
     """
     (num_rows, num_heads, width), (num_prompts, num_kv_heads, prefix_room, _) = q.shape, prefix[0].shape
     siblings, share, own_room = len(row_of_cell) // num_prompts, num_heads // num_kv_heads, own[0].shape[2]
@@ -172,18 +174,25 @@ def decode_attention(
     q, new_k, new_v = map(_dense_heads, (q, *new))
     parts = torch.empty(num_rows, num_heads, num_parts, width, dtype=torch.float32, device=q.device)
     mass = torch.empty(num_rows, num_heads, num_parts, dtype=torch.float32, device=q.device)
-    rows = min(_QUERIES, max(16, triton.next_power_of_2(siblings * share)))
+    tile, most_rows = _block(width * q.element_size())
+    rows = min(most_rows, max(16, triton.next_power_of_2(siblings * share)))
     _prefix_parts[num_prompts * num_kv_heads, prefix_parts, triton.cdiv(siblings * share, rows)](
         q, *prefix, row_of_cell, parts, mass, scale, q.stride(0), prefix_room, prefix_part, num_parts,
-        num_heads, num_kv_heads, siblings, width, rows, _TILE,
+        num_heads, num_kv_heads, siblings, width, rows, tile,
     )  # fmt: skip
     _own_parts[num_rows * num_kv_heads, own_parts](
         q, new_k, new_v, *own, parts, mass, scale, q.stride(0), new_k.stride(0), new_v.stride(0), own_room, own_part,
-        prefix_parts, num_parts, num_heads, num_kv_heads, width, max(16, triton.next_power_of_2(share)), _TILE,
+        prefix_parts, num_parts, num_heads, num_kv_heads, width, max(16, triton.next_power_of_2(share)), tile,
     )  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
     _merge_parts[num_rows * num_heads,](parts, mass, out, num_parts, width, triton.next_power_of_2(num_parts))
     return out
+
+
+def _block(head_bytes: int) -> tuple[int, int]:
+    """Keys that are read at once, and most rows of queries: what fits into the 99 KiB of shared memory of the smallest
+    GPUs from Ampere on (compiled for these: at most 98.1 KiB)."""
+    return min(64, max(16, 2**14 // head_bytes)), 64 if head_bytes <= 256 else 32
 
 
 def _parts(room: int) -> tuple[int, int]:

@@ -7,7 +7,7 @@ They compute pairs of tokens that do not see each other, and are still faster th
 import torch
 from torch import Tensor
 
-LONGEST = 384  # keys that a token of a row sees; beyond, the flash kernel's calls win
+LONGEST = 384  # keys that a token of a row sees; beyond, the flash kernel's calls win (with one thread from some 300)
 PIECE = 128  # tokens of a product: shorter ones compute fewer pairs in vain, in more calls
 
 

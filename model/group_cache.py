@@ -15,7 +15,7 @@ from model.attention import decode_over_prefix, has_decode_kernels
 
 _layouts = itertools.count()
 _FIRST_ROOM = 32  # completion tokens; room is doubled when it is full
-_FIRST_ROOM_ON_GPU = 128  # each doubling records a graph anew; kernels of our own do not read what is empty
+_FIRST_ROOM_WITH_KERNELS = 128  # each doubling records a graph anew; kernels of our own do not read what is empty
 
 
 @dataclass
@@ -72,7 +72,7 @@ class GroupCache:
         self.prefix_k.append(prefix_k)
         self.prefix_v.append(prefix_v)
         _, heads, _, width = prefix_k.shape
-        room = _FIRST_ROOM_ON_GPU if self.has_kernels else _FIRST_ROOM
+        room = _FIRST_ROOM_WITH_KERNELS if self.has_kernels else _FIRST_ROOM
         for own in (self.own_k, self.own_v):
             own.append(prefix_k.new_zeros(self.num_rows, heads, room, width))
 

@@ -28,15 +28,18 @@ def split_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     can_be_dense = q.dtype in WIDE  # others need sums in more bits than they have
     longest = dense_attention.LONGEST if can_be_dense else 0
     long_runs = [run for run in layout.runs if run.longest > longest]
-    return _SplitAttention.apply(q, k, v, long_runs, layout.short_pieces(longest, dense_attention.PIECE))
+    pieces = layout.short_pieces(longest, dense_attention.PIECE)
+    return _SplitAttention.apply(q, k, v, long_runs, pieces, torch.is_grad_enabled())
 
 
 class _SplitAttention(torch.autograd.Function):
     """Works on [H, T, K]: a run of tokens is then a view that matrix products take as it is."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, long_runs: Sequence[Run], pieces: Sequence[Piece]) -> Tensor:
-        share = q.shape[1] // k.shape[1]
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, long_runs: Sequence[Run], pieces: Sequence[Piece], is_trained: bool
+    ) -> Tensor:
+        given, share = (q, k, v), q.shape[1] // k.shape[1]
         q, k, v = _by_head(q), _by_head(k, share), _by_head(v, share)
         out = torch.empty_like(q)
         weights: list[Tensor] = []  # of each piece
@@ -59,16 +62,17 @@ class _SplitAttention(torch.autograd.Function):
         for piece in pieces:
             own, keys = slice(piece.start, piece.stop), (piece.keys(k), piece.keys(v))
             out[:, own], kept = dense_attention.attend(q[:, own], *keys, piece.bias)
-            weights.append(kept)
+            if is_trained:
+                weights.append(kept)
         each_on_one_thread(attend, long_runs)
-        ctx.save_for_backward(q, k, v, out, log_mass, *weights)
+        ctx.save_for_backward(*given, out, log_mass, *weights)
         ctx.long_runs, ctx.pieces, ctx.share = long_runs, pieces, share
         return out.transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, out, log_mass, *weights = ctx.saved_tensors
-        grad = _by_head(grads[0])
+        q, k, v, grad = _by_head(q), _by_head(k, ctx.share), _by_head(v, ctx.share), _by_head(grads[0])
         grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))
 
         def gradients(queries: slice, keys: slice, is_causal: bool) -> list[Tensor]:
@@ -98,7 +102,7 @@ class _SplitAttention(torch.autograd.Function):
                 grad_k[:, prefix] += of_k[:, :-length]
                 grad_v[:, prefix] += of_v[:, :-length]
         each_on_one_thread(attend, ctx.long_runs)
-        return _by_token(grad_q), _by_token(grad_k, ctx.share), _by_token(grad_v, ctx.share), None, None
+        return _by_token(grad_q), _by_token(grad_k, ctx.share), _by_token(grad_v, ctx.share), None, None, None
 
 
 def _by_head(x: Tensor, share: int = 1) -> Tensor:

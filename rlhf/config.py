@@ -58,7 +58,7 @@ class TrainerConfig:
     """weight of the load-balancing term of an MoE decoder's routers; the model's own router loss is not added"""
     skip_zero_advantage: bool = True
     """completions whose advantage is 0 add nothing to a gradient: leave them out of its passes, unless a KL or entropy
-    term or load balancing needs them; the metrics of tokens are then of those that are left"""
+    term, load balancing or a custom objective needs them; metrics of tokens are then of those that are left"""
     show_every: int = 10
     """steps between printed rollouts"""
     max_sampler_gap: float = 0.2

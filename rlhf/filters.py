@@ -36,9 +36,9 @@ def with_advantage(groups: Sequence[Group]) -> list[Group]:
     One of them stays where nothing else is left, or nothing with an image: its zero gradient makes the optimizer go
     on (momentum, decay) with the weights that the whole update reaches.
     """
-    found = [group.with_trajectories([t for t in group.trajectories if t.has_advantage]) for group in groups]
+    found = [group.with_trajectories([t for t in group.scored if t.has_advantage]) for group in groups]
     kept = [group for group in found if group.trajectories]
-    anchor = next((group for group in groups if group.images), groups[0])
-    if not any(group.images or not anchor.images for group in kept):
-        kept.append(anchor.with_trajectories(anchor.trajectories[:1]))
+    anchors = sorted((group for group in groups if group.scored), key=lambda group: not group.images)
+    if anchors and not any(group.images or not anchors[0].images for group in kept):
+        kept.append(anchors[0].with_trajectories(anchors[0].scored[:1]))
     return kept

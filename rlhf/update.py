@@ -32,7 +32,7 @@ class Update:
     """One optimizer update: the groups of a mini-batch, packed into micro-batches."""
 
     groups: Sequence[Group]
-    batches: list[PolicyBatch]  # what has a gradient: see `trainer.skip_zero_advantage`
+    batches: list[PolicyBatch]  # what is passed: see `trainer.skip_zero_advantage`
     balance_coefficient: float = 0.0
     routed: Tensor | None = None  # [L, E] pairs that the routers of an MoE sent where, over the step
 

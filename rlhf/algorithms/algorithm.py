@@ -33,13 +33,8 @@ class Algorithm(Generic[Config]):
     clips_any_sign = False
     """Whether the bounds of the ratio hold whatever the advantage's sign, which is how clipped tokens are counted."""
     advantage_scales_objective = True
-    """Whether the objective is the advantage times something, and so has no gradient where that is 0. A subclass that
+    """Whether the objective is the advantage times something, and so has no gradient where that is 0. A class that
     replaces `objective` or `loss` has to say so itself."""
-
-    def __init_subclass__(cls) -> None:
-        super().__init_subclass__()
-        if {"objective", "loss"} & vars(cls).keys() and "advantage_scales_objective" not in vars(cls):
-            cls.advantage_scales_objective = False
 
     def __init__(self, config: Config, max_completion_tokens: int) -> None:
         self.config = config
@@ -57,10 +52,12 @@ class Algorithm(Generic[Config]):
     @property
     def zero_advantage_is_silent(self) -> bool:
         """Whether a trajectory whose advantage is 0 adds exactly nothing to the gradient of the loss."""
-        has_other_terms = self.config.entropy_coefficient or (
-            self.needs_reference and self.config.kl.place is KlPlace.loss
-        )
-        return self.advantage_scales_objective and not has_other_terms
+        # Of the classes that it is made of, the first that has a say.
+        having_a_say = {"advantage_scales_objective", "objective", "loss"}
+        says = next(vars(one) for one in type(self).__mro__ if having_a_say & vars(one).keys())
+        has_kl_term = self.needs_reference and self.config.kl.place is KlPlace.loss
+        scales = says.get("advantage_scales_objective", False)
+        return scales and not (has_kl_term or self.config.entropy_coefficient)
 
     def shape_reward(self, reward: RewardResult, rollout: Rollout) -> float:
         """The reward after the algorithm's own terms."""

@@ -87,12 +87,12 @@ def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
     model.cuda()
     decode = DecodeGraph(model).decode if recorded else model.decode
     generator = torch.Generator().manual_seed(0)
-    completions = torch.randint(0, 500, (4, 80), generator=generator)
+    completions = torch.randint(0, 500, (4, 150), generator=generator)
     prompts = [[1, 2, 3], [4] * 40]
     inputs = pack_rows([Row(prompt, []) for prompt in prompts], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
     logits, cache = model.prefill(inputs, 2, 64)
-    rows, found = [0, 1, 2, 3], torch.zeros(4, 80)
-    for step in range(80):
+    rows, found = [0, 1, 2, 3], torch.zeros(4, 150)
+    for step in range(150):
         fed = completions[rows, step].cuda()
         found[rows, step] = logits.log_softmax(-1).gather(-1, fed[:, None]).squeeze(-1).cpu()
         if step == 50:  # one sibling of the first prompt and both of the second leave
@@ -102,7 +102,7 @@ def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
     pairs = [Row(prompts[n // 2], [completions[n].tolist()]) for n in range(4)]
     with torch.no_grad():
         full = (
-            model(pack_rows(pairs, PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))).logprobs.view(4, 80).cpu()
+            model(pack_rows(pairs, PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))).logprobs.view(4, 150).cpu()
         )
     assert torch.allclose(found[1], full[1], atol=1e-4)
     assert torch.allclose(found[:, :51], full[:, :51], atol=1e-4)

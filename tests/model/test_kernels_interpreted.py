@@ -5,13 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
+from tests.conftest import require_extra
 
 TESTS = Path(__file__).parents[1] / "gpu" / "test_decode_kernels.py"
 
 
 def test_decode_kernels_without_a_gpu():
-    pytest.importorskip("triton", reason="Triton has wheels for Linux alone")
+    require_extra("vllm", "triton")  # it comes along
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", str(TESTS)]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from model import dense_attention
 from model.attention import SHORT, Layout, pick_kernel
 from model.batch import Row, pack_rows
 from model.config import AttentionKernel
@@ -15,7 +16,8 @@ ROWS = {
     "several": [(5, [2, 40]), (90, [33]), (1, [1, 1, 600]), (64, [64, 64])],
     "prompts without completions": [(7, []), (130, [])],
     "short": [(40, [20, 31, 1]), (1, [2, 3]), (9, []), (30, [12])],
-    "short and long": [(20, [9, 14]), (200, [60, 70]), (255, [1]), (3, [4, 5]), (254, [1, 1])],
+    "in pieces": [(30, [200, 20, 90, 70, 5]), (1, [100] * 7), (380, [4, 3]), (383, [])],
+    "short and long": [(20, [9, 14]), (400, [1]), (255, [60, 70]), (3, [4, 500]), (254, [1, 1])],
 }
 
 
@@ -83,7 +85,8 @@ def test_short_sequences_take_plain_products_and_all_else_the_runs():
 
 @pytest.mark.parametrize("num_threads", [2, 3])
 def test_threads_change_no_bit_of_rows_that_are_worked_on_side_by_side(num_threads):
-    layout = layout_of((20, [9, 14]), (200, [60, 70]), (30, [12]), (90, [80, 90]), (7, [9, 9]))
+    layout = layout_of((20, [9, 14]), (400, [60, 70]), (30, [12]), (10, [500, 20]), (7, [9, 9]), (450, []))
+    assert sum(run.longest > dense_attention.LONGEST for run in layout.runs) == 3
     q, k, v = (torch.randn(layout.runs[-1].end, heads, 16) for heads in (4, 2, 2))
     alone = split_attention(q, k, v, layout)
     torch.set_num_threads(num_threads)

@@ -141,6 +141,17 @@ def test_nor_with_load_balancing(parts, name, coefficient):
         assert (found - wanted).norm() <= 1e-9 * wanted.norm()
 
 
+def num_passed(parts, algorithm, groups: list[Group], skips: bool) -> int:
+    """Tokens of the only update."""
+    engine = LocalEngine(parts[0], EngineConfig(num_threads=1), OptimizerConfig(), 10)
+    config, policy = (
+        TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips),
+        Policy(engine, None, parts[1], 100_000),
+    )
+    (one,) = prepare(algorithm.assign_advantages(groups), policy, algorithm, config)
+    return sum(batch.inputs.num_tokens for batch in one.batches)
+
+
 def equal_rewards(group: Group) -> Group:
     return group.with_trajectories([replace(t, shaped_reward=1.0) for t in group.trajectories])
 
@@ -153,6 +164,9 @@ def test_nor_do_completions_without_an_advantage(parts, name):
     first, second, third = make_groups(parts[1], torch.Generator().manual_seed(2))
     rewards = zip(second.trajectories, (0.5, 1.0, 0.0, 0.5), strict=True)
     groups = [equal_rewards(first), second.with_trajectories([replace(t, shaped_reward=r) for t, r in rewards]), third]
+    passed = [num_passed(parts, algorithm, groups, skips) for skips in (True, False)]
+    has_zeros = not algorithm.needs_reference  # a KL in the reward makes every advantage another one
+    assert (passed[0] < passed[1]) == (algorithm.zero_advantage_is_silent and has_zeros)
     for budget in (100_000, 100):
         wanted_loss, wanted = gradient(parts, algorithm, groups, budget, 0.0, skips=False)
         loss, found = gradient(parts, algorithm, groups, budget, 0.0)

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from model.engine.base import StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
 from model.interface import Mode
@@ -36,9 +37,10 @@ from rlhf.algorithms.config import (
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
 from rlhf.filters import with_advantage
+from rlhf.metrics import LossTotals
 from rlhf.prompts import PromptSet
 from rlhf.trajectory import Group, PolicyBatch, Trajectory, pack
-from rlhf.update import Policy, prepare, with_reference
+from rlhf.update import Policy, UpdateResult, prepare, with_reference
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import FinishReason, Prompt, Rollout, generate
@@ -267,6 +269,29 @@ def test_only_completions_that_add_nothing_are_silent():
     assert with_advantage([group]) == [group.with_trajectories(group.trajectories[1:2])]
 
 
+def test_the_share_of_tokens_without_an_advantage_is_shown():
+    group = make_group([result(1), result(0), result(1), result(1)])
+    lengths = [t.num_trained_tokens for t in group.trajectories]
+    values = zip(group.trajectories, (0.0, 1.5, 0.0, -1.0), strict=True)
+    group = group.with_trajectories([replace(t, advantage=value) for t, value in values])
+    names = [
+        "tokens",
+        "loss",
+        "entropy",
+        "clipped_low",
+        "clipped_high",
+        "old_kl",
+        "sampler_kl",
+        "ratio_min",
+        "ratio_max",
+        "sampler_gap",
+    ]
+    sums = dict.fromkeys([*names, "sampler_gap_max", "correction"], 1.0)
+    totals = LossTotals()
+    totals.add_update(UpdateResult(StepResult(1e-3, 1.0, True), [sums], [group]))
+    assert totals.metrics()["zero_advantage_share"] == pytest.approx((lengths[0] + lengths[2]) / sum(lengths))
+
+
 def test_unknown_algorithm_names_the_known():
     with pytest.raises(ValueError, match=r"expected one of \['cispo', 'dapo', 'dr_grpo'.*found 'ppo'"):
         build_algorithm(AlgorithmConfig(name="ppo"), LIMIT)
@@ -301,6 +326,8 @@ class Plain(Algorithm):
         assert self.build(tmp_path, self.SOURCE + silent).zero_advantage_is_silent
         plain = self.SOURCE[: self.SOURCE.index("    def")] + "    pass\n"
         assert self.build(tmp_path, plain).zero_advantage_is_silent
+        mixed = self.SOURCE.replace("(Algorithm)", "") + "\nclass Mixed(Plain, Algorithm):\n    pass\n"
+        assert not self.build(tmp_path, mixed, "Mixed").zero_advantage_is_silent
 
     @pytest.mark.parametrize(
         ("source", "name", "message"),

@@ -126,8 +126,9 @@ def test_steps_take_turns_with_the_groups(scene):
     groups[1] = dataclasses.replace(groups[1], trajectories=(first, *groups[1].trajectories[1:]))
     length = len(spoilt.completion_ids)
     spoilt.rollout_logprobs[:] = [-9.0] * length
-    found = [look(scene, step=step, limit=100.0, groups=groups)["mismatch/present"] > 1 for step in range(3)]
-    assert found == [False, True, False]
+    found = [look(scene, step=step, limit=100.0, groups=groups)["mismatch/present"] > 1 for step in range(9)]
+    # Two of its three completions each time: (0, 1), (1, 2), (2, 0).
+    assert found == [False, True, False, False, False, False, False, True, False]
 
 
 def test_first_difference_names_the_first_stage(tiny, scene):
