@@ -25,7 +25,7 @@ CASES = {
     "first token, all live": (2, 3, 4, 2, 16, 64, 128, 0, [0, 1, 2, 3, 4, 5]),
     "slot at a part's end, odd share": (1, 2, 3, 1, 16, 160, 256, 127, [0, 1]),
     "more queries than a block takes, a part behind the slot": (1, 30, 9, 3, 16, 64, 256, 100, list(range(0, 30, 2))),
-    "wide heads": (1, 2, 4, 2, 128, 96, 128, 40, [1]),
+    "wide heads": (1, 2, 2, 1, 128, 64, 128, 40, [1]),
     "parts of more than two tiles": (1, 2, 2, 1, 16, 6144, 64, 40, [0, 1]),
 }
 if DEVICE == "cuda":  # the interpreter takes its time
