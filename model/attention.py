@@ -5,7 +5,6 @@ see it and themselves only. A group of RL is one root (the prompt) with G branch
 without branches. Portable reference: SDPA on padded batches, exact for values and gradients.
 """
 
-import importlib.util
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import pairwise
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from model.config import AttentionKernel
+from model.layers import has_triton, on_ampere
 
 SHORT = 80  # keys; up to here plain products beat the CPU flash kernel
 # What `scaled_dot_product_attention` calls on CPU; under its own name it returns the log-sum-exp [B, H, L] too.
@@ -116,20 +116,32 @@ class Layout:
         return torch.cat((to_prefix, to_own), dim=2).unsqueeze(1)
 
 
-def pick_kernel(wanted: AttentionKernel, device: torch.device, head_dim: int, layout: Layout) -> AttentionKernel:
+def pick_kernel(
+    wanted: AttentionKernel, device: torch.device, dtype: torch.dtype, head_dim: int, layout: Layout
+) -> AttentionKernel:
     """The kernel for packed rows: as wanted, or the fastest of the device.
 
-    flex takes head widths 16, 32, 64 ...; on CPU split wins but for short sequences without branches.
+    varlen takes half precision and head widths of 8, 16 .. 256; flex takes widths of 16, 32, 64 ...; on CPU split wins
+    but for short sequences without branches.
     """
+    takes = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    has_varlen = takes and on_ampere(device) and torch.backends.cuda.is_flash_attention_available()
     if wanted is AttentionKernel.split and device.type != "cpu":
         raise ValueError(f"attention_kernel: split is a CPU kernel, found the device {device}; use auto")
+    if wanted is AttentionKernel.varlen and not has_varlen:
+        raise ValueError(
+            "attention_kernel: varlen needs an NVIDIA GPU from Ampere on, float16 or bfloat16, and heads of 8, 16 .. "
+            f"256 numbers; found {device}, {str(dtype).removeprefix('torch.')}, {head_dim}; use auto"
+        )
     if wanted is not AttentionKernel.auto:
         return wanted
     if device.type == "cpu":
         has_branches = any(run.branch_stops for run in layout.runs)
         return AttentionKernel.split if has_branches or layout.longest > SHORT else AttentionKernel.sdpa
-    ampere = device.type == "cuda" and torch.version.cuda and torch.cuda.get_device_capability(device) >= (8, 0)
-    return AttentionKernel.flex if ampere and head_dim >= 16 and not head_dim & (head_dim - 1) else AttentionKernel.sdpa
+    if has_varlen:
+        return AttentionKernel.varlen
+    has_flex = on_ampere(device) and head_dim >= 16 and not head_dim & (head_dim - 1)
+    return AttentionKernel.flex if has_flex else AttentionKernel.sdpa
 
 
 def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
@@ -160,11 +172,9 @@ def packed_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
 
 
 def has_decode_kernels(device: torch.device, dtype: torch.dtype, head_dim: int) -> bool:
-    """Whether `model.decode_kernels` runs there: Triton, NVIDIA GPUs from Ampere on, heads of 16, 32 .. 256 numbers."""
-    if device.type != "cuda" or not torch.version.cuda or torch.cuda.get_device_capability(device) < (8, 0):
-        return False
+    """Whether `model.decode_kernels` runs there: heads of 16, 32 .. 256 numbers where there is Triton."""
     fits = dtype in (torch.float32, torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128, 256)
-    return fits and importlib.util.find_spec("triton") is not None
+    return fits and has_triton(device)
 
 
 def decode_over_prefix(

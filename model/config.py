@@ -40,12 +40,13 @@ class Tower(Enum):
 class AttentionKernel(Enum):
     """What computes attention over packed rows.
 
-    `auto`: flex_attention on NVIDIA GPUs from Ampere on; on CPU runs of tokens (`split`), or plain SDPA for short
-    sequences without branches; SDPA elsewhere.
+    `auto`: on NVIDIA GPUs from Ampere on flash kernels for sequences of any length (`varlen`), in float32
+    flex_attention; on CPU runs of tokens (`split`), or plain SDPA for short sequences without branches; SDPA elsewhere.
     """
 
     auto = "auto"
     sdpa = "sdpa"
+    varlen = "varlen"
     flex = "flex"
     split = "split"
 

@@ -4,6 +4,8 @@ RMSNorm, RoPE and SwiGLU have hand-written backwards: on CPU the composed ones c
 """
 
 from collections.abc import Sequence
+from functools import cache
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -11,6 +13,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 WIDE = (torch.float32, torch.float64)
+
+
+@cache
+def on_ampere(device: torch.device) -> bool:
+    """Whether it is an NVIDIA GPU, Ampere or newer."""
+    is_nvidia = device.type == "cuda" and bool(torch.version.cuda)
+    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+@cache
+def has_triton(device: torch.device) -> bool:
+    """Whether our kernels in Triton run there."""
+    return on_ampere(device) and find_spec("triton") is not None
 
 
 class RMSNorm(nn.Module):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.layers import has_triton
 from model.moe import Routing
 
 
@@ -48,7 +49,9 @@ def score_tokens(
         num_tokens, block = hidden.shape[0], head.shape[0]
         if num_tokens * block > _WHOLE_LOGITS:
             block = max(_MIN_BLOCK, _BLOCK_LOGITS.get(hidden.device.type, 2**21) // num_tokens)
-    return TokenScores(*_BlockedScores.apply(hidden, head, targets, temperature, barred_ids, block))
+    with_kernels = hidden.is_cuda and hidden.dtype != torch.float64 and has_triton(hidden.device)
+    scores = _KernelScores if with_kernels else _BlockedScores
+    return TokenScores(*scores.apply(hidden, head, targets, temperature, barred_ids, block))
 
 
 class _Block(NamedTuple):
@@ -122,12 +125,7 @@ class _BlockedScores(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, head, targets, barred_ids, normaliser, entropy, kept = ctx.saved_tensors
         grad_logprobs, grad_entropy = grads
-        # dL/dz = p * (constant - grad_entropy * ln p), and at the target what its log-prob asks for.
-        constant = torch.zeros_like(normaliser)
-        if grad_logprobs is not None:
-            constant = constant - grad_logprobs
-        if grad_entropy is not None:
-            constant = constant - grad_entropy * entropy
+        constant = _constant(entropy, grad_logprobs, grad_entropy)
         # Blocks are added up: in less than fp32 the sum would lose the small ones.
         grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if ctx.needs_input_grad[0] else None
         grad_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
@@ -157,3 +155,53 @@ class _BlockedScores(torch.autograd.Function):
             if grad_head is not None:
                 torch.mm(grad.t(), hidden, out=grad_head[block.part])
         return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_head, None, None, None, None
+
+
+class _KernelScores(torch.autograd.Function):
+    """The same with kernels for a GPU, where blocks of logits keep the type of the model."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        head: Tensor,
+        targets: Tensor,
+        temperature: float,
+        barred_ids: Tensor | None,
+        width: int,
+    ) -> tuple[Tensor, Tensor]:
+        from model.score_kernels import RunningScores  # where there is Triton
+
+        running = RunningScores(targets, barred_ids, head.shape[0], temperature)
+        for start in range(0, head.shape[0], width):
+            running.add(F.linear(hidden, head[start : start + width]), start)
+        logprobs, entropy, normaliser = running.totals()
+        ctx.save_for_backward(hidden, head, normaliser, entropy)
+        ctx.running, ctx.width = running, width
+        ctx.set_materialize_grads(False)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+        hidden, head, normaliser, entropy = ctx.saved_tensors
+        of_logprob, of_entropy = (torch.zeros_like(entropy) if grad is None else grad.contiguous() for grad in grads)
+        factors = _constant(entropy, of_logprob, of_entropy), of_entropy, of_logprob
+        grad_hidden = torch.zeros_like(hidden, dtype=normaliser.dtype) if ctx.needs_input_grad[0] else None
+        grad_head = torch.empty_like(head) if ctx.needs_input_grad[1] else None
+        for start in range(0, head.shape[0], ctx.width):
+            part = slice(start, start + ctx.width)
+            grad = F.linear(hidden, head[part])
+            ctx.running.gradient_(grad, start, normaliser, factors)
+            if grad_hidden is not None:
+                grad_hidden += grad @ head[part]
+            if grad_head is not None:
+                torch.mm(grad.t(), hidden, out=grad_head[part])
+        return None if grad_hidden is None else grad_hidden.to(hidden.dtype), grad_head, None, None, None, None
+
+
+def _constant(entropy: Tensor, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
+    """Of dL/dz = p * (constant - grad_entropy * ln p), beside what the target's log-prob asks for at the target. [N]"""
+    constant = torch.zeros_like(entropy)
+    if grad_logprobs is not None:
+        constant = constant - grad_logprobs
+    return constant if grad_entropy is None else constant - grad_entropy * entropy

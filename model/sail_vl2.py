@@ -15,6 +15,7 @@ from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, visual_tokens
 from model.split_attention import split_attention
+from model.varlen_attention import VarlenPlan, varlen_attention
 from model.vision import VisionMLP, VisionModel
 
 _MIN_ROWS = 8  # of a decoding step
@@ -85,7 +86,10 @@ class SailVL2(nn.Module):
         """By the best kernel of the device; packed rows of one length need none but SDPA's causal one."""
         layout = inputs.layout
         device, head_dim = layout.slot_of_token.device, self.config.language.head_dim
-        kernel = pick_kernel(self.attention_kernel, device, head_dim, layout)
+        kernel = pick_kernel(self.attention_kernel, device, self.dtype, head_dim, layout)
+        if kernel is AttentionKernel.varlen and not layout.is_plain:
+            plan = VarlenPlan(layout)
+            return lambda layer, q, k, v: varlen_attention(q, k, v, plan)
         if kernel is AttentionKernel.flex and not layout.is_plain:
             # Imported here: it brings the compiler along, about a second of every process.
             from model.flex_attention import attend_packed, visibility

@@ -78,11 +78,12 @@ class LocalEngine:
         learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
         tower_norms = {tower.value: self._tower_norm(tower) for tower in Tower}
         total = torch.linalg.vector_norm(torch.stack(list(tower_norms.values())))
-        torch.nn.utils.clip_grads_with_norm_(self.model.parameters(), self.optimizer_config.max_grad_norm, total)
         norm = total.item()
         applied = self._loss_is_finite and math.isfinite(norm)
         if applied:
-            self._optimizer.step(learning_rate)
+            # As torch clips: by (norm + 1e-6) / max_grad_norm where that is above 1.
+            excess = (total.float() + 1e-6) / self.optimizer_config.max_grad_norm
+            self._optimizer.step(learning_rate, excess if excess > 1.0 else None)
             self._refresh()
         self._optimizer.zero_grad()
         self._loss_is_finite = True

@@ -25,8 +25,8 @@ class AdamW:
         }
 
     @torch.no_grad()
-    def step(self, learning_rate: float) -> None:
-        """Update every parameter that has a gradient."""
+    def step(self, learning_rate: float, grad_scale: Tensor | None = None) -> None:
+        """Update every parameter that has a gradient, which is divided by the scalar `grad_scale` on the way."""
         for decays in (True, False):
             names = [n for n, p in self.parameters.items() if p.grad is not None and (p.dim() >= 2) is decays]
             if not names:
@@ -47,6 +47,7 @@ class AdamW:
                 weight_decay=self.config.weight_decay if decays else 0.0,
                 eps=1e-8,
                 maximize=False,
+                grad_scale=grad_scale,
             )
 
     def zero_grad(self) -> None:

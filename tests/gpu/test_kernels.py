@@ -7,12 +7,14 @@ import pytest
 import torch
 
 from model.attention import pick_kernel
-from model.batch import Row, TrainBatch, pack_rows
+from model.batch import Row, TrainBatch, move_batch, pack_rows
 from model.config import AttentionKernel, Flavour, flavour_config
 from model.decode_graph import DecodeGraph
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
+from model.varlen_attention import VarlenPlan, varlen_attention
+from tests.model.test_split_attention import ROWS, dense, layout_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -57,7 +59,7 @@ def test_flex_kernel_equals_sdpa_on_cpu_in_values_and_gradients(flavour):
     reference = logprobs_and_gradients(model, AttentionKernel.sdpa, rows)
     model.cuda()
     layout = pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN).layout
-    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), 32, layout) is AttentionKernel.flex
+    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), torch.float32, 32, layout) is AttentionKernel.flex
     for kernel in (AttentionKernel.flex, AttentionKernel.sdpa):
         found = logprobs_and_gradients(model, kernel, rows)
         assert found.keys() == reference.keys()
@@ -65,17 +67,41 @@ def test_flex_kernel_equals_sdpa_on_cpu_in_values_and_gradients(flavour):
             assert (found[name] - tensor).abs().max() <= 1e-4 * tensor.abs().max(), (kernel, name)
 
 
-def test_bfloat16_runs_forward_and_backward_on_both_kernels():
-    """bfloat16 keeps 8 bits: log-probs of the two kernels differ by a few roundings of 2^-8 relative."""
+def test_bfloat16_runs_forward_and_backward_on_all_kernels():
+    """bfloat16 keeps 8 bits: log-probs of two kernels differ by a few roundings of 2^-8 relative."""
     model = SailVL2(flavour_config(Flavour.tiny))
     model.initialise(5)
     model.bfloat16().cuda()
     rows = make_rows(2)
-    flex, sdpa = (
-        logprobs_and_gradients(model, kernel, rows) for kernel in (AttentionKernel.flex, AttentionKernel.sdpa)
+    varlen, flex, sdpa = (
+        logprobs_and_gradients(model, kernel, rows)
+        for kernel in (AttentionKernel.varlen, AttentionKernel.flex, AttentionKernel.sdpa)
     )
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in flex.values())
-    assert (flex["ln p"] - sdpa["ln p"]).abs().mean() <= 2**-5 * sdpa["ln p"].abs().mean()
+    for found in (varlen, flex):
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in found.values())
+        assert (found["ln p"] - sdpa["ln p"]).abs().mean() <= 2**-5 * sdpa["ln p"].abs().mean()
+
+
+@pytest.mark.parametrize("rows", ROWS.values(), ids=ROWS.keys())
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float16, 2**-9), (torch.bfloat16, 2**-6)])
+def test_flash_kernels_of_sequences_of_any_length(rows, dtype, tolerance):
+    """Against the definition in float64: inputs, weights, parts and results are rounded to 11 or 8 bits each."""
+    layout = layout_of(*rows)
+    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), dtype, 40, layout) is AttentionKernel.varlen
+    generator = torch.Generator().manual_seed(0)
+    given = [torch.randn(layout.runs[-1].end, heads, 40, generator=generator).to(dtype) for heads in (6, 2, 2, 6)]
+    plan = VarlenPlan(move_batch(layout, torch.device("cuda")))
+    found = []
+    for attend, device, precision in (
+        (lambda q, k, v: dense(q, k, v, rows), "cpu", torch.float64),
+        (lambda q, k, v: varlen_attention(q, k, v, plan), "cuda", dtype),
+    ):
+        *leaves, weights = (x.to(device, precision) for x in given)
+        leaves = [x.requires_grad_() for x in leaves]
+        out = attend(*leaves)
+        found.append([x.double().cpu() for x in (out.detach(), *torch.autograd.grad((out * weights).sum(), leaves))])
+    for expected, got in zip(*found, strict=True):
+        assert (got - expected).abs().max() <= tolerance * expected.abs().max()
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graph"])

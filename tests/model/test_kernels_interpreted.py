@@ -1,4 +1,4 @@
-"""The decoding kernels of GPUs, in Triton's interpreter: what they compute is tested where there is no GPU, too."""
+"""Our kernels for GPUs, in Triton's interpreter: what they compute is tested where there is no GPU, too."""
 
 import os
 import subprocess
@@ -7,13 +7,13 @@ from pathlib import Path
 
 from tests.conftest import require_extra
 
-TESTS = Path(__file__).parents[1] / "gpu" / "test_decode_kernels.py"
+TESTS = [str(Path(__file__).parents[1] / "gpu" / f"test_{name}_kernels.py") for name in ("decode", "score")]
 
 
-def test_decode_kernels_without_a_gpu():
+def test_kernels_without_a_gpu():
     require_extra("vllm", "triton")  # it comes along
     environment = {**os.environ, "TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", str(TESTS)]
+    command = [sys.executable, "-m", "pytest", "-m", "gpu", "-p", "no:cacheprovider", *TESTS]
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stdout[-4000:]
     assert " passed" in result.stdout and "skipped" not in result.stdout

@@ -77,10 +77,10 @@ def layout_of(*rows: tuple[int, list[int]]) -> Layout:
 
 def test_short_sequences_take_plain_products_and_all_else_the_runs():
     cpu, short, long = torch.device("cpu"), layout_of((SHORT - 9, [9]), (5, [])), layout_of((SHORT - 8, [9]))
-    assert pick_kernel(AttentionKernel.auto, cpu, 32, short) is AttentionKernel.sdpa
-    assert pick_kernel(AttentionKernel.auto, cpu, 32, long) is AttentionKernel.split
-    assert pick_kernel(AttentionKernel.auto, cpu, 32, layout_of((5, [2, 3]))) is AttentionKernel.split
-    assert pick_kernel(AttentionKernel.sdpa, cpu, 32, long) is AttentionKernel.sdpa
+    assert pick_kernel(AttentionKernel.auto, cpu, torch.float32, 32, short) is AttentionKernel.sdpa
+    assert pick_kernel(AttentionKernel.auto, cpu, torch.float32, 32, long) is AttentionKernel.split
+    assert pick_kernel(AttentionKernel.auto, cpu, torch.float32, 32, layout_of((5, [2, 3]))) is AttentionKernel.split
+    assert pick_kernel(AttentionKernel.sdpa, cpu, torch.float32, 32, long) is AttentionKernel.sdpa
 
 
 @pytest.mark.parametrize("num_threads", [2, 3])
