@@ -9,6 +9,7 @@ from model.config import LanguageConfig, MoeLanguageConfig
 from model.layers import (
     WIDE,
     RMSNorm,
+    add_and_norm,
     apply_rope,
     joint_linear,
     maybe_checkpoint,
@@ -91,8 +92,8 @@ class DecoderLayer(nn.Module):
     def forward(
         self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, token_weights: Tensor | None
     ) -> tuple[Tensor, Routing | None]:
-        x = x + self.self_attn(self.input_layernorm(x), rope, attend)
-        hidden = self.post_attention_layernorm(x)
+        attended = self.self_attn(self.input_layernorm(x), rope, attend)
+        x, hidden = add_and_norm(x, attended, self.post_attention_layernorm)
         if isinstance(self.mlp, MoeMLP):
             out, routing = self.mlp(hidden, token_weights)
             return x + out, routing

@@ -40,11 +40,25 @@ class RMSNorm(nn.Module):
         """[..., width] -> the same shape and dtype."""
         if x.dtype in WIDE:
             return rms_norm(x, self.weight, self.eps)
-        if x.is_cuda:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel, fp32 inside
+        if x.is_cuda:  # one kernel, fp32 inside
+            if not torch.is_grad_enabled() and has_triton(x.device):
+                from model.layer_kernels import norm  # where there is Triton
+
+                return norm(x, self.weight, self.eps)  # takes half the time on a sampler's few rows
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
+
+
+def add_and_norm(x: Tensor, delta: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    """x + delta and the norm of that; all [..., width]."""
+    if x.is_cuda and x.dtype not in WIDE and not torch.is_grad_enabled() and has_triton(x.device):
+        from model import layer_kernels  # where there is Triton
+
+        return layer_kernels.add_and_norm(x, delta, norm.weight, norm.eps)
+    x = x + delta
+    return x, norm(x)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -93,9 +107,14 @@ def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
     """silu(gate(x)) * up(x), of bias-free layers."""
-    if x.is_cuda and not _are_joint((gate, up)):
-        return F.silu(gate(x)) * up(x)
-    return silu_product(joint_linear(x, gate, up))
+    if not x.is_cuda:
+        return silu_product(joint_linear(x, gate, up))
+    gated, linear = side_by_side(x, gate, up)
+    if x.dtype == torch.float64 or not has_triton(x.device):
+        return F.silu(gated) * linear
+    from model.layer_kernels import Gated  # where there is Triton
+
+    return Gated.apply(gated, linear)
 
 
 def silu_product(joint: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from model.attention import sdpa
 from model.config import AnyResVisionConfig, VisionConfig
-from model.layers import RMSNorm, maybe_checkpoint, swiglu
+from model.layers import RMSNorm, add_and_norm, maybe_checkpoint, swiglu
 
 
 class Patchifier(nn.Module):
@@ -77,8 +77,8 @@ class VisionBlock(nn.Module):
         self.mlp = VisionMLP(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self.attn(self.norm_1(x))
-        return x + self.mlp(self.norm_2(x))
+        x, hidden = add_and_norm(x, self.attn(self.norm_1(x)), self.norm_2)
+        return x + self.mlp(hidden)
 
 
 class Trunk(nn.Module):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.group_cache import GroupCache
+from rollouts.draw import GREEDY
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest
 
@@ -29,7 +30,7 @@ class Cohort:
         self._group_size = requests[0][1].group_size
         cells = [(request, sibling) for _, request in requests for sibling in range(self._group_size)]
         self._seeds = np.array([sample_seed(run_seed, r.draw, sibling) for r, sibling in cells], dtype=np.uint64)
-        self._greedy = torch.tensor([request.greedy for request, _ in cells])
+        self._greedy = np.array([request.greedy for request, _ in cells])
         self._tokens = np.zeros((len(cells), limit), dtype=np.int64)
         self._logprobs = np.zeros((len(cells), limit))
         self._lengths = np.zeros(len(cells), dtype=np.int64)
@@ -48,10 +49,15 @@ class Cohort:
     def is_done(self) -> bool:
         return not self._live.any()
 
-    def points(self) -> tuple[Tensor, Tensor]:
-        """The uniform number of each row's next token, and whether the row is greedy; both [R]."""
+    @property
+    def may_go_on(self) -> bool:
+        """Whether there is room for a token after the next one."""
+        return self._step + 1 < self._limit
+
+    def points(self) -> Tensor:
+        """The uniform number of each row's next token, or GREEDY; [R]."""
         rows = self._cell_of_row
-        return torch.from_numpy(uniforms(self._seeds[rows], self._step)), self._greedy[rows]
+        return torch.from_numpy(np.where(self._greedy[rows], GREEDY, uniforms(self._seeds[rows], self._step)))
 
     def record(self, chosen: Tensor, logprobs: Tensor, end_id: int) -> list[tuple[int, list[Rollout]]]:
         """Take the next token of every row [R]; returns the requests that are then complete, by handle."""
@@ -75,7 +81,9 @@ class Cohort:
         """Free the rows of finished completions."""
         rows = np.flatnonzero(self._live[self._cell_of_row])
         self._cell_of_row = self._cell_of_row[rows]
-        self.cache.keep(torch.from_numpy(rows).to(self.cache.cells.device))
+        kept = torch.from_numpy(rows).to(self.cache.cells.device)
+        self.cache.keep(kept)
+        self.logits = self.logits.index_select(0, kept)
 
     def change_version(self, version: int) -> None:
         """Other weights from here on. The next token's logits are already those of the old ones, and so are the keys

@@ -16,9 +16,11 @@ from model.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
+from rollouts.draw import Draw
 from rollouts.parcels import Parcel
 from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, Rollout, RolloutRequest
+from rollouts.transit import HostCopies, to_device
 from rollouts.weight_sync import tensor_checksum
 
 _PREFILL_TOKENS = (8192, 32768)  # of prompts run side by side, on CPU and GPU
@@ -38,9 +40,16 @@ class EmbeddedWorker:
         self._model.prepare_for_sampling()
         self._device = model.device
         self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
+        self._runs_ahead = self._device.type == "cuda"
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
-        self._barred = torch.tensor(processor.barred_ids, device=self._device)
+        self._draw = Draw(
+            processor.barred_ids,
+            model.config.language.vocab_size,
+            config.temperature,
+            processor.tokenizer.end_id,
+            self._device,
+        )
         self._queue: dict[int, RolloutRequest] = {}
         self._cohorts: list[Cohort] = []
         self._next_handle = 0
@@ -136,25 +145,37 @@ class EmbeddedWorker:
         self._cohorts.append(Cohort(requests, cache, logits, self.run_seed, limit, self.version))
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
-        """One token of every completion; returns the groups that are then complete."""
+        """One token of every completion; returns the groups that are then complete.
+
+        A GPU decodes on before the host has seen who has finished: neither waits for the other, and what a finished
+        completion would have said next is thrown away.
+        """
         cohorts = self._cohorts
         logits = torch.cat([cohort.logits for cohort in cohorts]) if len(cohorts) > 1 else cohorts[0].logits
-        points, greedy = zip(*(cohort.points() for cohort in cohorts), strict=True)
-        chosen, logprobs = self._draw(logits, torch.cat(points), torch.cat(greedy))
+        points = torch.cat([cohort.points() for cohort in cohorts])
+        chosen, logprobs = self._draw(logits, to_device(points, self._device))
         sizes = [cohort.cache.num_rows for cohort in cohorts]
+        copies = HostCopies(chosen, logprobs)
+        if self._runs_ahead:
+            self._decode_next([(c, own) for c, own in zip(cohorts, chosen.split(sizes), strict=True) if c.may_go_on])
+        tokens, logprobs = copies.wait()
         end_id = self._processor.tokenizer.end_id
         done = []
-        drawn = zip(cohorts, chosen.cpu().split(sizes), logprobs.cpu().split(sizes), strict=True)
-        for cohort, tokens, own_logprobs in drawn:
-            done += cohort.record(tokens, own_logprobs, end_id)
+        for cohort, own, own_logprobs in zip(cohorts, tokens.split(sizes), logprobs.split(sizes), strict=True):
+            done += cohort.record(own, own_logprobs, end_id)
         self._leave()
-        if self._cohorts:
-            tokens = torch.cat([cohort.next_tokens() for cohort in self._cohorts]).to(self._device)
-            logits = self._decode(tokens, [cohort.cache for cohort in self._cohorts])
-            sizes = [cohort.cache.num_rows for cohort in self._cohorts]
-            for cohort, own in zip(self._cohorts, logits.split(sizes), strict=True):
-                cohort.logits = own
+        if not self._runs_ahead:
+            self._decode_next([(cohort, cohort.next_tokens()) for cohort in self._cohorts])
         return done
+
+    def _decode_next(self, drawn: list[tuple[Cohort, Tensor]]) -> None:
+        """Logits of the token after these [R] of each cohort."""
+        if not drawn:
+            return
+        cohorts, tokens = zip(*drawn, strict=True)
+        logits = self._decode(torch.cat(tokens), [cohort.cache for cohort in cohorts])
+        for cohort, own in zip(cohorts, logits.split([len(own) for own in tokens]), strict=True):
+            cohort.logits = own
 
     def _leave(self) -> None:
         """Finished completions free their rows, when it pays for the copy of the cache."""
@@ -162,21 +183,3 @@ class EmbeddedWorker:
         for cohort in self._cohorts:
             if cohort.num_live <= self._full_enough * cohort.cache.num_rows:
                 cohort.drop_finished()
-
-    def _draw(self, logits: Tensor, points: Tensor, greedy: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids and their log-probabilities [R] from logits [R, V]: inverse CDF at the uniform numbers `points`
-        [R], or the most likely token where `greedy` [R].
-
-        Where logits are not finite: the end of turn, and NaN.
-        """
-        logits = logits.float().index_fill(-1, self._barred, float("-inf")).div_(self.config.temperature)
-        # Softmax works row by row; exp of a whole tensor would round by where in it a number stands.
-        cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
-        mass = cumulative[:, -1:]
-        drawn = torch.searchsorted(cumulative, points.to(mass.device)[:, None] * mass, right=True)
-        if greedy.any():
-            drawn = torch.where(greedy.to(mass.device)[:, None], logits.argmax(-1, keepdim=True), drawn)
-        finite = torch.isfinite(mass)
-        chosen = torch.where(finite, drawn, self._processor.tokenizer.end_id)
-        logprobs = logits.log_softmax(-1).gather(-1, chosen).double()
-        return chosen.squeeze(-1), torch.where(finite, logprobs, torch.nan).squeeze(-1)

@@ -17,7 +17,7 @@ pytestmark = [
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TOLERANCE = {torch.float32: 2e-5}
 if DEVICE == "cuda":  # NumPy, which interprets, has no bfloat16
-    TOLERANCE[torch.bfloat16] = 2**-6
+    TOLERANCE[torch.bfloat16] = 2**-5  # logits of up to 16 are rounded by up to 2^-5, and shares by as much of them
 # vocabulary, width of a block, temperature, barred ids; the last block is short, and a tile is 2,048 logits
 CASES = {
     "one block": (300, 300, 1.0, None),

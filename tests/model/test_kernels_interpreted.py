@@ -7,7 +7,9 @@ from pathlib import Path
 
 from tests.conftest import require_extra
 
-TESTS = [str(Path(__file__).parents[1] / "gpu" / f"test_{name}_kernels.py") for name in ("decode", "score")]
+TESTS = [
+    str(Path(__file__).parents[1] / "gpu" / f"test_{name}_kernels.py") for name in ("decode", "draw", "layer", "score")
+]
 
 
 def test_kernels_without_a_gpu():
