@@ -16,7 +16,7 @@ pytestmark = [
 ]
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 DTYPES = [torch.float32, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32]  # NumPy interprets
-NUM_ROWS = 2048 if DEVICE.type == "cuda" else 32  # of which the interpreter does one after the other
+NUM_ROWS = 2048 if DEVICE.type == "cuda" else 16  # of which the interpreter does one after the other
 END = 7
 
 
@@ -31,8 +31,7 @@ def draw_both_ways(logits: torch.Tensor, points: torch.Tensor, barred: list[int]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("vocabulary", [5, 2048, 2049, 9000])
-@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize(("vocabulary", "temperature"), [(5, 1.0), (2048, 0.6), (2049, 0.6), (9000, 1.0)])
 def test_tokens_and_log_probs(vocabulary, temperature, dtype):
     """Both add fp32 shares up in float64: points that fall between two tokens by less than 1e-6 may go either way."""
     generator = torch.Generator().manual_seed(vocabulary)

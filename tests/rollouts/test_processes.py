@@ -193,6 +193,7 @@ def test_a_probe_survives_a_process_that_dies_under_it(tasks, own_workers):
     assert own_workers.num_replaced == 1
 
 
+@pytest.mark.slow
 def test_a_stopped_process_does_not_stop_who_sends_it_much(tasks, own_workers, capsys):
     """Megabytes do not fit into the buffers of a socket: a sender that waits would wait for ever."""
     generate(own_workers, [task.request(draw, 1) for draw, task in enumerate(tasks)])

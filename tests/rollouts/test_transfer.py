@@ -223,6 +223,7 @@ def test_tensors_that_are_handed_over_have_to_fit():
         shipper.put("z", TENSORS["a"])
 
 
+@pytest.mark.slow
 def test_one_that_died_while_it_was_idle_costs_the_others_nothing(tiny, tasks):
     """And one that hangs costs them the wait, not their lives."""
     pool = PoolConfig(Placement.process, workers=3, transfer=Transfer.broadcast, patience_s=2.0)

@@ -227,6 +227,7 @@ def test_siblings_share_their_prompt(worker, tiny):
     assert sorted(cached)[0] == 0 and sorted(cached)[1:] == [(len(group[0].prompt_ids) - 1) // 32 * 32] * 3
 
 
+@pytest.mark.slow
 def test_in_a_process_of_its_own_it_gives_the_same_completions(worker, tiny):
     """Started and filled by the same means as our own sampler in processes."""
     asked = requests(tiny[1])
