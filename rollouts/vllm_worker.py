@@ -217,6 +217,7 @@ class VllmWorker:
             max_tokens=self.config.max_completion_tokens,
             seed=sample_seed(self.run_seed, request.draw, sample),
             logprobs=0,
+            flat_logprobs=True,  # lists of numbers instead of a dictionary for each token
             stop_token_ids=[self._end_id],
             ignore_eos=True,
             detokenize=False,
@@ -250,8 +251,9 @@ class VllmWorker:
                 f"prompt {request.prompt_id}: vLLM expanded it to other ids than the trainer:\n"
                 f"  trainer {list(request.prompt_ids)}\n  vLLM    {list(output.prompt_token_ids)}"
             )
-        ids = list(completion.token_ids)
-        logprobs = [found[token].logprob for token, found in zip(ids, completion.logprobs, strict=True)]
+        ids, found = list(completion.token_ids), completion.logprobs
+        logprobs = [found.logprobs[first] for first in found.start_indices]  # the drawn one is the first of its place
+        assert len(logprobs) == len(ids)
         finite = [math.isfinite(value) for value in logprobs]
         if not all(finite):
             end = finite.index(False) + 1
