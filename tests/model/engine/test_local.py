@@ -53,6 +53,37 @@ def test_training_lowers_the_loss(tiny):
     assert losses[-1] < 0.7 * losses[0]
 
 
+@pytest.mark.parametrize("share_of_norm", [0.3, 3.0], ids=["clipped", "below the limit"])
+def test_steps_are_those_of_torch(tiny, share_of_norm):
+    """Three updates by AdamW with gradients clipped to a share of the first one's norm; fp32, 1e-6 of a weight."""
+    probe = make_engine(tiny)
+    probe.forward_backward(make_batch(0), cross_entropy, 12.0)
+    limit = probe.step().grad_norm * share_of_norm
+    own = make_engine(tiny, max_grad_norm=limit, learning_rate=1e-3, warmup_steps=0, schedule=Schedule.constant)
+    theirs = make_engine(tiny)
+    parameters = list(theirs.model.parameters())
+    config = own.optimizer_config
+    groups = [
+        {"params": [p for p in parameters if p.dim() >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in parameters if p.dim() < 2], "weight_decay": 0.0},
+    ]
+    adamw = torch.optim.AdamW(groups, lr=1e-3, betas=(config.beta1, config.beta2))
+    for seed in range(3):
+        for engine in (own, theirs):
+            engine.forward_backward(make_batch(seed), cross_entropy, 12.0)
+        norm = torch.nn.utils.clip_grad_norm_(parameters, limit).item()
+        adamw.step()
+        adamw.zero_grad()
+        assert own.step().grad_norm == pytest.approx(norm, rel=1e-5)
+        assert (norm > limit) == (share_of_norm < 1)
+    assert (weights_of(own) - weights_of(theirs)).abs().max() <= 1e-6 * weights_of(theirs).abs().max()
+    for (name, (first, second, _)), parameter in zip(own._optimizer.moments.items(), parameters, strict=True):
+        expected = adamw.state[parameter]  # Adam's steps hardly depend on the scale of gradients; its moments do
+        if expected:
+            assert torch.allclose(first, expected["exp_avg"], rtol=1e-4, atol=1e-7), name
+            assert torch.allclose(second, expected["exp_avg_sq"], rtol=1e-4, atol=1e-10), name
+
+
 @pytest.mark.parametrize("site", ["loss", "gradient"])
 def test_non_finite_numbers_never_reach_weights_or_moments(tiny, site):
     engine = make_engine(tiny)
