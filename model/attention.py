@@ -121,17 +121,18 @@ def pick_kernel(
 ) -> AttentionKernel:
     """The kernel for packed rows: as wanted, or the fastest of the device.
 
-    varlen takes half precision and head widths of 8, 16 .. 256; flex takes widths of 16, 32, 64 ...; on CPU split wins
-    but for short sequences without branches.
+    varlen takes half precision and head widths that are multiples of 8 up to 192; flex takes widths of 16, 32, 64 ...;
+    on CPU split wins but for short sequences without branches.
     """
-    takes = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 256
+    takes = dtype in (torch.float16, torch.bfloat16) and head_dim % 8 == 0 and head_dim <= 192
     has_varlen = takes and on_ampere(device) and torch.backends.cuda.is_flash_attention_available()
     if wanted is AttentionKernel.split and device.type != "cpu":
         raise ValueError(f"attention_kernel: split is a CPU kernel, found the device {device}; use auto")
     if wanted is AttentionKernel.varlen and not has_varlen:
         raise ValueError(
-            "attention_kernel: varlen needs an NVIDIA GPU from Ampere on, float16 or bfloat16, and heads of 8, 16 .. "
-            f"256 numbers; found {device}, {str(dtype).removeprefix('torch.')}, {head_dim}; use auto"
+            "attention_kernel: varlen needs a torch with flash attention, an NVIDIA GPU from Ampere on, float16 or "
+            "bfloat16, and heads of a multiple of 8, at most 192, numbers; found "
+            f"{device}, {str(dtype).removeprefix('torch.')}, {head_dim}; use auto"
         )
     if wanted is not AttentionKernel.auto:
         return wanted

@@ -148,9 +148,22 @@ def norm_and_rotate(
     (num_rows, num_heads, width), num_kv_heads = q.shape, k.shape[1]
     out = q.new_empty(num_rows, num_heads + num_kv_heads, width)
     cos, sin = (table.view(num_rows, width // 2) for table in rope)
-    _norm_and_rotate[num_rows, num_heads + num_kv_heads](
-        q, k, *weights, cos, sin, out, q.stride(0), k.stride(0), eps, num_heads, num_kv_heads, width // 2, num_warps=1
-    )
+    with torch.cuda.device_of(q):
+        _norm_and_rotate[num_rows, num_heads + num_kv_heads](
+            q,
+            k,
+            *weights,
+            cos,
+            sin,
+            out,
+            q.stride(0),
+            k.stride(0),
+            eps,
+            num_heads,
+            num_kv_heads,
+            width // 2,
+            num_warps=1,
+        )
     return out[:, :num_heads], out[:, num_heads:]
 
 
@@ -176,16 +189,18 @@ def decode_attention(
     mass = torch.empty(num_rows, num_heads, num_parts, dtype=torch.float32, device=q.device)
     tile, most_rows = _block(width * q.element_size())
     rows = min(most_rows, max(16, triton.next_power_of_2(siblings * share)))
-    _prefix_parts[num_prompts * num_kv_heads, prefix_parts, triton.cdiv(siblings * share, rows)](
-        q, *prefix, row_of_cell, parts, mass, scale, q.stride(0), prefix_room, prefix_part, num_parts,
-        num_heads, num_kv_heads, siblings, width, rows, tile,
-    )  # fmt: skip
-    _own_parts[num_rows * num_kv_heads, own_parts](
-        q, new_k, new_v, *own, parts, mass, scale, q.stride(0), new_k.stride(0), new_v.stride(0), own_room, own_part,
-        prefix_parts, num_parts, num_heads, num_kv_heads, width, max(16, triton.next_power_of_2(share)), tile,
-    )  # fmt: skip
     out = torch.empty(q.shape, dtype=q.dtype, device=q.device)
-    _merge_parts[num_rows * num_heads,](parts, mass, out, num_parts, width, triton.next_power_of_2(num_parts))
+    with torch.cuda.device_of(q):
+        _prefix_parts[num_prompts * num_kv_heads, prefix_parts, triton.cdiv(siblings * share, rows)](
+            q, *prefix, row_of_cell, parts, mass, scale, q.stride(0), prefix_room, prefix_part, num_parts,
+            num_heads, num_kv_heads, siblings, width, rows, tile,
+        )  # fmt: skip
+        _own_parts[num_rows * num_kv_heads, own_parts](
+            q, new_k, new_v, *own, parts, mass, scale, q.stride(0), new_k.stride(0), new_v.stride(0), own_room,
+            own_part, prefix_parts, num_parts, num_heads, num_kv_heads, width,
+            max(16, triton.next_power_of_2(share)), tile,
+        )  # fmt: skip
+        _merge_parts[num_rows * num_heads,](parts, mass, out, num_parts, width, triton.next_power_of_2(num_parts))
     return out
 
 

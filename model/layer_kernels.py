@@ -67,7 +67,8 @@ class Gated(torch.autograd.Function):
         gate, up = _rows(gate), _rows(up)
         out = torch.empty(gate.shape, dtype=gate.dtype, device=gate.device)
         grid = len(gate), triton.cdiv(width, _TILE)
-        _gated[grid](gate, up, out, gate.stride(0), up.stride(0), width, _TILE)
+        with torch.cuda.device_of(gate):
+            _gated[grid](gate, up, out, gate.stride(0), up.stride(0), width, _TILE)
         return out.view(shape)
 
     @staticmethod
@@ -76,9 +77,9 @@ class Gated(torch.autograd.Function):
         shape, width = grads[0].shape, grads[0].shape[-1]
         of_gate, of_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))
         grid = len(gate), triton.cdiv(width, _TILE)
-        _gated_backward[grid](
-            grads[0].contiguous(), gate, up, of_gate, of_up, gate.stride(0), up.stride(0), width, _TILE
-        )
+        grad = grads[0].contiguous()
+        with torch.cuda.device_of(gate):
+            _gated_backward[grid](grad, gate, up, of_gate, of_up, gate.stride(0), up.stride(0), width, _TILE)
         return of_gate.view(shape), of_up.view(shape)
 
 
@@ -86,7 +87,8 @@ def norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., width] / rms(x) * weight, without a gradient."""
     x, out = x.contiguous(), torch.empty(x.shape, dtype=x.dtype, device=x.device)
     width = x.shape[-1]
-    _norm[x.numel() // width,](x, x, weight, x, out, width, eps, False, triton.next_power_of_2(width))
+    with torch.cuda.device_of(x):
+        _norm[x.numel() // width,](x, x, weight, x, out, width, eps, False, triton.next_power_of_2(width))
     return out
 
 
@@ -95,7 +97,8 @@ def add_and_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[
     x, delta = x.contiguous(), delta.contiguous()
     total, out = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for _ in range(2))
     width = x.shape[-1]
-    _norm[x.numel() // width,](x, delta, weight, total, out, width, eps, True, triton.next_power_of_2(width))
+    with torch.cuda.device_of(x):
+        _norm[x.numel() // width,](x, delta, weight, total, out, width, eps, True, triton.next_power_of_2(width))
     return total, out
 
 

@@ -35,17 +35,18 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
+        self.has_kernel = False  # of our own, for sampling on this GPU; the trainer's log-probs have one norm for all
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
         if x.dtype in WIDE:
             return rms_norm(x, self.weight, self.eps)
-        if x.is_cuda:  # one kernel, fp32 inside
-            if not torch.is_grad_enabled() and has_triton(x.device):
-                from model.layer_kernels import norm  # where there is Triton
+        if self.has_kernel:
+            from model.layer_kernels import norm  # where there is Triton
 
-                return norm(x, self.weight, self.eps)  # takes half the time on a sampler's few rows
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
+            return norm(x, self.weight, self.eps)  # half the time of torch's on few rows
+        if x.is_cuda:
+            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)  # one kernel, fp32 inside
         wide = x.float()
         wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps)
         return wide.to(x.dtype) * self.weight
@@ -53,7 +54,7 @@ class RMSNorm(nn.Module):
 
 def add_and_norm(x: Tensor, delta: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """x + delta and the norm of that; all [..., width]."""
-    if x.is_cuda and x.dtype not in WIDE and not torch.is_grad_enabled() and has_triton(x.device):
+    if norm.has_kernel and x.dtype not in WIDE:
         from model import layer_kernels  # where there is Triton
 
         return layer_kernels.add_and_norm(x, delta, norm.weight, norm.eps)

@@ -27,8 +27,9 @@ class TokenScores(NamedTuple):
 
 _BARRED = -1e30  # finite, so that p * ln p of a barred token is 0 and not NaN
 _BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # on CPU what a cache holds
-_WHOLE_LOGITS = 2**24  # 64 MiB; up to here keeping ln p is cheaper than computing it anew
+_WHOLE_LOGITS = 2**24  # 64 MiB; up to here they are one block, whose ln p is kept where kernels do not make it anew
 _MIN_BLOCK = 1024  # below, products are too narrow to be fast
+_STEP = 128  # of a block's width: products of other widths are slow on a GPU
 
 
 def score_tokens(
@@ -48,7 +49,7 @@ def score_tokens(
     if block is None:
         num_tokens, block = hidden.shape[0], head.shape[0]
         if num_tokens * block > _WHOLE_LOGITS:
-            block = max(_MIN_BLOCK, _BLOCK_LOGITS.get(hidden.device.type, 2**21) // num_tokens)
+            block = max(_MIN_BLOCK, _BLOCK_LOGITS.get(hidden.device.type, 2**21) // num_tokens // _STEP * _STEP)
     with_kernels = hidden.is_cuda and hidden.dtype != torch.float64 and has_triton(hidden.device)
     scores = _KernelScores if with_kernels else _BlockedScores
     return TokenScores(*scores.apply(hidden, head, targets, temperature, barred_ids, block))

@@ -10,7 +10,7 @@ from model.batch import ModelInputs
 from model.config import AttentionKernel, SailVL2Config, Tower
 from model.group_cache import GroupCache
 from model.language import MLP, Attend, LanguageModel, SelfAttention
-from model.layers import lay_side_by_side
+from model.layers import RMSNorm, has_triton, lay_side_by_side
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, visual_tokens
@@ -131,6 +131,8 @@ class SailVL2(nn.Module):
         has_kernels = has_decode_kernels(self.device, self.dtype, self.config.language.head_dim)
         for module in self.modules():
             match module:
+                case RMSNorm():
+                    module.has_kernel = has_triton(self.device)
                 case SelfAttention():
                     module.has_kernels = has_kernels
                     lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)

@@ -14,7 +14,7 @@ _TILE = 2048  # logits of a row that are worked on at once
 
 
 @triton.jit
-def _read_logits(logits_at, barred_at, row, first, width, cost, TILE: tl.constexpr):
+def _cooled_logits(logits_at, barred_at, row, first, width, cost, TILE: tl.constexpr):
     """Logits / temperature of a tile, and whether each is one that the sampler can draw."""
     column = first + tl.arange(0, TILE)
     there = column < width
@@ -30,7 +30,7 @@ def _scan(logits_at, barred_at, targets_at, state_at, num_rows, start, width, co
     peak, mass = tl.load(state_at + row), tl.load(state_at + num_rows + row)
     weighted = tl.load(state_at + 2 * num_rows + row)
     for first in range(0, width, TILE):
-        _, _, logits, allowed = _read_logits(logits_at, barred_at + start, row, first, width, cost, TILE)
+        _, _, logits, allowed = _cooled_logits(logits_at, barred_at + start, row, first, width, cost, TILE)
         higher = tl.maximum(peak, tl.max(logits, 0))
         shares = tl.where(allowed, tl.exp(logits - higher), 0.0)
         fade = tl.exp(peak - higher)
@@ -54,7 +54,7 @@ def _turn_into_gradient(
 ):  # fmt: skip
     """A block: one tile of one row."""
     row, first = tl.program_id(0).to(tl.int64), tl.program_id(1) * TILE
-    column, there, logits, allowed = _read_logits(logits_at, barred_at + start, row, first, width, cost, TILE)
+    column, there, logits, allowed = _cooled_logits(logits_at, barred_at + start, row, first, width, cost, TILE)
     log_share = logits - tl.load(normaliser_at + row)
     grad = tl.exp(log_share) * (tl.load(constant_at + row) - tl.load(of_entropy_at + row) * log_share)
     is_target = column + start == tl.load(targets_at + row)
@@ -77,9 +77,10 @@ class RunningScores:
     def add(self, logits: Tensor, start: int) -> None:
         """logits [N, width] of the vocabulary's entries from `start` on, contiguous."""
         num_rows, width = logits.shape
-        _scan[num_rows,](
-            logits, self._barred, self._targets, self._state, num_rows, start, width, self._cost, _TILE, num_warps=8
-        )
+        with torch.cuda.device_of(logits):
+            _scan[num_rows,](
+                logits, self._barred, self._targets, self._state, num_rows, start, width, self._cost, _TILE, num_warps=8
+            )
 
     def totals(self) -> tuple[Tensor, Tensor, Tensor]:
         """After all blocks [N]: ln p of the targets, entropy, ln of the sum of exp(logit / temperature)."""
@@ -91,6 +92,7 @@ class RunningScores:
         """Overwrite logits as given to `add` with their gradient p (constant - of_entropy ln p), and of_logprob at the
         target; `factors` are these three [N]."""
         num_rows, width = logits.shape
-        _turn_into_gradient[num_rows, triton.cdiv(width, _TILE)](
-            logits, self._barred, self._targets, normaliser, *factors, start, width, self._cost, _TILE, num_warps=8
-        )
+        with torch.cuda.device_of(logits):
+            _turn_into_gradient[num_rows, triton.cdiv(width, _TILE)](
+                logits, self._barred, self._targets, normaliser, *factors, start, width, self._cost, _TILE, num_warps=8
+            )

@@ -121,7 +121,10 @@ def _places(places: Sequence[slice]) -> list[slice]:
 
 
 def _merge(out: Tensor, log_mass: Tensor, other: Tensor, other_log_mass: Tensor) -> None:
-    """Join, in place, a softmax over some keys with one over others: [L, H, K], ln of the unnormalised mass [H, L]."""
+    """Join, in place, a softmax over some keys with one over others: [L, H, K], ln of the unnormalised mass [H, L].
+
+    In one pass and without fp32 copies; rounding the share costs as much as rounding the result.
+    """
     share = (other_log_mass - log_mass).sigmoid().t().unsqueeze(-1)
-    out.lerp_(other, share.to(out.dtype))  # rounds the share as it does the result
+    out.lerp_(other, share.to(out.dtype))
     log_mass.copy_(torch.logaddexp(log_mass, other_log_mass))

@@ -10,6 +10,7 @@ from model.group_cache import GroupCache
 from rollouts.draw import GREEDY
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.transit import to_device
 
 
 class Cohort:
@@ -77,13 +78,14 @@ class Cohort:
         """What every row of the cache has drawn last, [R]."""
         return torch.from_numpy(self._tokens[self._cell_of_row, self._step - 1])
 
-    def drop_finished(self) -> None:
-        """Free the rows of finished completions."""
+    def drop_finished(self, has_next: bool) -> None:
+        """Free the rows of finished completions; whether logits of the next token are there already."""
         rows = np.flatnonzero(self._live[self._cell_of_row])
         self._cell_of_row = self._cell_of_row[rows]
-        kept = torch.from_numpy(rows).to(self.cache.cells.device)
+        kept = to_device(torch.from_numpy(rows), self.cache.cells.device)
         self.cache.keep(kept)
-        self.logits = self.logits.index_select(0, kept)
+        if has_next:
+            self.logits = self.logits.index_select(0, kept)
 
     def change_version(self, version: int) -> None:
         """Other weights from here on. The next token's logits are already those of the old ones, and so are the keys

@@ -13,7 +13,7 @@ _TILE = 2048  # logits of a row that are worked on at once
 
 
 @triton.jit
-def _read_logits(logits_at, barred_at, row, first, vocabulary, stride, temperature, TILE: tl.constexpr):
+def _drawable_logits(logits_at, barred_at, row, first, vocabulary, stride, temperature, TILE: tl.constexpr):
     """A tile of logits / temperature; -inf where nothing can be drawn."""
     column = first + tl.arange(0, TILE)
     there = column < vocabulary
@@ -34,7 +34,7 @@ def _weigh_tiles(
 ):  # fmt: skip
     """A block: one tile of one row. Its largest logit, and the sum of exp(logit - largest)."""
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
-    logits = _read_logits(logits_at, barred_at, row, tile * TILE, vocabulary, stride, temperature, TILE)
+    logits = _drawable_logits(logits_at, barred_at, row, tile * TILE, vocabulary, stride, temperature, TILE)
     top = tl.max(logits, 0)
     tl.store(top_at + row * num_tiles + tile, top)
     tl.store(mass_at + row * num_tiles + tile, tl.sum(_shares(logits, top), 0))
@@ -70,7 +70,7 @@ def _choose(
     inside, column = (beyond - before) / tl.sum(tl.where(number == tile, weights, 0.0), 0), tl.arange(0, TILE)
     if point < 0.0:
         tile = tl.argmax(tops, 0)
-    logits = _read_logits(logits_at, barred_at, row, tile * TILE, vocabulary, stride, temperature, TILE)
+    logits = _drawable_logits(logits_at, barred_at, row, tile * TILE, vocabulary, stride, temperature, TILE)
     place, _, _ = _find(_shares(logits, tl.max(logits, 0)).to(tl.float64), inside, column)
     if point < 0.0:
         place = tl.argmax(logits, 0)
@@ -90,9 +90,10 @@ def draw(logits: Tensor, points: Tensor, barred: Tensor, temperature: float, end
     logprobs = torch.empty(num_rows, dtype=torch.float64, device=logits.device)
     logits = logits if logits.stride(1) == 1 else logits.contiguous()
     barred, size = barred.view(torch.int8), (vocabulary, logits.stride(0), temperature)
-    _weigh_tiles[num_rows, num_tiles](logits, barred, top, mass, *size, num_tiles, _TILE)
-    _choose[num_rows,](
-        logits, barred, top, mass, points, chosen, logprobs, *size, end_id, num_tiles, _TILE,
-        triton.next_power_of_2(num_tiles), num_warps=8,
-    )  # fmt: skip
+    with torch.cuda.device_of(logits):
+        _weigh_tiles[num_rows, num_tiles](logits, barred, top, mass, *size, num_tiles, _TILE)
+        _choose[num_rows,](
+            logits, barred, top, mass, points, chosen, logprobs, *size, end_id, num_tiles, _TILE,
+            triton.next_power_of_2(num_tiles), num_warps=8,
+        )  # fmt: skip
     return chosen, logprobs

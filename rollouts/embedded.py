@@ -40,7 +40,7 @@ class EmbeddedWorker:
         self._model.prepare_for_sampling()
         self._device = model.device
         self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
-        self._runs_ahead = self._device.type == "cuda"
+        self._runs_ahead = DecodeGraph.fits(self._model)  # other decoding waits for the device anyway
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
         self._draw = Draw(
@@ -147,8 +147,8 @@ class EmbeddedWorker:
     def _step(self) -> list[tuple[int, list[Rollout]]]:
         """One token of every completion; returns the groups that are then complete.
 
-        A GPU decodes on before the host has seen who has finished: neither waits for the other, and what a finished
-        completion would have said next is thrown away.
+        Recorded decoding goes on before the host has seen who has finished: neither waits for the other, and what a
+        finished completion would have said next is thrown away.
         """
         cohorts = self._cohorts
         logits = torch.cat([cohort.logits for cohort in cohorts]) if len(cohorts) > 1 else cohorts[0].logits
@@ -182,4 +182,4 @@ class EmbeddedWorker:
         self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
         for cohort in self._cohorts:
             if cohort.num_live <= self._full_enough * cohort.cache.num_rows:
-                cohort.drop_finished()
+                cohort.drop_finished(self._runs_ahead)

@@ -19,7 +19,7 @@ class HostCopies:
             for copy, x in zip(self._copies, tensors, strict=True):
                 copy.copy_(x, non_blocking=True)
             self._made = torch.cuda.Event()
-            self._made.record()
+            self._made.record(torch.cuda.current_stream(tensors[0].device))
 
     def wait(self) -> tuple[Tensor, ...]:
         if self._made is not None:

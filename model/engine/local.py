@@ -81,7 +81,7 @@ class LocalEngine:
         norm = total.item()
         applied = self._loss_is_finite and math.isfinite(norm)
         if applied:
-            # As torch clips: by (norm + 1e-6) / max_grad_norm where that is above 1.
+            # As torch clips, up to rounding: by (norm + 1e-6) / max_grad_norm where that is above 1.
             excess = (total.float() + 1e-6) / self.optimizer_config.max_grad_norm
             self._optimizer.step(learning_rate, excess if excess > 1.0 else None)
             self._refresh()

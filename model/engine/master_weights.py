@@ -39,7 +39,7 @@ def _hand_over(rounded: Tensor, master: nn.Parameter) -> None:
     assert gradient is not None
     if master.grad is None:
         master.grad = torch.empty_like(master)
-        # On a GPU 2.6 times as fast as `Tensor.to`, which is not built for a change of type (benchmarks/RESULTS.md).
+        # On a GPU 1.7 times as fast as `Tensor.to` (benchmarks/RESULTS.md).
         torch._foreach_copy_([master.grad], [gradient])  # pyright: ignore[reportPrivateImportUsage]
     else:
         master.grad += gradient

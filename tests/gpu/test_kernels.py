@@ -8,12 +8,16 @@ import torch
 
 from model.attention import pick_kernel
 from model.batch import Row, TrainBatch, move_batch, pack_rows
+from model.checkpoint import build_flavour
 from model.config import AttentionKernel, Flavour, flavour_config
 from model.decode_graph import DecodeGraph
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
 from model.varlen_attention import VarlenPlan, varlen_attention
+from rollouts.config import RolloutConfig
+from rollouts.embedded import EmbeddedWorker
+from rollouts.rollout import RolloutRequest, generate
 from tests.model.test_split_attention import ROWS, dense, layout_of
 
 pytestmark = [
@@ -102,6 +106,46 @@ def test_flash_kernels_of_sequences_of_any_length(rows, dtype, tolerance):
         found.append([x.double().cpu() for x in (out.detach(), *torch.autograd.grad((out * weights).sum(), leaves))])
     for expected, got in zip(*found, strict=True):
         assert (got - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+def test_log_probs_do_not_depend_on_whether_gradients_are_wanted():
+    """Old log-probs are made without, new ones with them: the first ratio is exactly 1."""
+    model = SailVL2(flavour_config(Flavour.tiny))
+    model.initialise(5)
+    engine = LocalEngine(model, EngineConfig(), OptimizerConfig(), 10)
+    inputs, found = pack_rows(make_rows(3), PLACEHOLDER, PIXELS_PER_TOKEN), []
+    old = engine.logprobs(inputs).logprobs
+
+    def loss(scores, batch):
+        found.append(scores.logprobs.detach())
+        return scores.logprobs.sum(), {}
+
+    engine.forward_backward(TrainBatch(inputs, torch.ones(len(inputs.target_ids))), loss, 1.0)
+    assert torch.equal(found[0], old)
+
+
+def test_a_sampler_that_runs_ahead_draws_what_one_that_waits_does():
+    """Recorded steps, kernels, rows that leave and prompts that move in, against single launches in turn; float32."""
+    torch.set_float32_matmul_precision("highest")
+    model, processor = build_flavour(Flavour.tiny, 0)
+    with torch.no_grad():
+        model.language_model.model.embed_tokens.weight[processor.tokenizer.end_id] *= 3.0
+    model.cuda()
+    limits, found = RolloutConfig(max_prompt_tokens=64, max_completion_tokens=150, max_rows=32), []
+    requests = [RolloutRequest(n, str(n), [5 + n] * (9 + n), [5 + n] * (9 + n), [], 8) for n in range(12)]
+    for runs_ahead in (True, False):
+        worker = EmbeddedWorker(model, processor, limits, 1)
+        assert worker._runs_ahead
+        if not runs_ahead:
+            worker._runs_ahead, worker._decode = False, worker._model.decode
+        found.append([rollout for group in generate(worker, requests) for rollout in group])
+    lengths = {len(rollout.completion_ids) for rollout in found[0]}
+    assert 150 in lengths and min(lengths) < 75
+    for ahead, waiting in zip(*found, strict=True):
+        assert ahead.completion_ids == waiting.completion_ids
+        assert torch.allclose(
+            torch.tensor(ahead.rollout_logprobs), torch.tensor(waiting.rollout_logprobs), rtol=0, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize("recorded", [False, True], ids=["launched", "graph"])

@@ -144,20 +144,22 @@ def test_places_of_finished_completions_are_taken_while_others_go_on(tiny, tasks
     roomy = generate(EmbeddedWorker(eager, processor, CONFIG, 1), requests)
     worker = EmbeddedWorker(eager, processor, dataclasses.replace(CONFIG, max_rows=32), 1)
     worker._runs_ahead = runs_ahead
-    decode, seen = worker._decode, []
+    decode, seen, logits = worker._decode, [], torch.empty(0)
 
     def watch(token_ids, caches):
+        nonlocal logits
+        logits.fill_(float("nan"))  # a recorded step overwrites what the one before returned
         assert max(cache.length for cache in caches) < CONFIG.max_completion_tokens - 1
         seen.append((sum(cohort.num_live for cohort in worker._cohorts), len(caches), token_ids.shape[0]))
-        return decode(token_ids, caches)
+        logits = decode(token_ids, caches)
+        return logits
 
     monkeypatch.setattr(worker, "_decode", watch)
     assert generate(worker, requests) == roomy
     assert max(live for live, _, _ in seen) <= 32
     assert max(cohorts for _, cohorts, _ in seen) > 1  # some moved in while others went on
-    assert sum(rows for _, _, rows in seen) < (0.8 if runs_ahead else 0.7) * 12 * 8 * len(
-        requests
-    )  # finished rows are not decoded
+    share = sum(rows for _, _, rows in seen) / (12 * 8 * len(requests))
+    assert share < (0.8 if runs_ahead else 0.7)  # finished rows are not decoded, or one step more
 
 
 @pytest.mark.parametrize("runs_ahead", [False, True], ids=["as on CPU", "as on a GPU"])
