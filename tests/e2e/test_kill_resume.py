@@ -183,7 +183,8 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
     assert all(row["reward/even"] > 0 for row in rows)
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 50))])
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
 def test_rl_survives_a_kill(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
@@ -194,7 +195,7 @@ def test_three_kills_in_one_run(runner, commands, straight):
     assert check(runner, commands, straight, "rl", points, "thrice") == 3
 
 
-@pytest.mark.parametrize("stage", ["sft", "pretrain"])
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "pretrain"])
 def test_supervised_stages_survive_kills(runner, commands, straight, stage):
     points = ["update:4", "save.before_rename:1", "log:1", "bytes:9000000"]
     assert check(runner, commands, straight, stage, points, "kills") == 4
