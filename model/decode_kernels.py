@@ -150,20 +150,9 @@ def norm_and_rotate(
     cos, sin = (table.view(num_rows, width // 2) for table in rope)
     with torch.cuda.device_of(q):
         _norm_and_rotate[num_rows, num_heads + num_kv_heads](
-            q,
-            k,
-            *weights,
-            cos,
-            sin,
-            out,
-            q.stride(0),
-            k.stride(0),
-            eps,
-            num_heads,
-            num_kv_heads,
-            width // 2,
+            q, k, *weights, cos, sin, out, q.stride(0), k.stride(0), eps, num_heads, num_kv_heads, width // 2,
             num_warps=1,
-        )
+        )  # fmt: skip
     return out[:, :num_heads], out[:, num_heads:]
 
 

@@ -165,7 +165,7 @@ class EmbeddedWorker:
             done += cohort.record(own, own_logprobs, end_id)
         self._leave()
         if not self._runs_ahead:
-            self._decode_next([(cohort, cohort.next_tokens()) for cohort in self._cohorts])
+            self._decode_next([(cohort, to_device(cohort.next_tokens(), self._device)) for cohort in self._cohorts])
         return done
 
     def _decode_next(self, drawn: list[tuple[Cohort, Tensor]]) -> None:

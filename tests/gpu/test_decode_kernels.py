@@ -1,23 +1,15 @@
-"""Our decoding kernels against the portable way in float64: on a CUDA device, or in Triton's interpreter, as
-`tests/model/test_kernels_interpreted.py` runs this file."""
-
-import os
+"""Our decoding kernels against the portable way in float64."""
 
 import pytest
 import torch
 
 from model.attention import decode_over_prefix, has_decode_kernels
 from model.layers import apply_rope, rms_norm, rope_tables
+from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device"
-    ),
-]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = MARKS
 TOLERANCE = {torch.float32: 2e-5}
-if DEVICE == "cuda":  # NumPy, which interprets, has no bfloat16
+if ON_GPU:
     TOLERANCE[torch.bfloat16] = 2**-7
 # prompts, siblings, heads, kv heads, width, prefix room, own room, slot of the new token, live cells
 CASES = {
@@ -28,7 +20,7 @@ CASES = {
     "wide heads": (1, 2, 2, 1, 128, 64, 128, 40, [1]),
     "parts of more than two tiles": (1, 2, 2, 1, 16, 6144, 64, 40, [0, 1]),
 }
-if DEVICE == "cuda":  # the interpreter takes its time
+if ON_GPU:
     CASES |= {
         "heads of the 2B flavour": (1, 8, 16, 8, 128, 1152, 512, 300, list(range(8))),
         "both sides long": (3, 30, 9, 3, 64, 6144, 4096, 2500, list(range(0, 90, 2))),
@@ -42,7 +34,7 @@ def test_decode_attention(case, dtype):
     from model.decode_kernels import decode_attention
 
     num_prompts, siblings, heads, kv_heads, width, prefix_room, room, slot, live = CASES[case]
-    assert has_decode_kernels(torch.device(DEVICE), dtype, width) == (DEVICE == "cuda")
+    assert has_decode_kernels(DEVICE, dtype, width) == ON_GPU
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def numbers(*shape: int) -> torch.Tensor:

@@ -1,22 +1,14 @@
-"""Kernels that draw tokens against the portable way: on a CUDA device, or in Triton's interpreter, as
-`tests/model/test_kernels_interpreted.py` runs this file."""
-
-import os
+"""Kernels that draw tokens against the portable way."""
 
 import pytest
 import torch
 
 from rollouts.draw import GREEDY, Draw
+from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device"
-    ),
-]
-DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-DTYPES = [torch.float32, torch.bfloat16] if DEVICE.type == "cuda" else [torch.float32]  # NumPy interprets
-NUM_ROWS = 2048 if DEVICE.type == "cuda" else 16  # of which the interpreter does one after the other
+pytestmark = MARKS
+DTYPES = [torch.float32, torch.bfloat16] if ON_GPU else [torch.float32]
+NUM_ROWS = 2048 if ON_GPU else 16  # of which the interpreter does one after the other
 END = 7
 
 

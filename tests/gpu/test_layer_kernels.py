@@ -1,23 +1,15 @@
-"""Kernels between a layer's products against the portable way in float64: on a CUDA device, or in Triton's interpreter,
-as `tests/model/test_kernels_interpreted.py` runs this file."""
-
-import os
+"""Kernels between a layer's products against the portable way in float64."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 
 from model.layers import rms_norm
+from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device"
-    ),
-]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = MARKS
 TOLERANCE = {torch.float32: 1e-6}
-if DEVICE == "cuda":  # NumPy, which interprets, has no bfloat16
+if ON_GPU:
     TOLERANCE[torch.bfloat16] = 2**-8
 
 

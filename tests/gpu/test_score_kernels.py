@@ -1,22 +1,14 @@
-"""Kernels for log-probabilities against the portable way in float64: on a CUDA device, or in Triton's interpreter, as
-`tests/model/test_kernels_interpreted.py` runs this file."""
-
-import os
+"""Kernels for log-probabilities against the portable way in float64."""
 
 import pytest
 import torch
 
 from model.logprobs import _BlockedScores, _KernelScores
+from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(
-        not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1", reason="needs a CUDA device"
-    ),
-]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = MARKS
 TOLERANCE = {torch.float32: 2e-5}
-if DEVICE == "cuda":  # NumPy, which interprets, has no bfloat16
+if ON_GPU:
     TOLERANCE[torch.bfloat16] = 2**-5  # logits of up to 16 are rounded by up to 2^-5, and shares by as much of them
 # vocabulary, width of a block, temperature, barred ids; the last block is short, and a tile is 2,048 logits
 CASES = {
