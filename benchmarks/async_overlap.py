@@ -14,15 +14,15 @@ import time
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment, spread  # isort: skip  (before torch)
+from benchmarks.parts.measure import environment, spread  # isort: skip  (before torch)
 
 import rollouts.build
-from benchmarks.scripted_sampler import ScriptedSampler
+from benchmarks.parts.scripted_sampler import ScriptedSampler
 from conf.cli import load_config
 from examples.digits.write import write
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
-from model.engine.run import Run
+from model.run.folder import RunFolder
 from rlhf.train import run_stage
 
 LENGTH, GROUPS, THREADS, BAR = 24, 16, 2, 0.9
@@ -31,9 +31,9 @@ LENGTH, GROUPS, THREADS, BAR = 24, 16, 2, 0.9
 def run(folder: Path, name: str, steps: int, seconds: float, staleness: int) -> list[dict[str, Any]]:
     """Metrics of each step, with its wall-clock seconds."""
     ends: list[float] = []
-    log = Run.log
+    log = RunFolder.log
 
-    def noted(self: Run, step: int, metrics: dict[str, float]) -> None:
+    def noted(self: RunFolder, step: int, metrics: dict[str, float]) -> None:
         log(self, step, metrics)
         ends.append(time.monotonic())
 
@@ -57,11 +57,11 @@ def run(folder: Path, name: str, steps: int, seconds: float, staleness: int) -> 
         f"engine.num_threads={THREADS}",
         f"rollouts.max_staleness={staleness}",
     ]
-    Run.log = noted  # pyright: ignore
+    RunFolder.log = noted  # pyright: ignore
     try:
         run_stage(*load_config("rlhf", overrides))
     finally:
-        Run.log = log
+        RunFolder.log = log
     lines = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
     walls = [after - before for before, after in zip([ends[0], *ends], ends, strict=False)]
     return [{**line, "wall": wall} for line, wall in zip(lines, walls, strict=True)]

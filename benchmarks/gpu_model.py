@@ -20,16 +20,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.flops import forward_flops, padded_row, shared_row, total
-from benchmarks.measure import environment
-from benchmarks.sampling_models import twin_of
-from benchmarks.sampling_rivals import Rivals
+from benchmarks.parts.flops import forward_flops, padded_row, shared_row, total
+from benchmarks.parts.measure import environment
+from benchmarks.parts.sampling_models import twin_of
+from benchmarks.parts.sampling_rivals import Rivals
 from model.batch import Row, TrainBatch, pack_rows
 from model.config import Flavour, SailVL2Config, flavour_config
-from model.decode_graph import DecodeGraph
+from model.decoding.decoder import PromptDecoder
+from model.decoding.graph import DecodeGraph
+from model.decoding.group_cache import prefix_room
 from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
-from model.group_cache import prefix_room
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
@@ -98,17 +99,18 @@ def make_batch(rows: Sequence[Row], placeholder: int, config: SailVL2Config) -> 
 def sampling_figures(model: SailVL2, row: Row, placeholder: int, args: argparse.Namespace) -> dict[str, Any]:
     """Completion tokens a second of 1 and of 16 groups, prefill with vision pass included."""
     device, config, figures = model.device, model.config, {}
+    decoder = PromptDecoder(model)
     for num_prompts in (1, 16):
         prompts = [Row(row.prefix_ids, [], row.images)] * num_prompts
         inputs = pack_rows(prompts, placeholder, config.pixels_per_token).to(device)
-        ways = {"launched": lambda: model.decode}
+        ways = {"launched": lambda: decoder.decode}
         if DecodeGraph.fits(model):
-            ways["graphs"] = lambda: DecodeGraph(model).decode
+            ways["graphs"] = lambda: DecodeGraph(decoder).decode
         for name, make in ways.items():
 
             def decode_greedily(make: Callable[[], Any] = make, inputs: Any = inputs) -> None:
                 decode = make()
-                logits, cache = model.prefill(inputs, args.group, prefix_room(len(row.prefix_ids)))
+                logits, cache = decoder.prefill(inputs, args.group, prefix_room(len(row.prefix_ids)))
                 for _ in range(args.completion - 1):
                     logits = decode(logits.argmax(-1), [cache])
 
@@ -179,7 +181,6 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         figures["share_of_matmul_rate"] = round(n * work["shared"] / figures["seconds"] / rate, 3)
         figures["speedup_over_padded"] = round(n * separate["seconds"] / figures["seconds"], 2)
     sampler, prompt = engine.compute_model, Row(prefix, [], images)
-    sampler.prepare_for_sampling()
     if device.type == "cuda":
         torch.cuda.empty_cache()
     print(json.dumps({"shared": shared, "padded": separate}), file=sys.stderr, flush=True)

@@ -20,10 +20,10 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
-from benchmarks.hostile_answers import FAMILIES, hostile_answers
-from benchmarks.ordinary_answers import SYMBOLIC, ordinary_answers
-from rewards.pool import REASON_KINDS, ScoringPool
+from benchmarks.parts.hostile_answers import FAMILIES, hostile_answers
+from benchmarks.parts.ordinary_answers import SYMBOLIC, ordinary_answers
 from rewards.result import Outcome
+from rewards.sandbox.pool import REASON_KINDS, ScoringPool
 
 ANSWERS, BATCH, SEED = 10_000, 250, 20261124
 DEADLINE, MEMORY_MB, WORKERS = 0.25, 256, 2

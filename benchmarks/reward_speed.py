@@ -15,9 +15,9 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from benchmarks.ordinary_answers import PLAIN, SYMBOLIC, Pair, ordinary_answers
-from rewards.pool import ScoringPool
+from benchmarks.parts.ordinary_answers import PLAIN, SYMBOLIC, Pair, ordinary_answers
 from rewards.result import Claim
+from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import UNDECIDED, decide_quickly
 

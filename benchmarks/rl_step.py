@@ -20,8 +20,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment
-from benchmarks.rl_step_arm import Arm
+from benchmarks.parts.measure import environment
+from benchmarks.parts.rl_step_arm import Arm
 from conf.cli import assign
 
 THREADS, BAR, POINTS_OF_ACCURACY, MARGIN = 2, 4.0, 4, 3.0
@@ -49,7 +49,7 @@ def module(name: str, arguments: list[str]) -> None:
 
 def longcot_checkpoint(folder: Path, data: Path, seed: int) -> Path:
     """Made by the first two stages of the quickstart's pipeline, if it is not there."""
-    from model.engine.config import RunConfig
+    from model.run.config import RunConfig
     from rlhf.config import PipelineConfig
     from rlhf.pipeline import plan
 
@@ -64,8 +64,8 @@ def longcot_checkpoint(folder: Path, data: Path, seed: int) -> Path:
 def visual_checkpoint(folder: Path) -> Path:
     """Random weights of the quickstart's size whose tower sees 1,024 patches, which make 256 visual tokens; its turns
     end as in `benchmarks.sampling`."""
+    from benchmarks.parts.sampling_models import SIZES, planted_model
     from benchmarks.sampling import LIMIT_OVER_MEAN
-    from benchmarks.sampling_models import SIZES, planted_model
     from model.checkpoint import save_model
     from rollouts.config import RolloutConfig
 
@@ -86,7 +86,7 @@ def fastest_micro_batch(folder: Path, overrides: list[str]) -> int:
             shutil.rmtree(folder / str(size), ignore_errors=True)
             child = Child("trl", folder / str(size), own, "", 1)
             child.wait()
-            while child.runs:
+            while child.spans:
                 child.go_on()
             result = json.loads((folder / str(size) / "result.json").read_text())
             seconds[size] = statistics.mean(step["seconds"] for step in result["steps"][1:])
@@ -107,7 +107,7 @@ def run_pair(
         for side in SIDES:  # one after the other: each comes to the end of its first step before the next one starts
             children.append(Child(side, folder / side, [*overrides, *own[side]], held_out, every))
             children[-1].wait()
-        while any(child.runs for child in children):
+        while any(child.spans for child in children):
             for child in children:
                 child.go_on()
     return {side: json.loads(path.read_text()) for side, path in results.items()}
@@ -118,14 +118,14 @@ class Child:
 
     def __init__(self, side: str, folder: Path, overrides: list[str], held_out: str, every: int) -> None:
         folder.mkdir(parents=True)
-        self.runs = True
+        self.spans = True
         self._turns, descriptor = os.pipe()
         own = [*overrides, assign("run.dir", folder / "run")]
         arm = Arm(side, own, str(folder), held_out, every, descriptor)
         self._log = folder / "log.txt"
         with self._log.open("w") as log:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "benchmarks.rl_step_arm", json.dumps(asdict(arm))],
+                [sys.executable, "-m", "benchmarks.parts.rl_step_arm", json.dumps(asdict(arm))],
                 stdin=subprocess.PIPE,
                 stdout=log,
                 stderr=subprocess.STDOUT,
@@ -137,12 +137,12 @@ class Child:
         """Until its step is over, or all of it."""
         if os.read(self._turns, 1):
             return
-        self.runs = False
+        self.spans = False
         if self._process.wait():
             raise RuntimeError(f"exit code {self._process.returncode}: {self._log.read_text()[-2000:]}")
 
     def go_on(self) -> None:
-        if self.runs and self._process.stdin:
+        if self.spans and self._process.stdin:
             self._process.stdin.write(b".")
             self._process.stdin.flush()
             self.wait()

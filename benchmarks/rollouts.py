@@ -18,12 +18,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment, spread, take_turns
+from benchmarks.parts.measure import environment, spread, take_turns
 
 # isort: split
 import torch
 import transformers
 
+from benchmarks.parts.sampling_models import SIZES, planted_model, twin_of
+from benchmarks.parts.sampling_rivals import Rivals, Sample
 from benchmarks.sampling import (
     CASES,
     GROUP,
@@ -37,17 +39,15 @@ from benchmarks.sampling import (
     screen,
     screen_rivals,
 )
-from benchmarks.sampling_models import SIZES, planted_model, twin_of
-from benchmarks.sampling_rivals import Rivals, Sample
 from model.batch import Row, pack_rows
 from model.checkpoint import released_tensors
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
-from rollouts.processes import ProcessMember
+from rollouts.pool.processes import ProcessMember
 from rollouts.rollout import RolloutRequest, generate
-from rollouts.weight_sync import sync_weights
+from rollouts.weights.sync import sync_weights
 
 BARS = {"vllm": 8.0, "embedded": 5.0}
 PARITY_TOKENS = 2048

@@ -17,15 +17,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from benchmarks.measure import environment, spread, take_turns
+from benchmarks.parts.measure import environment, spread, take_turns
 
 # isort: split
 import torch
 import transformers
 
-from benchmarks.sampling_models import SIZES, make_requests, planted_model, twin_of
-from benchmarks.sampling_rivals import CONTINUOUS_BATCHING, Rivals, Sample
-from model.processor import Processor
+from benchmarks.parts.sampling_models import SIZES, make_requests, planted_model, twin_of
+from benchmarks.parts.sampling_rivals import CONTINUOUS_BATCHING, Rivals, Sample
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig
@@ -207,10 +207,10 @@ def vision_seconds(model: SailVL2, requests: list[RolloutRequest]) -> float:
     """Of the vision tower over all prompts, eight at a time."""
     images = torch.cat([image for request in requests for image in request.images])
     with torch.inference_mode():
-        model.visual_tokens(images[:8])
+        model.visual_tokens([images[:8]])
         begin = time.perf_counter()
         for part in images.split(8):
-            model.visual_tokens(part)
+            model.visual_tokens([part])
     return time.perf_counter() - begin
 
 

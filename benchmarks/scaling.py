@@ -16,11 +16,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.measure import environment, spread, take_turns  # isort: skip  (before torch)
+from benchmarks.parts.measure import environment, spread, take_turns  # isort: skip  (before torch)
 
 import torch
 
-from benchmarks.update_cases import SIZES, SharedUpdate, build_group, build_model, ragged
+from benchmarks.parts.update_cases import SIZES, SharedUpdate, build_group, build_model, ragged
 from model.sail_vl2 import SailVL2
 
 THREADS = 2

@@ -14,9 +14,9 @@ from typing import Any
 
 import torch
 
-from benchmarks import measure  # noqa: F401  (before torch: it sets how long idle threads spin)
-from benchmarks.padded_rows import PaddedUpdate
-from benchmarks.update_cases import SIZES, SharedUpdate, build_group, build_model, case_groups
+from benchmarks.parts import measure  # noqa: F401  (before torch: it sets how long idle threads spin)
+from benchmarks.parts.padded_rows import PaddedUpdate
+from benchmarks.parts.update_cases import SIZES, SharedUpdate, build_group, build_model, case_groups
 
 
 def peak_memory(size: str, ratio: str, budget: int) -> dict[str, Any]:

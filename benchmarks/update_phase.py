@@ -21,15 +21,23 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.measure import environment, median_ratio, spread, take_turns  # isort: skip  (before torch)
+from benchmarks.parts.measure import environment, median_ratio, spread, take_turns  # isort: skip  (before torch)
 
 import torch
 from torch import Tensor
 
-from benchmarks.flops import forward_flops, once_per_group, packed_work, total
-from benchmarks.padded_rows import PaddedUpdate
-from benchmarks.trl_update import TrlUpdate, build_optimizer, build_trainer, trl_name, twin_of
-from benchmarks.update_cases import RATIOS, SIZES, SharedUpdate, build_group, build_model, case_groups, prompt_length
+from benchmarks.parts.flops import forward_flops, once_per_group, packed_work, total
+from benchmarks.parts.padded_rows import PaddedUpdate
+from benchmarks.parts.trl_update import TrlUpdate, build_optimizer, build_trainer, trl_name, twin_of
+from benchmarks.parts.update_cases import (
+    RATIOS,
+    SIZES,
+    SharedUpdate,
+    build_group,
+    build_model,
+    case_groups,
+    prompt_length,
+)
 from benchmarks.update_memory import peak_memory
 from model.config import SailVL2Config
 from model.sail_vl2 import SailVL2

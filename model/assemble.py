@@ -54,8 +54,8 @@ def vision_name(name: str) -> str:
 def assemble(config: AssembleConfig) -> None:
     """Write `config.out`. `ValueError` when a folder is not what it should be, or `out` exists."""
     from model.checkpoint import HEAD, check_names, empty_model, fill, released_tensors, save_model
-    from model.processor import Processor
-    from model.tokenizer import Tokenizer
+    from model.processing.processor import Processor
+    from model.processing.tokenizer import Tokenizer
 
     out = Path(config.out)
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.attention import Layout, Run
+from model.layout import Layout, Span
 
 
 @dataclass(frozen=True)
@@ -63,47 +63,6 @@ class TrainBatch:
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move_batch(self, device)
-
-
-@dataclass(frozen=True)
-class PaddedBatch:
-    """B conversations padded to the longest, L tokens: for code that knows no packed rows."""
-
-    token_ids: Tensor  # [B, L]
-    attention_mask: Tensor  # [B, L] 1 at tokens, 0 at padding
-    loss_weights: Tensor  # [B, L]
-    pixels: tuple[Tensor, ...]  # one [tiles, 3, height, width] per image or frame, conversation by conversation
-    tiles_per_image: tuple[int, ...]
-    images_per_row: tuple[int, ...]  # how many of `pixels` belong to each conversation
-
-    def to(self, device: torch.device) -> "PaddedBatch":
-        return move_batch(self, device)
-
-
-def pad_rows(
-    ids: Sequence[Sequence[int]],
-    loss_weights: Sequence[Sequence[float]],
-    images: Sequence[Sequence[Tensor]],
-    pad_id: int,
-    padding_side: str,
-) -> PaddedBatch:
-    """Pad conversations on their "left" or "right"."""
-    if padding_side not in ("left", "right"):
-        raise ValueError(f"padding_side: expected left or right, found {padding_side!r}")
-    if not ids:
-        raise ValueError("batch: expected at least one conversation, found none")
-    length = max(map(len, ids))
-    token_ids = torch.full((len(ids), length), pad_id)
-    mask = torch.zeros_like(token_ids)
-    weights = torch.zeros(token_ids.shape)
-    for row, (own_ids, own_weights) in enumerate(zip(ids, loss_weights, strict=True)):
-        start = length - len(own_ids) if padding_side == "left" else 0
-        cut = slice(start, start + len(own_ids))
-        token_ids[row, cut] = torch.tensor(own_ids)
-        mask[row, cut] = 1
-        weights[row, cut] = torch.tensor(own_weights)
-    pixels = tuple(image for own in images for image in own)
-    return PaddedBatch(token_ids, mask, weights, pixels, tuple(map(len, pixels)), tuple(map(len, images)))
 
 
 def pack_rows(rows: Sequence[Row], placeholder_id: int, pixels_per_token: int) -> ModelInputs:
@@ -230,24 +189,24 @@ class _Packer:
             slot_of_token=torch.from_numpy(slot_of_token),
             token_of_slot=torch.from_numpy(np.where(real, tokens, self.total)),
             is_plain=bool(root_real.all()) and not self.branches,
-            runs=self._runs(),
+            spans=self._runs(),
         )
 
-    def _runs(self) -> tuple[Run, ...]:
+    def _runs(self) -> tuple[Span, ...]:
         stops: list[list[int]] = [[] for _ in self.roots]
         for root, (first, length) in zip(self.branch_root, self.branches, strict=True):
             stops[root].append(first + length)
         return tuple(
-            Run(start, start + length, tuple(own)) for (start, length), own in zip(self.roots, stops, strict=True)
+            Span(start, start + length, tuple(own)) for (start, length), own in zip(self.roots, stops, strict=True)
         )
 
 
-def _slots(runs: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
+def _slots(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     """(token of each slot, 0 in padding; True where the slot is real), both [runs, longest]."""
-    longest = max((length for _, length in runs), default=0)
+    longest = max((length for _, length in spans), default=0)
     column = np.arange(longest)
-    starts = np.asarray([start for start, _ in runs], np.int64).reshape(-1, 1)
-    real = column < np.asarray([length for _, length in runs], np.int64).reshape(-1, 1)
+    starts = np.asarray([start for start, _ in spans], np.int64).reshape(-1, 1)
+    real = column < np.asarray([length for _, length in spans], np.int64).reshape(-1, 1)
     return np.where(real, starts + column, 0), real
 
 

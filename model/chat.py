@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
 
     from model.batch import Row
-    from model.processor import Processor
+    from model.processing.processor import Processor
     from model.sail_vl2 import SailVL2
 
 
@@ -21,7 +21,6 @@ def chat(config: ChatConfig, resolved: str) -> None:
     from model.checkpoint import load_model
 
     model, processor = load_model(Path(config.checkpoint))
-    model.requires_grad_(False).eval()
     messages: list[dict[str, Any]] = []
     question = config.question or _typed()
     while question:
@@ -62,25 +61,27 @@ def generate(model: "SailVL2", processor: "Processor", row: "Row", config: ChatC
     import torch
 
     from model.batch import pack_rows
+    from model.decoding.decoder import PromptDecoder
 
     context = model.config.language.max_position_embeddings
-    room = min(config.max_new_tokens, context - len(row.prefix_ids))
+    room = min(config.max_completion_tokens, context - len(row.prefix_ids))
     if room < 1:
         raise ValueError(
             f"prompt: expected fewer than max_position_embeddings = {context} tokens, found {len(row.prefix_ids)}"
         )
     generator = torch.Generator().manual_seed(config.seed)
     barred = torch.tensor(processor.barred_ids)
-    with torch.no_grad():
+    decoder = PromptDecoder(model)
+    with torch.inference_mode():
         inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
-        logits, cache = model.prefill(inputs, 1, len(row.prefix_ids))
+        logits, cache = decoder.prefill(inputs, 1, len(row.prefix_ids))
         for step in range(room):
             token = _pick(logits[0].float().index_fill(0, barred, float("-inf")), config.temperature, generator)
             if token == processor.tokenizer.end_id:
                 return
             yield token
             if step + 1 < room:
-                logits = model.decode(torch.tensor([token]), [cache])
+                logits = decoder.decode(torch.tensor([token]), [cache])
 
 
 def _pick(logits: "torch.Tensor", temperature: float, generator: "torch.Generator") -> int:

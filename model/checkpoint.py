@@ -16,10 +16,10 @@ from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
-from model.engine.durable import write_folder
-from model.processor import Processor
+from model.processing.processor import Processor
+from model.processing.tokenizer import Tokenizer
+from model.run.durable import write_folder
 from model.sail_vl2 import SailVL2
-from model.tokenizer import Tokenizer
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9

@@ -379,7 +379,7 @@ class ChatConfig:
     """think: the published instruction is appended to every question; direct: it is not"""
     temperature: float = 0.0
     """0: the most likely token each time"""
-    max_new_tokens: int = 1024
+    max_completion_tokens: int = 1024
     """limit of an answer"""
     seed: int = 0
     """seed of the draws at a temperature above 0"""
@@ -391,8 +391,8 @@ class ChatConfig:
             raise ValueError(f"temperature: expected a number from 0 on, found {self.temperature}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens: expected at least 1, found {self.max_new_tokens}")
+        if self.max_completion_tokens < 1:
+            raise ValueError(f"max_completion_tokens: expected at least 1, found {self.max_completion_tokens}")
 
 
 @dataclass

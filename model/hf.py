@@ -34,9 +34,9 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.utils.generic import ModelOutput
 
 import model.hf_processor  # noqa: F401  (registers image processor and processor)
-from model.attention import sdpa
 from model.checkpoint import StoredTensors, fitting_config
 from model.hf_configuration import SailVLConfig
+from model.kernels.sdpa_attention import sdpa
 from model.language import Decoder
 from model.moe import Experts
 from model.projector import build_adapter, visual_tokens
@@ -100,7 +100,7 @@ class SailVLModel(SailVLPreTrainedModel):
         if pixel_values.dim() != 4:
             raise ValueError(f"pixel_values: expected [tiles, 3, height, width], found {list(pixel_values.shape)}")
         pixels, shapes = pixel_values.to(self.dtype), self.shapes
-        return visual_tokens(self.vision_model, self.mlp1, pixels, shapes.vision.patch_size, shapes.merge_side)
+        return visual_tokens(self.vision_model, self.mlp1, [pixels], shapes.vision.patch_size, shapes.merge_side)[0]
 
     def forward(
         self,

@@ -16,8 +16,8 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from model.hf_configuration import SailVLConfig
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Mode
-from model.preprocessor import FILE
-from model.processor import Processor
+from model.processing.processor import Processor
+from model.processing.settings import FILE
 
 _IMAGE = f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}"
 _BLANK = Image.new("RGB", (1, 1))

@@ -1,23 +1,11 @@
-"""Qwen3 and Qwen3-MoE decoders over packed token rows, with a decode path for sampling."""
+"""Qwen3 and Qwen3-MoE decoders. How a token finds the keys of others is the caller's: `Attend`."""
 
 from typing import Protocol
 
-import torch
 from torch import Tensor, nn
 
 from model.config import LanguageConfig, MoeLanguageConfig
-from model.layers import (
-    WIDE,
-    RMSNorm,
-    add_and_norm,
-    apply_rope,
-    joint_linear,
-    maybe_checkpoint,
-    rms_norm,
-    rope_tables,
-    side_by_side,
-    swiglu,
-)
+from model.layers import RMSNorm, add_and_norm, is_plain, maybe_checkpoint, project_heads, rope_tables, swiglu
 from model.moe import MoeMLP, Routing
 
 
@@ -33,8 +21,6 @@ class SelfAttention(nn.Module):
     def __init__(self, config: LanguageConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
-        self.head_dim = config.head_dim
-        self.num_heads, self.num_kv_heads = config.num_attention_heads, config.num_key_value_heads
         width, head = config.hidden_size, config.head_dim
         self.q_proj = nn.Linear(width, config.num_attention_heads * head, bias=False)
         self.k_proj = nn.Linear(width, config.num_key_value_heads * head, bias=False)
@@ -42,32 +28,10 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(config.num_attention_heads * head, width, bias=False)
         self.q_norm = RMSNorm(head, config.rms_norm_eps)
         self.k_norm = RMSNorm(head, config.rms_norm_eps)
-        self.has_kernels = False  # of our own, for sampling on this GPU
 
     def forward(self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend) -> Tensor:
-        q, k, v = self._heads(x, rope)
+        q, k, v = project_heads(x, (self.q_proj, self.k_proj, self.v_proj), (self.q_norm, self.k_norm), rope)
         return self.o_proj(attend(self.layer, q, k, v).flatten(-2))
-
-    def _heads(self, x: Tensor, rope: tuple[Tensor, Tensor]) -> tuple[Tensor, ...]:
-        """q [..., H, K], k and v [..., Hkv, K], normed and rotated."""
-        if x.device.type != "cpu" or x.dtype not in WIDE:
-            projected = side_by_side(x, self.q_proj, self.k_proj, self.v_proj)
-            q, k, v = (heads.unflatten(-1, (-1, self.head_dim)) for heads in projected)
-            if self.has_kernels:
-                from model.decode_kernels import norm_and_rotate  # where there is Triton
-
-                return *norm_and_rotate(q, k, (self.q_norm.weight, self.k_norm.weight), self.q_norm.eps, rope), v
-            q, k = self.q_norm(q), self.k_norm(k)
-            if torch.is_grad_enabled():  # many rows: one more copy of them costs more than the calls
-                return apply_rope(q, rope), apply_rope(k, rope), v
-            return *apply_rope(torch.cat((q, k), dim=-2), rope).tensor_split((self.num_heads,), dim=-2), v
-        # Queries and keys in one go: of a sampler's few rows every call costs more than its arithmetic.
-        heads = joint_linear(x, self.q_proj, self.k_proj, self.v_proj).unflatten(-1, (-1, self.head_dim))
-        qk, v = heads.tensor_split((self.num_heads + self.num_kv_heads,), dim=-2)
-        weights = (self.q_norm.weight.expand(self.num_heads, -1), self.k_norm.weight.expand(self.num_kv_heads, -1))
-        qk = apply_rope(rms_norm(qk, torch.cat(weights), self.q_norm.eps), rope)
-        q, k = qk.tensor_split((self.num_heads,), dim=-2)
-        return q, k, v
 
 
 class MLP(nn.Module):
@@ -139,3 +103,12 @@ class LanguageModel(nn.Module):
         """Make the head the embedding again, if it is meant to be: moving a model off the meta device parts them."""
         if self.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
+
+    def head_weight(self) -> Tensor:
+        """[V, D] for code that scores without calling the head. `ValueError` where the head is more than its weight."""
+        if not is_plain(self.lm_head, nn.Linear):
+            raise ValueError(
+                f"lm_head: expected a plain torch.nn.Linear without hooks, found {type(self.lm_head).__name__}; "
+                "log-probabilities read its weight, so an adapter on it would do nothing: leave lm_head out"
+            )
+        return self.lm_head.weight

@@ -4,28 +4,13 @@ RMSNorm, RoPE and SwiGLU have hand-written backwards: on CPU the composed ones c
 """
 
 from collections.abc import Sequence
-from functools import cache
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-WIDE = (torch.float32, torch.float64)
-
-
-@cache
-def on_ampere(device: torch.device) -> bool:
-    """Whether it is an NVIDIA GPU, Ampere or newer."""
-    is_nvidia = device.type == "cuda" and bool(torch.version.cuda)
-    return is_nvidia and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-@cache
-def has_triton(device: torch.device) -> bool:
-    """Whether our kernels in Triton run there."""
-    return on_ampere(device) and find_spec("triton") is not None
+from model.kernels.available import WIDE, fits_decode_kernels, for_sampling, has_triton
 
 
 class RMSNorm(nn.Module):
@@ -35,14 +20,13 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(width))
         self.eps = eps
-        self.has_kernel = False  # of our own, for sampling on this GPU; the trainer's log-probs have one norm for all
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., width] -> the same shape and dtype."""
         if x.dtype in WIDE:
             return rms_norm(x, self.weight, self.eps)
-        if self.has_kernel:
-            from model.layer_kernels import norm  # where there is Triton
+        if for_sampling(x.device):
+            from model.kernels.layer_kernels import norm  # where there is Triton
 
             return norm(x, self.weight, self.eps)  # half the time of torch's on few rows
         if x.is_cuda:
@@ -54,8 +38,8 @@ class RMSNorm(nn.Module):
 
 def add_and_norm(x: Tensor, delta: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
     """x + delta and the norm of that; all [..., width]."""
-    if norm.has_kernel and x.dtype not in WIDE:
-        from model import layer_kernels  # where there is Triton
+    if x.dtype not in WIDE and for_sampling(x.device):
+        from model.kernels import layer_kernels  # where there is Triton
 
         return layer_kernels.add_and_norm(x, delta, norm.weight, norm.eps)
     x = x + delta
@@ -90,20 +74,36 @@ class _RMSNorm(torch.autograd.Function):
         return grad_x, product.flatten(0, -weight.dim() - 1).sum(0), None
 
 
+def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether the layer is exactly a `kind` that nobody wrapped or hooked, so that its weight may be read instead of
+    the layer being called. Adapters, quantised layers and engines that gather weights in hooks are not."""
+    hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
+    return type(layer) is kind and not any(hooks)
+
+
 def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
     """Outputs of several bias-free layers on the same input.
 
     As one matrix product after `lay_side_by_side`, and always on CPU: narrow ones leave cores idle, and joining the
     weights costs one small copy. A GPU would copy its weights again for every token.
     """
-    if x.is_cuda and not _are_joint(layers):
+    if not _can_join(layers) or (x.is_cuda and not _are_joint(layers)):
         return tuple(layer(x) for layer in layers)
     return joint_linear(x, *layers).split([layer.weight.shape[0] for layer in layers], dim=-1)
 
 
 def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
-    """[..., rows of all] in one matrix product."""
+    """[..., rows of all]: the outputs of several bias-free layers one behind the other.
+
+    In one matrix product, unless a layer is more than its weight (`is_plain`).
+    """
+    if not _can_join(layers):
+        return torch.cat([layer(x) for layer in layers], dim=-1)
     return F.linear(x, _joint_weight(layers))
+
+
+def _can_join(layers: Sequence[nn.Linear]) -> bool:
+    return all(is_plain(layer, nn.Linear) for layer in layers)
 
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
@@ -113,9 +113,40 @@ def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:
     gated, linear = side_by_side(x, gate, up)
     if x.dtype == torch.float64 or torch.compiler.is_compiling() or not has_triton(x.device):
         return F.silu(gated) * linear  # a compiler joins these itself
-    from model.layer_kernels import Gated  # where there is Triton
+    from model.kernels.layer_kernels import Gated  # where there is Triton
 
     return Gated.apply(gated, linear)
+
+
+def project_heads(
+    x: Tensor, projections: Sequence[nn.Linear], norms: Sequence[RMSNorm], rope: tuple[Tensor, Tensor]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """x [..., D] through the projections of queries, keys and values; queries and keys are normed and rotated.
+
+    Returns q [..., H, K], k and v [..., Hkv, K]. `norms` are those of queries and of keys.
+    """
+    q_norm, k_norm = norms
+    head_dim = q_norm.weight.shape[0]
+    if x.device.type != "cpu" or x.dtype not in WIDE:
+        q, k, v = (heads.unflatten(-1, (-1, head_dim)) for heads in side_by_side(x, *projections))
+        if for_sampling(x.device) and fits_decode_kernels(x.dtype, head_dim):
+            from model.kernels.decode_kernels import norm_and_rotate  # where there is Triton
+
+            q, k = norm_and_rotate(q, k, (q_norm.weight, k_norm.weight), q_norm.eps, rope)
+            return q, k, v
+        q, k = q_norm(q), k_norm(k)
+        if torch.is_grad_enabled():  # many rows: one more copy of them costs more than the calls
+            return apply_rope(q, rope), apply_rope(k, rope), v
+        rotated_q, rotated_k = apply_rope(torch.cat((q, k), dim=-2), rope).tensor_split((q.shape[-2],), dim=-2)
+        return rotated_q, rotated_k, v
+    # Queries and keys in one go: with a sampler's few rows every call costs more than its arithmetic.
+    num_heads, num_kv_heads = (layer.weight.shape[0] // head_dim for layer in projections[:2])
+    heads = joint_linear(x, *projections).unflatten(-1, (-1, head_dim))
+    qk, v = heads.tensor_split((num_heads + num_kv_heads,), dim=-2)
+    weights = (q_norm.weight.expand(num_heads, -1), k_norm.weight.expand(num_kv_heads, -1))
+    qk = apply_rope(rms_norm(qk, torch.cat(weights), q_norm.eps), rope)
+    q, k = qk.tensor_split((num_heads,), dim=-2)
+    return q, k, v
 
 
 def silu_product(joint: Tensor) -> Tensor:

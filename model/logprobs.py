@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from model.layers import has_triton
+from model.kernels.available import has_triton
 from model.moe import Routing
 
 
@@ -171,7 +171,7 @@ class _KernelScores(torch.autograd.Function):
         barred_ids: Tensor | None,
         width: int,
     ) -> tuple[Tensor, Tensor]:
-        from model.score_kernels import RunningScores  # where there is Triton
+        from model.kernels.score_kernels import RunningScores  # where there is Triton
 
         running = RunningScores(targets, barred_ids, head.shape[0], temperature)
         for start in range(0, head.shape[0], width):

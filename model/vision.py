@@ -1,12 +1,17 @@
 """SAIL-ViT, fixed resolution and AnyRes: AIMv2 topology under the released key names."""
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from model.attention import sdpa
 from model.config import AnyResVisionConfig, VisionConfig
-from model.layers import RMSNorm, add_and_norm, maybe_checkpoint, swiglu
+from model.kernels.sdpa_attention import sdpa
+from model.layers import RMSNorm, add_and_norm, is_plain, maybe_checkpoint, swiglu
+
+Grids = Sequence[tuple[int, int]]
+"""(I tiles, P patches of each) per tile size, in the order in which their patches are packed."""
 
 
 class Patchifier(nn.Module):
@@ -18,6 +23,8 @@ class Patchifier(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """[I, channels, height, width] -> [I, P, D], patches row by row."""
+        if not is_plain(self.proj, nn.Conv2d):
+            return self.norm(self.proj(pixels).flatten(2).transpose(1, 2))
         side = self.proj.kernel_size[0]
         patches = F.unfold(pixels.to(self.proj.weight.dtype), side, stride=side).transpose(1, 2)
         return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))
@@ -52,9 +59,14 @@ class VisionAttention(nn.Module):
         self.qkv = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
         self.proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor) -> Tensor:
-        q, k, v = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
-        return self.proj(sdpa(q, k, v, None, is_causal=False).transpose(1, 2).flatten(2))
+    def forward(self, x: Tensor, grids: Grids) -> Tensor:
+        """[patches of all tiles, D] -> the same shape; a patch sees those of its own tile."""
+        heads = self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).split([tiles * length for tiles, length in grids])
+        attended = []
+        for own, grid in zip(heads, grids, strict=True):
+            q, k, v = own.unflatten(0, grid).permute(2, 0, 3, 1, 4)  # [I, H, P, K] each
+            attended.append(sdpa(q, k, v, None, is_causal=False).transpose(1, 2).flatten(2).flatten(0, 1))
+        return self.proj(attended[0] if len(attended) == 1 else torch.cat(attended))
 
 
 class VisionMLP(nn.Module):
@@ -76,8 +88,8 @@ class VisionBlock(nn.Module):
         self.norm_2 = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.mlp = VisionMLP(config)
 
-    def forward(self, x: Tensor) -> Tensor:
-        x, hidden = add_and_norm(x, self.attn(self.norm_1(x)), self.norm_2)
+    def forward(self, x: Tensor, grids: Grids) -> Tensor:
+        x, hidden = add_and_norm(x, self.attn(self.norm_1(x), grids), self.norm_2)
         return x + self.mlp(hidden)
 
 
@@ -88,14 +100,15 @@ class Trunk(nn.Module):
         self.post_trunk_norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.gradient_checkpointing = False
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, grids: Grids) -> Tensor:
+        """[patches of all tiles, D] -> the same shape."""
         for block in self.blocks:
-            x = maybe_checkpoint(self, block, x)
+            x = maybe_checkpoint(self, block, x, grids)
         return self.post_trunk_norm(x)
 
 
 class VisionModel(nn.Module):
-    """Pixels [I, 3, height, width] -> patch features [I, P, D]; bidirectional, no RoPE, no class token.
+    """Pixels -> patch features; bidirectional, no RoPE, no class token.
 
     A fixed-resolution tower takes only its own square; AnyRes takes any grid with an even number of patches each way.
     """
@@ -106,9 +119,16 @@ class VisionModel(nn.Module):
         self.preprocessor = Preprocessor(config)
         self.trunk = Trunk(config)
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        self._check_size(pixels)
-        return self.trunk(self.preprocessor(pixels))
+    def forward(self, pixels: Sequence[Tensor]) -> list[Tensor]:
+        """Tiles, one [I, 3, height, width] per size -> [I, P, D] of each size; every layer is called once for all."""
+        for tiles in pixels:
+            self._check_size(tiles)
+        patches = [self.preprocessor(tiles) for tiles in pixels]
+        grids = [(own.shape[0], own.shape[1]) for own in patches]
+        packed = [own.flatten(0, 1) for own in patches]
+        features = self.trunk(packed[0] if len(packed) == 1 else torch.cat(packed), grids)
+        parts = features.split([tiles * length for tiles, length in grids])
+        return [part.unflatten(0, grid) for part, grid in zip(parts, grids, strict=True)]
 
     def _check_size(self, pixels: Tensor) -> None:
         if pixels.dim() != 4:

@@ -10,8 +10,8 @@ from typing import Any
 
 from rewards.answers import AnswerRule, extract
 from rewards.config import Combine, RewardConfig
-from rewards.pool import ScoringPool
 from rewards.result import Claim, Outcome, RewardInput, RewardResult, Status
+from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import check_options
 

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rewards.answers import AnswerRule, extract
-from rewards.pool import ScoringPool
 from rewards.result import Claim, Outcome, Status
+from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import VERIFIERS, check_options
 from rewards.verifiers.verifier import parse_json

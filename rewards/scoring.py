@@ -8,8 +8,8 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from rewards.pool import ScoringPool
 from rewards.result import Claim, Outcome, Status, Unscorable
+from rewards.sandbox.pool import ScoringPool
 from rewards.verifiers.registry import UNDECIDED, check_options, decide_quickly
 
 MAX_VERDICTS = 100_000  # of some 200 bytes each

@@ -21,7 +21,7 @@ from rewards.rubric import Rubric
 from rlhf.collect import Collected, Collector, Result, book
 from rlhf.ledger import Ledger
 from rollouts.rollout import MOMENT, RolloutWorker
-from rollouts.weight_sync import sync_weights
+from rollouts.weights.sync import sync_weights
 
 Publish = Callable[[], tuple[int, dict[str, Tensor]]]
 

@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from model.engine.base import NonFiniteError
-from model.engine.interrupt import CleanStop
-from model.tokenizer import Tokenizer
+from model.processing.tokenizer import Tokenizer
+from model.run.interrupt import CleanStop
 from rewards.answers import parse_completion
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
@@ -23,9 +23,9 @@ from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
-from rollouts.pool import WorkerPool
+from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
-from rollouts.weight_sync import sync_weights
+from rollouts.weights.sync import sync_weights
 
 SAMPLER_FAILED = {
     FinishReason.error: RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite"),

@@ -4,7 +4,9 @@ import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from model.engine.config import Device, EngineConfig, OptimizerConfig, RunConfig, Schedule
+from model.run.config import RunConfig
+
+from model.engine.config import Device, EngineConfig, OptimizerConfig, Schedule
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from model.data.loader import KeyedOrder
+from model.data.order import KeyedOrder
 from rlhf.config import Curriculum
 from rollouts.randomness import sample_seed, uniforms
 

@@ -15,12 +15,11 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
 
     from model.checkpoint import load_model, load_processor
     from model.engine.config import ComputeDtype
-    from model.engine.device import pick_device, pick_dtype
-    from model.engine.durable import write_file
-    from model.engine.local import prepare_cpu
+    from model.engine.device import pick_device, pick_dtype, prepare_cpu
     from model.interface import Mode
+    from model.run.durable import write_file
     from rewards.rubric import Rubric
-    from rlhf.evaluation import evaluate_modes
+    from rlhf.evaluation.evaluator import evaluate_modes
     from rlhf.prompts import PromptSet
     from rollouts.build import build_worker
 

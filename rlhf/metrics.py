@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 
 from model.engine.base import StepResult
-from model.tokenizer import Tokenizer
+from model.processing.tokenizer import Tokenizer
 from rlhf.ahead import AheadCollector
+from rlhf.algorithms.loss_metrics import EXTREMES, GAP_POSITIONS
 from rlhf.collect import Collected, Collector
-from rlhf.loss_metrics import EXTREMES, GAP_POSITIONS
 from rlhf.trajectory import Group
 from rlhf.update import UpdateResult
 

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, launch, load_config
-from model.engine.config import Start
+from model.run.config import StartMode
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 from rollouts.config import RolloutConfig
@@ -79,12 +79,12 @@ def plan(config: PipelineConfig) -> list[Stage]:
 
 def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     """Run every stage that is not complete, evaluate, and write summary.json, curves.png and export/."""
-    from model.engine.run import Run
+    from model.run.folder import RunFolder
 
     begin = process_start()
     stages = plan(config)
-    run = Run(config.run, resolved)
-    if config.run.start is Start.fresh:
+    run = RunFolder(config.run, resolved)
+    if config.run.start is StartMode.fresh:
         _clear(run.folder)
     earlier = _read(run.folder / "elapsed.json").get("seconds", 0.0)
     threading.Thread(target=_preload, daemon=True).start()
@@ -152,7 +152,7 @@ def _finish(
     from rich.console import Console
 
     from model.checkpoint import load_model, save_model
-    from rlhf.report import plot_curves, stage_table
+    from rlhf.console import plot_curves, stage_table
 
     save_model(folder / "export", *load_model(folder / stages[-1].name / "final"))
     curves = plot_curves(folder, [stage.name for stage in stages])
@@ -228,7 +228,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:
-    from model.engine.durable import write_file
+    from model.run.durable import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)
     write_file(path, json.dumps(content, indent=2).encode())

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from model.data.media import MediaError, inside
+from model.data.media_store import MediaStore
+from model.data.tables import PromptFile, RawRow, from_base64
 from rlhf.config import DataConfig
-from rlhf.media_store import MediaStore
-from rlhf.prompt_files import PromptFile, RawRow, from_base64
 from rollouts.rollout import Prompt
 
 _ID = ("id", "index")
@@ -23,7 +23,7 @@ _LONGEST_NAME = 64
 """A longer text without a dot is no file name but base64: its alphabet has no dot."""
 
 Message = dict[str, Any]
-Source = str | bytes
+MediaSource = str | bytes
 """A file name under the data's folder, or an image's bytes."""
 
 
@@ -130,7 +130,7 @@ def _reference_text(value: Any) -> str:
     return str(value)
 
 
-def _source(value: Any) -> Source:
+def _source(value: Any) -> MediaSource:
     """An image cell: a file name, bytes, base64, or the struct of `datasets`, whose bytes count before its path."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -142,7 +142,7 @@ def _source(value: Any) -> Source:
     return from_base64(value) if is_encoded else value
 
 
-def _messages(column: str, question: Any, sources: list[Source]) -> tuple[list[Message], bool]:
+def _messages(column: str, question: Any, sources: list[MediaSource]) -> tuple[list[Message], bool]:
     """(messages with an image behind every image part, whether `sources` are among them).
 
     `<image>` in a user's text is a place for an image where the row has an image column; without any place, images come

@@ -10,15 +10,15 @@ from typing import Any
 
 from torch import Tensor
 
+from model.data.bad_rows import BadRows
 from model.data.media import MediaError
+from model.data.media_store import MediaStore
+from model.data.tables import PromptFile
 from model.interface import Mode
-from model.messages import Source
-from model.processor import Processor, PromptTokens
-from model.visuals import check_visuals
-from rlhf.bad_rows import BadRows
+from model.processing.messages import ImageSource
+from model.processing.processor import Processor, PromptTokens
+from model.processing.visuals import check_visuals
 from rlhf.config import DataConfig, RlConfig
-from rlhf.media_store import MediaStore
-from rlhf.prompt_files import PromptFile
 from rlhf.prompt_rows import PromptRow, RowReader
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
@@ -137,7 +137,7 @@ class PromptSet:
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"data.also: expected files of different names, found {twice[0]!r} twice; rename one")
         reader = RowReader(self._data, self._media)
-        checked: set[tuple[Path, Source, int]] = set()  # images and videos whose headers were read
+        checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
         total = 0
         for position, file in enumerate(files):
             prefix = f"{file.name}/" if position else ""
@@ -149,7 +149,7 @@ class PromptSet:
                     self._bad.add(raw.file, raw.number, self._media.without_folder(str(error)))
         return total
 
-    def _admit(self, row: PromptRow, checked: set[tuple[Path, Source, int]]) -> None:
+    def _admit(self, row: PromptRow, checked: set[tuple[Path, ImageSource, int]]) -> None:
         prompt = row.prompt
         if prompt.id in self._index:
             raise ValueError(f"id: expected a unique value, found {prompt.id!r} again")

@@ -7,7 +7,7 @@ from conf.cli import launch
 from rlhf.config import RlConfig, TrlTrainerConfig
 
 if TYPE_CHECKING:
-    from model.engine.run import Run
+    from model.run.folder import RunFolder
     from rewards.rubric import Rubric
     from rlhf.algorithms.algorithm import Algorithm
     from rlhf.prompts import PromptSet
@@ -19,17 +19,17 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
     `rubric_class` replaces the rubric, for control experiments.
     """
     if isinstance(config.trainer, TrlTrainerConfig):
-        from rlhf.trl_settings import check
+        from rlhf.trl.settings import check
 
         check(config)
-        from rlhf.trl_trainer import run_with_trl
+        from rlhf.trl.trl_trainer import run_with_trl
 
         return run_with_trl(config, resolved, rubric_class)
     from pathlib import Path
 
     from model.checkpoint import load_processor
     from model.config import MoeLanguageConfig
-    from model.engine.run import Run
+    from model.run.folder import RunFolder
     from rewards.rubric import Rubric
     from rlhf.algorithms.registry import build_algorithm
     from rlhf.prompts import open_prompts
@@ -44,7 +44,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: "type[Rubric] | Non
             f"trainer.balance_coefficient: expected 0 for {config.checkpoint}, whose decoder has no routers, found "
             f"{config.trainer.balance_coefficient}"
         )
-    with (rubric_class or Rubric)(config.reward) as rubric, Run(config.run, resolved) as run:
+    with (rubric_class or Rubric)(config.reward) as rubric, RunFolder(config.run, resolved) as run:
         rubric.check_functions()
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
@@ -59,7 +59,7 @@ def _train(
     prompts: "PromptSet",
     held_out: "PromptSet | None",
     rubric: "Rubric",
-    run: "Run",
+    run: "RunFolder",
 ) -> None:
     """Load the model, put the parts together, run the loop, write the final model."""
     from contextlib import ExitStack, closing
@@ -67,12 +67,12 @@ def _train(
 
     from model.checkpoint import load_model, save_model
     from model.engine.local import LocalEngine
-    from model.engine.progress import StageProgress
+    from model.run.progress import StageProgress
     from rlhf.ahead import AheadCollector
     from rlhf.collect import Collector
-    from rlhf.evaluation import Evaluator
+    from rlhf.console import StepReporter
+    from rlhf.evaluation.evaluator import Evaluator
     from rlhf.mismatch import MismatchWatch
-    from rlhf.report import StepReporter
     from rlhf.trainer import Parts, train
     from rlhf.update import Policy
     from rollouts.build import build_worker

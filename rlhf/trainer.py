@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 
-from model.engine.run import Run
+from model.run.folder import RunFolder
 from rewards.rubric import Rubric
 from rlhf.ahead import AheadCollector, StepRubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collector
 from rlhf.config import TrainerConfig
-from rlhf.evaluation import Evaluator
+from rlhf.console import StepReporter
+from rlhf.evaluation.evaluator import Evaluator
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.mismatch import MismatchWatch
-from rlhf.report import StepReporter
 from rlhf.update import Policy, prepare, update, with_reference
 
 
@@ -28,7 +28,7 @@ class Parts:
     reporter: StepReporter
 
 
-def train(config: TrainerConfig, parts: Parts, run: Run) -> None:
+def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     """One synchronous policy-gradient run, from the newest checkpoint to `config.max_steps` or an early stop.
 
     A step is whole or undone: SIGTERM or an exhausted budget while it samples leaves the state before it.

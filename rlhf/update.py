@@ -9,11 +9,11 @@ from torch import Tensor
 
 from model.engine.balance import BalancedLoss, routed_counts
 from model.engine.base import LossFn, NonFiniteError, StepResult, TrainEngine
-from model.engine.run import Run
-from model.processor import Processor
+from model.processing.processor import Processor
+from model.run.folder import RunFolder
 from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.filters import with_advantage
 from rlhf.config import TrainerConfig
-from rlhf.filters import with_advantage
 from rlhf.trajectory import Group, PolicyBatch, pack
 
 
@@ -92,7 +92,7 @@ def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, confi
     return updates * config.passes
 
 
-def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number: int, run: Run) -> UpdateResult:
+def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number: int, run: RunFolder) -> UpdateResult:
     """Gradient of every micro-batch, then one optimizer step.
 
     A loss or gradient that is not finite reaches neither weights nor optimizer; its prompts are named on stderr and in

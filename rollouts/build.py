@@ -11,15 +11,15 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import released_tensors
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer, VllmRolloutConfig
-from rollouts.pool import WorkerPool
+from rollouts.pool.session import StartMessage
+from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
-from rollouts.session import Start
-from rollouts.shippers import FileShipper, MemoryShipper, Shipper
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.senders import FileSender, MemorySender, WeightSender
+from rollouts.weights.sync import tensor_checksum
 
 
 def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
@@ -42,44 +42,44 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
         )
     if not apart or not (is_vllm or on_cpu):
         return build_sampler(model, processor, config.alone(), run_seed)
-    start = Start(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
+    start = StartMessage(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
     weights = released_tensors(model)
     manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
     if placement is Placement.ray:
         ray_pool = _ray_pool(config.pool)
-        fleet = ray_pool.RayFleet(start, sum(tensor.nbytes for tensor in weights.values()), num_gpus)
-        address, memory = fleet.address, ray_pool.ObjectShipper
+        launcher = ray_pool.RayLauncher(start, sum(tensor.nbytes for tensor in weights.values()), num_gpus)
+        address, memory = launcher.address, ray_pool.ObjectSender
     else:
-        from rollouts.processes import ProcessFleet
+        from rollouts.pool.processes import ProcessLauncher
 
-        fleet = ProcessFleet(start, num_gpus, is_first_taken=not on_cpu)
-        address, memory = "127.0.0.1", MemoryShipper
+        launcher = ProcessLauncher(start, num_gpus, is_first_taken=not on_cpu)
+        address, memory = "127.0.0.1", MemorySender
     try:
-        shipper = _shipper(config, weights, memory, address, on_gpu=fleet.on_gpu and not on_cpu)
+        sender = _sender(config, weights, memory, address, on_gpu=launcher.on_gpu and not on_cpu)
     except BaseException:
-        fleet.close()
+        launcher.close()
         raise
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
-    return WorkerPool(fleet, shipper, config, allowed, manifest)
+    return WorkerPool(launcher, sender, config, allowed, manifest)
 
 
-def _shipper(
+def _sender(
     config: RolloutConfig,
     weights: dict[str, Tensor],
-    memory: Callable[[dict[str, Tensor]], Shipper],
+    memory: Callable[[dict[str, Tensor]], WeightSender],
     address: str,
     on_gpu: bool,
-) -> Shipper:
+) -> WeightSender:
     """What `rollouts.pool.transfer` names. `memory` is for samplers that a broadcast does not reach, too."""
     folder = os.path.abspath(config.pool.transfer_folder) if config.pool.transfer_folder else ""
     match config.pool.transfer:
         case Transfer.files:
-            return FileShipper(weights, Path(folder))
+            return FileSender(weights, Path(folder))
         case Transfer.broadcast:
-            from rollouts.broadcast import BroadcastShipper
+            from rollouts.weights.broadcast import BroadcastSender
 
             other, patience = memory(weights), config.pool.patience_s
-            return BroadcastShipper(other, config.num_processes, patience, on_gpu, address, folder)
+            return BroadcastSender(other, config.num_processes, patience, on_gpu, address, folder)
         case _:
             return memory(weights)
 
@@ -89,7 +89,7 @@ def _ray_pool(config: PoolConfig) -> ModuleType:
     if not config.ray_address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:
-        from rollouts import ray_pool
+        from rollouts.pool import ray_pool
     except ModuleNotFoundError as error:
         if error.name != "ray":
             raise

@@ -10,21 +10,22 @@ from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.checkpoint import fill, released_tensors
-from model.decode_graph import DecodeGraph
-from model.group_cache import prefix_room
-from model.processor import Processor
+from model.decoding.decoder import PromptDecoder
+from model.decoding.graph import DecodeGraph
+from model.decoding.group_cache import prefix_room
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
-from rollouts.cohort import Cohort
 from rollouts.config import RolloutConfig
-from rollouts.draw import Draw
-from rollouts.parcels import Parcel
+from rollouts.decode_batch import DecodeBatch
 from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, Rollout, RolloutRequest
+from rollouts.sampling import Draw
 from rollouts.transit import HostCopies, to_device
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.handles import TensorHandle
+from rollouts.weights.sync import tensor_checksum
 
 _PREFILL_TOKENS = (8192, 32768)  # of prompts run side by side, on CPU and GPU
-_FULL_ENOUGH = (0.875, 0.5)  # share of a cohort's rows that is live, on CPU and GPU; leaving records a graph anew
+_FULL_ENOUGH = (0.875, 0.5)  # share of a batch's rows that is live, on CPU and GPU; leaving records a graph anew
 
 
 class EmbeddedWorker:
@@ -35,12 +36,12 @@ class EmbeddedWorker:
         self.run_seed = run_seed
         self.version = 0
         self._processor = processor
-        self._model = SailVL2(model.config).to(model.device, model.dtype)
-        self._model.load_state_dict(model.state_dict())
-        self._model.prepare_for_sampling()
+        own = SailVL2(model.config).to(model.device, model.dtype)
+        own.load_state_dict(model.state_dict())
+        self._decoder = PromptDecoder(own)
         self._device = model.device
-        self._decode = DecodeGraph(self._model).decode if DecodeGraph.fits(self._model) else self._model.decode
-        self._runs_ahead = DecodeGraph.fits(self._model)  # other decoding waits for the device anyway
+        self._runs_ahead = DecodeGraph.fits(own)  # other decoding waits for the device anyway
+        self._decode = DecodeGraph(self._decoder).decode if self._runs_ahead else self._decoder.decode
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
         self._draw = Draw(
@@ -51,14 +52,14 @@ class EmbeddedWorker:
             self._device,
         )
         self._queue: dict[int, RolloutRequest] = {}
-        self._cohorts: list[Cohort] = []
+        self._batches: list[DecodeBatch] = []
         self._next_handle = 0
         self._manifest: dict[str, int] = {}
         self._received: dict[str, Tensor] = {}
 
     @property
     def is_idle(self) -> bool:
-        return not (self._queue or self._cohorts)
+        return not (self._queue or self._batches)
 
     def submit(self, request: RolloutRequest) -> int:
         self.config.check_length(request.prompt_id, len(request.prompt_ids))
@@ -66,7 +67,7 @@ class EmbeddedWorker:
         self._queue[handle] = request
         return handle
 
-    @torch.no_grad()
+    @torch.inference_mode()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
         done: list[tuple[int, list[Rollout]]] = []
         end = time.monotonic() + MOMENT
@@ -77,9 +78,9 @@ class EmbeddedWorker:
 
     def abort(self, handle: int) -> None:
         self._queue.pop(handle, None)
-        for cohort in self._cohorts:
-            cohort.abort(handle)
-        self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
+        for batch in self._batches:
+            batch.abort(handle)
+        self._batches = [batch for batch in self._batches if not batch.is_done]
 
     def begin_update(self, version: int, manifest: dict[str, int]) -> None:
         self._manifest, self._received = manifest, {}
@@ -91,31 +92,32 @@ class EmbeddedWorker:
         missing = self._manifest.keys() - self._received.keys()
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        fill(self._model, self._received.items())
+        fill(self._decoder.model, self._received.items())
         self._received = {}
         self.version = version
-        for cohort in self._cohorts:
-            cohort.change_version(version)
-        held = released_tensors(self._model)
+        for batch in self._batches:
+            batch.change_version(version)
+        held = released_tensors(self._decoder.model)
         return {name: tensor_checksum(held[name]) for name in self._manifest}
 
-    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """As an update with the tensors of a parcel. `ParcelLost` if they did not come."""
+    def receive(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> dict[str, int]:
+        """As an update with the tensors of a handle. `WeightsLost` if they did not come."""
         self.begin_update(version, manifest)
-        for name, tensor in parcel.open():
+        for name, tensor in tensor_handle.open():
             self.load(name, tensor)
         return self.finish_update(version)
 
+    @torch.inference_mode()
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
-        return [("sampler", probe_model(self._model, request, self._processor.placeholder_id))]
+        return [("sampler", probe_model(self._decoder.model, request, self._processor.placeholder_id))]
 
     def close(self) -> None:
         self._queue.clear()
-        self._cohorts.clear()
+        self._batches.clear()
 
     def _admit(self) -> None:
-        """Start waiting prompts once a quarter of the rows is free: cohorts are then few, and prefills large."""
-        live = sum(cohort.num_live for cohort in self._cohorts)
+        """Start waiting prompts once a quarter of the rows is free: batches are then few, and prefills large."""
+        live = sum(batch.num_live for batch in self._batches)
         free = self.config.max_rows - live
         if not self._queue or (live and free < max(self.config.max_rows // 4, self._next_group_size())):
             return
@@ -139,10 +141,10 @@ class EmbeddedWorker:
     def _start(self, requests: list[tuple[int, RolloutRequest]], room: int) -> None:
         """Prefill prompts that share group size and room."""
         rows = [Row(request.prompt_ids, [], request.images) for _, request in requests]
-        inputs = pack_rows(rows, self._processor.placeholder_id, self._model.config.pixels_per_token)
-        logits, cache = self._model.prefill(inputs.to(self._device), requests[0][1].group_size, room)
+        inputs = pack_rows(rows, self._processor.placeholder_id, self._decoder.model.config.pixels_per_token)
+        logits, cache = self._decoder.prefill(inputs.to(self._device), requests[0][1].group_size, room)
         limit = self.config.max_completion_tokens
-        self._cohorts.append(Cohort(requests, cache, logits, self.run_seed, limit, self.version))
+        self._batches.append(DecodeBatch(requests, cache, logits, self.run_seed, limit, self.version))
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
         """One token of every completion; returns the groups that are then complete.
@@ -150,36 +152,36 @@ class EmbeddedWorker:
         Recorded decoding goes on before the host has seen who has finished: neither waits for the other, and what a
         finished completion would have said next is thrown away.
         """
-        cohorts = self._cohorts
-        logits = torch.cat([cohort.logits for cohort in cohorts]) if len(cohorts) > 1 else cohorts[0].logits
-        points = torch.cat([cohort.points() for cohort in cohorts])
+        batches = self._batches
+        logits = torch.cat([batch.logits for batch in batches]) if len(batches) > 1 else batches[0].logits
+        points = torch.cat([batch.points() for batch in batches])
         chosen, logprobs = self._draw(logits, to_device(points, self._device))
-        sizes = [cohort.cache.num_rows for cohort in cohorts]
+        sizes = [batch.cache.num_rows for batch in batches]
         copies = HostCopies(chosen, logprobs)
         if self._runs_ahead:
-            self._decode_next([(c, own) for c, own in zip(cohorts, chosen.split(sizes), strict=True) if c.may_go_on])
+            self._decode_next([(c, own) for c, own in zip(batches, chosen.split(sizes), strict=True) if c.may_go_on])
         tokens, logprobs = copies.wait()
         end_id = self._processor.tokenizer.end_id
         done = []
-        for cohort, own, own_logprobs in zip(cohorts, tokens.split(sizes), logprobs.split(sizes), strict=True):
-            done += cohort.record(own, own_logprobs, end_id)
+        for batch, own, own_logprobs in zip(batches, tokens.split(sizes), logprobs.split(sizes), strict=True):
+            done += batch.record(own, own_logprobs, end_id)
         self._leave()
         if not self._runs_ahead:
-            self._decode_next([(cohort, to_device(cohort.next_tokens(), self._device)) for cohort in self._cohorts])
+            self._decode_next([(batch, to_device(batch.next_tokens(), self._device)) for batch in self._batches])
         return done
 
-    def _decode_next(self, drawn: list[tuple[Cohort, Tensor]]) -> None:
-        """Logits of the token after these [R] of each cohort."""
+    def _decode_next(self, drawn: list[tuple[DecodeBatch, Tensor]]) -> None:
+        """Logits of the token after these [R] of each batch."""
         if not drawn:
             return
-        cohorts, tokens = zip(*drawn, strict=True)
-        logits = self._decode(torch.cat(tokens), [cohort.cache for cohort in cohorts])
-        for cohort, own in zip(cohorts, logits.split([len(own) for own in tokens]), strict=True):
-            cohort.logits = own
+        batches, tokens = zip(*drawn, strict=True)
+        logits = self._decode(torch.cat(tokens), [batch.cache for batch in batches])
+        for batch, own in zip(batches, logits.split([len(own) for own in tokens]), strict=True):
+            batch.logits = own
 
     def _leave(self) -> None:
         """Finished completions free their rows, when it pays for the copy of the cache."""
-        self._cohorts = [cohort for cohort in self._cohorts if not cohort.is_done]
-        for cohort in self._cohorts:
-            if cohort.num_live <= self._full_enough * cohort.cache.num_rows:
-                cohort.drop_finished(self._runs_ahead)
+        self._batches = [batch for batch in self._batches if not batch.is_done]
+        for batch in self._batches:
+            if batch.num_live <= self._full_enough * batch.cache.num_rows:
+                batch.drop_finished(self._runs_ahead)

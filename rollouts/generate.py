@@ -17,7 +17,7 @@ from conf.cli import launch
 from rollouts.config import Decoding, GenerateConfig
 
 if TYPE_CHECKING:
-    from model.processor import Processor
+    from model.processing.processor import Processor
     from rollouts.rollout import Rollout, RolloutRequest, RolloutWorker
 
 PORTION = 64
@@ -25,7 +25,7 @@ PORTION = 64
 
 
 @dataclass(frozen=True)
-class Row:
+class GenerateRow:
     """A line of the prompts file. Its number is the draw: what is sampled does not depend on what was done before."""
 
     number: int
@@ -48,13 +48,12 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
             _sample(open_rows, config, processor)
 
 
-def _sample(rows: Sequence[Row], config: GenerateConfig, processor: "Processor") -> None:
+def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Processor") -> None:
     """Write what comes of each row behind what the file has."""
     from model.checkpoint import load_model
     from model.engine.config import ComputeDtype
-    from model.engine.device import pick_device, pick_dtype
-    from model.engine.local import prepare_cpu
-    from model.engine.progress import StageProgress
+    from model.engine.device import pick_device, pick_dtype, prepare_cpu
+    from model.run.progress import StageProgress
     from rollouts.build import build_worker
 
     prepare_cpu(config.num_threads)
@@ -77,11 +76,11 @@ def _sample(rows: Sequence[Row], config: GenerateConfig, processor: "Processor")
     print(f"{config.out}: {count} prompts, {num_tokens} tokens, {num_failed} with an error")
 
 
-def read_rows(path: Path) -> list[Row]:
+def read_rows(path: Path) -> list[GenerateRow]:
     """`ValueError` names the line that is wrong, or the id that stands twice."""
     if not path.is_file():
         raise ValueError(f"prompts: expected a JSONL file at {path}, found none")
-    rows: dict[str, Row] = {}
+    rows: dict[str, GenerateRow] = {}
     for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")):
         if not line.strip():
             continue
@@ -91,7 +90,7 @@ def read_rows(path: Path) -> list[Row]:
             raise ValueError(f"{path}: line {number + 1}: expected a JSON object, found: {error}") from None
         if not isinstance(record, dict) or not isinstance(record.get("messages"), list):
             raise ValueError(f"{path}: line {number + 1}: expected an object with a list `messages`, found {line:.80}")
-        row = Row(number, str(record.get("id", number)), record["messages"])
+        row = GenerateRow(number, str(record.get("id", number)), record["messages"])
         if row.id in rows:
             raise ValueError(f"{path}: line {number + 1}: expected ids that differ, found {row.id!r} twice")
         rows[row.id] = row
@@ -117,7 +116,7 @@ def _settings_of(out: Path) -> Path:
 def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
     """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all, or
     that the sampler failed at."""
-    from model.engine.durable import write_file
+    from model.run.durable import write_file
 
     settings = _settings_of(out)
     if not out.exists():
@@ -142,14 +141,14 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
 
 
 def _answers(
-    rows: Sequence[Row], config: GenerateConfig, processor: "Processor", worker: "RolloutWorker"
-) -> Iterator[tuple[Row, list[dict[str, Any]]]]:
+    rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Processor", worker: "RolloutWorker"
+) -> Iterator[tuple[GenerateRow, list[dict[str, Any]]]]:
     """The lines of each row, as they come."""
     from rollouts.rollout import generate_in_pieces
 
     portion = max(PORTION, 2 * config.rollouts.max_rows // config.samples)
     for start in range(0, len(rows), portion):
-        asked: list[tuple[Row, RolloutRequest]] = []
+        asked: list[tuple[GenerateRow, RolloutRequest]] = []
         for row in rows[start : start + portion]:
             try:
                 asked.append((row, _request(row, config, processor)))
@@ -161,7 +160,7 @@ def _answers(
                 yield next(waiting)[0], [_line(rollout, processor) for rollout in group]
 
 
-def _request(row: Row, config: GenerateConfig, processor: "Processor") -> "RolloutRequest":
+def _request(row: GenerateRow, config: GenerateConfig, processor: "Processor") -> "RolloutRequest":
     from rollouts.rollout import RolloutRequest
 
     root = Path(config.prompts).parent

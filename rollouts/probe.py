@@ -9,7 +9,7 @@ from model.batch import Row, pack_rows
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
 from rollouts.rollout import RolloutRequest
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.sync import tensor_checksum
 
 Probe = dict[str, Tensor]
 """Stage -> values on CPU: `ids`, `pixels.N`, `dtype` (an empty tensor of it), `weights.NAME` (a checksum), `visual.N`
@@ -24,7 +24,7 @@ def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) ->
     """Every stage of our own model."""
     images = [image.to(model.device) for image in request.images]
     inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, model.config.pixels_per_token)
-    visual = [model.visual_tokens(image.to(model.dtype)).flatten(0, 1) for image in images]
+    visual = [model.visual_tokens([image.to(model.dtype)])[0].flatten(0, 1) for image in images]
     return {
         **probe_inputs(request.prompt_ids, request.images),
         **probe_weights(released_tensors(model), model.dtype),

@@ -4,12 +4,12 @@ import os
 import warnings
 from typing import Protocol
 
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
-from rollouts.parcels import Parcel
 from rollouts.rollout import RolloutWorker
+from rollouts.weights.handles import TensorHandle
 
 VLLM_ENVIRONMENT = {
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # all in one process: a start takes seconds
@@ -25,9 +25,9 @@ VLLM_ENVIRONMENT = {
 class Sampler(RolloutWorker, Protocol):
     """One that a pool can bring weights to."""
 
-    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """`begin_update`, `load` of every tensor of the parcel, and `finish_update`. `ParcelLost` if they did not come;
-        the sampler is then as it was, and can be sent them again."""
+    def receive(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> dict[str, int]:
+        """`begin_update`, `load` of every tensor of the handle, and `finish_update`. `WeightsLost` if they did not
+        come; the sampler is then as it was, and can be sent them again."""
         ...
 
 

@@ -33,7 +33,7 @@ from vllm.sequence import IntermediateTensors
 from model.checkpoint import StoredTensors, fitting_config
 from model.config import AnyResVisionConfig, MoeLanguageConfig, SailVL2Config
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.projector import build_adapter, visual_tokens
 from model.vision import VisionModel
 
@@ -207,7 +207,7 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """[tiles, tokens per tile, D]."""
         pixels, shapes = pixels.to(next(self.mlp1.parameters()).dtype), self.shapes
-        return visual_tokens(self.vision_model, self.mlp1, pixels, shapes.vision.patch_size, shapes.merge_side)
+        return visual_tokens(self.vision_model, self.mlp1, [pixels], shapes.vision.patch_size, shapes.merge_side)[0]
 
 
 def _fitting_shapes(hf_config: Any, folder: Path) -> SailVL2Config:

@@ -15,4 +15,4 @@ def register() -> None:
         ModelRegistry.register_model(ARCHITECTURE, "rollouts.vllm_model:SailVL2ForVllm")
     # Its registry has no question to ask, and refuses a second registration.
     if BACKEND not in WeightTransferEngineFactory._registry:
-        WeightTransferEngineFactory.register_engine(BACKEND, "rollouts.vllm_transfer", "ParcelTransfer")
+        WeightTransferEngineFactory.register_engine(BACKEND, "rollouts.vllm_transfer", "HandleTransfer")

@@ -1,4 +1,4 @@
-"""Weights on their way into vLLM: a backend of its weight-transfer interface that opens our parcels in each of its
+"""Weights on their way into vLLM: a backend of its weight-transfer interface that opens our handles in each of its
 processes. Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by
 name.
 """
@@ -18,9 +18,9 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
-from rollouts.parcels import Parcel, ParcelLost
 from rollouts.probe import probe_weights
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.handles import TensorHandle, WeightsLost
+from rollouts.weights.sync import tensor_checksum
 
 # vLLM warns of layers that have no weights at all; what is missing is found by name here.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(
@@ -41,7 +41,7 @@ class WeightUpdate(WeightTransferUpdateInfo):
     checksums: dict[str, int]  # released name -> CRC-32 of its bytes
 
 
-class ParcelTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
+class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
     """Loads what `WorkerExtension.fetch_weights` brought. `version` and `checksums` say what this process's model was
     last filled with."""
 
@@ -116,18 +116,18 @@ class WorkerExtension:
     weight_transfer_engine: Any
     model_runner: Any
 
-    def fetch_weights(self, parcel: Parcel) -> str:
-        """Hold what is in a parcel, for the update that follows; the model stays as it is. Returns why it was lost, if
+    def fetch_weights(self, tensor_handle: TensorHandle) -> str:
+        """Hold what is in a handle, for the update that follows; the model stays as it is. Returns why it was lost, if
         it was: exceptions lose their type on the way from a process of vLLM."""
         engine = self.weight_transfer_engine
         try:
-            engine.fetched = dict(parcel.open(engine.parallel_config.rank))
-        except ParcelLost as error:
+            engine.fetched = dict(tensor_handle.open(engine.parallel_config.rank))
+        except WeightsLost as error:
             return str(error)
         return ""
 
     def forget_weights(self) -> None:
-        """No update follows: another process's parcel was lost."""
+        """No update follows: another process's handle was lost."""
         self.weight_transfer_engine.fetched = {}
 
     def weight_proof(self) -> tuple[int, dict[str, int]]:

@@ -15,17 +15,17 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from model.checkpoint import description_files, released_tensors
-from model.engine.durable import write_file
-from model.processor import Processor
+from model.processing.processor import Processor
+from model.run.durable import write_file
 from model.sail_vl2 import SailVL2
 from rollouts.config import Transfer, VllmRolloutConfig
-from rollouts.parcels import Parcel, ParcelLost
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
-from rollouts.shippers import HandingShipper, IpcShipper, MemoryShipper, Shipper
 from rollouts.vllm_plugin import BACKEND, register
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.handles import TensorHandle, WeightsLost
+from rollouts.weights.senders import DirectSender, IpcSender, MemorySender, WeightSender
+from rollouts.weights.sync import tensor_checksum
 
 _PREFILL_TOKENS = 32768
 """Of a step on CPU, where a seeded request must not be prefilled in pieces."""
@@ -75,12 +75,12 @@ class VllmWorker:
         self._is_asleep = False
         self._pending: dict[str, int] = {}
         self._received: set[str] = set()
-        self._shipper: Shipper | None = None
+        self._sender: WeightSender | None = None
         if is_filled:
             tensors = released_tensors(model)
-            self._shipper = _shipper_of(config)(tensors)
-            self.receive(0, {name: tensor_checksum(t) for name, t in tensors.items()}, self._shipper.parcel(self))
-            self._shipper.settle()
+            self._sender = _sender_of(config)(tensors)
+            self.receive(0, {name: tensor_checksum(t) for name, t in tensors.items()}, self._sender.tensor_handle(self))
+            self._sender.settle()
 
     @property
     def is_idle(self) -> bool:
@@ -112,7 +112,7 @@ class VllmWorker:
         self._pending, self._received = manifest, set()
 
     def load(self, name: str, tensor: Tensor) -> None:
-        self._own_shipper.put(name, tensor)
+        self._own_sender.put(name, tensor)
         self._received.add(name)
 
     def finish_update(self, version: int) -> dict[str, int]:
@@ -120,22 +120,22 @@ class VllmWorker:
         missing = self._pending.keys() - self._received
         if missing:
             raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        self._own_shipper.publish([self])
+        self._own_sender.publish([self])
         try:
-            return self.receive(version, self._pending, self._own_shipper.parcel(self))
+            return self.receive(version, self._pending, self._own_sender.tensor_handle(self))
         finally:
-            self._own_shipper.settle()
+            self._own_sender.settle()
 
-    def receive(self, version: int, manifest: dict[str, int], parcel: Parcel) -> dict[str, int]:
-        """As an update with the tensors of a parcel, which every process of vLLM opens for itself. `ParcelLost` if one
+    def receive(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> dict[str, int]:
+        """As an update with the tensors of a handle, which every process of vLLM opens for itself. `WeightsLost` if one
         could not."""
         begin = time.monotonic()
         self._wake()
         try:
-            lost = [why for why in self._engine.collective_rpc("fetch_weights", args=(parcel,)) if why]
+            lost = [why for why in self._engine.collective_rpc("fetch_weights", args=(tensor_handle,)) if why]
             if lost:  # by one of them: then all stay as they are
                 self._engine.collective_rpc("forget_weights")
-                raise ParcelLost(lost[0])
+                raise WeightsLost(lost[0])
             self._engine.collective_rpc("start_weight_update")
             self._engine.collective_rpc("update_weights", args=({"version": version, "checksums": manifest},))
             self._engine.collective_rpc("finish_weight_update")
@@ -163,14 +163,14 @@ class VllmWorker:
                 self.abort(handle)
             self._engine.engine_core.shutdown()
             self._engine = None
-        if self._shipper is not None:
-            self._shipper.close()
+        if self._sender is not None:
+            self._sender.close()
 
     @property
-    def _own_shipper(self) -> Shipper:
-        if self._shipper is None:
+    def _own_sender(self) -> WeightSender:
+        if self._sender is None:
             raise RuntimeError("a sampler of a pool gets its weights by `receive`")
-        return self._shipper
+        return self._sender
 
     def _prove(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
         """What all processes of vLLM now hold. Nothing computed with older weights is met from here on."""
@@ -297,11 +297,11 @@ class VllmWorker:
             self._is_asleep = False
 
 
-def _shipper_of(config: VllmRolloutConfig) -> type[MemoryShipper | HandingShipper | IpcShipper]:
+def _sender_of(config: VllmRolloutConfig) -> type[MemorySender | DirectSender | IpcSender]:
     """For an engine in the trainer's process."""
     if config.pool.transfer is not Transfer.ipc:
-        return MemoryShipper
-    return IpcShipper if config.tensor_parallel > 1 else HandingShipper
+        return MemorySender
+    return IpcSender if config.tensor_parallel > 1 else DirectSender
 
 
 def _description_folder(files: dict[str, bytes]) -> str:

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
-from model.engine.config import EngineConfig, Normalisation, OptimizerConfig, RunConfig
+from model.run.config import RunConfig
+
+from model.engine.config import EngineConfig, Normalisation, OptimizerConfig
 
 
 @dataclass

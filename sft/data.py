@@ -11,11 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from model.batch import Row
-from model.data.loader import KeyedOrder
+from model.data.order import KeyedOrder
 from model.data.records import read_records, require_texts
 from model.interface import Mode
-from model.processor import Processor
-from model.visuals import check_visuals
+from model.processing.processor import Processor
+from model.processing.visuals import check_visuals
 from sft.config import SftConfig
 
 

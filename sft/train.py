@@ -12,14 +12,14 @@ def run_stage(config: SftConfig, resolved: str) -> None:
 
     from model.checkpoint import load_model, save_model
     from model.engine.local import LocalEngine
-    from model.engine.progress import StageProgress
-    from model.engine.run import Run
-    from model.engine.supervised import train_supervised
+    from model.run.folder import RunFolder
+    from model.run.progress import StageProgress
+    from model.supervised import train_supervised
     from sft.data import build_samples
 
     model, processor = load_model(Path(config.checkpoint))
     samples = build_samples(config, processor)
-    run = Run(config.run, resolved)
+    run = RunFolder(config.run, resolved)
     if run.is_done:
         print(f"{run.folder}: already complete; run.start=fresh starts anew")
         return

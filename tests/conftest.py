@@ -13,7 +13,7 @@ from PIL import Image
 
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
-from model.engine.local import prepare_cpu
+from model.engine.device import prepare_cpu
 
 settings.register_profile("busy machine", deadline=None)  # an example's seconds depend on what else runs
 settings.load_profile("busy machine")

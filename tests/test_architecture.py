@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "curation", "conf", "examples", "benchmarks")
-MAX_FILE, MAX_FUNCTION, MAX_FIELDS = 500, 100, 15
+MAX_FILE, MAX_FUNCTION, MAX_FIELDS, MAX_FOLDER = 500, 100, 15, 24
 
 MAY_IMPORT = {
     "rewards": set(),
@@ -41,16 +41,65 @@ ENTRY_POINTS = {
 
 OPTIONAL = {
     "vllm": ["rollouts/vllm_*.py", "benchmarks/*"],
-    "ray": ["rollouts/ray_pool.py", "benchmarks/*"],
+    "ray": ["rollouts/pool/ray_pool.py", "benchmarks/*"],
     "deepspeed": ["model/engine/deepspeed.py", "benchmarks/*"],
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
-    "pyarrow": ["rlhf/prompt_files.py", "benchmarks/*"],
+    "pyarrow": ["model/data/tables.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
     "omegaconf": ["conf/*"],
 }
 """Which files may import a library that is optional or kept in one place."""
+
+SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
+    # name: (its modules, the sub-rooms that they may import beside their own)
+    "model types": ("model.interface model.config model.layout", set()),
+    "model batch": ("model.batch model.padded", {"model types"}),
+    "model run": ("model.run.*", set()),
+    "model data": ("model.data.*", {"model types", "model batch", "model run"}),
+    "model processing": ("model.processing.*", {"model types", "model batch", "model data"}),
+    "model kernels": ("model.kernels.*", {"model types"}),
+    "model network": (
+        "model.sail_vl2 model.language model.vision model.projector model.moe model.layers model.logprobs",
+        {"model types", "model batch", "model kernels"},
+    ),
+    "model decoding": ("model.decoding.*", {"model types", "model batch", "model kernels", "model network"}),
+    "model checkpoint": (
+        "model.checkpoint",
+        {"model types", "model batch", "model run", "model processing", "model network"},
+    ),
+    "model engine": (
+        "model.engine.*",
+        {"model types", "model batch", "model run", "model network", "model checkpoint"},
+    ),
+    "model supervised": (
+        "model.supervised",
+        {"model types", "model batch", "model run", "model network", "model data", "model processing", "model engine"},
+    ),
+    "rewards base": ("rewards.result rewards.answers rewards.config", set()),
+    "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
+    "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
+    "rewards functions": ("rewards.custom rewards.judge rewards.reward_model", {"rewards base"}),
+    "rewards sandbox": (
+        "rewards.sandbox.*",
+        {"rewards base", "rewards mathematics", "rewards verifiers", "rewards functions"},
+    ),
+    "rewards scoring": ("rewards.scoring", {"rewards base", "rewards verifiers", "rewards sandbox"}),
+    "rewards rubric": ("rewards.rubric", {"rewards base", "rewards verifiers", "rewards sandbox", "rewards scoring"}),
+    "rollouts base": ("rollouts.rollout rollouts.config rollouts.randomness rollouts.records", set()),
+    "rollouts weights": ("rollouts.weights.*", {"rollouts base"}),
+    "rollouts samplers": (
+        "rollouts.sampler rollouts.sampling rollouts.sampling_kernels rollouts.transit rollouts.decode_batch "
+        "rollouts.embedded rollouts.probe rollouts.vllm_*",
+        {"rollouts base", "rollouts weights"},
+    ),
+    "rollouts pool": ("rollouts.pool.*", {"rollouts base", "rollouts weights", "rollouts samplers"}),
+    "rlhf algorithms": ("rlhf.algorithms.*", {"rlhf trajectory"}),
+    "rlhf trajectory": ("rlhf.trajectory", set()),
+}
+"""The sub-rooms and the arrows between them. Modules of a room that stand in no sub-room put the others together and
+may import them all; no sub-room imports them."""
 
 FILES = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
 
@@ -83,13 +132,15 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)
 
 
-def run_on_import(node: ast.AST) -> Iterator[ast.AST]:
-    """Nodes that importing the module executes: no function bodies, nothing for the type checker alone."""
+def outside_functions(node: ast.AST, with_types: bool) -> Iterator[ast.AST]:
+    """Nodes outside function bodies; `with_types` adds what is for the type checker alone and never executed."""
     for child in ast.iter_child_nodes(node):
-        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(child):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            continue
+        if is_type_checking(child) and not with_types:
             continue
         yield child
-        yield from run_on_import(child)
+        yield from outside_functions(child, with_types)
 
 
 @cache
@@ -98,8 +149,13 @@ def all_imports(name: str) -> frozenset[str]:
 
 
 @cache
-def module_level_imports(name: str) -> frozenset[str]:
-    return frozenset(target for node in run_on_import(tree(MODULES[name])) for target in imported_names(node))
+def module_level_imports(name: str, with_types: bool = False) -> frozenset[str]:
+    nodes = outside_functions(tree(MODULES[name]), with_types)
+    return frozenset(target for node in nodes for target in imported_names(node))
+
+
+def is_package(name: str) -> bool:
+    return MODULES[name].name == "__init__.py"
 
 
 def room(name: str) -> str:
@@ -114,7 +170,7 @@ def test_the_reader_sees_every_kind_of_import():
     """If this fails the tests below prove nothing."""
     assert {"rlhf.config", "conf.cli", "sys"} <= module_level_imports("rlhf.train")
     assert "model.checkpoint" in all_imports("rlhf.train") - module_level_imports("rlhf.train")
-    assert "rlhf.evaluation" in all_imports("rlhf.evaluate") - module_level_imports("rlhf.evaluate")
+    assert "rlhf.evaluation.evaluator" in all_imports("rlhf.evaluate") - module_level_imports("rlhf.evaluate")
     assert "examples.digits.task" in all_imports("examples.digits.write")
     assert len(MODULES) > 50
 
@@ -136,6 +192,29 @@ def test_imports_keep_to_the_table(name):
     assert not wrong, f"{name} must not import {sorted(wrong)}"
 
 
+def sub_room(name: str) -> str | None:
+    for sub, (modules, _) in SUB_ROOMS.items():
+        if any(fnmatch.fnmatch(name, pattern) for pattern in modules.split()):
+            return sub
+    return None
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if sub_room(name)])
+def test_sub_rooms_keep_to_their_table(name):
+    here, wrong = sub_room(name), set()
+    assert here is not None
+    allowed = {here, *SUB_ROOMS[here][1]}
+    for target in all_imports(name):
+        is_ours = target in MODULES and room(target) == room(name) and not is_package(target)
+        if is_ours and sub_room(target) not in allowed:
+            wrong.add(f"{target} ({sub_room(target)})")
+    assert not wrong, f"{name} ({here}) must not import {sorted(wrong)}"
+
+
+def test_every_sub_room_has_modules():
+    assert set(SUB_ROOMS) == {sub_room(name) for name in MODULES} - {None}
+
+
 def test_entry_points_exist():
     assert {name for name in MODULES if "conf.cli" in all_imports(name) and room(name) != "benchmarks"} == ENTRY_POINTS
 
@@ -146,7 +225,11 @@ def test_rewards_know_no_torch():
 
 
 def test_no_import_cycles_between_modules():
-    graph = {name: {target for target in module_level_imports(name) if target in MODULES} for name in MODULES}
+    """Imports for the type checker alone count: two files that need each other's types are one subject."""
+    graph = {
+        name: {target for target in module_level_imports(name, with_types=True) if target in MODULES}
+        for name in MODULES
+    }
     try:
         tuple(graphlib.TopologicalSorter(graph).static_order())
     except graphlib.CycleError as error:
@@ -207,6 +290,12 @@ class TestSizes:
         for node in classes.values():
             if any("dataclass" in ast.unparse(decorator) for decorator in node.decorator_list):
                 assert len(fields(node)) <= MAX_FIELDS, node.name
+
+
+def test_no_folder_is_crowded():
+    folders = {path.parent for path in FILES}
+    counts = {relative(folder): len([p for p in FILES if p.parent == folder]) for folder in folders}
+    assert not {name: count for name, count in counts.items() if count > MAX_FOLDER}
 
 
 class TestNames:

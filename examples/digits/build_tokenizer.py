@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from examples.digits import task
 from model.config import FLAVOUR_FOLDER
 from model.interface import DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION
-from model.tokenizer import train_tokenizer
+from model.processing.tokenizer import train_tokenizer
 
 NUM_ENTRIES = 640
 

@@ -1,8 +1,13 @@
-"""Where to compute, and in which type."""
+"""Where to compute, in which type, and how a CPU is prepared."""
+
+import ctypes
+import os
 
 import torch
 
 from model.engine.config import ComputeDtype, Device
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 def pick_device(wanted: Device) -> torch.device:
@@ -18,3 +23,21 @@ def pick_dtype(wanted: ComputeDtype, device: torch.device) -> torch.dtype:
     if wanted is ComputeDtype.auto:
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     return torch.bfloat16 if wanted is ComputeDtype.bfloat16 else torch.float32
+
+
+def prepare_cpu(num_threads: int) -> None:
+    """Make CPU arithmetic repeatable for a given thread count, and keep memory that is freed for the next tensors."""
+    torch.set_num_threads(num_threads)
+    # The public torch.use_deterministic_algorithms does this too, and imports the whole compiler: 1.1 s a process.
+    torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
+    # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
+    _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Pages that go back to the system come back zeroed, which takes its part of every step (benchmarks/RESULTS.md)."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
+    # Where the first is refused, the second alone would have every large tensor mapped anew.
+    if set_option is not None and "GLIBC_TUNABLES" not in os.environ and set_option(_M_MMAP_THRESHOLD, 2**25):
+        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)

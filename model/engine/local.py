@@ -1,10 +1,8 @@
 """The reference engine: one process, CPU or one GPU."""
 
 import copy
-import ctypes
 import json
 import math
-import os
 from typing import Any
 
 import torch
@@ -17,14 +15,13 @@ from model.batch import ModelInputs
 from model.checkpoint import released_tensors
 from model.config import Tower
 from model.engine.base import LossFn, NonFiniteError, StepResult
-from model.engine.config import EngineConfig, OptimizerConfig, Schedule
-from model.engine.device import pick_device, pick_dtype
+from model.engine.config import EngineConfig, OptimizerConfig
+from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
+from model.engine.schedule import learning_rate_at
 from model.logprobs import TokenScores
 from model.sail_vl2 import SailVL2
-
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # malloc.h
 
 
 class LocalEngine:
@@ -55,7 +52,6 @@ class LocalEngine:
         self._barred_ids = torch.tensor(barred_ids, device=self._device) if barred_ids else None
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
-        model.attention_kernel = config.attention_kernel
         self._master = MasterWeights(model, self._dtype) if self._dtype is torch.bfloat16 else None
         self.compute_model = self._master.compute if self._master else model
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
@@ -159,37 +155,4 @@ class LocalEngine:
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
 
     def _scores(self, inputs: ModelInputs) -> TokenScores:
-        return self.compute_model(inputs, self._temperature, self._barred_ids, inputs.routing_weights)
-
-
-def learning_rate_at(step: int, total_steps: int, config: OptimizerConfig) -> float:
-    """Learning rate of update `step` (0-based): linear warm-up, then the schedule down to its final share."""
-    if step < config.warmup_steps:
-        return config.learning_rate * (step + 1) / config.warmup_steps
-    progress = min(1.0, (step - config.warmup_steps) / max(1, total_steps - config.warmup_steps))
-    match config.schedule:
-        case Schedule.constant:
-            share = 1.0
-        case Schedule.linear:
-            share = 1.0 - (1.0 - config.final_share) * progress
-        case Schedule.cosine:
-            share = config.final_share + (1.0 - config.final_share) * (1.0 + math.cos(math.pi * progress)) / 2.0
-    return config.learning_rate * share
-
-
-def prepare_cpu(num_threads: int) -> None:
-    """Make CPU arithmetic repeatable for a given thread count, and keep memory that is freed for the next tensors."""
-    torch.set_num_threads(num_threads)
-    # The public torch.use_deterministic_algorithms does this too, and imports the whole compiler: 1.1 s a process.
-    torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
-    # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
-    torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    _keep_freed_memory()
-
-
-def _keep_freed_memory() -> None:
-    """Pages that go back to the system come back zeroed, which takes its part of every step (benchmarks/RESULTS.md)."""
-    set_option = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc has it
-    # Where the first is refused, the second alone would have every large tensor mapped anew.
-    if set_option is not None and "GLIBC_TUNABLES" not in os.environ and set_option(_M_MMAP_THRESHOLD, 2**25):
-        set_option(_M_TRIM_THRESHOLD, 2**31 - 1)
+        return self.compute_model(inputs, self._temperature, self._barred_ids, self.config.attention_kernel)

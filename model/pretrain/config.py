@@ -3,7 +3,8 @@
 from dataclasses import dataclass, field
 
 from model.config import Flavour
-from model.engine.config import EngineConfig, Normalisation, OptimizerConfig, RunConfig
+from model.engine.config import EngineConfig, Normalisation, OptimizerConfig
+from model.run.config import RunConfig
 
 
 @dataclass

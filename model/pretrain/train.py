@@ -10,15 +10,15 @@ from model.pretrain.config import PretrainConfig
 def run_stage(config: PretrainConfig, resolved: str) -> None:
     """Train and write `run.dir/final`; continues where an earlier call stopped."""
     from model.checkpoint import build_flavour, save_model
-    from model.data.documents import DocumentMixture
     from model.engine.local import LocalEngine
-    from model.engine.progress import StageProgress
-    from model.engine.run import Run
-    from model.engine.supervised import train_supervised
+    from model.pretrain.documents import DocumentMixture
+    from model.run.folder import RunFolder
+    from model.run.progress import StageProgress
+    from model.supervised import train_supervised
 
     model, processor = build_flavour(config.model, config.run.seed)
     documents = DocumentMixture(Path(config.data.path), config.data.mixture, processor, config.run.seed)
-    run = Run(config.run, resolved)
+    run = RunFolder(config.run, resolved)
     if run.is_done:
         print(f"{run.folder}: already complete; run.start=fresh starts anew")
         return

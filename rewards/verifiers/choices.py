@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rewards.answers import complete_boxes
-from rewards.math_answer import compare_plainly
+from rewards.mathematics.answer import compare_plainly
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Options, Verifier, only
 

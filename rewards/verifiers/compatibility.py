@@ -2,7 +2,7 @@
 
 import re
 
-from rewards.math_answer import compare_plainly, verify_symbolic
+from rewards.mathematics.answer import compare_plainly, verify_symbolic
 from rewards.result import Claim
 from rewards.verifiers.verifier import UNDECIDED, Option, Options, Undecided, Verifier, reference_text
 

@@ -3,9 +3,9 @@
 import re
 from fractions import Fraction
 
-from rewards.math_text import read
-from rewards.math_units import same_unit
-from rewards.plain_numbers import PlainNumber, read_plain
+from rewards.mathematics.plain_numbers import PlainNumber, read_plain
+from rewards.mathematics.text import read
+from rewards.mathematics.units import same_unit
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Option, Options, Verifier, only, reference_text, reference_texts
 

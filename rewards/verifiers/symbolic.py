@@ -1,6 +1,6 @@
 """`math`: mathematical equality."""
 
-from rewards.math_answer import compare_plainly, refuse_long, verify_symbolic
+from rewards.mathematics.answer import compare_plainly, refuse_long, verify_symbolic
 from rewards.result import Claim
 from rewards.verifiers.verifier import UNDECIDED, Options, Undecided, Verifier, reference_text
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from model.logprobs import TokenScores
 from rewards.result import RewardResult
-from rlhf.advantages import EPSILON, centred_rewards, deviations, overlong_penalty
+from rlhf.algorithms.advantages import EPSILON, centred_rewards, deviations, overlong_penalty
 from rlhf.algorithms.config import (
     AdvantageScale,
     AlgorithmConfig,
@@ -18,9 +18,9 @@ from rlhf.algorithms.config import (
     LossNormalisation,
     RatioLevel,
 )
-from rlhf.filters import drop_reason
-from rlhf.loss_metrics import loss_metrics
-from rlhf.losses import clipped_objective, correction_weights, kl_estimate, log_ratio
+from rlhf.algorithms.filters import drop_reason
+from rlhf.algorithms.loss_metrics import loss_metrics
+from rlhf.algorithms.losses import clipped_objective, correction_weights, kl_estimate, log_ratio
 from rlhf.trajectory import Group, PolicyBatch, Trajectory
 from rollouts.rollout import FinishReason, Rollout
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, AlgorithmConfig, CispoConfig, CustomConfig
-from rlhf.losses import detached_clip_objective
+from rlhf.algorithms.losses import detached_clip_objective
 
 
 class Cispo(Algorithm[CispoConfig]):

@@ -2,9 +2,9 @@
 
 from collections import Counter
 
-from benchmarks.hostile_answers import FAMILIES, hostile_answers
-from benchmarks.ordinary_answers import PLAIN, SYMBOLIC, ordinary_answers
-from rewards.math_answer import MAX_CHARACTERS, verify_symbolic
+from benchmarks.parts.hostile_answers import FAMILIES, hostile_answers
+from benchmarks.parts.ordinary_answers import PLAIN, SYMBOLIC, ordinary_answers
+from rewards.mathematics.answer import MAX_CHARACTERS, verify_symbolic
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.registry import UNDECIDED, decide_quickly
 

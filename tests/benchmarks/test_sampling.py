@@ -5,9 +5,9 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
+from benchmarks.parts.sampling_models import SIZES, make_requests, planted_model, twin_of  # noqa: E402
+from benchmarks.parts.sampling_rivals import Rivals  # noqa: E402
 from benchmarks.sampling import GROUP, check_same, ours  # noqa: E402
-from benchmarks.sampling_models import SIZES, make_requests, planted_model, twin_of  # noqa: E402
-from benchmarks.sampling_rivals import Rivals  # noqa: E402
 from rollouts.config import RolloutConfig  # noqa: E402
 from rollouts.embedded import EmbeddedWorker  # noqa: E402
 from rollouts.rollout import generate  # noqa: E402

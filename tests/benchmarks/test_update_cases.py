@@ -3,9 +3,18 @@
 import pytest
 import torch
 
-from benchmarks.flops import Work, forward_flops, once_per_group, packed_work, padded_row, shared_row, tile_flops, total
-from benchmarks.padded_rows import PaddedUpdate
-from benchmarks.update_cases import SharedUpdate, build_group, build_model, prompt_length, ragged
+from benchmarks.parts.flops import (
+    Work,
+    forward_flops,
+    once_per_group,
+    packed_work,
+    padded_row,
+    shared_row,
+    tile_flops,
+    total,
+)
+from benchmarks.parts.padded_rows import PaddedUpdate
+from benchmarks.parts.update_cases import SharedUpdate, build_group, build_model, prompt_length, ragged
 from model.config import Flavour, LanguageConfig, SailVL2Config, VisionConfig, flavour_config
 
 HAND = SailVL2Config(

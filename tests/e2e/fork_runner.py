@@ -11,9 +11,9 @@ import sys
 import torch
 
 torch.set_num_threads(1)
-for name in ("model.pretrain.train", "sft.train", "rlhf.train", "model.checkpoint", "model.engine.supervised"):
+for name in ("model.pretrain.train", "sft.train", "rlhf.train", "model.checkpoint", "model.supervised"):
     importlib.import_module(name)
-for name in ("rlhf.trainer", "rollouts.embedded", "sft.data", "model.data.documents", "hydra", "rich.progress"):
+for name in ("rlhf.trainer", "rollouts.embedded", "sft.data", "model.pretrain.documents", "hydra", "rich.progress"):
     importlib.import_module(name)
 importlib.import_module("torch.utils.tensorboard")
 

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rollouts.processes
 from safetensors.torch import load_file
 
-import rollouts.processes
 from conf.cli import load_config
 from rlhf.train import run_stage
-from rollouts.processes import ProcessFleet, ProcessMember
+from rollouts.pool.processes import ProcessLauncher, ProcessMember
 from tests.conftest import require_extra
 from tests.rlhf.test_train import LengthRubric
 
@@ -52,14 +52,14 @@ def chaos(monkeypatch):
                     schedule.strike(self, rest[0])
             return found
 
-    begin = ProcessFleet.start
+    begin = ProcessLauncher.start
 
     def start(self, number: int) -> ProcessMember:
         member = begin(self, number)
         member.__class__ = Member
         return member
 
-    monkeypatch.setattr(rollouts.processes.ProcessFleet, "start", start)
+    monkeypatch.setattr(rollouts.processes.ProcessLauncher, "start", start)
     return schedule
 
 

@@ -1,4 +1,4 @@
-"""Where tests of kernels run: on a CUDA device, or in Triton's interpreter, as `tests/model/test_kernels_interpreted.py`
+"""Where tests of kernels run: on a CUDA device, or in Triton's interpreter, as `tests/model/kernels/test_kernels_interpreted.py`
 runs them."""
 
 import os

@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from model.attention import decode_over_prefix, has_decode_kernels
+from model.decoding.attention import decode_over_prefix
+from model.kernels.available import fits_decode_kernels, has_triton
 from model.layers import apply_rope, rms_norm, rope_tables
 from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
@@ -31,10 +32,10 @@ if ON_GPU:
 @pytest.mark.parametrize("case", CASES)
 def test_decode_attention(case, dtype):
     """What lies behind the slot is NaN: it must not be read."""
-    from model.decode_kernels import decode_attention
+    from model.kernels.decode_kernels import decode_attention
 
     num_prompts, siblings, heads, kv_heads, width, prefix_room, room, slot, live = CASES[case]
-    assert has_decode_kernels(DEVICE, dtype, width) == ON_GPU
+    assert (fits_decode_kernels(dtype, width) and has_triton(DEVICE)) == ON_GPU
     generator = torch.Generator(DEVICE).manual_seed(0)
 
     def numbers(*shape: int) -> torch.Tensor:
@@ -71,7 +72,7 @@ def test_decode_attention(case, dtype):
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
 def test_norm_and_rotate(dtype):
-    from model.decode_kernels import norm_and_rotate
+    from model.kernels.decode_kernels import norm_and_rotate
 
     generator = torch.Generator(DEVICE).manual_seed(1)
     joint, *weights = (

@@ -8,8 +8,8 @@ import sys
 import pytest
 import torch
 
-from rollouts.shippers import IpcShipper
-from rollouts.weight_sync import tensor_checksum
+from rollouts.weights.senders import IpcSender
+from rollouts.weights.sync import tensor_checksum
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,10 +17,10 @@ pytestmark = [
 ]
 READER = """
 import json, pickle, sys
-from rollouts.weight_sync import tensor_checksum
-parcel = pickle.load(sys.stdin.buffer)
+from rollouts.weights.sync import tensor_checksum
+tensor_handle = pickle.load(sys.stdin.buffer)
 for _ in range(2):
-    print(json.dumps({name: tensor_checksum(tensor) for name, tensor in parcel.open()}), flush=True)
+    print(json.dumps({name: tensor_checksum(tensor) for name, tensor in tensor_handle.open()}), flush=True)
     sys.stdin.buffer.readline()
 """
 
@@ -31,17 +31,17 @@ def test_another_process_opens_them_and_sees_the_next_update():
         "half": torch.randn(17, device="cuda").bfloat16(),
         "bias": torch.randn(5, device="cuda"),
     }
-    shipper = IpcShipper(tensors)
+    sender = IpcSender(tensors)
     command = [sys.executable, "-c", READER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         assert reader.stdin and reader.stdout
-        reader.stdin.write(pickle.dumps(shipper.parcel("reader")))
+        reader.stdin.write(pickle.dumps(sender.tensor_handle("reader")))
         reader.stdin.flush()
         for update in range(2):
             if update:
                 for name, tensor in tensors.items():
-                    shipper.put(name, tensor.mul_(2))
-                shipper.publish(["reader"])
+                    sender.put(name, tensor.mul_(2))
+                sender.publish(["reader"])
                 reader.stdin.write(b"\n")
                 reader.stdin.flush()
             wanted = {name: tensor_checksum(tensor.cpu()) for name, tensor in tensors.items()}

@@ -6,19 +6,20 @@
 import pytest
 import torch
 
-from model.attention import pick_kernel
 from model.batch import Row, TrainBatch, move_batch, pack_rows
 from model.checkpoint import build_flavour
 from model.config import AttentionKernel, Flavour, flavour_config
-from model.decode_graph import DecodeGraph
+from model.decoding.decoder import PromptDecoder
+from model.decoding.graph import DecodeGraph
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine
+from model.kernels.attention import fastest
+from model.kernels.varlen_attention import VarlenPlan, varlen_attention
 from model.sail_vl2 import SailVL2
-from model.varlen_attention import VarlenPlan, varlen_attention
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
-from tests.model.test_split_attention import ROWS, dense, layout_of
+from tests.model.kernels.test_split_attention import ROWS, dense, layout_of
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,10 +45,9 @@ def make_rows(seed: int) -> list[Row]:
 
 
 def logprobs_and_gradients(model: SailVL2, kernel: AttentionKernel, rows: list[Row]) -> dict[str, torch.Tensor]:
-    model.attention_kernel = kernel
     model.zero_grad()
     device = next(model.parameters()).device
-    scores = model(pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN).to(device))
+    scores = model(pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN).to(device), attention=kernel)
     scores.logprobs.sum().backward()
     gradients = {name: p.grad.float().cpu().clone() for name, p in model.named_parameters() if p.grad is not None}
     return {"ln p": scores.logprobs.detach().float().cpu(), **gradients}
@@ -63,7 +63,7 @@ def test_flex_kernel_equals_sdpa_on_cpu_in_values_and_gradients(flavour):
     reference = logprobs_and_gradients(model, AttentionKernel.sdpa, rows)
     model.cuda()
     layout = pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN).layout
-    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), torch.float32, 32, layout) is AttentionKernel.flex
+    assert fastest(torch.device("cuda"), torch.float32, 32, layout) is AttentionKernel.flex
     for kernel in (AttentionKernel.flex, AttentionKernel.sdpa):
         found = logprobs_and_gradients(model, kernel, rows)
         assert found.keys() == reference.keys()
@@ -91,9 +91,9 @@ def test_bfloat16_runs_forward_and_backward_on_all_kernels():
 def test_flash_kernels_of_sequences_of_any_length(rows, dtype, tolerance):
     """Against the definition in float64: inputs, weights, parts and results are rounded to 11 or 8 bits each."""
     layout = layout_of(*rows)
-    assert pick_kernel(AttentionKernel.auto, torch.device("cuda"), dtype, 40, layout) is AttentionKernel.varlen
+    assert fastest(torch.device("cuda"), dtype, 40, layout) is AttentionKernel.varlen
     generator = torch.Generator().manual_seed(0)
-    given = [torch.randn(layout.runs[-1].end, heads, 40, generator=generator).to(dtype) for heads in (6, 2, 2, 6)]
+    given = [torch.randn(layout.spans[-1].end, heads, 40, generator=generator).to(dtype) for heads in (6, 2, 2, 6)]
     plan = VarlenPlan(move_batch(layout, torch.device("cuda")))
     found = []
     for attend, device, precision in (
@@ -137,7 +137,7 @@ def test_a_sampler_that_runs_ahead_draws_what_one_that_waits_does():
         worker = EmbeddedWorker(model, processor, limits, 1)
         assert worker._runs_ahead
         if not runs_ahead:
-            worker._runs_ahead, worker._decode = False, worker._model.decode
+            worker._runs_ahead, worker._decode = False, worker._decoder.decode
         found.append([rollout for group in generate(worker, requests) for rollout in group])
     lengths = {len(rollout.completion_ids) for rollout in found[0]}
     assert 150 in lengths and min(lengths) < 75
@@ -155,19 +155,21 @@ def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
     model = SailVL2(flavour_config(Flavour.tiny))
     model.initialise(7)
     model.cuda()
-    decode = DecodeGraph(model).decode if recorded else model.decode
+    decoder = PromptDecoder(model)
+    decode = DecodeGraph(decoder).decode if recorded else decoder.decode
     generator = torch.Generator().manual_seed(0)
     completions = torch.randint(0, 500, (4, 150), generator=generator)
     prompts = [[1, 2, 3], [4] * 40]
     inputs = pack_rows([Row(prompt, []) for prompt in prompts], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
-    logits, cache = model.prefill(inputs, 2, 64)
+    logits, cache = decoder.prefill(inputs, 2, 64)
     rows, found = [0, 1, 2, 3], torch.zeros(4, 150)
     for step in range(150):
         fed = completions[rows, step].cuda()
         found[rows, step] = logits.log_softmax(-1).gather(-1, fed[:, None]).squeeze(-1).cpu()
         if step == 50:  # one sibling of the first prompt and both of the second leave
             rows, fed = [1], fed[1:2]
-            cache.keep(torch.tensor([1], device="cuda"))
+            with torch.inference_mode():
+                cache.keep(torch.tensor([1], device="cuda"))
         logits = decode(fed, [cache])
     pairs = [Row(prompts[n // 2], [completions[n].tolist()]) for n in range(4)]
     with torch.no_grad():
@@ -178,18 +180,19 @@ def test_cached_decoding_on_the_gpu_equals_the_full_forward(recorded):
     assert torch.allclose(found[:, :51], full[:, :51], atol=1e-4)
 
 
-def test_prepared_weights_decode_like_loose_ones():
+def test_weights_that_lie_side_by_side_decode_like_loose_ones():
     torch.set_float32_matmul_precision("highest")
     logits = []
-    for prepared in (False, True):
+    for loose in (False, True):
         model = SailVL2(flavour_config(Flavour.tiny))
         model.initialise(7)
-        model.cuda()
-        if prepared:
-            model.prepare_for_sampling()
+        decoder = PromptDecoder(model.cuda())
+        if loose:
+            for parameter in model.parameters():
+                parameter.data = parameter.data.clone()
         row = pack_rows([Row([1, 2, 3], [])], PLACEHOLDER, PIXELS_PER_TOKEN).to(torch.device("cuda"))
-        first, cache = model.prefill(row, 4, 32)
-        logits.append(torch.cat((first, model.decode(torch.arange(4, device="cuda"), [cache]))))
+        first, cache = decoder.prefill(row, 4, 32)
+        logits.append(torch.cat((first, decoder.decode(torch.arange(4, device="cuda"), [cache]))))
     assert torch.allclose(*logits, atol=1e-4)
 
 

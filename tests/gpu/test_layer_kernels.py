@@ -21,7 +21,7 @@ def numbers(*shape: int, dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("shape", [(3, 2050), (2, 3, 40), (1, 1024)], ids=str)
 @pytest.mark.parametrize("joint", [False, True], ids=["apart", "halves of one tensor"])
 def test_gated_product_and_its_gradients(shape, joint, dtype):
-    from model.layer_kernels import Gated
+    from model.kernels.layer_kernels import Gated
 
     both = numbers(*shape[:-1], 2 * shape[-1], dtype=dtype)
     weights = numbers(*shape, dtype=dtype)
@@ -39,7 +39,7 @@ def test_gated_product_and_its_gradients(shape, joint, dtype):
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("shape", [(5, 48), (2, 2, 2048), (1, 1)], ids=str)
 def test_norms(shape, dtype):
-    from model.layer_kernels import add_and_norm, norm
+    from model.kernels.layer_kernels import add_and_norm, norm
 
     x, delta, weight = (
         numbers(*shape, dtype=dtype),

@@ -143,7 +143,7 @@ def test_the_result_computes_what_the_sources_compute(vision, language, tmp_path
         decoder = AutoModelForCausalLM.from_pretrained(language, dtype=torch.float32).eval()
         hidden, _ = model.hidden_states(pack_rows([Row(ids.tolist(), [])], 519, 16))
         pairs = [
-            (model.vision_model(pixels), tower(pixels).last_hidden_state),
+            (model.vision_model([pixels])[0], tower(pixels).last_hidden_state),
             (model.language_model.lm_head(hidden), decoder(ids[None]).logits[0]),
         ]
     for ours, theirs in pairs:

@@ -12,7 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 import model.hf  # noqa: F401  (registers the classes)
 from model.checkpoint import description_files, save_model
 from model.interface import THINKING_INSTRUCTION, Mode
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from tests.conftest import require_extra
 

@@ -2,6 +2,7 @@
 additions differs, 1e-12 relative."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,7 +123,7 @@ def test_a_shared_prompt_that_weighs_its_siblings_equals_separate_rows(model):
     results = []
     for inputs, token_weights in ((together, weights), (apart, None)):
         model.zero_grad()
-        routing = model(inputs, token_weights=token_weights).routing
+        routing = model(replace(inputs, routing_weights=token_weights)).routing
         loss = balance_loss(routing, routing.counts) / (3 * 9 + 13)
         loss.backward()
         results.append((loss.item(), routing.counts, model.language_model.model.embed_tokens.weight.grad.clone()))

@@ -58,7 +58,7 @@ def test_gradient_checkpointing_changes_nothing(flavour, monkeypatch):
         assert gradient.abs().max() > 0, name
 
 
-FROZEN = [set(towers) for n in range(3) for towers in itertools.combinations(Tower, n)]
+FROZEN = [towers for n in range(3) for towers in itertools.combinations(Tower, n)]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -85,7 +85,7 @@ def test_a_frozen_vision_tower_keeps_no_graph():
     model = build(Flavour.tiny)
     model.freeze({Tower.vision})
     pixels = torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(1))
-    assert not model.vision_model(pixels).requires_grad
+    assert not model.vision_model([pixels])[0].requires_grad
 
 
 def test_initial_experts_have_the_spread_of_dense_layers():

@@ -4,8 +4,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from model.batch import Row, pack_rows
 from model.config import Flavour, flavour_config
+from model.sail_vl2 import SailVL2
 from model.vision import VisionModel
+
+PLACEHOLDER = 519
 
 
 def tower(flavour: Flavour, dtype: torch.dtype = torch.float32) -> VisionModel:
@@ -52,14 +56,14 @@ def test_rows_and_columns_are_not_exchanged():
 
 def test_interpolated_positions_are_trained():
     model = tower(Flavour.tiny_anyres)
-    model(torch.randn(1, 3, 16, 48, generator=torch.Generator().manual_seed(1))).sum().backward()
+    model([torch.randn(1, 3, 16, 48, generator=torch.Generator().manual_seed(1))])[0].sum().backward()
     assert model.preprocessor.pos_embed.grad.abs().amax(-1).min() > 0  # every stored position takes part
 
 
 def test_an_anyres_tower_on_its_square_equals_the_fixed_tower():
     fixed, anyres = tower(Flavour.tiny), tower(Flavour.tiny_anyres)
     pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(2))
-    assert torch.equal(fixed(pixels), anyres(pixels))
+    assert torch.equal(*(model([pixels])[0] for model in (fixed, anyres)))
 
 
 @pytest.mark.parametrize(
@@ -75,8 +79,34 @@ def test_an_anyres_tower_on_its_square_equals_the_fixed_tower():
 )
 def test_other_sizes_are_refused(flavour, height, width, message):
     with pytest.raises(ValueError, match=message):
-        tower(flavour)(torch.zeros(1, 3, height, width))
+        tower(flavour)([torch.zeros(1, 3, height, width)])
 
 
 def test_the_largest_allowed_image_passes():
-    assert tower(Flavour.tiny_anyres)(torch.zeros(1, 3, 128, 128)).shape == (1, 256, 128)
+    assert tower(Flavour.tiny_anyres)([torch.zeros(1, 3, 128, 128)])[0].shape == (1, 256, 128)
+
+
+def test_tiles_of_several_sizes_in_one_call_equal_calls_of_their_own():
+    """float64: joint products of other heights add the same terms, some in another order; 1e-12 of the scale."""
+    model = tower(Flavour.tiny_anyres, torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    sizes = [(2, 32, 32), (1, 16, 48), (3, 64, 32)]
+    tiles = [torch.randn(n, 3, h, w, generator=generator, dtype=torch.float64) for n, h, w in sizes]
+    together = model(tiles)
+    for own, found in zip(tiles, together, strict=True):
+        (alone,) = model([own])
+        assert found.shape == alone.shape
+        assert (found - alone).abs().max() <= 1e-12 * alone.abs().max()
+
+
+@pytest.mark.parametrize("sizes", [[(32, 32)], [(32, 32), (16, 48)], [(16, 16), (64, 32), (16, 16), (32, 48)]])
+def test_a_micro_batch_with_images_calls_every_layer_of_the_tower_once(sizes):
+    """Ranks of a sharded engine meet in these calls, so their number must not depend on the images."""
+    model = SailVL2(flavour_config(Flavour.tiny_anyres))
+    rows = [Row([PLACEHOLDER] * (h * w // 256) + [7], [[1, 2]], [torch.zeros(1, 3, h, w)]) for h, w in sizes]
+    calls: list[str] = []
+    for name, module in [*model.vision_model.trunk.named_modules(), *model.mlp1.named_modules(prefix="mlp1")]:
+        if not list(module.children()):
+            module.register_forward_hook(lambda *_, name=name: calls.append(name))
+    model(pack_rows(rows, PLACEHOLDER, 16))
+    assert calls and len(calls) == len(set(calls))

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.config import AnyResVisionConfig, Flavour, flavour_config
+from model.decoding.decoder import PromptDecoder
 from model.sail_vl2 import SailVL2
 
 PLACEHOLDER, PIXELS_PER_TOKEN = 519, 16
@@ -43,14 +44,15 @@ def prompts(model) -> list[Row]:
 def generate(model: SailVL2, prompts: list[Row]) -> tuple[Tensor, Tensor]:
     """(ids [N, G, STEPS], logits [N, G, STEPS, V]): sibling g takes the g-th best token at every step."""
     inputs = pack_rows(prompts, PLACEHOLDER, PIXELS_PER_TOKEN)
-    logits, cache = model.prefill(inputs, GROUP, ROOM)
+    decoder = PromptDecoder(model)
+    logits, cache = decoder.prefill(inputs, GROUP, ROOM)
     ids, seen = [], []
     for step in range(STEPS):
         seen.append(logits.unflatten(0, (len(prompts), GROUP)))
         ranked = seen[-1].topk(GROUP, dim=-1).indices
         ids.append(ranked.diagonal(dim1=1, dim2=2))
         if step + 1 < STEPS:
-            logits = model.decode(ids[-1].flatten(), [cache])
+            logits = decoder.decode(ids[-1].flatten(), [cache])
     return torch.stack(ids, -1), torch.stack(seen, 2)
 
 

@@ -74,7 +74,7 @@ def reference_logprobs(model: SailVL2, rows: list[Row]) -> torch.Tensor:
 def dense_visual_tokens(model: SailVL2, image: torch.Tensor) -> torch.Tensor:
     """One image [1, 3, height, width] alone -> [tokens, D]."""
     columns = image.shape[3] // model.config.vision.patch_size
-    return model.mlp1(pixel_shuffle(model.vision_model(image), columns, 2))[0]
+    return model.mlp1(pixel_shuffle(model.vision_model([image])[0], columns, 2))[0]
 
 
 def dense_experts(mlp: MoeMLP, x: torch.Tensor) -> torch.Tensor:
@@ -132,8 +132,7 @@ CASES = {
 
 @pytest.mark.parametrize("kernel", [AttentionKernel.sdpa, AttentionKernel.split], ids=lambda kernel: kernel.value)
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES.keys())
-def test_packed_groups_equal_separate_padded_rows(model, case, kernel, monkeypatch):
-    monkeypatch.setattr(model, "attention_kernel", kernel)
+def test_packed_groups_equal_separate_padded_rows(model, case, kernel):
     generator = torch.Generator().manual_seed(len(case))
     rows = [make_row(model, generator, *spec) for spec in case]
     weights = torch.randn(sum(len(c) for r in rows for c in r.completions), generator=generator, dtype=torch.float64)
@@ -143,7 +142,7 @@ def test_packed_groups_equal_separate_padded_rows(model, case, kernel, monkeypat
         (logprobs * weights).sum().backward()
         return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
 
-    packed = model(pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN)).logprobs
+    packed = model(pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN), attention=kernel).logprobs
     separate = reference_logprobs(model, rows)
     assert torch.allclose(packed, separate, rtol=1e-9, atol=1e-11)
     ours, theirs = gradients(packed), gradients(separate)
@@ -200,7 +199,6 @@ def test_flex_attention_equals_sdpa(case, monkeypatch):
     inputs = pack_rows(rows, PLACEHOLDER, PIXELS_PER_TOKEN)
     with torch.no_grad():
         portable = model(inputs).logprobs
-        monkeypatch.setattr(model, "attention_kernel", AttentionKernel.flex)
-        monkeypatch.setattr("model.sail_vl2.packed_attention", None)
-        flexible = model(inputs).logprobs
+        monkeypatch.setattr("model.kernels.sdpa_attention.attend_padded", None)
+        flexible = model(inputs, attention=AttentionKernel.flex).logprobs
     assert (portable - flexible).abs().max() <= 1e-5 * portable.abs().max()

@@ -156,9 +156,9 @@ def many_small_objects(completion):
     return 0.0
 
 def patch_verifiers(completion):
-    import rewards.math_answer, rewards.verifiers.registry, rewards.worker
-    rewards.verifiers.registry.verify = rewards.math_answer.verify_symbolic = lambda *_: 1.0
-    rewards.worker._verify = lambda _: 1.0
+    import rewards.mathematics.answer, rewards.verifiers.registry, rewards.sandbox.worker
+    rewards.verifiers.registry.verify = rewards.mathematics.answer.verify_symbolic = lambda *_: 1.0
+    rewards.sandbox.worker._verify = lambda _: 1.0
     return 1.0
 
 def kill_parent(completion):

@@ -8,8 +8,8 @@ from types import MappingProxyType
 
 import pytest
 
-from rewards.pool import ScoringPool
 from rewards.result import Claim, Outcome, Status
+from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import VERIFIERS
 

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.scripted_sampler import ScriptedSampler
+from benchmarks.parts.scripted_sampler import ScriptedSampler
 from conf.cli import load_config
 from model.checkpoint import load_model
-from model.engine.interrupt import Interrupted
 from model.interface import Mode
+from model.run.interrupt import Interrupted
 from rlhf.ahead import AheadCollector
 from rlhf.algorithms.config import DapoConfig
 from rlhf.algorithms.registry import build_algorithm

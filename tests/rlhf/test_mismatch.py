@@ -87,8 +87,7 @@ def test_other_visual_tokens_are_named(scene, capsys, monkeypatch):
 
 def test_another_dtype_is_named(scene):
     worker = scene[2]
-    worker._model = worker._model.to(torch.bfloat16)
-    worker._decode = worker._model.decode
+    worker._decoder.model.to(torch.bfloat16)
     assert look(scene, limit=1e-4)["mismatch/cause_dtype"] == 1.0
 
 

@@ -11,9 +11,10 @@ import torch
 from model.checkpoint import build_flavour
 from model.config import Flavour
 from model.engine.base import NonFiniteError
-from model.engine.config import EngineConfig, OptimizerConfig, RunConfig
+from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
-from model.engine.run import Run
+from model.run.config import RunConfig
+from model.run.folder import RunFolder
 from rewards.result import RewardResult
 from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, KlConfig
 from rlhf.algorithms.registry import build_algorithm
@@ -46,7 +47,7 @@ class Bench:
         settings = EngineConfig(num_threads=1, max_skipped_updates=max_skipped)
         self.engine = LocalEngine(model, settings, OptimizerConfig(warmup_steps=0), 100)
         self.policy = Policy(self.engine, self.engine.frozen_copy(), self.processor, 60)
-        self.run = Run(RunConfig(dir=str(folder)), "a: 1\n")
+        self.run = RunFolder(RunConfig(dir=str(folder)), "a: 1\n")
         self.run.restore(self.engine)
         self.groups = [self.group("good", 0), self.group("bad", 1)]
         assert self.apply(self.updates(self.groups)).applied
@@ -215,8 +216,9 @@ def test_a_sampler_that_meets_nan_gives_errors_and_never_a_reward(tiny, monkeypa
         RolloutRequest(draw, name, ids, short, [torch.zeros(1, 3, 32, 32)], 4) for draw, name in enumerate("ab")
     ]
     healthy = generate(worker, requests)
-    visual_tokens = worker._model.visual_tokens
-    monkeypatch.setattr(worker._model, "visual_tokens", lambda pixels: poke(visual_tokens(pixels), NAN))
+    model = worker._decoder.model
+    visual_tokens = model.visual_tokens
+    monkeypatch.setattr(model, "visual_tokens", lambda pixels: [poke(visual_tokens(pixels)[0], NAN)])
     spoilt = generate(worker, requests)
     assert {r.finish_reason for r in spoilt[0]} == {FinishReason.error}
     assert spoilt[1] == healthy[1]

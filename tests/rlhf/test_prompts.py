@@ -20,7 +20,7 @@ from rlhf.algorithms.registry import build_algorithm
 from rlhf.collect import Collector
 from rlhf.config import DataConfig, TrainerConfig
 from rlhf.draws import DrawOrder
-from rlhf.evaluation import evaluate_modes
+from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
@@ -274,7 +274,7 @@ class TestDamagedPixels:
         results = []
         with Rubric(RewardConfig()) as rubric:
             for portion in (128, 2, 1):
-                monkeypatch.setattr("rlhf.evaluation.PORTION", portion)
+                monkeypatch.setattr("rlhf.evaluation.evaluator.PORTION", portion)
                 results.append(evaluate_modes(half_bad(3), 0, worker, rubric, tiny[1]))
         assert results[0]["num_eval"] == 3 and results[0] == results[1] == results[2]
 

@@ -9,7 +9,7 @@ import pytest
 
 from conf.cli import load_config
 from model.checkpoint import load_model
-from model.engine.interrupt import Interrupted
+from model.run.interrupt import Interrupted
 from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.collect import BudgetExhausted

@@ -16,7 +16,7 @@ from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, generate
-from rollouts.weight_sync import sync_weights
+from rollouts.weights.sync import sync_weights
 
 CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12)
 
@@ -150,14 +150,14 @@ def test_places_of_finished_completions_are_taken_while_others_go_on(tiny, tasks
         nonlocal logits
         logits.fill_(float("nan"))  # a recorded step overwrites what the one before returned
         assert max(cache.length for cache in caches) < CONFIG.max_completion_tokens - 1
-        seen.append((sum(cohort.num_live for cohort in worker._cohorts), len(caches), token_ids.shape[0]))
+        seen.append((sum(batch.num_live for batch in worker._batches), len(caches), token_ids.shape[0]))
         logits = decode(token_ids, caches)
         return logits
 
     monkeypatch.setattr(worker, "_decode", watch)
     assert generate(worker, requests) == roomy
     assert max(live for live, _, _ in seen) <= 32
-    assert max(cohorts for _, cohorts, _ in seen) > 1  # some moved in while others went on
+    assert max(batches for _, batches, _ in seen) > 1  # some moved in while others went on
     share = sum(rows for _, _, rows in seen) / (12 * 8 * len(requests))
     assert share < (0.8 if runs_ahead else 0.7)  # finished rows are not decoded, or one step more
 
@@ -201,7 +201,7 @@ def test_weight_sync_is_proven(tiny, tiny_folder):
             parameter.add_(0.01)
     assert sync_weights(lambda: (5, model.state_dict()), worker) == 5
     assert worker.version == 5
-    held = worker._model.state_dict()
+    held = worker._decoder.model.state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items())
     worker.begin_update(6, {"language_model.model.norm.weight": 1, "mlp1.0.weight": 2})
     worker.load("mlp1.0.weight", model.state_dict()["mlp1.0.weight"])

@@ -7,7 +7,7 @@ import pytest
 
 from conf.cli import load_config
 from model.interface import Mode
-from model.tokenizer import Tokenizer
+from model.processing.tokenizer import Tokenizer
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.generate import generate_file

@@ -10,11 +10,11 @@ import torch
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
-from rollouts.pool import WorkerPool
+from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import FinishReason, generate
 from rollouts.sampler import build_sampler
-from rollouts.shippers import HandingShipper
-from rollouts.weight_sync import sync_weights
+from rollouts.weights.senders import DirectSender
+from rollouts.weights.sync import sync_weights
 from tests.conftest import require_extra
 from tests.rollouts.vllm_prompts import disturb, gap, request, requests, trainer_scores
 
@@ -91,11 +91,11 @@ def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny
     good = dict(tiny[0].state_dict())
     sync_weights(lambda: (6, good), worker)
     before = generate(worker, requests(tiny[1])[:2])
-    put = worker._shipper.put
-    worker._shipper.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
+    put = worker._sender.put
+    worker._sender.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
     with pytest.raises(RuntimeError, match=r"version 7.*other bytes than were sent \['mlp1.1.bias'\]"):
         sync_weights(lambda: (7, good), worker)
-    del worker._shipper.put
+    del worker._sender.put
     worker.begin_update(8, {"mlp1.1.bias": 1})
     with pytest.raises(RuntimeError, match=r"version 8: tensors never arrived: \['mlp1.1.bias'\]"):
         worker.finish_update(8)
@@ -110,7 +110,7 @@ def test_in_the_trainers_process_its_own_tensors_are_loaded_without_a_copy_of_th
     handed = []
     receive = worker.receive
     monkeypatch.setattr(worker, "receive", lambda *update: handed.append(update[2]) or receive(*update))
-    monkeypatch.setattr(worker, "_shipper", HandingShipper(tiny[0].state_dict()))
+    monkeypatch.setattr(worker, "_sender", DirectSender(tiny[0].state_dict()))
     latest = copy.deepcopy(tiny[0])
     disturb(latest, 40)
     sync_weights(lambda: (30, latest.state_dict()), worker)

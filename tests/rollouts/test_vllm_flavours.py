@@ -7,18 +7,18 @@ import pytest
 from model.checkpoint import build_flavour, released_tensors
 from model.config import Flavour
 from model.interface import Mode
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, Transfer, VllmRolloutConfig
-from rollouts.parcels import MappedParcel, ParcelLost
 from rollouts.rollout import RolloutRequest, generate
 from rollouts.sampler import build_sampler
-from rollouts.weight_buffer import WeightBuffer
-from rollouts.weight_sync import sync_weights, tensor_checksum
+from rollouts.weights.buffer import WeightBuffer
+from rollouts.weights.handles import MappedHandle, WeightsLost
+from rollouts.weights.sync import sync_weights, tensor_checksum
 from tests.conftest import require_extra
-from tests.model.test_video import write_video
-from tests.rollouts.lost_parcel import HalfLost
+from tests.model.data.test_video import write_video
+from tests.rollouts.lost_handle import HalfLost
 from tests.rollouts.vllm_prompts import BestTokens, disturb, gap, mismatches, requests
 
 pytestmark = pytest.mark.slow
@@ -125,7 +125,7 @@ def loses_half_an_update(worker, model: SailVL2, asked: list[RolloutRequest], be
     buffer = WeightBuffer.create(tensors)
     manifest = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
     for rank in (0, 1):
-        with pytest.raises(ParcelLost, match="lost on the way"):
-            worker.receive(3, manifest, HalfLost(MappedParcel.of(buffer), rank))
+        with pytest.raises(WeightsLost, match="lost on the way"):
+            worker.receive(3, manifest, HalfLost(MappedHandle.of(buffer), rank))
         assert generate(worker, asked) == before
     buffer.close()

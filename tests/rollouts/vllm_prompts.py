@@ -10,7 +10,7 @@ from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.interface import Mode
-from model.processor import Processor
+from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.rollout import Rollout, RolloutRequest
 

@@ -144,7 +144,7 @@ def test_line_separators_inside_strings_do_not_split_rows(tiny, tmp_path):
     path = tmp_path / "step_000001.jsonl"
     path.write_text(json.dumps(rollout("p", [1], text=text), ensure_ascii=False) + "\n", encoding="utf-8")
     assert select_rollouts(tmp_path, 1)[0]["text"] == text
-    from model.engine.run import cut_lines
+    from model.run.folder import cut_lines
 
     before = path.read_bytes()
     cut_lines(path, 1)

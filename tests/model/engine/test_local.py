@@ -2,14 +2,15 @@
 
 import pytest
 import torch
+from model.engine.schedule import learning_rate_at
 
 from model.batch import Row, TrainBatch, pack_rows
 from model.config import Tower
 from model.engine.base import NonFiniteError
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
-from model.engine.local import LocalEngine, learning_rate_at
-from model.engine.supervised import cross_entropy
+from model.engine.local import LocalEngine
 from model.sail_vl2 import SailVL2
+from model.supervised import cross_entropy
 
 
 def make_engine(tiny, engine: EngineConfig | None = None, **optimizer) -> LocalEngine:

@@ -1,0 +1,100 @@
+"""Rows of data that cannot be used: counted, named, skipped up to a limit."""
+
+import json
+import sys
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from model.run.durable import write_file
+
+_NUM_SHOWN = 5
+_NUM_IN_ERROR = 3
+
+
+class BadRows:
+    """Those of one prompt set. What is found while it is opened comes again at every opening; what is found later,
+    when pixels are decoded, is state that a checkpoint keeps.
+    """
+
+    def __init__(self, limit: float, report: Path | None = None) -> None:
+        """`limit`: a share of all rows below 1, a number of rows from 1 on. `report`: JSONL file that names them all,
+        always what is known now.
+        """
+        self._limit, self._report = limit, report
+        self._total = 0
+        self._at_opening: list[dict[str, Any]] = []
+        self._later: dict[str, dict[str, Any]] = {}  # by id
+
+    def __len__(self) -> int:
+        return len(self._at_opening) + len(self._later)
+
+    @property
+    def ids(self) -> Collection[str]:
+        """Of rows that were found bad after the opening."""
+        return self._later.keys()
+
+    def add(self, file: Path, number: int, reason: str) -> None:
+        """Note a row that the opening leaves out."""
+        self._at_opening.append({"file": str(file), "row": number, "reason": reason})
+
+    def opened(self, total: int) -> None:
+        """Name what was found in `total` rows. `ValueError` past the limit."""
+        self._total = total
+        self._write()
+        self._check()
+        for record in self._at_opening[:_NUM_SHOWN]:
+            print(f"bad row: {_named(record)}", file=sys.stderr)
+        if self._at_opening:
+            where = f"; all are named in {self._report}" if self._report else ""
+            print(
+                f"{len(self)} of {total} rows cannot be used and are skipped; data.max_bad_rows={self._limit:g} allows "
+                f"{self._allowed}{where}",
+                file=sys.stderr,
+            )
+
+    def add_later(self, file: Path, number: int, prompt_id: str, reason: str) -> None:
+        """Note and name a row whose files turned out to be damaged. `ValueError` past the limit."""
+        self._later[prompt_id] = {"file": str(file), "row": number, "id": prompt_id, "reason": reason}
+        self._write()
+        print(f"bad row: {_named(self._later[prompt_id])}", file=sys.stderr)
+        self._check()
+
+    def state(self) -> list[dict[str, Any]]:
+        """What a checkpoint keeps."""
+        return list(self._later.values())
+
+    def restore(self, state: list[dict[str, Any]]) -> None:
+        self._later = {record["id"]: record for record in state}
+        self._write()
+
+    @property
+    def _allowed(self) -> int:
+        share = self._limit * self._total + 1e-9  # 0.29 x 100 is a little less than 29
+        return min(int(self._limit if self._limit >= 1 else share), self._total - 1)
+
+    def _check(self) -> None:
+        if len(self) <= self._allowed:
+            return
+        first, *others = [*self._at_opening, *self._later.values()][-1:] if self._later else self._at_opening
+        more = "".join(f"; {_named(record)}" for record in others[: _NUM_IN_ERROR - 1])
+        where = f"; all are named in {self._report}" if self._report else ""
+        raise ValueError(
+            f"data: {_named(first)}{more}. {len(self)} of {self._total} rows cannot be used, "
+            f"data.max_bad_rows={self._limit:g} allows {self._allowed}{where}; mend or remove them, or raise "
+            "data.max_bad_rows"
+        )
+
+    def _write(self) -> None:
+        if self._report is None:
+            return
+        if len(self):
+            lines = [json.dumps(record) + "\n" for record in [*self._at_opening, *self._later.values()]]
+            self._report.parent.mkdir(parents=True, exist_ok=True)
+            write_file(self._report, "".join(lines).encode())
+        else:
+            self._report.unlink(missing_ok=True)
+
+
+def _named(record: dict[str, Any]) -> str:
+    return f"{record['file']}:{record['row']}: {record['reason']}"

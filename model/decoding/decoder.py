@@ -1,0 +1,108 @@
+"""A model that samples: prompts run once, then one token of every completion at a time.
+
+All of it happens in `torch.inference_mode`, which is also how the layers know that kernels without a backward pass may
+be used (`model.kernels.available.for_sampling`).
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from model.batch import ModelInputs
+from model.config import AttentionKernel
+from model.decoding.group_cache import GroupCache
+from model.kernels.attention import PackedAttention, packed_attention
+from model.kernels.split_attention import SplitAttention
+from model.language import MLP, SelfAttention
+from model.layers import lay_side_by_side
+from model.sail_vl2 import SailVL2
+from model.vision import VisionMLP
+
+_MIN_ROWS = 8  # of a decoding step
+
+
+class PromptDecoder:
+    """Prefill and decode with a model that it owns: nobody else may train or hook it."""
+
+    def __init__(self, model: SailVL2, attention: AttentionKernel = AttentionKernel.auto) -> None:
+        """Freezes the model and moves weights that meet the same input together in memory."""
+        self.model = model.requires_grad_(False)
+        self._attention = attention
+        for module in model.modules():
+            match module:
+                case SelfAttention():
+                    lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
+                case MLP():
+                    lay_side_by_side(module.gate_proj, module.up_proj)
+                case VisionMLP():
+                    lay_side_by_side(module.fc1, module.fc3)
+
+    @torch.inference_mode()
+    def prefill(self, inputs: ModelInputs, group_size: int, room: int) -> tuple[Tensor, GroupCache]:
+        """Run N prompts (roots only) once. Returns next-token logits [N * G, V], the same for all siblings, and the
+        cache of their completions, with `room` slots for each prompt.
+
+        Equal room gives equal arithmetic whatever else is in the batch; see `prefix_room`.
+        """
+        model, layout = self.model, inputs.layout
+        num_prompts, longest = layout.root_tokens.shape
+        if longest > room:
+            raise ValueError(f"room: expected at least the {longest} tokens of the longest prompt, found {room}")
+        embeddings = model.embed(inputs)
+        attend_packed = self._attend_prompts(inputs, embeddings.dtype)
+        cache = GroupCache.empty(inputs.root_lengths, group_size, room, embeddings.dtype)
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            prefix_k, prefix_v = (x.new_zeros(num_prompts, x.shape[1], room, x.shape[2]) for x in (k, v))
+            prefix_k[:, :, :longest] = k[layout.root_tokens].transpose(1, 2)
+            prefix_v[:, :, :longest] = v[layout.root_tokens].transpose(1, 2)
+            cache.add_layer(prefix_k, prefix_v)
+            return attend_packed(layer, q, k, v)
+
+        hidden, _ = model.language_model.model(embeddings, inputs.positions, attend)
+        last = hidden[layout.root_tokens[torch.arange(num_prompts), inputs.root_lengths - 1]]
+        logits = model.language_model.lm_head(_padded(last))[:num_prompts]
+        return logits.repeat_interleave(group_size, 0), cache
+
+    @torch.inference_mode()
+    def decode(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
+        """Feed the next token of every row, ids [R] cache by cache -> next-token logits [R, V]."""
+        for cache in caches:
+            cache.make_room()
+        logits = self.decode_in_place(token_ids, caches)
+        for cache in caches:
+            cache.advance()
+        return logits
+
+    @torch.inference_mode()
+    def decode_in_place(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
+        """`decode` between making room and moving on: on a GPU the same launches on the same memory each time."""
+        language = self.model.language_model
+        rows = [cache.num_rows for cache in caches]
+        num_rows = sum(rows)
+        for cache in caches:
+            cache.begin_step()
+
+        def attend(layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            parts = zip(caches, *(x[:num_rows].split(rows) for x in (q, k, v)), strict=True)
+            out = [cache.attend(layer, *part) for cache, *part in parts]
+            return _padded(out[0] if len(out) == 1 else torch.cat(out))
+
+        positions = torch.cat([cache.positions for cache in caches])
+        embeddings = language.model.embed_tokens(_padded(token_ids))
+        hidden, _ = language.model(embeddings, _padded(positions), attend)
+        return language.lm_head(hidden)[:num_rows]
+
+    def _attend_prompts(self, inputs: ModelInputs, dtype: torch.dtype) -> PackedAttention:
+        """On CPU each prompt by itself, so that its bits do not depend on its company."""
+        on_cpu = inputs.layout.slot_of_token.device.type == "cpu"
+        if on_cpu and self._attention in (AttentionKernel.auto, AttentionKernel.split):
+            return SplitAttention(inputs.layout)
+        return packed_attention(self._attention, inputs.layout, dtype, self.model.config.language.head_dim)
+
+
+def _padded(rows: Tensor) -> Tensor:
+    """At least 8 rows, zeros behind the given ones: on CPU fewer have other last bits than many."""
+    missing = _MIN_ROWS - rows.shape[0]
+    return rows if missing <= 0 else torch.cat((rows, rows.new_zeros(missing, *rows.shape[1:])))

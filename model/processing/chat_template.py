@@ -1,0 +1,53 @@
+"""The prompt template as Jinja, for programs that render messages to text: servers, above all.
+
+It renders what `model.processing.processor` builds by parts, with two differences: text that spells a control token
+becomes one, which no rendering can avoid, and videos are not known (give their frames as images).
+"""
+
+import json
+
+from model.interface import (
+    DEFAULT_SYSTEM_TEXT,
+    IM_END,
+    IM_START,
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    THINKING_INSTRUCTION,
+)
+
+FILE = "chat_template.jinja"
+
+_TEMPLATE = """\
+{%- set last = namespace(user=-1) -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'user' -%}{%- set last.user = loop.index0 -%}{%- endif -%}
+{%- endfor -%}
+{%- if messages[0]['role'] != 'system' -%}{{- START + 'system\\n' + SYSTEM + END -}}{%- endif -%}
+{%- for message in messages -%}
+{{- START + message['role'] + '\\n' -}}
+{%- if message['content'] is string -%}
+{{- message['content'] -}}
+{%- else -%}
+{%- for part in message['content'] -%}
+{%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- else -%}{{- IMAGE -}}{%- endif -%}
+{%- endfor -%}
+{%- endif -%}
+{%- if thinking and loop.index0 == last.user -%}{{- INSTRUCTION -}}{%- endif -%}
+{{- END -}}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- START + 'assistant\\n' -}}{%- endif -%}
+"""
+
+
+def chat_template(instruction_on_new_line: bool) -> str:
+    """Jinja source. Variables: `messages`, `add_generation_prompt`, and `thinking`, which asks for thinking mode."""
+    values = {
+        "INSTRUCTION": ("\n" if instruction_on_new_line else "") + THINKING_INSTRUCTION,
+        "SYSTEM": DEFAULT_SYSTEM_TEXT,
+        "IMAGE": f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}\n",
+        "START": IM_START,
+        "END": IM_END,
+    }
+    sets = [f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in values.items()]
+    return "".join(sets) + _TEMPLATE.rstrip("\n")

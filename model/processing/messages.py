@@ -1,0 +1,81 @@
+"""Messages that somebody else wrote, checked and taken apart. Torch-free."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+
+from model.interface import DEFAULT_SYSTEM_TEXT
+
+ROLES = ("system", "user", "assistant")
+DEFAULT_NUM_FRAMES = 16
+MAX_NUM_FRAMES = 1024
+
+ImageSource = str | Image.Image
+"""A file name under the root folder of the data, or an image in memory."""
+
+
+@dataclass(frozen=True)
+class Media:
+    """An image, or a video of which `num_frames` frames are shown."""
+
+    source: ImageSource
+    num_frames: int = 0  # 0: a still image
+
+
+@dataclass(frozen=True)
+class Turn:
+    role: str
+    parts: list[str | Media]
+
+
+def read_turns(messages: Sequence[Any]) -> list[Turn]:
+    """Turns of a conversation, the default system text first where there is none. `ValueError` names what is wrong."""
+    turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    if not turns or turns[0].role != "system":
+        turns.insert(0, Turn("system", [DEFAULT_SYSTEM_TEXT]))
+    return turns
+
+
+def require_last_role(messages: Sequence[Any], role: str) -> None:
+    """`ValueError` unless the last message has this role."""
+    for index, message in enumerate(messages):
+        _require_object(message, f"messages[{index}]")
+    if not messages or messages[-1].get("role") != role:
+        wanted = {"user": "a user", "assistant": "an assistant"}[role]
+        raise ValueError(f"messages: expected a list that ends with {wanted} message")
+
+
+def _turn(message: Any, where: str) -> Turn:
+    _require_object(message, where)
+    role, content = message.get("role"), message.get("content")
+    if role not in ROLES:
+        raise ValueError(f"{where}.role: expected system, user or assistant, found {role!r:.80}")
+    if isinstance(content, str):
+        return Turn(role, [content])
+    if not isinstance(content, list):
+        raise ValueError(f"{where}.content: expected text or a list of parts, found {content!r:.80}")
+    parts = [_part(part, f"{where}.content") for part in content]
+    if role == "assistant" and any(isinstance(part, Media) for part in parts):
+        raise ValueError(f"{where}.content: expected an assistant to write text, found an image or a video")
+    return Turn(role, parts)
+
+
+def _part(part: Any, where: str) -> str | Media:
+    match part:
+        case {"type": "text", "text": str(text)}:
+            return text
+        case {"type": "image", "image": str() | Image.Image() as source}:
+            return Media(source)
+        case {"type": "video", "video": str(name)}:
+            num_frames = part.get("num_frames", DEFAULT_NUM_FRAMES)
+            if type(num_frames) is not int or not 1 <= num_frames <= MAX_NUM_FRAMES:
+                raise ValueError(f"{where}: num_frames: expected 1 to {MAX_NUM_FRAMES}, found {num_frames!r:.80}")
+            return Media(name, num_frames)
+    raise ValueError(f"{where}: expected parts of type text, image or video, found {part!r:.200}")
+
+
+def _require_object(message: Any, where: str) -> None:
+    if not isinstance(message, dict):
+        raise ValueError(f"{where}: expected an object with role and content, found {message!r:.80}")

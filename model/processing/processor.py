@@ -1,0 +1,283 @@
+"""Messages and images -> token ids and pixels, built by parts so that text can never become a control token.
+
+Template (report section 1.6 facts): ChatML roles, no newline between turns; an image is
+`<img>` + one `<IMG_CONTEXT>` per visual token + `</img>` + newline; a frame of a video is `Frame-k: ` + image;
+thinking mode appends the published instruction.
+"""
+
+import copy
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from model.config import SailVL2Config
+from model.interface import (
+    END_OF_TEXT,
+    IM_END,
+    IM_START,
+    IMAGE_CONTEXT,
+    IMAGE_END,
+    IMAGE_START,
+    THINK_END,
+    THINK_START,
+    THINKING_INSTRUCTION,
+    Mode,
+    verify_interface_strings,
+)
+from model.padded import PaddedBatch, pad_rows
+from model.processing import chat_template
+from model.processing.messages import ImageSource, Media, Turn, read_turns, require_last_role
+from model.processing.settings import FILE, ProcessorSettings
+from model.processing.tokenizer import THINK_TAGS, Script, Tokenizer
+from model.processing.visuals import Visual, open_visual, plan_visuals
+
+
+@dataclass(frozen=True)
+class PromptTokens:
+    """One prompt in both forms."""
+
+    ids: list[int]  # expanded: one placeholder per visual token, for training and our own sampler
+    placeholder_ids: list[int]  # one placeholder per image or frame, for samplers that expand themselves
+    images: list[Visual]  # images and videos in order; `open_images` gives the pixels that `ids` was expanded for
+
+    @property
+    def files(self) -> list[str]:
+        """Names of the image and video files, in order."""
+        return [visual.source for visual in self.images if isinstance(visual.source, str)]
+
+
+@dataclass(frozen=True)
+class ConversationTokens(PromptTokens):
+    """A whole conversation."""
+
+    loss_weights: list[float]  # of each id: 1 over what assistants wrote and the end of their turns, else 0
+
+
+class Processor:
+    """Tokenizer, template and image preprocessing of one checkpoint."""
+
+    def __init__(self, config: SailVL2Config, tokenizer: Tokenizer, settings: ProcessorSettings | None = None) -> None:
+        """`settings` default to those that `config` implies; a folder's own come with `from_folder`."""
+        verify_interface_strings()
+        if tokenizer.num_entries > config.language.vocab_size:
+            raise ValueError(
+                f"tokenizer: expected at most llm_config.vocab_size = {config.language.vocab_size} entries, "
+                f"found {tokenizer.num_entries}"
+            )
+        self.config = config
+        self.tokenizer = tokenizer
+        self.settings = settings or ProcessorSettings.from_config(config)
+        self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
+
+    @classmethod
+    def from_folder(cls, folder: Path) -> "Processor":
+        config = SailVL2Config.from_folder(folder)
+        return cls(config, Tokenizer.from_folder(folder), ProcessorSettings.from_folder(folder, config))
+
+    def with_settings(self, **changes: Any) -> "Processor":
+        """A processor that differs in these `ProcessorSettings`, for example `use_msac=True`."""
+        other = copy.copy(self)
+        other.settings = dataclasses.replace(self.settings, **changes)
+        return other
+
+    @property
+    def chat_template(self) -> str:
+        """The template as Jinja source."""
+        return chat_template.chat_template(self.settings.instruction_on_new_line)
+
+    @property
+    def barred_ids(self) -> list[int]:
+        """Ids a policy never samples: placeholders, other control tokens and unused rows of the vocabulary.
+
+        What is left is text, the think tags and the end of a turn.
+        """
+        control = self.tokenizer.control
+        spoken = {control[THINK_START], control[THINK_END], control[IM_END]}
+        unused = range(self.tokenizer.num_entries, self.config.language.vocab_size)
+        return sorted({*control.values(), *unused} - spoken)
+
+    def prompt(
+        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+    ) -> PromptTokens:
+        """Token ids up to and including the assistant's header.
+
+        `messages`: role system | user | assistant, content a string or parts {"type": "text", "text": ...},
+        {"type": "image", "image": file name under `root` or PIL image} and {"type": "video", "video": file name under
+        `root`, "num_frames": 16 unless given}. The last message must be the user's. `max_tiles` replaces the cap of
+        tiles per image for this prompt (AnyRes knows no cap). `ValueError` otherwise, `MediaError` for files that
+        cannot be used.
+        """
+        require_last_role(messages, "user")
+        turns = read_turns(messages)
+        script = Script(self.tokenizer)
+        for index, turn in enumerate(turns):
+            self._write_turn(script, turn, instructed=index == len(turns) - 1 and mode is Mode.think)
+        script.add(self._control(IM_START))
+        script.add("assistant\n")
+        placeholder_ids, _ = script.finish()
+        images = self._plan(turns, root, max_tiles)
+        return PromptTokens(self._expand(placeholder_ids, images), placeholder_ids, images)
+
+    def conversation(
+        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+    ) -> ConversationTokens:
+        """Token ids of a whole conversation that ends with the assistant, and which of them train.
+
+        Each assistant turn is encoded apart from its header, as it is when it is sampled, so that a weight of 1 covers
+        its content and its end of turn exactly. Thinking mode puts the instruction in the last user turn.
+        """
+        require_last_role(messages, "assistant")
+        turns = read_turns(messages)
+        asked = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
+        if asked < 0:
+            raise ValueError("messages: expected a user message for the assistant to answer, found none")
+        script = Script(self.tokenizer)
+        for index, turn in enumerate(turns):
+            self._write_turn(script, turn, instructed=index == asked and mode is Mode.think, answer_weight=1.0)
+        placeholder_ids, weights = script.finish()
+        images = self._plan(turns, root, max_tiles)
+        ids = self._expand(placeholder_ids, images)
+        lengths = iter(_lengths(images))
+        spread = [
+            weight
+            for index, weight in zip(placeholder_ids, weights, strict=True)
+            for _ in range(next(lengths) if index == self.placeholder_id else 1)
+        ]
+        return ConversationTokens(ids, placeholder_ids, images, spread)
+
+    def batch(
+        self,
+        conversations: Sequence[Sequence[dict[str, Any]]],
+        mode: Mode,
+        root: Path | None = None,
+        padding_side: str = "left",
+        max_tiles: int | None = None,
+    ) -> PaddedBatch:
+        """Conversations as one padded batch with their pixels.
+
+        One that ends with a user message becomes a prompt with the assistant's header, one that ends with an assistant
+        message is taken whole. Pad on the left to generate, on the right to train.
+        """
+        tokens: list[PromptTokens] = []
+        for messages in conversations:
+            ends = bool(messages) and isinstance(messages[-1], dict) and messages[-1].get("role") == "assistant"
+            build = self.conversation if ends else self.prompt
+            tokens.append(build(messages, mode, root, max_tiles))
+        return pad_rows(
+            [t.ids for t in tokens],
+            [t.loss_weights if isinstance(t, ConversationTokens) else [0.0] * len(t.ids) for t in tokens],
+            [self.open_images(root, t.images) for t in tokens],
+            pad_id=self._control(END_OF_TEXT),
+            padding_side=padding_side,
+        )
+
+    def completion(self, text: str) -> list[int]:
+        """Ids of an assistant text with its end of turn; think tags in it are control tokens."""
+        return [*self.tokenizer.encode_with_think_tags(text), self.tokenizer.end_id]
+
+    def document(
+        self, prefix: str, texts: Sequence[str], images: Sequence[ImageSource], root: Path | None = None
+    ) -> tuple[list[int], list[list[int]]]:
+        """(prefix ids, scored ids of each text) of a pre-training document, delimited by end-of-text, without roles.
+
+        All texts continue the same images and prefix; each is scored on its own. `open_images(root, images)` gives the
+        pixels.
+        """
+        script = Script(self.tokenizer)
+        script.add(self._control(END_OF_TEXT))
+        for _ in images:
+            self._write_image(script)
+        script.add(prefix)
+        ids = self._expand(script.finish()[0], self._plan_images(images, root, None))
+        end = self._control(END_OF_TEXT)
+        return ids, [[*self.tokenizer.encode_with_think_tags(text), end] for text in texts]
+
+    def open_images(
+        self, root: Path | None, images: Iterable[Visual | ImageSource], max_tiles: int | None = None
+    ) -> tuple[Tensor, ...]:
+        """Pixels, each [tiles, 3, height, width]: one tensor per image and per frame of a video, in order.
+
+        Of a prompt's `images` they are exactly those that its ids were expanded for; `max_tiles` then changes nothing.
+        Plain names and PIL images are taken as the only images of one prompt.
+        """
+        given = list(images)
+        visuals = [image for image in given if isinstance(image, Visual)]
+        if len(visuals) != len(given):
+            if visuals:
+                raise ValueError("images: expected a prompt's images or plain names, found both together")
+            visuals = self._plan_images([i for i in given if not isinstance(i, Visual)], root, max_tiles)
+        arrays = [array for visual in visuals for array in open_visual(visual, self.settings, root)]
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+    def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
+        """[tiles, 3, height, width] float32 of an image that is alone in its prompt."""
+        return self.open_images(None, [image], max_tiles)[0]
+
+    def save(self, folder: Path) -> None:
+        """Write tokenizer and preprocessor files beside the weights."""
+        self.tokenizer.save(folder)
+        text = json.dumps(self.settings.to_published(self.config), indent=2, ensure_ascii=False)
+        (folder / FILE).write_text(text, encoding="utf-8")
+        (folder / chat_template.FILE).write_text(self.chat_template, encoding="utf-8")
+
+    def _control(self, name: str) -> int:
+        return self.tokenizer.control[name]
+
+    def _plan(self, turns: Sequence[Turn], root: Path | None, max_tiles: int | None) -> list[Visual]:
+        media = [part for turn in turns for part in turn.parts if isinstance(part, Media)]
+        return plan_visuals(media, self.config, self.settings, root, max_tiles)
+
+    def _plan_images(self, images: Sequence[ImageSource], root: Path | None, max_tiles: int | None) -> list[Visual]:
+        return plan_visuals([Media(image) for image in images], self.config, self.settings, root, max_tiles)
+
+    def _write_turn(self, script: Script, turn: Turn, instructed: bool, answer_weight: float = 0.0) -> None:
+        script.add(self._control(IM_START))
+        script.add(f"{turn.role}\n")
+        weight = answer_weight if turn.role == "assistant" else 0.0
+        for part in turn.parts:
+            if isinstance(part, Media):
+                self._write_media(script, part)
+            elif turn.role == "assistant":
+                # A policy wrote it: its think tags are tokens.
+                self._write_with_think_tags(script, part, weight)
+            else:
+                script.add(part)
+        if instructed:
+            script.add("\n" if self.settings.instruction_on_new_line else "")
+            self._write_with_think_tags(script, THINKING_INSTRUCTION)
+        script.add(self._control(IM_END), weight)
+
+    def _write_media(self, script: Script, media: Media) -> None:
+        if not media.num_frames:
+            self._write_image(script)
+        for number in range(1, media.num_frames + 1):
+            script.add(f"Frame-{number}: ")
+            self._write_image(script)
+
+    def _write_image(self, script: Script) -> None:
+        for part in (self._control(IMAGE_START), self.placeholder_id, self._control(IMAGE_END), "\n"):
+            script.add(part)
+
+    def _write_with_think_tags(self, script: Script, text: str, weight: float = 0.0) -> None:
+        """Trusted text in which the think tags are tokens, each where it stands."""
+        for part in THINK_TAGS.split(text):
+            script.add(self._control(part) if part in (THINK_START, THINK_END) else part, weight)
+
+    def _expand(self, ids: list[int], images: Sequence[Visual]) -> list[int]:
+        lengths = iter(_lengths(images))
+        expanded: list[int] = []
+        for index in ids:
+            expanded += [index] * next(lengths) if index == self.placeholder_id else [index]
+        return expanded
+
+
+def _lengths(images: Sequence[Visual]) -> list[int]:
+    """Visual tokens of each placeholder."""
+    return [visual.tokens_each for visual in images for _ in range(visual.num_pictures)]

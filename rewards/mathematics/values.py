@@ -1,0 +1,246 @@
+"""Equality of sympy expressions by their values: exact for rational numbers, else to as many digits as it takes.
+
+"Equal" is said only of values computed to more digits than separate the largest and the smallest number on the way,
+so that no term can hide behind another (10^40 + 1 is not 10^40). Where that takes too many digits, values that differ
+are different and others cannot be judged: `Unscorable`.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import sympy
+from mpmath import mp
+from mpmath.libmp import to_rational
+from sympy import S, Symbol
+from sympy.concrete.expr_with_limits import ExprWithLimits
+
+from rewards.mathematics.evaluate import COARSE_DIGITS, Approximate, NoValue, Point, exactly
+from rewards.mathematics.plain_numbers import PlainNumber, same_number
+from rewards.result import Unscorable
+
+_QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
+_MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
+_BITS_PER_DIGIT = 3.3219280948873626
+_CLOSE_DECIMAL = 2e-6  # relative; for expressions that hold rounded decimals
+_MAX_ABSORBED_BITS = 7  # of a term smaller than that `_CLOSE_DECIMAL` of the sum leaves less than four digits
+_COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
+_TOO_FAR_APART = "numbers too different in size to be compared"
+# Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
+_POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
+_COUNTS = ["5", "8", "3", "12", "7", "10"]  # for sums and products whose ends are symbols
+_ENOUGH = 3
+
+
+@dataclass(frozen=True)
+class _Values:
+    """Of several expressions at one point; exponents are decimal."""
+
+    numbers: list[Any]
+    gap: Any  # first minus last
+    span: int
+    high: int
+    absorbed: bool
+    coarse: bool
+
+
+def equal_expressions(one: Any, other: Any) -> bool:
+    """Whether two expressions have the same value for every value of their symbols.
+
+    Symbols take the values of `_POINTS`, shifted for each symbol. A point where either side has no finite value does
+    not count; if too few are left, `simplify` decides. `Unscorable` where numbers are too large to tell; MemoryError
+    and RecursionError go up to the caller.
+    """
+    if one == other:
+        return one not in (S.NaN, S.ComplexInfinity)
+    if not isinstance(one, sympy.Expr) or not isinstance(other, sympy.Expr) or _is_infinite(one) or _is_infinite(other):
+        return False
+    symbols = _symbols(one, other)
+    decimal = _has_decimals(one, other)
+    if not symbols:
+        return _equal_constants(one, other, decimal)
+    return _equal_functions(one, other, symbols, False) or (decimal and _equal_functions(one, other, symbols, True))
+
+
+def _equal_functions(one: Any, other: Any, symbols: list[Symbol], decimal: bool) -> bool:
+    """`decimal`: but for the rounding of decimals."""
+    agreed, hidden = 0, False
+    counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
+    for point in _points(symbols, _COUNTS if counted else _POINTS):
+        try:
+            equal = _close_decimals(one, other, point) if decimal else _equal_at(one, other, point)
+        except NoValue:
+            continue
+        hidden |= equal is None
+        if equal is False:
+            return False
+        agreed += equal is True
+        if agreed == _ENOUGH:
+            return True
+    if hidden and not agreed:
+        raise Unscorable(_TOO_FAR_APART)
+    return hidden or _simplifies_to_zero(one, other)
+
+
+def is_constant_multiple(one: Any, other: Any, positive: bool = False) -> bool:
+    """Whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
+    symbols = _symbols(one, other)
+    looks = []
+    for point in _points(symbols) if symbols else iter([{}]):
+        try:
+            looks.append((point, _evaluate((one, other), point, _QUICK_DIGITS)))
+        except NoValue:
+            continue
+    enough = _ENOUGH if symbols else 1
+    if _proportional(one, other, looks, positive, enough, decimal=False):
+        return True
+    if not _has_decimals(one, other):
+        return False
+    seen = [(point, quick) for point, quick in looks if not quick.absorbed]
+    equal = _proportional(one, other, seen or looks, positive, 1 if seen else enough, decimal=True)
+    if equal and not seen:
+        raise Unscorable(_TOO_FAR_APART)
+    return equal
+
+
+def _proportional(
+    one: Any, other: Any, looks: list[tuple[Point, _Values]], positive: bool, enough: int, decimal: bool
+) -> bool:
+    span = max((quick.span for _, quick in looks), default=0)
+    coarse = any(quick.coarse for _, quick in looks)
+    if span > (_COARSE_SPAN if coarse else _MAX_SPAN):
+        raise Unscorable(_TOO_FAR_APART)
+    known = _COARSE_KNOWN if coarse else 6 * span + 30
+    ratios: list[Any] = []  # as pairs of numbers, with the decimal exponent of what was added up to them
+    with mp.workdps(2 * known + 20):
+        for point, _ in looks:
+            values = _evaluate((one, other), point, mp.dps)
+            zero = [abs(number) <= mp.mpf(10) ** (values.high - known) for number in values.numbers]
+            if zero[0] != zero[1]:
+                return False
+            ratios += [] if zero[0] else [(*values.numbers, values.high)]
+        if len(ratios) < enough:
+            return False
+        first, second, high = ratios[0]
+        ratio = first / second
+        if abs(mp.im(ratio)) > mp.mpf(10) ** -20 * abs(ratio) or (positive and mp.re(ratio) <= 0):
+            return False
+        for top, bottom, higher in ratios[1:]:
+            gap = abs(first * bottom - top * second)
+            if gap > (_CLOSE_DECIMAL * abs(first * bottom) if decimal else mp.mpf(10) ** (high + higher - known)):
+                return False
+    return True
+
+
+def refuse_immense(*objects: Any) -> None:
+    """`Unscorable` where a power, factorial or the like is too large or too small to be written out, as sympy would."""
+    for one in objects:
+        for constant in one.atoms(sympy.Pow, sympy.factorial, sympy.binomial, sympy.exp):
+            if constant.free_symbols:
+                continue
+            try:
+                span = _evaluate([constant], {}, _QUICK_DIGITS).span
+            except NoValue:
+                continue
+            if span > _MAX_SPAN:
+                raise Unscorable(_TOO_FAR_APART)
+
+
+def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
+    left, right = exactly(one), exactly(other)
+    try:
+        if left is None or right is None:
+            if not decimal or not _are_real(one, other):
+                return _equal_at(one, other, {})
+            left, right = _fraction(one), _fraction(other)
+    except NoValue:
+        return _simplifies_to_zero(one, other)
+    return same_number(PlainNumber(left, decimal), PlainNumber(right, decimal))
+
+
+def _are_real(*sides: Any) -> bool:
+    return all(not mp.im(_evaluate([side], {}, _QUICK_DIGITS).numbers[0]) for side in sides)
+
+
+def _fraction(expr: Any) -> Fraction:
+    """The value of a real constant, to more digits than two decimals may differ by."""
+    quick = _evaluate([expr], {}, _QUICK_DIGITS)
+    if quick.span > _MAX_SPAN:
+        raise Unscorable(_TOO_FAR_APART)
+    number = _evaluate([expr], {}, _QUICK_DIGITS + 2 * quick.span).numbers[0]
+    return Fraction(*to_rational(mp.re(number)._mpf_))
+
+
+def _equal_at(one: Any, other: Any, point: Point) -> bool:
+    quick = _evaluate((one, other), point, _QUICK_DIGITS)
+    if quick.span <= _COARSE_SPAN and _apart(quick, _COARSE_KNOWN):
+        return False
+    if quick.coarse or quick.span > _MAX_SPAN:
+        if quick.span > _COARSE_SPAN and not _surely_apart(one, other, point):
+            raise Unscorable(_TOO_FAR_APART)
+        return quick.span <= _COARSE_SPAN
+    known = 3 * quick.span + 30
+    # Twice as many digits: the root of what should be zero is known to half of them.
+    return not _apart(_evaluate((one, other), point, 2 * known + 20), known)
+
+
+def _apart(values: _Values, known: int) -> bool:
+    """Whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
+    with mp.workdps(_QUICK_DIGITS):
+        return abs(values.gap) > mp.mpf(10) ** (values.high - known)
+
+
+def _surely_apart(one: Any, other: Any, point: Point) -> bool:
+    """Whether the values differ, and by the same when computed to more digits."""
+    rough, fine = (_evaluate((one, other), point, digits) for digits in (2 * _QUICK_DIGITS, 4 * _QUICK_DIGITS))
+    scale = max(map(abs, fine.numbers))
+    return abs(fine.gap) > scale / 10**10 and abs(fine.gap - rough.gap) * 1000 < abs(fine.gap)
+
+
+def _close_decimals(one: Any, other: Any, point: Point) -> bool | None:
+    """None where the values agree, but a part of them is too small to be seen."""
+    values = _evaluate((one, other), point, _QUICK_DIGITS)
+    if abs(values.gap) > _CLOSE_DECIMAL * max(map(abs, values.numbers)):
+        return False
+    return None if values.absorbed else True
+
+
+def _evaluate(sides: Sequence[Any], point: Point, digits: int) -> _Values:
+    with mp.workdps(digits):
+        arithmetic = Approximate(point)
+        numbers = [arithmetic.of(side) for side in sides]
+        low, high = (int(bits / _BITS_PER_DIGIT) for bits in (arithmetic.low, arithmetic.high))
+        absorbed = arithmetic.absorbed > _MAX_ABSORBED_BITS
+        return _Values(numbers, numbers[0] - numbers[-1], high - low, high + 1, absorbed, arithmetic.coarse)
+
+
+def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Fraction]]:
+    step = Fraction(1) if numbers is _COUNTS else Fraction(1, 7)
+    for index in range(len(numbers)):
+        yield {
+            symbol: Fraction(numbers[(index + shift) % len(numbers)]) + shift * step
+            for shift, symbol in enumerate(symbols)
+        }
+
+
+def _simplifies_to_zero(one: Any, other: Any) -> bool:
+    refuse_immense(one, other)
+    try:
+        return sympy.simplify(one - other).is_zero is True
+    except (MemoryError, RecursionError):
+        raise
+    except Exception:  # sympy's refusals have no common type
+        return False
+
+
+def _symbols(*sides: Any) -> list[Symbol]:
+    return sorted({symbol for side in sides for symbol in side.free_symbols if isinstance(symbol, Symbol)}, key=str)
+
+
+def _has_decimals(*sides: Any) -> bool:
+    return any(side.atoms(sympy.Float) for side in sides)
+
+
+def _is_infinite(expr: Any) -> bool:
+    return expr in (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)

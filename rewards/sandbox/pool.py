@@ -1,0 +1,91 @@
+"""Scoring in processes that can be killed: every task has a deadline and a memory limit, no task can harm another.
+
+One task at a time per worker. A worker past its deadline, out of memory, dead or talking nonsense is killed with all
+that it started and replaced by a fork of a warm process (`rewards.sandbox.zygote`). Nothing here depends on signals
+or on the main thread, so a pool works from any thread, from asyncio and from actors of other frameworks. Linux is
+needed for the memory limit.
+"""
+
+import asyncio
+import math
+import threading
+import weakref
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from rewards.result import Outcome
+from rewards.sandbox.dispatcher import Attempt, Dispatcher
+
+REASON_KINDS = ("timeout", "memory", "died", "error", "load", "refused")
+"""First word of the reason of an unscorable outcome: past the deadline; out of memory; the process ended or broke the
+protocol; an exception; a user's file that does not load; `Unscorable`, raised by a verifier."""
+
+
+class ScoringPool:
+    """Tasks are plain dicts of these kinds, each with an optional `timeout_seconds` of its own:
+
+    `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
+    `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
+    `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
+    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}}` a prompt's completions,
+    with the trainer's `step` and `max_steps` for functions that ask
+    `options` in a load are checked against the function's parameters; `index` in a call of one completion is named
+    where its value is refused; `memory_mb` in a call replaces the memory limit (0: none).
+    """
+
+    def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:
+        if num_workers < 1 or not 0 < timeout_seconds < math.inf or memory_mb < 1:
+            raise ValueError(
+                "scoring pool: expected at least one worker, a positive deadline and memory limit, found "
+                f"num_workers={num_workers}, timeout_seconds={timeout_seconds}, memory_mb={memory_mb}"
+            )
+        self._settings = num_workers, timeout_seconds, memory_mb
+        self._lock = threading.Lock()
+        self._dispatcher: Dispatcher | None = None
+        self._at_end: weakref.finalize | None = None
+
+    def run(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """Outcomes in task order, from any thread. What goes wrong with a task is its outcome, never an exception."""
+        future = self.submit(tasks)
+        try:
+            return future.result()
+        except BaseException:  # KeyboardInterrupt: tasks that have not begun need not
+            future.cancel()
+            raise
+
+    async def run_async(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+        """As `run`, without blocking the event loop. Cancelling it drops the tasks that have not begun."""
+        return await asyncio.wrap_future(self.submit(tasks))
+
+    def submit(self, tasks: Sequence[Mapping[str, Any]]) -> "Future[list[Outcome]]":
+        run = Attempt(tasks)
+        while tasks and not self._running_dispatcher().submit(run):
+            pass
+        return run.future
+
+    def close(self) -> None:
+        """End all processes. What is still open is unscorable. A later run starts the pool again."""
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.stop()
+
+    def __enter__(self) -> "ScoringPool":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _running_dispatcher(self) -> Dispatcher:
+        dispatcher = self._dispatcher
+        if dispatcher is None or not dispatcher.serves():
+            with self._lock:
+                if self._dispatcher is None or not self._dispatcher.serves():
+                    fresh = Dispatcher(*self._settings)
+                    fresh.start()  # may fail, where no thread is to be had: then there is none to hand tasks to
+                    self._dispatcher = fresh
+                    if self._at_end is not None:
+                        self._at_end.detach()
+                    self._at_end = weakref.finalize(self, fresh.stop)
+                dispatcher = self._dispatcher
+        return dispatcher

@@ -1,0 +1,92 @@
+"""What a person sees of RL and of the pipeline: lines, rollouts, the stage table, the curves."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from model.processing.tokenizer import Tokenizer
+from model.run.progress import StageProgress
+from rlhf.collect import Collected
+
+
+class StepReporter:
+    """One compact line per step, and now and then a rollout with its image path."""
+
+    def __init__(self, progress: StageProgress, tokenizer: Tokenizer, show_every: int) -> None:
+        self._progress, self._tokenizer, self._show_every = progress, tokenizer, show_every
+
+    def show(self, step: int, metrics: dict[str, float], collected: Collected, seconds: float) -> None:
+        line = (
+            f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  length {metrics['length/mean']:.1f}  "
+            f"dead {metrics['groups/dead_share']:.0%}  unscorable {metrics['unscorable_share']:.0%}  "
+            f"{metrics['completion_tokens'] / max(seconds, 1e-9):.0f} tokens/s"
+        )
+        self._progress.say(f"step {step:4d}  {line}")
+        self._progress.advance(step, "")
+        if step % self._show_every == 0 and collected.sampled:
+            group = collected.sampled[step % len(collected.sampled)]
+            trajectory = group.trajectories[0]
+            text = self._tokenizer.decode(trajectory.rollout.completion_ids)
+            images = [part["image"] for m in group.prompt.messages for part in _parts(m) if part["type"] == "image"]
+            self._progress.say(
+                f"  rollout of {group.prompt.id}  {' '.join(map(str, images))}\n"
+                f"    {printable(text)}\n"
+                f"    reference {group.prompt.reference}  reward {trajectory.reward.value}"
+            )
+
+
+def printable(text: str, limit: int = 400) -> str:
+    """One line without control characters: completions are data and may hold terminal escapes."""
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+    return clean if len(clean) <= limit else f"{clean[:limit]}... ({len(clean)} characters)"
+
+
+def stage_table(stages: Sequence[dict[str, Any]], majority: float) -> Table:
+    """The table that says what each stage gave."""
+    table = Table(title=f"What each stage gave (always the most common answer: {majority:.1%})")
+    columns = ("accuracy_think", "accuracy_think_sampled", "accuracy_direct", "format_rate")
+    for heading in ("stage", "seconds", "think", "think, T=1", "direct", "format", "mean length"):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in stages:
+        rates = [f"{stage[column]:.1%}" for column in columns]
+        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *rates, f"{stage['mean_length']:.1f}")
+    return table
+
+
+def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
+    """Write FOLDER/curves.png: loss of the supervised stages; reward, accuracy and length of RL."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), layout="constrained")
+    for axis, stage in zip(axes, stages, strict=True):
+        rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().split("\n")[:-1]]
+        steps = [row["step"] for row in rows]
+        axis.set_title(stage)
+        axis.set_xlabel("step")
+        if "reward" in rows[0]:
+            for name in ("reward", "accuracy", "groups/dead_share"):
+                axis.plot(steps, [row[name] for row in rows], label=name)
+            axis.set_ylim(0, 1)
+            lengths = axis.twinx()
+            lengths.plot(steps, [row["length/mean"] for row in rows], color="grey", linestyle=":")
+            lengths.set_ylabel("mean length (dotted)")
+            axis.legend(loc="lower right", fontsize=7)
+        else:
+            axis.plot(steps, [row["nll_per_token"] for row in rows])
+            axis.set_ylabel("loss, nats per token")
+            axis.set_yscale("log")
+    path = folder / "curves.png"
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+    return path
+
+
+def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+    content = message["content"]
+    return content if isinstance(content, list) else []

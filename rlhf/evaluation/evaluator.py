@@ -1,0 +1,212 @@
+"""Both modes of a policy on held-out prompts: what `rlhf.evaluate` reports, and what training watches."""
+
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from model.checkpoint import save_model
+from model.processing.processor import Processor
+from model.run.folder import RunFolder
+from model.sail_vl2 import SailVL2
+from rewards.rubric import Rubric
+from rlhf.collect import SAMPLER_FAILED, name_failures, reward_input
+from rlhf.config import EvaluationConfig
+from rlhf.prompts import PromptSet, Task
+from rollouts.rollout import Prompt, RolloutWorker, generate
+
+FIRST_DRAW = 2**40
+"""Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
+
+PORTION = 128
+"""Prompts whose pixels are held at once."""
+
+
+@dataclass(frozen=True)
+class Answers:
+    """What one mode gave to every prompt: one list per prompt, None for a completion that could not be scored."""
+
+    right: list[list[bool | None]]
+    formatted: list[float]
+    lengths: list[int]
+
+    @classmethod
+    def joined(cls, parts: Sequence["Answers"]) -> "Answers":
+        """To the prompts of all parts, in order."""
+        return cls(
+            [group for part in parts for group in part.right],
+            [value for part in parts for value in part.formatted],
+            [length for part in parts for length in part.lengths],
+        )
+
+    @property
+    def accuracy(self) -> float:
+        """pass@1: share of right completions among the scorable ones."""
+        return _mean([float(right) for group in self.right for right in group if right is not None])
+
+    @property
+    def pass_at_k(self) -> float:
+        """Share of prompts with a right completion among their k, of those with a scorable one."""
+        return _mean([float(any(group)) for group in self.right if any(right is not None for right in group)])
+
+    @property
+    def num_unscorable(self) -> int:
+        return sum(right is None for group in self.right for right in group)
+
+
+def ask(
+    tasks: Sequence[Task],
+    worker: RolloutWorker,
+    rubric: Rubric,
+    processor: Processor,
+    samples: int = 1,
+    greedy: bool = False,
+    first_draw: int = 0,
+) -> Answers:
+    """Put every task, `samples` completions each."""
+    requests = [task.request(first_draw + number, samples, greedy) for number, task in enumerate(tasks)]
+    rollouts = generate(worker, requests)
+    name_failures(rollouts)
+    pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
+    sound = [pair for pair in pairs if not pair[1].finish_reason.is_failure]
+    scored = iter(rubric.score([reward_input(task, rollout, processor.tokenizer) for task, rollout in sound]))
+    results = [SAMPLER_FAILED.get(r.finish_reason) or next(scored) for _, r in pairs]
+    right = [result.correct if result.value is not None else None for result in results]
+    return Answers(
+        right=[right[start : start + samples] for start in range(0, len(right), samples)],
+        formatted=[result.parts.get("format") or 0.0 for result in results if result.value is not None],
+        lengths=[len(rollout.completion_ids) for _, rollout in pairs],
+    )
+
+
+def evaluate_modes(
+    prompts: PromptSet,
+    count: int,
+    worker: RolloutWorker,
+    rubric: Rubric,
+    processor: Processor,
+    samples: int = 1,
+    first_draw: int = 0,
+) -> dict[str, Any]:
+    """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
+
+    `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
+    Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
+    accuracy of always giving the most common reference. `ValueError` when nothing could be scored.
+    """
+    direct, asked = prompts.direct(), list[Prompt]()
+    answers: list[tuple[Answers, Answers, Answers]] = []
+    for tasks in prompts.portions(count, PORTION):
+        draw = first_draw + len(asked)
+        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_draw=draw)
+        drawn = ask(tasks, worker, rubric, processor, samples, first_draw=draw)
+        plain = [direct.by_id(task.prompt.id) for task in tasks]
+        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_draw=draw)))
+        asked += [task.prompt for task in tasks]
+    if not asked:
+        raise ValueError("evaluation: expected a prompt whose images can be read, found none among those asked for")
+    thinking, sampled, answered = map(Answers.joined, zip(*answers, strict=True))
+    if thinking.num_unscorable == len(asked):
+        raise ValueError(f"evaluation: none of {len(asked)} completions could be scored")
+    references = [prompt.reference for prompt in asked]
+    by_family: dict[str, Counter[str]] = {}
+    for prompt in asked:
+        by_family.setdefault(str(prompt.meta.get("family", "")), Counter())[prompt.reference] += 1
+    return {
+        "accuracy_think": thinking.accuracy,
+        "accuracy_think_sampled": sampled.accuracy,
+        **({f"pass_at_{samples}": sampled.pass_at_k} if samples > 1 else {}),
+        "accuracy_direct": answered.accuracy,
+        "format_rate": _mean(thinking.formatted),
+        "mean_length": _mean(thinking.lengths),
+        "mean_length_sampled": _mean(sampled.lengths),
+        "mean_length_direct": _mean(answered.lengths),
+        "num_eval": len(references),
+        "num_unscorable": thinking.num_unscorable + sampled.num_unscorable + answered.num_unscorable,
+        "majority_answer_rate": Counter(references).most_common(1)[0][1] / len(references),
+        "majority_answer_rate_per_family": sum(c.most_common(1)[0][1] for c in by_family.values()) / len(references),
+    }
+
+
+class Evaluator:
+    """Evaluates a run now and then, keeps the best policy in RUN/best, and says when to stop early.
+
+    Without held-out prompts it does nothing.
+    """
+
+    def __init__(
+        self,
+        config: EvaluationConfig,
+        model: SailVL2,
+        processor: Processor,
+        worker: RolloutWorker,
+        rubric: Rubric,
+        prompts: PromptSet | None,
+    ) -> None:
+        """`model` holds the weights that train, `prompts` what is held out, opened for thinking."""
+        self.config = config
+        self.best: float | None = None
+        self.best_step = 0
+        self.without_new_best = 0
+        self._model, self._processor, self._worker, self._rubric = model, processor, worker, rubric
+        self._prompts = prompts
+
+    @property
+    def stops(self) -> bool:
+        """Whether patience ran out."""
+        return 0 < self.config.patience <= self.without_new_best
+
+    def start(self, step: int, run: RunFolder) -> None:
+        """Evaluate what a run starts from."""
+        if step == 0:
+            self.evaluate_if_due(0, 0, run)
+
+    def is_due(self, step: int, last: int) -> bool:
+        """Whether the policy after `step` steps is evaluated."""
+        return self._prompts is not None and (step % self.config.every == 0 or step == last)
+
+    def evaluate_if_due(self, step: int, last: int, run: RunFolder) -> dict[str, float]:
+        """Evaluate the policy after `step` steps; what metrics.jsonl keeps of it, empty when it is not due."""
+        if self._prompts is None or not self.is_due(step, last):
+            return {}
+        result = evaluate_modes(
+            self._prompts,
+            self.config.num_prompts,
+            self._worker,
+            self._rubric,
+            self._processor,
+            self.config.samples,
+            FIRST_DRAW,
+        )
+        self._rubric.take_metrics()  # of these completions, which are no part of the step
+        value = result[f"accuracy_{self.config.metric.value}"]
+        if self.best is None or value > self.best:
+            self.best, self.best_step, self.without_new_best = value, step, 0
+            with run.space_for("best"):
+                save_model(run.folder / "best", self._model, self._processor)
+        else:
+            self.without_new_best += 1
+        if self.stops:
+            print(
+                f"step {step}: no better {self.config.metric.value} accuracy than {self.best:.1%} of step "
+                f"{self.best_step} in {self.without_new_best} evaluations; the run ends",
+                file=sys.stderr,
+            )
+        run.append("evaluations.jsonl", step, [result])
+        kept = {name: float(number) for name, number in result.items() if not name.startswith("majority")}
+        return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        best = [self.best, self.best_step, self.without_new_best]
+        return {"evaluation": best, "evaluation_bad_rows": [] if self._prompts is None else self._prompts.state()}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self.best, self.best_step, self.without_new_best = state["evaluation"]
+        if self._prompts is not None:
+            self._prompts.restore(state["evaluation_bad_rows"])
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else 0.0

@@ -1,0 +1,289 @@
+"""`trainer=trl`: a recipe of ours through TRL's GRPOTrainer or RLOOTrainer, as the baseline to compare with."""
+
+import time
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers.trainer_callback import PrinterCallback
+from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
+
+import model.hf  # noqa: F401  (registers the classes)
+from model.checkpoint import load_model, load_processor, save_model
+from model.config import Tower
+from model.data.media import open_image
+from model.engine.config import EngineConfig, OptimizerConfig
+from model.engine.device import prepare_cpu
+from model.engine.schedule import learning_rate_at
+from model.processing.processor import Processor
+from model.processing.tokenizer import Tokenizer
+from model.run.folder import RunFolder
+from model.run.progress import StageProgress
+from rewards.rubric import Rubric
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.registry import build_algorithm
+from rlhf.collect import Collected, score_groups
+from rlhf.config import RlConfig
+from rlhf.console import StepReporter
+from rlhf.draws import DrawOrder
+from rlhf.metrics import reward_metrics, stored_rollouts
+from rlhf.prompts import PromptSet, Task, open_prompts
+from rlhf.trajectory import Group
+from rlhf.trl.reward import finish_reason
+from rlhf.trl.settings import switched_off, trl_arguments, updates_per_step, uses_rloo
+from rollouts.rollout import Rollout
+
+
+def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | None = None) -> None:
+    """Train and write `run.dir/final`, like `rlhf.train.run_stage`. A run that was cut short is not continued."""
+    checkpoint, sampler, limits = Path(config.checkpoint), config.rollouts, config.trainer
+    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
+    processor = load_processor(checkpoint)
+    sampler.check_context(processor.config.language.max_position_embeddings)
+    with (
+        (rubric_class or Rubric)(config.reward) as rubric,
+        StageProgress("rl", limits.max_steps) as progress,
+        RunFolder(config.run, resolved) as run,
+    ):
+        rubric.check_functions()
+        if run.is_done:
+            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            return
+        _begin(run)
+        prompts, _ = open_prompts(config, processor, run.folder)
+        progress.say(switched_off(config))
+        prepare_cpu(config.engine.num_threads)
+        rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
+        reporter = StepReporter(progress, processor.tokenizer, limits.show_every)
+        policy = load_policy(checkpoint, processor, config.engine)
+        trainer = build_trainer(config, policy, prompts, rewards, processor)
+        trainer.add_callback(StepRecorder(run, rewards, reporter))
+        trainer.train()
+        save_policy(run.final_folder, policy, checkpoint)
+        run.finish({"updates": trainer.state.global_step})
+
+
+def build_trainer(
+    config: RlConfig, policy: Any, prompts: PromptSet, rewards: "StepRewards", processor: Processor
+) -> GRPOTrainer | RLOOTrainer:
+    """TRL's trainer for the config's algorithm, with our data order, rewards, optimizer settings and schedule."""
+    limits = config.trainer
+    arguments = trl_arguments(config, processor.barred_ids)
+    trainer_class, config_class = (RLOOTrainer, RLOOConfig) if uses_rloo(config) else (GRPOTrainer, GRPOConfig)
+    trainer = trainer_class(
+        model=policy,
+        reward_funcs=rewards.score_step,
+        args=config_class(**arguments),  # pyright: ignore
+        train_dataset=drawn_prompts(prompts, config.run.seed, limits.max_steps * limits.groups_per_step),
+        processing_class=AutoProcessor.from_pretrained(config.checkpoint),
+        optimizers=build_optimizer(policy, config.optimizer, arguments["max_steps"]),
+    )
+    trainer.remove_callback(PrinterCallback)  # our own reporter speaks
+    return trainer
+
+
+def load_policy(checkpoint: Path, processor: Processor, engine: EngineConfig) -> Any:
+    """The checkpoint as a transformers model in fp32. The end of the turn, and nothing else, ends its completions."""
+    policy = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
+    policy.generation_config.eos_token_id = processor.tokenizer.end_id
+    for tower in engine.freeze:
+        getattr(policy.model, tower.value).requires_grad_(False)
+        if tower is Tower.language:
+            policy.lm_head.requires_grad_(False)
+    return policy
+
+
+def save_policy(folder: Path, policy: Any, checkpoint: Path) -> None:
+    """Write the trained weights as our own checkpoints are, beside the processor that they started with."""
+    trained, processor = load_model(checkpoint)
+    renamed = {}
+    for name, weight in policy.state_dict().items():
+        inner = name.removeprefix("model.")
+        inner = inner.replace("language_model.", "language_model.model.", 1)
+        renamed["language_model.lm_head.weight" if name == "lm_head.weight" else inner] = weight
+    trained.load_state_dict(renamed)
+    save_model(folder, trained, processor)
+
+
+def build_optimizer(policy: Any, config: OptimizerConfig, total_steps: int) -> tuple[Any, Any]:
+    """AdamW and the schedule of `LocalEngine`: matrices decay, vectors do not."""
+    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() >= 2]
+    vectors = [parameter for parameter in trained if parameter.dim() < 2]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
+        lr=config.learning_rate,
+        betas=(config.beta1, config.beta2),
+        eps=1e-8,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+    shares = [learning_rate_at(step, total_steps, config) / config.learning_rate for step in range(total_steps + 1)]
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shares[min(step, total_steps)])
+
+
+def drawn_prompts(prompts: PromptSet, seed: int, count: int) -> Dataset:
+    """The first `count` draws of our own trainer, as long as it drops no group. Images are opened when asked for."""
+    order = DrawOrder(prompts.ids, prompts.weights, seed)
+    rows: list[int] = []
+    while len(rows) < count:
+        row = order.next()
+        task = prompts.task(row)
+        if task is None:
+            continue
+        if any(visual.media.num_frames for visual in task.tokens.images):
+            raise ValueError(
+                f"prompts: row {task.prompt.id}: trainer=trl takes images, found a video; leave the row out, or use "
+                "trainer=sailvl2"
+            )
+        rows.append(row)
+
+    @lru_cache(maxsize=64)  # TRL asks for a row once for each of its completions
+    def prompt_and_images(row: int) -> tuple[list[dict[str, Any]], list[Any]]:
+        return as_trl_prompt(prompts[row])
+
+    def columns(batch: dict[str, list]) -> dict[str, list]:
+        pairs = [prompt_and_images(row) for row in batch["row"]]
+        return {**batch, "prompt": [prompt for prompt, _ in pairs], "images": [images for _, images in pairs]}
+
+    return Dataset.from_dict({"row": rows, "draw": list(range(count))}).with_transform(columns)
+
+
+def as_trl_prompt(task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
+    """Messages with a bare part where an image stands, and the opened images in their order.
+
+    Every content is a list of parts: TRL would put the images into the first plain text of a user.
+    """
+    messages = []
+    for message in task.prompt.messages:
+        content = message["content"]
+        parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        bare = [{"type": "image"} if part["type"] == "image" else part for part in parts]
+        messages.append({**message, "content": bare})
+    return messages, [open_image(task.root, name) for name in task.tokens.files]
+
+
+class StepRewards:
+    """What TRL calls once a step: our rubric and the algorithm's shaping. Keeps the step's groups."""
+
+    def __init__(
+        self, prompts: PromptSet, rubric: Rubric, algorithm: Algorithm, tokenizer: Tokenizer, config: RlConfig
+    ) -> None:
+        self.rubric, self.tokenizer = rubric, tokenizer
+        self.updates_per_step = updates_per_step(config)
+        self.kl_name = "trl/kl_k1" if uses_rloo(config) else "kl/reference"  # ours is always k3
+        self.groups: list[Group] = []
+        self.scored_at = 0.0
+        rubric.max_steps = config.trainer.max_steps
+        self._prompts, self._algorithm = prompts, algorithm
+
+    def score_step(
+        self, completion_ids: Sequence[list[int]], row: Sequence[int], draw: Sequence[int], trainer_state: Any, **_: Any
+    ) -> list[float | None]:
+        """None for an unscorable completion: TRL leaves it out of its group's baseline and gives it advantage 0."""
+        self.rubric.step = trainer_state.global_step // self.updates_per_step + 1
+        tasks: list[Task] = []
+        rollouts: list[list[Rollout]] = []
+        for ids, index, ordinal in zip(completion_ids, row, draw, strict=True):
+            if not rollouts or rollouts[-1][0].draw != ordinal:
+                tasks.append(self._prompts[index])
+                rollouts.append([])
+            rollouts[-1].append(self._rollout(tasks[-1], ordinal, len(rollouts[-1]), ids, trainer_state.global_step))
+        self.groups = score_groups(tasks, rollouts, self.rubric, self.tokenizer, self._algorithm)
+        self.scored_at = time.monotonic()
+        trajectories = [t for group in self.groups for t in group.trajectories]
+        return [t.shaped_reward if t.is_scored else None for t in trajectories]
+
+    def _rollout(self, task: Task, draw: int, index: int, ids: list[int], version: int) -> Rollout:
+        """Without the sampler's log-probs, which TRL does not keep."""
+        mask, reason = [1] * len(ids), finish_reason(ids, self.tokenizer)
+        return Rollout(draw, task.prompt.id, index, task.tokens.ids, ids, mask, [], ((0, version),), reason)
+
+
+class StepRecorder(TrainerCallback):
+    """Writes each step to the run's files, in our names where the quantity is ours, once its last update is done."""
+
+    def __init__(self, run: RunFolder, rewards: StepRewards, reporter: StepReporter) -> None:
+        self._run, self._rewards, self._reporter = run, rewards, reporter
+        self._began = 0.0
+        self._updates: list[dict[str, float]] = []
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        if state.global_step % self._rewards.updates_per_step == 0:
+            self._began = time.monotonic()
+
+    def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
+        if not logs or "loss" not in logs:  # the summary of the whole training
+            return
+        self._updates.append(dict(logs))
+        if state.global_step % self._rewards.updates_per_step == 0:
+            self._write(state.global_step // self._rewards.updates_per_step)
+            self._updates = []
+
+    def _write(self, step: int) -> None:
+        rewards, now = self._rewards, time.monotonic()
+        collected = Collected(rewards.groups, [], [], len(rewards.groups))
+        metrics = {
+            **reward_metrics(rewards.groups),
+            "groups/drawn": float(len(rewards.groups)),
+            "groups/trained": float(len(rewards.groups)),
+            "groups/dead_share": 0.0,  # of dropped groups
+            **update_metrics(self._updates, rewards.kl_name),
+            **rewards.rubric.take_metrics(),
+            "time/collect": round(rewards.scored_at - self._began, 4),
+            "time/update": round(now - rewards.scored_at, 4),
+        }
+        self._run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, rewards.tokenizer))
+        self._reporter.show(step, metrics, collected, now - self._began)
+        self._run.log(step, metrics)
+
+
+_MEANS = {
+    "loss": "loss",
+    "entropy": "entropy",
+    "clip_ratio/low_mean": "clip/low_share",
+    "clip_ratio/high_mean": "clip/high_share",
+    "frac_reward_zero_std": "trl/equal_rewards_share",
+}
+"""TRL's name of a number -> ours, where a step's value is the mean over its updates."""
+
+
+def update_metrics(updates: Sequence[dict[str, float]], kl_name: str) -> dict[str, float]:
+    """What TRL logged at each update of a step, as one step's metrics."""
+    metrics = {}
+    for theirs, ours in {**_MEANS, "kl": kl_name}.items():
+        values = [update[theirs] for update in updates if update.get(theirs) is not None]
+        if values:
+            metrics[ours] = mean(values)
+    return {
+        **metrics,
+        "grad_norm": max(float(update["grad_norm"]) for update in updates),
+        "learning_rate": updates[-1]["learning_rate"],
+        "updates": float(len(updates)),
+    }
+
+
+class _NoCheckpoints:
+    """What `Run` wants of an engine, where nothing is saved."""
+
+    def save(self) -> dict[str, bytes]:
+        return {}
+
+    def load(self, files: dict[str, bytes]) -> None:
+        raise ValueError(f"resume: trainer=trl continues no checkpoint, found {sorted(files)}; set run.start=fresh")
+
+
+def _begin(run: RunFolder) -> None:
+    """Open the run's logs. `ValueError` for one that was cut short."""
+    log = run.folder / "metrics.jsonl"
+    if log.exists() and log.stat().st_size:
+        raise ValueError(
+            f"resume: {run.folder} holds an unfinished run of trainer=trl, which keeps no checkpoints and cannot go "
+            "on; start anew with run.start=fresh"
+        )
+    run.restore(_NoCheckpoints())

@@ -1,0 +1,213 @@
+"""Samplers as actors of a Ray cluster, on this host or many, and weights by way of its object store."""
+
+import logging
+import os
+import warnings
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray._private import ray_constants
+from ray.exceptions import RayError
+from torch import Tensor
+
+from rollouts.config import RolloutConfig, VllmRolloutConfig
+from rollouts.pool.processes import worker_environment
+from rollouts.pool.session import Message, Session, StartMessage
+from rollouts.pool.worker_pool import MemberFailed
+from rollouts.sampler import VLLM_ENVIRONMENT
+from rollouts.weights.buffer import Place, WeightBuffer
+from rollouts.weights.senders import MemorySender
+
+_STORE_BYTES = 256 * 2**20  # of a local object store beside the weights
+_PASSED_ON = {"OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", *VLLM_ENVIRONMENT}
+"""Environment of actors. Ray shows it to whoever looks at the cluster, so no secret may be in it."""
+
+
+class RayLauncher:
+    """`WorkerLauncher` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped."""
+
+    def __init__(self, start: StartMessage, weight_bytes: int, num_gpus: int = 0) -> None:
+        """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for a cluster that has not what all workers
+        need, and for this host alone with `num_gpus`: Ray would hand out the trainer's."""
+        self._start, self._config = start, start.config
+        if isinstance(self._config, VllmRolloutConfig) and num_gpus and not self._config.pool.ray_address:
+            raise ValueError(
+                "rollouts.pool.placement: expected process for vLLM on the GPUs of one host, found ray without "
+                "rollouts.pool.ray_address"
+            )
+        self._owns_ray = not ray.is_initialized()
+        if self._owns_ray:
+            _join(self._config, weight_bytes)
+        has = ray.cluster_resources()
+        devices = self._config.tensor_parallel if isinstance(self._config, VllmRolloutConfig) and has.get("GPU") else 0
+        workers = self._config.pool.workers
+        needs = {"CPU": workers, "GPU": devices * workers}
+        if any(has.get(kind, 0) < count for kind, count in needs.items()):
+            self.close()
+            raise ValueError(
+                f"rollouts.pool.workers: {workers} samplers need {needs} of the Ray cluster, found "
+                f"{ {kind: int(has.get(kind, 0)) for kind in needs} }; start more nodes first, or ask for fewer"
+            )
+        self.on_gpu = bool(devices)
+        variables = {name: value for name, value in worker_environment().items() if name in _PASSED_ON}
+        self._actor = _Sampler.options(
+            num_cpus=1,
+            num_gpus=devices,
+            max_restarts=0,
+            max_task_retries=0,
+            scheduling_strategy="SPREAD",
+            runtime_env={"env_vars": variables},
+        )
+
+    @property
+    def address(self) -> str:
+        """Of this host, as the cluster's other hosts reach it."""
+        own = ray.get_runtime_context().get_node_id()
+        return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
+
+    def start(self, number: int) -> "RayMember":
+        actor = self._actor.remote()
+        return RayMember(number, actor, actor.start.remote(self._start))
+
+    def wait(self, members: Sequence["RayMember"], seconds: float) -> list["RayMember"]:
+        by_reference = {member.reference: member for member in members}
+        if not by_reference:
+            return []
+        ready, _ = ray.wait(list(by_reference), num_returns=1, timeout=seconds)
+        others = [reference for reference in by_reference if reference not in ready]
+        if ready and others:
+            ready += ray.wait(others, num_returns=len(others), timeout=0)[0]
+        return [by_reference[reference] for reference in ready]
+
+    def close(self) -> None:
+        if self._owns_ray:
+            ray.shutdown()
+
+
+class RayMember:
+    """The pool's side of one actor."""
+
+    def __init__(self, number: int, actor: Any, reference: Any) -> None:
+        self.name = f"Ray worker {number}"
+        self.actor, self.reference = actor, reference
+
+    def call(self, messages: list[Message]) -> None:
+        self.reference = self.actor.answer.remote(messages)
+
+    def answers(self) -> list[Message]:
+        try:
+            found = ray.get(self.reference)
+        except RayError as error:
+            raise MemberFailed(str(error).strip()) from None
+        if not isinstance(found, list):
+            raise MemberFailed(f"answered garbage: {found!r:.200}")
+        return found
+
+    def check(self) -> None:
+        pass  # the next call will tell
+
+    def dismiss(self) -> None:
+        pass
+
+    def kill(self) -> None:
+        ray.kill(self.actor, no_restart=True)
+
+
+@ray.remote
+class _Sampler:
+    """What runs in an actor's process."""
+
+    def start(self, start: StartMessage) -> list[Message]:
+        from model.engine.device import prepare_cpu
+
+        prepare_cpu(num_threads=1)
+        self._has_processes = isinstance(start.config, VllmRolloutConfig) and start.config.tensor_parallel > 1
+        self._memory: MemorySender | None = None
+        self._session = Session(start.build())
+        return []
+
+    def answer(self, messages: list[Message]) -> list[Message]:
+        return self._session.answer([self._openable(message) for message in messages])
+
+    def _openable(self, message: Message) -> Message:
+        """Processes that a sampler started are not Ray's: they get objects of its store through shared memory."""
+        if message[0] != "update" or not (self._has_processes and isinstance(message[3], ObjectHandle)):
+            return message
+        tensors = dict(message[3].open())
+        if self._memory is None:
+            self._memory = MemorySender(tensors)
+        else:
+            for name, tensor in tensors.items():
+                self._memory.put(name, tensor)
+        return (*message[:3], self._memory.tensor_handle(self))
+
+
+@dataclass(frozen=True)
+class ObjectHandle:
+    """In Ray's object store, which brings it to each node once."""
+
+    reference: Any
+    places: Mapping[str, Place]
+    seconds: float = 0.0
+
+    def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
+        memory = ray.get(self.reference)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
+            found = [(name, place.view(memory)) for name, place in self.places.items()]
+        return iter(found)
+
+
+class ObjectSender:
+    """Ray's object store; nothing goes there before a sampler needs it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._buffer = WeightBuffer.create(tensors)
+        self._reference: Any = None
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._reference = None
+        self._buffer.put(name, tensor)
+
+    def publish(self, samplers: Sequence[Hashable]) -> None:
+        pass
+
+    def tensor_handle(self, sampler: Hashable) -> ObjectHandle:
+        self._reference = self._reference or ray.put(self._buffer.copy_bytes())
+        return ObjectHandle(self._reference, self._buffer.places)
+
+    def settle(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._reference = None
+        self._buffer.close()
+
+
+def _join(config: RolloutConfig, weight_bytes: int) -> None:
+    if config.pool.ray_address:
+        host = config.pool.ray_address.rpartition(":")[0]
+        if host not in ("127.0.0.1", "localhost") and os.environ.get("RAY_AUTH_MODE") != "token":
+            raise ValueError(
+                f"rollouts.pool.ray_address: {config.pool.ray_address} may be on other hosts, where whoever reaches a "
+                "port of the cluster runs code on it: expected RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE in the "
+                "environment, as launch/ray_node.sh sets them"
+            )
+        ray.init(address=config.pool.ray_address, log_to_driver=True, logging_level=logging.ERROR)
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Ray puts the host's own address in the place of 127.0.0.1 and then listens to everybody, unless it believes that
+    # this system, as Windows, has no clusters.
+    has_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
+    try:
+        ray.init(
+            address="local",
+            num_cpus=max(config.pool.workers, os.cpu_count() or 1),
+            include_dashboard=False,
+            object_store_memory=_STORE_BYTES + 3 * weight_bytes,
+            logging_level=logging.ERROR,
+        )
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = has_clusters

@@ -1,0 +1,259 @@
+"""Run folders: damaged checkpoints are rejected by name, logs are cut, one owner, one config."""
+
+import errno
+import json
+import os
+import random
+import shutil
+import signal
+
+import pytest
+
+from model.run.config import RunConfig, StartMode
+from model.run.durable import verify_folder, write_folder
+from model.run.folder import OutOfSpace, RunFolder, cut_lines
+from model.run.interrupt import Interrupted
+
+
+class Counter:
+    """An engine that is one number."""
+
+    def __init__(self) -> None:
+        self.value = 0
+
+    def save(self) -> dict[str, bytes]:
+        return {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
+
+    def load(self, files: dict[str, bytes]) -> None:
+        self.value = json.loads(files["value.json"])
+
+
+def make_run(folder, start: StartMode = StartMode.resume, config: str = "a: 1\n") -> RunFolder:
+    return RunFolder(RunConfig(dir=str(folder), save_every=2, keep_checkpoints=3, start=start), config)
+
+
+def fill(folder, steps: int = 6) -> None:
+    run, engine = make_run(folder), Counter()
+    run.restore(engine)
+    for step in range(1, steps + 1):
+        engine.value = step
+        run.log(step, {"loss": 1.0 / step})
+        run.append("ledger.jsonl", step, [{"draw": step}])
+        if run.is_due(step, steps):
+            run.save(engine, {"step": step})
+    run._lock.close()
+
+
+@pytest.mark.parametrize("trials", [range(10), pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=str)
+def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd, trials):
+    """Seeded damages of the two newest checkpoints: truncated, flipped, deleted."""
+    fill(tmp_path / "master")
+    for trial in trials:
+        rng = random.Random(trial)
+        folder = shutil.copytree(tmp_path / "master", tmp_path / f"run{trial}")
+        victims = [folder / "checkpoints" / f"step_{step:08d}" for step in rng.choice([(6,), (6, 4)])]
+        for victim in victims:
+            file = rng.choice(sorted(victim.iterdir()))
+            content = bytearray(file.read_bytes())
+            match rng.randrange(3):
+                case 0:
+                    file.unlink()
+                case 1:
+                    file.write_bytes(content[: rng.randrange(len(content))])
+                case 2:
+                    content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+                    file.write_bytes(content)
+        run, engine = make_run(folder), Counter()
+        state = run.restore(engine)
+        expected = 6 - 2 * len(victims)
+        assert (state["step"], engine.value) == (expected, expected)
+        assert capfd.readouterr().err.count("checkpoint rejected: step_") == len(victims)
+        steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+        assert steps == list(range(1, expected + 1))
+        run._lock.close()
+
+
+def test_pruning_after_a_fallback_keeps_the_intact_checkpoint(tmp_path):
+    """Damaged folders of later steps would otherwise be the newest, and the good ones the oldest."""
+    fill(tmp_path, steps=6)
+    for step in (4, 6):
+        (tmp_path / "checkpoints" / f"step_{step:08d}" / "weights.bin").write_bytes(b"")
+    run, engine = make_run(tmp_path), Counter()
+    run.config.keep_checkpoints = 1
+    assert run.restore(engine)["step"] == 2
+    engine.value = 3
+    run.save(engine, {"step": 3})
+    run._lock.close()
+    again = Counter()
+    assert make_run(tmp_path).restore(again)["step"] == 3 and again.value == 3
+    left = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
+    assert left == ["step_00000003", "step_00000004.rejected", "step_00000006.rejected"]
+
+
+def test_only_damaged_checkpoints_is_an_error_never_a_new_start(tmp_path):
+    fill(tmp_path)
+    for folder in (tmp_path / "checkpoints").iterdir():
+        (folder / "manifest.json").write_text("[]")
+    before = (tmp_path / "metrics.jsonl").read_text()
+    with pytest.raises(ValueError, match=r"no checkpoint .* is intact.*run.start=fresh"):
+        make_run(tmp_path).restore(Counter())
+    assert (tmp_path / "metrics.jsonl").read_text() == before
+
+
+def test_fresh_start_deletes_the_runs_own_files_only(tmp_path):
+    fill(tmp_path)
+    (tmp_path / "notes.txt").write_text("mine")
+    run = make_run(tmp_path, StartMode.fresh)
+    assert run.restore(Counter()) == {"step": 0}
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert not (tmp_path / "checkpoints").exists() and (tmp_path / "metrics.jsonl").read_text() == ""
+
+
+def test_old_checkpoints_are_pruned_newest_stay(tmp_path):
+    fill(tmp_path, steps=12)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == [f"step_{s:08d}" for s in (8, 10, 12)]
+
+
+def test_another_process_or_another_config_is_refused(tmp_path):
+    held = make_run(tmp_path)
+    with pytest.raises(ValueError, match="in use by another process"):
+        make_run(tmp_path)
+    held._lock.close()
+    make_run(tmp_path, config="a: 3\n")._lock.close()  # no run began here
+    held = make_run(tmp_path)
+    held.restore(Counter())
+    held._lock.close()
+    with pytest.raises(ValueError, match=r"another config .*run.start=fresh"):
+        make_run(tmp_path, config="a: 2\n")
+    make_run(tmp_path, StartMode.fresh, config="a: 2\n")._lock.close()
+
+
+def test_events_hold_exactly_the_kept_steps(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    fill(tmp_path, steps=5)
+    shutil.rmtree(tmp_path / "checkpoints" / "step_00000005")
+    run, engine = make_run(tmp_path), Counter()
+    assert run.restore(engine)["step"] == 4
+    run.log(5, {"loss": 0.5})
+    run.finish({})
+    events = EventAccumulator(str(tmp_path / "events"))
+    events.Reload()
+    assert [(e.step, round(e.value, 4)) for e in events.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, 0.3333),
+        (4, 0.25),
+        (5, 0.5),
+    ]
+
+
+def test_cut_lines_drops_later_steps_and_a_torn_end(tmp_path):
+    path = tmp_path / "x.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"step": 2, "to')
+    cut_lines(path, 2)
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_write_folder_replaces_whole_folders_and_verifies(tmp_path):
+    folder = tmp_path / "x"
+    write_folder(folder, {"a": b"1", "b": b"2"})
+    write_folder(folder, {"a": b"3"})
+    assert verify_folder(folder) == "" and not (folder / "b").exists()
+    (folder / "a").write_bytes(b"4")
+    assert "differ from the checksum" in verify_folder(folder)
+    assert "manifest.json is missing" in verify_folder(tmp_path / "y")
+
+
+def test_checkpoints_that_are_gone_are_an_error_never_a_new_start(tmp_path):
+    fill(tmp_path)
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(ValueError, match=r"reaches step 6, but .*checkpoints holds no checkpoint; .*run\.start=fresh"):
+        make_run(tmp_path).restore(Counter())
+
+
+def test_a_run_killed_before_its_first_checkpoint_begins_again(tmp_path):
+    run = make_run(tmp_path)
+    run.restore(Counter())
+    run.append("evaluations.jsonl", 0, [{"accuracy": 0.5}])
+    for step in (1, 2):  # killed between the log of step 2 and its save
+        run.log(step, {"loss": 1.0})
+    run._lock.close()
+    assert make_run(tmp_path).restore(Counter()) == {"step": 0}
+    assert (tmp_path / "metrics.jsonl").read_text() == (tmp_path / "evaluations.jsonl").read_text() == ""
+
+
+def test_numbers_that_json_does_not_have_are_written_as_null(tmp_path):
+    run = make_run(tmp_path)
+    run.restore(Counter())
+    run.log(1, {"loss": float("nan"), "grad_norm": float("inf"), "reward": 0.5})
+    row = json.loads((tmp_path / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
+    assert (row["loss"], row["grad_norm"], row["reward"]) == (None, None, 0.5)
+
+
+class TestStops:
+    def start(self, folder):
+        run, engine = make_run(folder), Counter()
+        run.restore(engine)
+        return run, engine
+
+    def test_sigterm_saves_the_last_whole_step(self, tmp_path):
+        run, engine = self.start(tmp_path)
+        before = signal.getsignal(signal.SIGTERM)
+        state = {"step": 5}
+        engine.value = 5
+        with pytest.raises(Interrupted) as stop, run.saved_on_stop(engine, lambda: state) as asked:
+            asked.check()
+            os.kill(os.getpid(), signal.SIGTERM)
+            asked.check()
+        assert stop.value.exit_code == 5 and signal.getsignal(signal.SIGTERM) is before
+        run._lock.close()
+        again = Counter()
+        assert make_run(tmp_path).restore(again) == {"step": 5} and again.value == 5
+
+    def test_other_errors_save_nothing(self, tmp_path):
+        run, engine = self.start(tmp_path)
+        with pytest.raises(ZeroDivisionError), run.saved_on_stop(engine, lambda: {"step": 5}):
+            _ = 1 / 0
+        assert not (tmp_path / "checkpoints").exists()
+
+    @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT, errno.EFBIG])
+    def test_a_full_disk_is_said_and_the_last_good_checkpoint_stays(self, tmp_path, monkeypatch, code):
+        run, engine = self.start(tmp_path)
+        run.save(engine, {"step": 2})
+        written = os.fsync
+
+        def full(descriptor: int) -> None:
+            if "partial" in os.readlink(f"/proc/self/fd/{descriptor}"):
+                raise OSError(code, os.strerror(code))
+            written(descriptor)
+
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(
+            OutOfSpace, match=r"no space to write the checkpoint of step 4 .*newest .* is step_00000002"
+        ):
+            run.save(engine, {"step": 4})
+        monkeypatch.undo()
+        assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
+        assert verify_folder(tmp_path / "checkpoints" / "step_00000002") == ""
+        run._lock.close()
+        assert make_run(tmp_path).restore(Counter()) == {"step": 2}
+
+    def test_a_full_disk_under_a_model_is_said_and_leaves_no_half_of_it(self, tmp_path):
+        run, _ = self.start(tmp_path)
+
+        def content() -> bytes:
+            raise OSError(errno.ENOSPC, "full")
+
+        with (
+            pytest.raises(OutOfSpace, match=r"no space to write best .* without run\.start=fresh"),
+            run.space_for("best"),
+        ):
+            write_folder(tmp_path / "best", {"weights": content})
+        assert not list(tmp_path.glob("best*"))
+
+    def test_a_full_disk_under_the_logs_is_said_too(self, tmp_path):
+        (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
+        run, _ = make_run(tmp_path), Counter()
+        with pytest.raises(OutOfSpace, match=r"no space to write ledger\.jsonl .* newest checkpoint is none"):
+            run.append("ledger.jsonl", 1, [{"draw": 0}])
