@@ -57,8 +57,8 @@ PROMPT = Prompt("p", [], "1")
 
 
 def look(scene, step=1, limit=0.01, groups=None):
-    policy, model, worker, requests = scene
-    watch = MismatchWatch(policy, model, limit)
+    policy, _, worker, requests = scene
+    watch = MismatchWatch(policy, limit)
     return watch.look(step, groups or groups_of(worker, requests), Samplers(worker))
 
 
@@ -70,7 +70,7 @@ def test_it_is_quiet_when_they_agree(scene, capsys):
 
 def test_another_weight_is_named(scene, capsys):
     with torch.no_grad():
-        scene[2]._model.language_model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
+        scene[2]._decoder.model.language_model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
     metrics = look(scene)
     assert metrics["mismatch/cause_weights"] == 1.0
     error = capsys.readouterr().err
@@ -79,8 +79,9 @@ def test_another_weight_is_named(scene, capsys):
 
 
 def test_other_visual_tokens_are_named(scene, capsys, monkeypatch):
-    model = scene[2]._model
-    monkeypatch.setattr(model, "visual_tokens", lambda pixels, own=model.visual_tokens: own(pixels) * 1.5)
+    model = scene[2]._decoder.model
+    own = model.visual_tokens
+    monkeypatch.setattr(model, "visual_tokens", lambda pixels: [tokens * 1.5 for tokens in own(pixels)])
     assert look(scene)["mismatch/cause_embeddings"] == 1.0
     assert "visual.0: largest difference" in capsys.readouterr().err
 
@@ -92,7 +93,7 @@ def test_another_dtype_is_named(scene):
 
 
 def test_a_decoder_that_computes_otherwise_is_what_is_left(scene, capsys):
-    layer = scene[2]._model.language_model.model.layers[0]
+    layer = scene[2]._decoder.model.language_model.model.layers[0]
     layer.mlp.register_forward_hook(lambda module, inputs, output: output * 1.2)
     assert look(scene)["mismatch/cause_decoder"] == 1.0
     assert "the decoders do not" in capsys.readouterr().err
