@@ -32,7 +32,7 @@ class EmbeddedWorker:
     """`RolloutWorker` in the trainer's process. Owns a copy of the weights; `model` is only read at construction."""
 
     def __init__(self, model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
-        self.config = config
+        self.config = config = config.within(model.config.language.max_position_embeddings)
         self.run_seed = run_seed
         self.version = 0
         self._processor = processor
