@@ -11,11 +11,12 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any
+from typing import Never
 
 from rewards.result import Outcome, Status
-from rewards.sandbox.tasks import Attempt, Job
-from rewards.sandbox.worker import FUNCTIONS, LOAD_SECONDS, VERIFIERS
+from rewards.sandbox.attempts import Attempt, Job
+from rewards.sandbox.tasks import FUNCTIONS, VERIFIERS, Failed, Ready, Reply, Scored, Started
+from rewards.sandbox.worker import LOAD_SECONDS
 from rewards.sandbox.worker_handle import State, WorkerHandle
 from rewards.sandbox.zygote_client import ZygoteClient
 
@@ -26,7 +27,7 @@ _LONGEST_WAIT = 3600.0  # select refuses what its milliseconds cannot hold
 _MAX_FAILED_STARTS = 3
 
 
-def unscorable(kind: str, reason: str, trace: str = "", seconds: float = 0.0) -> Outcome:
+def unscorable(kind: str, reason: str, trace: str = "", seconds: float = 0.0) -> Outcome[Never]:
     return Outcome(None, Status.unscorable, f"{kind}{reason}", trace, seconds)
 
 
@@ -175,12 +176,12 @@ class Dispatcher(threading.Thread):
         self._selector.register(connection, selectors.EVENT_READ, lambda mask: self._on_ready(lane, handle, mask))
 
     def _send(self, lane: _Lane, handle: WorkerHandle, job: Job) -> None:
-        seconds = job.task.get("timeout_seconds", self._timeout)
+        seconds = self._seconds(job)
         if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
             job.finish(unscorable("error", f": timeout_seconds: expected a positive number, found {seconds!r}"))
             return
         try:
-            handle.put({"id": next(self._numbers), "task": job.task, "seconds": seconds})
+            handle.put(next(self._numbers), seconds, job.task)
         except (TypeError, ValueError, RecursionError) as error:
             job.finish(unscorable("error", f": the task is not plain JSON data: {error}"))
             return
@@ -188,6 +189,9 @@ class Dispatcher(threading.Thread):
         loading = lane.name == FUNCTIONS
         handle.begin(job, State.loading if loading else State.running, now, LOAD_SECONDS if loading else seconds)
         self._flush(lane, handle)
+
+    def _seconds(self, job: Job) -> float:
+        return self._timeout if job.task.timeout_seconds is None else job.task.timeout_seconds
 
     def _flush(self, lane: _Lane, handle: WorkerHandle) -> None:
         """Hand over what the connection takes without waiting."""
@@ -224,26 +228,26 @@ class Dispatcher(threading.Thread):
             self._selector.unregister(handle.connection)
             handle.state, handle.limit = State.closed, time.monotonic() + _END_SECONDS
 
-    def _on_reply(self, lane: _Lane, handle: WorkerHandle, reply: dict[str, Any]) -> None:
-        if handle.state is State.starting and reply.get("ready"):
+    def _on_reply(self, lane: _Lane, handle: WorkerHandle, reply: Reply) -> None:
+        if handle.state is State.starting and isinstance(reply, Ready):
             handle.state, handle.limit = State.idle, None
             lane.failed_starts = 0
             return
         job = handle.job
-        if job is None or not handle.expects(reply):
+        if job is None or not isinstance(reply, Started | Scored | Failed) or not handle.expects(reply):
             if job is not None and not job.tried:  # a late word about another task: this one is not to blame
                 job.tried, handle.job = True, None
                 lane.put_back(job)
             self._kill(lane, handle, unscorable("died", ": answered out of turn", seconds=handle.elapsed()))
             return
-        if "started" in reply:
-            handle.begin(job, State.running, time.monotonic(), job.task.get("timeout_seconds", self._timeout))
+        if isinstance(reply, Started):
+            handle.begin(job, State.running, time.monotonic(), self._seconds(job))
             return
         if handle.has_more():
             raise ValueError("answered more than once")
         job.finish(handle.outcome(reply))
         handle.rest()
-        if reply.get("retire"):
+        if reply.retire:
             self._kill(lane, handle, None)
 
     def _on_limit(self, lane: _Lane, handle: WorkerHandle) -> None:
@@ -260,7 +264,7 @@ class Dispatcher(threading.Thread):
             case State.dying:
                 self._lose_zygote(lane, f"no worker killed within {_KILL_SECONDS:g} s")
 
-    def _kill(self, lane: _Lane, handle: WorkerHandle, outcome: Outcome | None) -> None:
+    def _kill(self, lane: _Lane, handle: WorkerHandle, outcome: Outcome[Never] | None) -> None:
         """The outcome is given once the process is gone."""
         if handle.state is not State.closed:
             self._selector.unregister(handle.connection)
@@ -317,7 +321,7 @@ class Dispatcher(threading.Thread):
             while (job := lane.next_job()) is not None:
                 job.finish(unscorable("died", f": scoring processes cannot be started: {why}; stderr may say more"))
 
-    def _abandon(self, outcome: Outcome) -> None:
+    def _abandon(self, outcome: Outcome[Never]) -> None:
         """End all processes; whatever is open gets `outcome`."""
         with self._lock:
             attempts = list(self._arrived)

@@ -11,7 +11,6 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 _PAGE = resource.getpagesize()
 _LONGEST = 1e9  # seconds: no limit, and still one that the system call takes
@@ -96,9 +95,8 @@ class Limits:
         """Since `memory` was entered."""
         return self._memory_probe.saw_one()
 
-    def memory_failure(self) -> dict[str, Any]:
-        reason = f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
-        return {"kind": "memory", "reason": reason, "traceback": "", "retire": True}
+    def memory_reason(self) -> str:
+        return f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
 
     def swollen(self) -> bool:
         """Whether tasks left more than half of the limit behind."""

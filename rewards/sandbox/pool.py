@@ -10,12 +10,16 @@ import asyncio
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
 
 from rewards.result import Outcome
-from rewards.sandbox.dispatcher import Attempt, Dispatcher
+from rewards.sandbox.attempts import Attempt
+from rewards.sandbox.dispatcher import Dispatcher
+from rewards.sandbox.tasks import Task
+
+T = TypeVar("T")
 
 REASON_KINDS = ("timeout", "memory", "died", "error", "load", "refused")
 """First word of the reason of an unscorable outcome: past the deadline; out of memory; the process ended or broke the
@@ -23,15 +27,9 @@ protocol; an exception; a user's file that does not load; `Unscorable`, raised b
 
 
 class ScoringPool:
-    """Tasks are plain dicts of these kinds, each with an optional `timeout_seconds` of its own:
+    """Runs the tasks of `rewards.sandbox.tasks` in at most `num_workers` scorer processes.
 
-    `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
-    `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
-    `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
-    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}}` a prompt's completions,
-    with the trainer's `step` and `max_steps` for functions that ask
-    `options` in a load are checked against the function's parameters; `index` in a call of one completion is named
-    where its value is refused; `memory_mb` in a call replaces the memory limit (0: none).
+    A task may have a deadline and a memory limit of its own; the pool's are for the others.
     """
 
     def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:
@@ -45,7 +43,7 @@ class ScoringPool:
         self._dispatcher: Dispatcher | None = None
         self._at_end: weakref.finalize | None = None
 
-    def run(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    def run(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
         """Outcomes in task order, from any thread. What goes wrong with a task is its outcome, never an exception."""
         future = self.submit(tasks)
         try:
@@ -54,15 +52,16 @@ class ScoringPool:
             future.cancel()
             raise
 
-    async def run_async(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
+    async def run_async(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
         """As `run`, without blocking the event loop. Cancelling it drops the tasks that have not begun."""
         return await asyncio.wrap_future(self.submit(tasks))
 
-    def submit(self, tasks: Sequence[Mapping[str, Any]]) -> "Future[list[Outcome]]":
-        run = Attempt(tasks)
-        while tasks and not self._running_dispatcher().submit(run):
+    def submit(self, tasks: Sequence[Task[T]]) -> Future[list[Outcome[T]]]:
+        """As `run`, at once: the outcomes come with the future."""
+        attempt = Attempt(tasks)
+        while tasks and not self._running_dispatcher().submit(attempt):
             pass
-        return run.future
+        return attempt.future
 
     def close(self) -> None:
         """End all processes. What is still open is unscorable. A later run starts the pool again."""

@@ -1,20 +1,26 @@
 """One worker as the parent sees it: its connection, what it works on, until when."""
 
-import json
-import math
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Any
+from typing import Never
 
 from rewards.result import Outcome, Status
-from rewards.sandbox.tasks import Job
-from rewards.sandbox.worker import MAX_REPLY_BYTES
+from rewards.sandbox.attempts import Job
+from rewards.sandbox.tasks import (
+    MAX_REPLY_BYTES,
+    Failed,
+    Reply,
+    Scored,
+    Started,
+    Task,
+    decode_reply,
+    encode_request,
+)
 
 _CHUNK = 1 << 16
-_KINDS = ("memory", "error", "load", "refused")
 
 
 class State(Enum):
@@ -37,17 +43,17 @@ class WorkerHandle:
         self.limit: float | None = limit  # on the monotonic clock, None while nothing is awaited
         self.job: Job | None = None
         self.seconds = 0.0  # allowed for the present task
-        self.exit_report: Outcome | None = None  # of a dying worker's task
+        self.exit_report: Outcome[Never] | None = None  # of a dying worker's task
         self._since = 0.0
         self._id = 0
         self._inbox = bytearray()
         self._outbox = memoryview(b"")
         self._was_loading = False
 
-    def put(self, request: dict[str, Any]) -> None:
-        """Queue a request. TypeError, ValueError or RecursionError when it is not plain JSON data."""
-        self._outbox = memoryview(json.dumps(request).encode() + b"\n")
-        self._id = request["id"]
+    def put(self, number: int, seconds: float, task: Task[object]) -> None:
+        """Queue a request. TypeError, ValueError or RecursionError when the task is not plain JSON data."""
+        self._outbox = memoryview(encode_request(number, seconds, task))
+        self._id = number
 
     def begin(self, job: Job, state: State, now: float, seconds: float) -> None:
         self.job, self.state, self.seconds = job, state, seconds
@@ -87,33 +93,33 @@ class WorkerHandle:
             return False
         return True
 
-    def replies(self) -> Iterator[dict[str, Any]]:
+    def replies(self) -> Iterator[Reply]:
         """Complete lines received so far. ValueError for what is no reply or too long."""
         while (end := self._inbox.find(b"\n")) >= 0:
             line = bytes(self._inbox[:end])
             del self._inbox[: end + 1]
-            yield _parse(line)
+            yield decode_reply(line)
         if len(self._inbox) > MAX_REPLY_BYTES:
             raise ValueError(f"a reply has at most {MAX_REPLY_BYTES} bytes, found more than that")
 
     def has_more(self) -> bool:
         return bool(self._inbox)
 
-    def expects(self, reply: dict[str, Any]) -> bool:
-        if self.job is None or reply.get("id") != self._id or self.state not in (State.loading, State.running):
+    def expects(self, reply: Reply) -> bool:
+        """Whether it is this process's turn to say that, about the task that it has."""
+        if not isinstance(reply, Started | Scored | Failed) or self.job is None or reply.id != self._id:
             return False
-        if "started" in reply:
-            return self.state is State.loading
-        return ("value" in reply) != (reply.get("kind") in _KINDS)
+        return self.state is State.loading or (self.state is State.running and not isinstance(reply, Started))
 
-    def outcome(self, reply: dict[str, Any]) -> Outcome:
+    def outcome(self, reply: Scored | Failed) -> Outcome[object]:
+        """Outcome of the present task. `ValueError` for a value that the task cannot have."""
         seconds = self.elapsed()
-        if "value" not in reply:
-            reason, trace = reply.get("reason"), reply.get("traceback") or ""
-            return Outcome(None, Status.unscorable, f"{reply['kind']}: {reason}", str(trace), seconds)
-        return Outcome(reply["value"], seconds=seconds)
+        if isinstance(reply, Failed):
+            return Outcome(None, Status.unscorable, f"{reply.kind}: {reply.reason}", reply.traceback, seconds)
+        assert self.job is not None
+        return Outcome(self.job.task.read_value(reply.value), seconds=seconds)
 
-    def report_of_exit(self, code: int) -> Outcome:
+    def report_of_exit(self, code: int) -> Outcome[Never]:
         """Outcome of the task that this worker ended on; `code` is its exit code or minus the signal."""
         outcome = self.exit_report
         if outcome is None:
@@ -121,19 +127,3 @@ class WorkerHandle:
             text = f"load: the process died {cause}" if self._was_loading else f"died {cause}"
             outcome = Outcome(None, Status.unscorable, text)
         return Outcome(None, outcome.status, outcome.reason, outcome.traceback, self.elapsed())
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        reply = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        reply = None
-    if not isinstance(reply, dict):
-        raise ValueError(f"sent what is no reply: {line[:60]!r}")
-    if isinstance(reply.get("value"), float) and not math.isfinite(reply["value"]):
-        raise ValueError(f"expected a finite value, found {reply['value']}")
-    return reply
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)

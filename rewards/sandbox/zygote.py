@@ -20,6 +20,7 @@ import struct
 import sys
 
 from rewards.sandbox import worker
+from rewards.sandbox.tasks import VERIFIERS
 from rewards.sandbox.warm_up import warm_verifiers
 
 ORDER = struct.Struct("!cQ")  # what, worker number
@@ -160,7 +161,7 @@ def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     lane, memory_bytes = sys.argv[2], int(sys.argv[3])
     os.dup2(2, 1)  # what user code prints goes to stderr
-    if lane == worker.VERIFIERS:
+    if lane == VERIFIERS:
         warm_verifiers()
     gc.collect()
     gc.freeze()  # collections in a worker leave these pages shared

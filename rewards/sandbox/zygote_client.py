@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rewards.sandbox.worker import VERIFIERS
+from rewards.sandbox.tasks import VERIFIERS
 from rewards.sandbox.zygote import FORK, KILL, NOTICE, ORDER
 
 _MODULE = "rewards.sandbox.zygote"

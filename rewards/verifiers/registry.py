@@ -15,7 +15,7 @@ from rewards.verifiers.symbolic import MATH
 from rewards.verifiers.texts import ANLS, BOOLEAN, EXACT, JSON_FIELDS, ORDERED_LIST
 from rewards.verifiers.verifier import QUICK_CHARACTERS, UNDECIDED, Option, Undecided, Verifier
 
-__all__ = ["UNDECIDED", "VERIFIERS", "check_options", "decide_quickly", "verify"]
+__all__ = ["UNDECIDED", "VERIFIERS", "Undecided", "check_options", "decide_quickly", "verify"]
 
 VERIFIERS: dict[str, Verifier] = {
     "math": MATH,
