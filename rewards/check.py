@@ -25,7 +25,10 @@ from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
 
-_SLOW_SHARE = 0.5  # of the deadline
+Row = dict[str, Any]
+"""A line of the data, whatever it holds."""
+
+_SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadline is reported
 
 
 class Checker:
@@ -68,7 +71,7 @@ class Checker:
         ]
 
 
-def read_rows(path: Path, limit: int) -> list[dict[str, Any]]:
+def read_rows(path: Path, limit: int) -> list[Row]:
     """The first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
@@ -78,7 +81,7 @@ def read_rows(path: Path, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> Row:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -88,7 +91,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def as_input(row: dict[str, Any], completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
+def as_input(row: Row, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
     known = {"id", "messages", "reference", "completion", "images", "finish_reason"}
     return RewardInput(
         prompt_id=str(row.get("id", number)),
@@ -105,7 +108,7 @@ def as_input(row: dict[str, Any], completion: str, number: int, rules: Sequence[
     )
 
 
-def honest(row: dict[str, Any]) -> str:
+def honest(row: Row) -> str:
     """The row's own completion, or a well-formed right one."""
     completion = row.get("completion")
     if completion is None:
@@ -190,7 +193,7 @@ def _report_probes(
     return problems
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")

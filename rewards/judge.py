@@ -145,7 +145,7 @@ def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
     return verdict
 
 
-def _content(completion: RewardInput, marker: str) -> list[dict[str, Any]]:
+def _content(completion: RewardInput, marker: str) -> list[dict[str, object]]:
     question = []
     for message in completion.messages:
         parts = message.get("content", "")
@@ -156,7 +156,7 @@ def _content(completion: RewardInput, marker: str) -> list[dict[str, Any]]:
     return [*(_image(Path(name)) for name in completion.images), {"type": "text", "text": text}]
 
 
-def _image(path: Path) -> dict[str, Any]:
+def _image(path: Path) -> dict[str, object]:
     size = path.stat().st_size
     if size > _MAX_IMAGE_BYTES:
         raise JudgeError(f"{path}: expected an image of at most {_MAX_IMAGE_BYTES} bytes, found {size}")
@@ -165,7 +165,7 @@ def _image(path: Path) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
 
-def _ask(endpoint: Endpoint, payload: dict[str, Any], marker: str) -> dict[str, bool]:
+def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[str, bool]:
     """One verdict, asking again after what may pass: waits double, with jitter."""
     _check_key(endpoint)
     problem = ""
@@ -198,14 +198,14 @@ def _check_key(endpoint: Endpoint) -> None:
 class _StayHere(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another address: it counts as a failure, like any status but 200."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *_: object) -> None:
         return None
 
 
 _opener = urllib.request.build_opener(_StayHere)
 
 
-def _post(endpoint: Endpoint, payload: dict[str, Any]) -> bytes:
+def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
     headers = {"Content-Type": "application/json"}
     if key := _key(endpoint):
         headers["Authorization"] = f"Bearer {key}"
@@ -241,7 +241,7 @@ def _without_key(endpoint: Endpoint, text: str) -> str:
     return text.replace(key, "***") if key else text
 
 
-def _cache_key(endpoint: Endpoint, content: list[dict[str, Any]], marker: str) -> str:
+def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
     """Of everything that the verdict depends on, the random marker apart."""
     said = json.dumps([endpoint.base_url, endpoint.model, CHECKS, _INSTRUCTIONS, content]).replace(marker, "")
     return hashlib.sha256(said.encode()).hexdigest()

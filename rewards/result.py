@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
 
@@ -46,7 +46,7 @@ class RewardInput:
     """All that a reward function may look at, as plain data."""
 
     prompt_id: str
-    messages: list[dict[str, object]]
+    messages: list[dict[str, Any]]  # chat messages: `role`, and `content` as a text or a list of parts
     images: list[str]  # file paths
     reference: str
     completion: str  # decoded text; think tags are kept, the end of the turn is dropped
@@ -54,7 +54,7 @@ class RewardInput:
     answer: str | None  # the answer by the reward's answer rules; None: there is none
     token_ids: list[int]
     finish_reason: str  # stop | length
-    meta: dict[str, object]  # the data row's other columns
+    meta: dict[str, Any]  # the data row's other columns
     draw: int = 0  # number of the group among the groups of this prompt; siblings have the same number
 
 

@@ -4,7 +4,7 @@ Runs in a worker process of the pool, the only place in `rewards` that imports t
 output that transformers can load from a folder; settings come from `reward.options={preference: {model: FOLDER}}`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ def _encode(tokenizer: Any, item: RewardInput) -> list[int]:
     return list(tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"])
 
 
-def _text(content: Any) -> str:
+def _text(content: str | Sequence[Mapping[str, object]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text", "")) for part in content)

@@ -11,9 +11,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rewards.answers import AnswerRule, extract
 from rewards.result import Claim, Outcome, Status
@@ -24,7 +24,18 @@ from rewards.verifiers.verifier import parse_json
 
 ADDED = ("value", "status", "answer", "reason", "seconds")
 _CHUNK = 256
+Row = dict[str, object]
 _NO_REFERENCE = ("format", "overlong", "repetition", "language")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the verdicts of an output depend on; it stands beside the output as JSON."""
+
+    verifier: str
+    options: dict[str, float | str]
+    extract: list[str]
+    timeout: float
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -51,7 +62,7 @@ def _goes_on(args: argparse.Namespace) -> str:
     return f"the same command goes on after {args.output}'s last line"
 
 
-def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
+def read_line(number: int, raw: bytes) -> tuple[Row, str]:
     """(fields, fault) of an input line; a fault names the line and says what is wrong with it."""
     raw = raw.rstrip(b"\r\n")
     try:
@@ -66,7 +77,7 @@ def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
     return row, ""
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: argparse.Namespace) -> Settings:
     options = {}
     for pair in args.options:
         key, equals, value = pair.partition("=")
@@ -80,18 +91,17 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--extract: expected names among {', '.join(known)}, found {name!r}")
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError("--workers, --timeout: expected at least one worker and a positive number of seconds")
-    settings = {"verifier": args.verifier, "options": check_options(args.verifier, options)}
-    return settings | {"extract": names, "timeout": args.timeout}
+    return Settings(args.verifier, check_options(args.verifier, options), names, args.timeout)
 
 
-def _option_value(text: str) -> Any:
+def _option_value(text: str) -> float | str:
     try:
         return float(text) if any(mark in text for mark in ".eE") else int(text)
     except ValueError:
         return text
 
 
-def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int:
+def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
     """Number of lines that are already judged. `ValueError` when the output belongs to another input or settings."""
     if not source.is_file():
         raise ValueError(f"--input: expected a file, found none at {source}")
@@ -102,7 +112,7 @@ def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int
     beside = output.with_name(output.name + ".settings.json")
     mend = f"name another output, or remove {output} and {beside.name} to start afresh"
     if not output.exists():
-        beside.write_text(json.dumps(settings))
+        beside.write_text(json.dumps(asdict(settings)))
         output.touch()
         return 0
     if not beside.exists():
@@ -113,8 +123,8 @@ def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"--output: expected a JSON object in {beside}, found something else; {mend}")
-    if found != settings:
-        differing = ", ".join(key for key in settings if found.get(key) != settings[key])
+    if found != asdict(settings):
+        differing = ", ".join(key for key, value in asdict(settings).items() if found.get(key) != value)
         raise ValueError(f"--output: {output} was written with other settings ({differing}); {mend}")
     _drop_torn_line(output)
     return _compare_lines(source, output, mend)
@@ -147,18 +157,18 @@ def _compare_lines(source: Path, output: Path, mend: str) -> int:
     return done
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes) -> object:
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def _own_fields(row: Any) -> Any:
+def _own_fields(row: object) -> Row | None:
     return {key: value for key, value in row.items() if key not in ADDED} if isinstance(row, dict) else None
 
 
-def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
+def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -182,7 +192,7 @@ def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
         scorer = Scorer(pool)
         while chunk := list(islice(numbered, _CHUNK)):
             for line in _judge(chunk, settings, scorer):
-                counts[line["status"]] += 1
+                counts[str(line["status"])] += 1
                 outputs.write(_encode(line))
             outputs.flush()
             progress.update(bar, advance=len(chunk))
@@ -190,15 +200,15 @@ def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
     return 0
 
 
-def _judge(chunk: Sequence[tuple[int, bytes]], settings: dict[str, Any], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    rules = [AnswerRule(name) for name in settings["extract"]]
+def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Scorer) -> Iterator[Row]:
+    rules = [AnswerRule(name) for name in settings.extract]
     rows = [read_line(number, raw) for number, raw in chunk]
     rows = [
-        (row, fault or _missing(number, row, settings["verifier"]))
+        (row, fault or _missing(number, row, settings.verifier))
         for (row, fault), (number, _) in zip(rows, chunk, strict=True)
     ]
     claims = [_claim(row, rules) for row, fault in rows if not fault]
-    outcomes = iter(scorer.score(settings["verifier"], claims, settings["options"]))
+    outcomes = iter(scorer.score(settings.verifier, claims, settings.options))
     judged = iter(claims)
     for row, fault in rows:
         outcome = Outcome(None, Status.unscorable, fault) if fault else next(outcomes)
@@ -207,7 +217,7 @@ def _judge(chunk: Sequence[tuple[int, bytes]], settings: dict[str, Any], scorer:
         yield row | dict(zip(ADDED, added, strict=True))
 
 
-def _missing(number: int, row: dict[str, Any], verifier: str) -> str:
+def _missing(number: int, row: Row, verifier: str) -> str:
     if verifier not in _NO_REFERENCE and "reference" not in row:
         return f"line {number}: verifier {verifier!r} needs the field 'reference'"
     tokens = row.get("num_tokens")
@@ -216,12 +226,13 @@ def _missing(number: int, row: dict[str, Any], verifier: str) -> str:
     return ""
 
 
-def _claim(row: dict[str, Any], rules: Sequence[AnswerRule]) -> Claim:
+def _claim(row: Row, rules: Sequence[AnswerRule]) -> Claim:
     columns = {key: value for key, value in row.items() if key not in ("completion", "reference")}
     tokens, finish = row.get("num_tokens"), row.get("finish_reason")
+    completion = str(row["completion"])
     return Claim(
-        row["completion"],
-        extract(row["completion"], rules),
+        completion,
+        extract(completion, rules),
         row.get("reference", ""),
         columns,
         tokens if isinstance(tokens, int) else 0,
@@ -229,7 +240,7 @@ def _claim(row: dict[str, Any], rules: Sequence[AnswerRule]) -> Claim:
     )
 
 
-def _encode(line: dict[str, Any]) -> bytes:
+def _encode(line: Row) -> bytes:
     try:
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair can only be written escaped

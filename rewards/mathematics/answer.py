@@ -8,7 +8,7 @@ through `sympy.parse_expr`, which evaluates).
 import re
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rewards.mathematics.latex import parse_latex
 from rewards.mathematics.plain_numbers import read_plain, same_value
@@ -16,7 +16,9 @@ from rewards.mathematics.text import MathText, read, spoken_number
 from rewards.mathematics.units import same_unit
 from rewards.result import Unscorable
 
-UnparsableReference = Unscorable
+if TYPE_CHECKING:
+    from rewards.mathematics.values import MathObject
+
 MAX_QUICK = 300  # characters; longer texts go to a worker
 MAX_CHARACTERS = 4_000  # longer texts are refused: no reference of the known data sets has a tenth of that
 _NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # what a program writes where it has no number
@@ -68,11 +70,6 @@ def verify_symbolic(answer: str | None, reference: str) -> bool:
         raise Unscorable("nested too deeply to be judged") from None
 
 
-def check_reference(reference: str) -> None:
-    """Raises `Unscorable` where `verify_symbolic` would for the reference's sake."""
-    verify_symbolic(None, reference)
-
-
 def refuse_long(*texts: str | None) -> None:
     """`Unscorable` for a text that is longer than `MAX_CHARACTERS`."""
     for text in texts:
@@ -104,7 +101,7 @@ def warm_up() -> None:
                 continue
 
 
-def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
+def _verify(pred: MathText, gold: MathText, gold_object: "MathObject | None") -> bool:
     if gold.words or pred.words:
         return _same_words(gold, pred)
     if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
@@ -116,19 +113,21 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
     if based[0] and based[1] and based[0][2] != based[1][2]:
         return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
     pred_object = parse_latex(_decimal_comma(pred.formula, gold.formula))
-    if pred_object is None:
+    if pred_object is None or gold_object is None:
         return False
     from rewards.mathematics.compare import attempt, percentage, same
 
     if _DECIMAL_COMMA.fullmatch(gold.formula) and "." in pred.formula:
         gold_object = parse_latex(_decimal_comma(gold.formula, pred.formula))
+    if gold_object is None:
+        return False
     sides = _one_case(gold_object, gold.formula, pred_object, pred.formula)
     marked = [percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)]
     return bool(attempt(lambda: same(*marked)))
 
 
 @lru_cache(maxsize=256)  # of the data set's own texts, which the completions of a group share; never of answers
-def _parse_reference(reference: str, gold: MathText) -> object:
+def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
     if _NO_NUMBER.fullmatch(gold.words or gold.formula):
         raise Unscorable(f"reference {reference[:80]!r} is no number")
     if gold.words:
@@ -178,7 +177,9 @@ def _outer(formula: str) -> str | None:
     return None
 
 
-def _one_case(gold: Any, gold_text: str, pred: Any, pred_text: str) -> tuple[Any, Any]:
+def _one_case(
+    gold: "MathObject", gold_text: str, pred: "MathObject", pred_text: str
+) -> "tuple[MathObject, MathObject]":
     """X is x unless one side uses a letter in both cases (R - r)."""
     names = [{str(symbol) for symbol in getattr(side, "free_symbols", ())} for side in (gold, pred)]
     lower = [{name.lower() for name in side} for side in names]

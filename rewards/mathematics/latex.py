@@ -1,7 +1,14 @@
 """LaTeX formulas to sympy objects by math-verify's grammar (latex2sympy2_extended); nothing is evaluated as code."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antlr4 import Parser
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+    from sympy import Expr
+
+    from rewards.mathematics.values import MathObject
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
@@ -56,7 +63,7 @@ _REWRITES = [
 ]  # fmt: skip
 
 
-def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
+def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
     """The sympy object of a formula, None where it is not mathematics.
 
     Raises RecursionError above `MAX_NESTING` nested brackets, and MemoryError as it comes.
@@ -128,7 +135,7 @@ def _expand_signs(text: str) -> str:
     return ",".join(parts)
 
 
-def _read(text: str, lowercase: bool) -> Any | None:
+def _read(text: str, lowercase: bool) -> "MathObject | None":
     from sympy import Basic, MatrixBase, S
 
     # ANTLR's two stages: a parse by its quick prediction is the right one; where that fails, the full one has the word.
@@ -141,32 +148,33 @@ def _read(text: str, lowercase: bool) -> Any | None:
             raise
         except Exception:  # the parser's and sympy's refusals have no common type
             continue
-    known = isinstance(parsed, (Basic, MatrixBase)) and parsed not in (S.NaN, S.ComplexInfinity)
-    return _with_imaginary_unit(parsed) if known else None
+    if not isinstance(parsed, (Basic, MatrixBase)) or parsed in (S.NaN, S.ComplexInfinity):
+        return None
+    return _with_imaginary_unit(parsed)
 
 
-def _converter(text: str, lowercase: bool, quick: bool) -> Any:
+def _converter(text: str, lowercase: bool, quick: bool) -> "_Latex2Sympy":
     from antlr4 import PredictionMode
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
     from math_verify.grader import should_treat_as_complex
     from sympy import Float, Integer, binomial
 
     class Converter(_Latex2Sympy):
-        def create_parser(self, latex_str: str) -> Any:
+        def create_parser(self, latex_str: str) -> "Parser":
             parser = super().create_parser(latex_str)
             parser._interp.predictionMode = PredictionMode.SLL if quick else PredictionMode.LL
             return parser
 
-        def parse(self, latex_str: str) -> Any:
+        def parse(self, latex_str: str) -> "MathObject | None":
             grouped = _GROUPED_NUMBER.fullmatch(latex_str)
             return self.parse_number(latex_str.strip()) if grouped else super().parse(latex_str)
 
-        def parse_number(self, text: str) -> Any:
+        def parse_number(self, text: str) -> "Expr":
             """Digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
             digits = text.replace(",", "")
             return Integer(int(digits)) if digits.lstrip("-").isdigit() else Float(digits)
 
-        def convert_binom(self, binom: Any) -> Any:
+        def convert_binom(self, binom: Any) -> "Expr":
             """Unlike the library's, not computed: (10^9 over 10^8) is a number of gigabytes."""
             return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
@@ -174,7 +182,7 @@ def _converter(text: str, lowercase: bool, quick: bool) -> Any:
     return Converter(is_real=_INDEX_I.search(text) is not None or not should_treat_as_complex(text), config=config)
 
 
-def _with_imaginary_unit(parsed: Any) -> Any:
+def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
     """The grammar reads i as a letter; as a summation index it stays one."""
     from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
 

@@ -14,7 +14,7 @@ _MODULE = "rewards.sandbox.zygote"
 
 
 class ZygoteClient:
-    """Starts its process at once and does not wait for it. Any OSError from a method means that it is gone."""
+    """Starts its process at once and does not wait for it. An OSError from a method means that it is gone."""
 
     def __init__(self, lane: str, memory_mb: int) -> None:
         self._received = b""

@@ -3,7 +3,6 @@
 import re
 import string
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.answers import complete_boxes
 from rewards.mathematics.answer import compare_plainly
@@ -121,7 +120,7 @@ def _from_prose(text: str, given: Mapping[str, str]) -> str | None:
     return key
 
 
-def _options(column: Any) -> dict[str, str]:
+def _options(column: object) -> dict[str, str]:
     """Key -> text from a list (A, B, ... in order; "A. text" as well) or a mapping."""
     if column is None:
         return {}
@@ -141,7 +140,7 @@ def _options(column: Any) -> dict[str, str]:
     }
 
 
-def _reference_keys(reference: Any, given: Mapping[str, str]) -> set[str]:
+def _reference_keys(reference: object, given: Mapping[str, str]) -> set[str]:
     several = reference if isinstance(reference, (list, tuple)) else [reference]
     keys = {_reference_key(str(one), given) for one in several if one is not None}
     if not keys:

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Option, Options, Verifier, parse_json
@@ -44,7 +43,7 @@ def _reference_box(claim: Claim, options: Options) -> list[float]:
     return box
 
 
-def _numbers(value: Any, count: int) -> list[float] | None:
+def _numbers(value: object, count: int) -> list[float] | None:
     """Exactly `count` numbers: a (nested) list, JSON, an object with a known key, `<box>` tags, or bare numbers."""
     if isinstance(value, str):
         if len(value) > _MAX_CHARACTERS:
@@ -73,7 +72,7 @@ def _numbers(value: Any, count: int) -> list[float] | None:
     return flat if len(flat) == count else None
 
 
-def _from_text(text: str) -> Any:
+def _from_text(text: str) -> object:
     text = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     tagged = _TAGGED.findall(text)
     if tagged:

@@ -2,8 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from rewards.result import Claim
 from rewards.verifiers.choices import CHOICE
@@ -40,7 +39,7 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
-def verify(name: str, claim: Claim, options: Mapping[str, Any]) -> float | None:
+def verify(name: str, claim: Claim, options: Mapping[str, object]) -> float | None:
     """The verifier's value, here and now; None where it does not apply.
 
     Raises `Unscorable` where the claim cannot be judged, `ValueError` for an unknown name or option. `math` and `geo3k`
@@ -50,7 +49,7 @@ def verify(name: str, claim: Claim, options: Mapping[str, Any]) -> float | None:
     return VERIFIERS[name].judge(claim, settings)
 
 
-def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float | Undecided | None:
+def decide_quickly(name: str, claim: Claim, options: Mapping[str, object]) -> float | Undecided | None:
     """What `verify` would return, or `UNDECIDED` where that may take long. Linear time on any input; no sympy.
 
     Raises like `verify`.
@@ -62,7 +61,7 @@ def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float
     return (verifier.quick or verifier.judge)(claim, settings)
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+def check_options(name: str, options: Mapping[str, object]) -> dict[str, float | str]:
     """All options of the verifier, defaults filled in. `ValueError` naming verifier, option and mend."""
     if name not in VERIFIERS:
         raise ValueError(f"unknown verifier {name!r}{_nearest(name, VERIFIERS)}; known: {', '.join(VERIFIERS)}")
@@ -74,10 +73,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _checked(name, key, option, options.get(key, option.default)) for key, option in known.items()}
 
 
-def _checked(name: str, key: str, option: Option, value: Any) -> Any:
+def _checked(name: str, key: str, option: Option, value: object) -> float | str:
     where = f"verifier {name!r}: option {key!r}"
     if option.choices:
-        if value not in option.choices:
+        if not isinstance(value, str) or value not in option.choices:
             raise ValueError(f"{where}: expected one of {', '.join(option.choices)}, found {value!r}")
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -87,6 +86,6 @@ def _checked(name: str, key: str, option: Option, value: Any) -> Any:
     return value
 
 
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

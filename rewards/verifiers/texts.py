@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.numeric import read_number
@@ -138,7 +137,7 @@ def _edit_distance(one: str, other: str) -> int:
     return previous[-1]
 
 
-def _items(value: Any) -> list[Any] | None:
+def _items(value: object) -> list[object] | None:
     if isinstance(value, (list, tuple)):
         return list(value)
     text = str(value).strip()
@@ -153,7 +152,7 @@ def _items(value: Any) -> list[Any] | None:
     return [part.strip(" \"'()[]") for part in parts if part.strip(" \"'()[]")]
 
 
-def _same_item(one: Any, other: Any) -> bool:
+def _same_item(one: object, other: object) -> bool:
     if isinstance(one, (str, int, float)) and isinstance(other, (str, int, float)):
         left, right = (" ".join(str(side).casefold().split()) for side in (one, other))
         if left == right:
@@ -163,7 +162,7 @@ def _same_item(one: Any, other: Any) -> bool:
     return _same_json(one, other)
 
 
-def _same_json(one: Any, other: Any, depth: int = 0) -> bool:
+def _same_json(one: object, other: object, depth: int = 0) -> bool:
     """Texts without regard to case and spaces; numbers by value, not as their text; true is not 1."""
     if depth > _MAX_NESTING:
         return False

@@ -3,11 +3,14 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.result import Claim, Unscorable
 
 Options = Mapping[str, Any]
+"""A verifier's settings by name, texts and numbers, as its own `Option`s allow them."""
+
+T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
 QUICK_CHARACTERS = 20_000  # what a cheap verifier may be given outside a worker
 
@@ -26,7 +29,7 @@ UNDECIDED = Undecided()
 class Option:
     """One setting: its default, what it may be, and what it means."""
 
-    default: Any
+    default: float | str
     doc: str
     choices: tuple[str, ...] = ()
     at_least: float | None = None
@@ -68,7 +71,7 @@ def reference_texts(claim: Claim) -> list[str]:
     return [reference_text(Claim(claim.completion, claim.answer, one)) for one in several]
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str) -> object:
     """The JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
@@ -76,17 +79,17 @@ def parse_json(text: str) -> Any:
         raise ValueError("nested too deeply") from error
 
 
-def only(values: Sequence[Any]) -> Any | None:
+def only(values: Sequence[T]) -> T | None:
     """The one distinct value, None when there are none or several."""
     distinct = set(values)
     return next(iter(distinct)) if len(distinct) == 1 else None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key occurs twice")
     return dict(pairs)
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is no number")
