@@ -1,7 +1,8 @@
 """Test a reward before a run trusts it: `python -m rewards.check my_rewards.py:fn --data sample.jsonl`.
 
-Calls it as a run would (own process, deadline), on the completions of the data and on probes that deserve nothing.
-Exit code 0: it keeps its contract, is deterministic and pays no probe; 1: it does not; 2: wrong usage.
+The reward is called as a run would call it (in a process of its own, with a deadline), on the completions of the data
+and on probes that deserve nothing. Exit code 0: the reward keeps its contract, is deterministic and pays no probe;
+1: it does not; 2: wrong usage.
 """
 
 import argparse
@@ -32,7 +33,7 @@ _SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadlin
 
 
 class Checker:
-    """Scores inputs with one reward alone."""
+    """Scores inputs with a single reward."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         settings: dict[str, Any] = {
@@ -55,14 +56,14 @@ class Checker:
                 "functions": [args.reward],
                 "function_weights": [1.0],
                 "answer_weight": 0.0,
-                "verifier": "format",  # never refuses a row: what it says does not count
+                "verifier": "format",  # it never refuses a row, and its verdict does not count here
             }
             options = {self.name: args.options}
         settings["options"] = options if args.options else {}
         self.rubric = Rubric(RewardConfig(**settings))
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """A value is this reward's own part; other parts do not count."""
+        """One result per input. Its value is this reward's own part; other parts do not count."""
         return [
             result
             if result.status is Status.unscorable and result.reason.startswith(f"{self.name}:")
@@ -117,7 +118,7 @@ def honest(row: Row) -> str:
 
 
 def check(args: argparse.Namespace, console: Console) -> list[str]:
-    """Everything that is wrong with the reward, in words; prints what was seen."""
+    """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
     rows = read_rows(Path(args.data), args.rows)
     checker = Checker(args)
@@ -223,7 +224,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--threshold", type=float, default=0.0, help="a probe above this value earned reward (default 0)"
     )
     parser.add_argument("--timeout", type=float, default=5.0, help="deadline of one call in seconds (default 5)")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="scorer processes (default 1)")
     known = ",".join(rule.value for rule in AnswerRule)
     parser.add_argument(
         "--extract", type=_rules, default="boxed", metavar="RULES", help=f"tried in order, among {known}"

@@ -1,6 +1,6 @@
-"""Users' reward functions: finding them, calling them in the style they are written in, checking what they return.
+"""Users' reward functions are found, called in the style that they are written in, and what they return is checked.
 
-Styles, told by the names of the parameters:
+The names of the parameters tell the style:
 - native: `fn(completion)` gets one `RewardInput`, `fn(batch)` the list of those of one prompt; numbers come back;
 - TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for;
   a list comes back in which None says that the function does not apply;
@@ -30,12 +30,14 @@ from rewards.result import CallResult, CallStyle, RewardInput, SiblingResults
 ENTRY_POINTS = "sailvl2_rl.rewards"
 Function = Callable[..., object]
 Options = Mapping[str, object]
-_ALIASES = ("solution", "answer", "ground_truth", "label", "target")  # of `reference`, where a function asks for one
+_ALIASES = ("solution", "answer", "ground_truth", "label", "target")
+"""Other names by which a function may ask for the reference."""
+
 _MAX_SHOWN = 80
 
 
 class Malformed(TypeError):
-    """A function returned what is no reward; the text names the function and the completion's index."""
+    """A function returned something that is no reward; the text names the function and the completion's index."""
 
 
 class Style(Enum):
@@ -47,7 +49,7 @@ class Style(Enum):
 
 @cache
 def load_function(spec: str) -> Function:
-    """FILE.py:NAME, package.module:NAME or the name of an entry point. `ValueError` names what was expected there."""
+    """Load FILE.py:NAME, package.module:NAME or the function of an entry point. `ValueError` says what was expected."""
     place, colon, name = spec.rpartition(":")
     if not colon:
         return _from_entry_point(spec)
@@ -94,8 +96,10 @@ def describe(spec: str, options: Options | None = None) -> CallStyle:
 
 
 def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> float:
-    """The number that a native or verl function gives one completion; raises what it raises, `Malformed` for what is
-    no number."""
+    """The number that a native or verl function gives one completion.
+
+    Raises what the function raises, and `Malformed` where it returns something that is no number.
+    """
     function = load_function(spec)
     style = style_of(function, spec)
     entry = _entry(spec, index, _await(_call(function, style, item, options)), style)
@@ -194,7 +198,7 @@ def _checked(value: object) -> float | str:
 
 
 def _is_bool(value: object) -> bool:
-    return type(value).__name__ in ("bool", "bool_")  # numpy's too, which is not imported for it
+    return type(value).__name__ in ("bool", "bool_")  # by name, so that numpy need not be imported for its type
 
 
 def _is_tensor(value: object) -> bool:
@@ -235,7 +239,7 @@ def _trl_arguments(
 
 
 def _log(metrics: dict[str, list[float]], name: str, value: float) -> None:
-    if math.isfinite(value):  # the mean of nothing is no reason to lose a reward
+    if math.isfinite(value):  # a metric may be NaN, as the mean of nothing is; that is no reason to lose a reward
         metrics.setdefault(name, []).append(value)
 
 
@@ -300,7 +304,7 @@ def _own_limits(spec: str, function: Function) -> dict[str, float]:
 
 
 def _let_import(folder: Path) -> None:
-    """At the end of the module path, so that a user's own json.py hides nothing."""
+    """Put a folder at the end of the module path, so that a user's own json.py hides nothing."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 

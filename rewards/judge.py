@@ -3,7 +3,7 @@
 Three binary checks, as in SAIL-RL's thinking reward (arXiv 2511.02280, section 3): the reasoning is coherent, it is
 grounded in the image, and the answer follows from it. The value is their mean. The endpoint speaks OpenAI's chat
 completions protocol; settings come from `reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the
-environment. Whatever fails - network, status, reply - makes the completion unscorable.
+environment. A failure of the network, a bad status or a bad reply makes the completion unscorable.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _SCHEMA = {
 }
 _MAX_REPLY_BYTES = 1 << 20
 _MAX_IMAGE_BYTES = 20 << 20
-_MAX_TEXT = 100_000  # characters of reasoning that are sent; longer ones are unscorable
+_MAX_TEXT = 100_000  # characters; longer completions are not sent and are unscorable
 _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
@@ -57,11 +57,11 @@ class JudgeError(RuntimeError):
 class Endpoint:
     base_url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"  # name of the variable that holds the key; empty: none is sent
+    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key; empty: no key is sent
     request_seconds: float = 60.0
     retries: int = 3
     requests_per_minute: float = 120.0
-    cache: str = ""  # folder of verdicts that were given; empty: none is kept
+    cache: str = ""  # folder that keeps verdicts; empty: none are kept
     limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
 
     def __post_init__(self) -> None:
@@ -107,7 +107,7 @@ async def reasoning(completion: RewardInput, **settings: Any) -> float:
     return sum(checks.values()) / len(checks)
 
 
-reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (deadline of one prompt's siblings in the pool)
+reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the deadline for all completions of one prompt)
 
 
 def _endpoint(settings: dict[str, Any]) -> Endpoint:
@@ -166,7 +166,7 @@ def _image(path: Path) -> dict[str, object]:
 
 
 def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[str, bool]:
-    """One verdict, asking again after what may pass: waits double, with jitter."""
+    """Ask for one verdict, and ask again after failures that may pass; the waits double, with jitter."""
     _check_key(endpoint)
     problem = ""
     for attempt in range(endpoint.retries + 1):
@@ -219,7 +219,7 @@ def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
 
 
 def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
-    """The checks of a reply that keeps the schema and carries this request's marker."""
+    """The checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
         verdict = json.loads(text)
@@ -242,7 +242,7 @@ def _without_key(endpoint: Endpoint, text: str) -> str:
 
 
 def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
-    """Of everything that the verdict depends on, the random marker apart."""
+    """A hash of everything that the verdict depends on, without the random marker."""
     said = json.dumps([endpoint.base_url, endpoint.model, CHECKS, _INSTRUCTIONS, content]).replace(marker, "")
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -255,7 +255,7 @@ def _read_cache(endpoint: Endpoint, key: str) -> dict[str, bool] | None:
         verdict = json.loads(file.read_text(encoding="utf-8"))
         return {name: verdict[name] for name in CHECKS} if all(type(verdict[n]) is bool for n in CHECKS) else None
     except (ValueError, KeyError, TypeError):
-        return None  # torn or foreign: ask again
+        return None  # the file is torn or another program's: ask again
 
 
 def _write_cache(endpoint: Endpoint, key: str, verdict: dict[str, bool]) -> None:

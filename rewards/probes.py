@@ -1,4 +1,4 @@
-"""Completions that deserve nothing, made from a data row: what reward hacking looks like.
+"""Completions that deserve nothing, made from a data row as reward hacking would make them.
 
 A probe never solves the task. Where it must contain the right answer to tempt a verifier (a list of all letters, a box
 inside the thoughts), it also says something else, or says it where answers do not count.
@@ -36,7 +36,7 @@ def _question(row: Row) -> str:
 
 
 def _wrong(reference: str) -> str:
-    """Another letter, the opposite, or what no reference means."""
+    """A wrong answer: another letter, the opposite, or a word that no reference means."""
     said = reference.strip().lower()
     if len(said) == 1 and said.isalpha():
         return "B" if said == "a" else "A"
@@ -44,7 +44,7 @@ def _wrong(reference: str) -> str:
 
 
 def _rival(reference: str) -> str:
-    """Something else of its kind, so that naming both is no answer: other numbers, or `_wrong`."""
+    """A wrong answer of the same kind, so that naming both is no answer: other numbers, or `_wrong`."""
     if letter := re.fullmatch(r"(\W*)([A-Za-z])(\W*)", reference):
         return letter[1] + _wrong(letter[2]) + letter[3]
     rival = re.sub(r"[0-9]+", lambda number: str(2 * int(number[0]) + 1) if len(number[0]) < 20 else "7", reference)
@@ -157,5 +157,5 @@ _FAMILIES: dict[str, Callable[[str, Row], Sequence[str]]] = {
 
 
 def probes(reference: str, row: Row) -> list[tuple[str, str]]:
-    """(family, completion) of every probe for one data row."""
+    """The (family, completion) of every probe for one data row."""
     return [(family, text) for family, make in _FAMILIES.items() for text in make(reference, row)]

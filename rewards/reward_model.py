@@ -1,7 +1,8 @@
 """A local reward model: `reward.functions=[rewards.reward_model:preference]`.
 
-Runs in a worker process of the pool, the only place in `rewards` that imports torch. Any sequence classifier with one
-output that transformers can load from a folder; settings come from `reward.options={preference: {model: FOLDER}}`.
+It is the only module of `rewards` that imports torch, and runs in a scorer process. The model may be any sequence
+classifier with one output that transformers can load from a folder; settings come from
+`reward.options={preference: {model: FOLDER}}`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,7 @@ def preference(
     """The model's scalar for each completion after its messages; `sigmoid` maps it to 0..1.
 
     The messages go through the tokenizer's chat template where it has one, else they are joined by blank lines.
-    `ValueError` for a folder that is none, several outputs, images (a text model cannot see them), too many tokens.
+    `ValueError` for a folder without a model, several outputs, images (a text model cannot see them), too many tokens.
     """
     import torch
 

@@ -25,13 +25,13 @@ class TooManyUnscorable(RuntimeError):
 
 
 class Rubric:
-    """Scores completions. Holds worker processes: close it, or use it as a context manager."""
+    """Scores completions. It holds scorer processes: close it, or use it as a context manager."""
 
     window, min_seen = 1000, 200
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
-        self.step, self.max_steps = 0, 0  # for functions that ask for the trainer's state
+        self.step, self.max_steps = 0, 0  # the trainer's state, which functions may ask for
         self._pool = ScoringPool(config.num_workers, config.timeout_seconds)
         self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
@@ -42,7 +42,7 @@ class Rubric:
         self._check_options()
 
     def check_functions(self) -> None:
-        """Load every user function in a worker now, so that a bad path or option fails before anything runs."""
+        """Load every user function in a scorer process now, so that a bad path or option fails before anything runs."""
         named = zip(self.config.function_names, self.config.functions, strict=True)
         tasks = [Load(spec, self._options(name)) for name, spec in named]
         outcomes = self._pool.run(tasks)
@@ -67,13 +67,13 @@ class Rubric:
         return results
 
     def take_metrics(self) -> dict[str, float]:
-        """Means of what functions logged, and the share of completions a part did not apply to, since the last call."""
+        """Metrics since the last call: means of what functions logged, and how often a part did not apply."""
         means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics.clear()
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
     def state(self) -> dict[str, list[int]]:
-        """What a checkpoint keeps: which of the latest completions were unscorable, for the watch to go on."""
+        """The state for a checkpoint: which of the latest completions were unscorable, so that the watch goes on."""
         return {"unscorable": [int(value) for value in self._recent]}
 
     def restore(self, state: Mapping[str, list[int]]) -> None:
@@ -89,7 +89,7 @@ class Rubric:
         self.close()
 
     def _check_options(self) -> None:
-        """Unknown verifiers, options of nothing, and wrong options fail here, before anything runs."""
+        """Refuse unknown verifiers, options that belong to no part, and wrong options, before anything runs."""
         config = self.config
         verifiers = {config.verifier, "format", *config.datasets.values(), *config.parts}
         for name in sorted(verifiers):
@@ -103,7 +103,7 @@ class Rubric:
         return self.config.options.get(name, {})
 
     def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome[float]]:
-        """The answer part, by the verifier of each row's data set."""
+        """The answer part, judged by the verifier of each row's data set."""
         routes = [self._route(item.meta) for item in inputs]
         outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
@@ -162,13 +162,13 @@ class Rubric:
         return bool(self._weights[name]) or name in self.config.gates
 
     def _product(self, parts: Mapping[str, float]) -> float:
-        """Of the parts that earn. Penalties are added with their weights: their best value is 0."""
+        """Multiply the parts that earn. Penalties are added with their weights, because their best value is 0."""
         earning = self.config.earning
         penalties = sum(self._weights[name] * part for name, part in parts.items() if name not in earning)
         return math.prod(part for name, part in parts.items() if name in earning) + penalties
 
     def _weighted_sum(self, parts: Mapping[str, float]) -> float:
-        """Weights of parts that do not apply go to those that do; penalties keep theirs."""
+        """Sum the parts. Weights of parts that do not apply go to those that do; penalties keep theirs."""
         value = sum(self._weights[name] * part for name, part in parts.items())
         if len(parts) == len(self._weights):
             return value
@@ -178,7 +178,7 @@ class Rubric:
         return gain * sum(earning.values()) / present + (value - gain)
 
     def _show_once(self, name: str, outcome: Outcome[float]) -> None:
-        # The same line raising with other words is the same failure: the last line of a traceback does not count.
+        # A line that raises again with other words is the same failure, so the last line of a traceback does not count.
         failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
         if failure not in self._reasons_shown:
             self._reasons_shown.add(failure)
@@ -186,7 +186,7 @@ class Rubric:
             print(f"reward part {name!r} is unscorable: {outcome.reason}{detail}", file=sys.stderr)
 
     def _watch(self, results: Sequence[RewardResult]) -> None:
-        """One completion after the other: how many are scored at a time must not decide whether a run ends."""
+        """Count one completion after the other: how many are scored at a time must not decide whether a run ends."""
         reason = ""
         for result in results:
             is_unscorable = result.status is Status.unscorable

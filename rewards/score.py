@@ -1,8 +1,8 @@
 """Score a file of completions: `python -m rewards.score --verifier math --input in.jsonl --output out.jsonl`.
 
 Every input line gives one output line, in order: the input's fields and `value` (null where unscorable or not
-applicable), `status` (ok | unscorable), `answer` (what was extracted), `reason`, `seconds`. A run that was killed goes
-on where its output ends. Settings stand beside the output in `<output>.settings.json`.
+applicable), `status` (ok | unscorable), `answer` (the one that was extracted), `reason`, `seconds`. A run that was
+killed goes on where its output ends. Settings stand beside the output in `<output>.settings.json`.
 """
 
 import argparse
@@ -30,7 +30,7 @@ _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 @dataclass(frozen=True)
 class Settings:
-    """What the verdicts of an output depend on; it stands beside the output as JSON."""
+    """The settings that the verdicts of an output depend on; they stand beside the output as JSON."""
 
     verifier: str
     options: dict[str, float | str]
@@ -63,7 +63,7 @@ def _goes_on(args: argparse.Namespace) -> str:
 
 
 def read_line(number: int, raw: bytes) -> tuple[Row, str]:
-    """(fields, fault) of an input line; a fault names the line and says what is wrong with it."""
+    """The (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
     raw = raw.rstrip(b"\r\n")
     try:
         row = parse_json(raw.decode("utf-8"))
@@ -102,7 +102,8 @@ def _option_value(text: str) -> float | str:
 
 
 def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
-    """Number of lines that are already judged. `ValueError` when the output belongs to another input or settings."""
+    """Make the output ready; the number of lines that are already judged. `ValueError` when it belongs to another input
+    or other settings."""
     if not source.is_file():
         raise ValueError(f"--input: expected a file, found none at {source}")
     if not output.parent.is_dir():
@@ -254,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verifier", required=True, help=", ".join(VERIFIERS))
     parser.add_argument("--input", required=True, type=Path, help="JSONL with completion, reference, options ...")
     parser.add_argument("--output", required=True, type=Path, help="JSONL to write; continued if it exists")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--workers", type=int, default=2, help="scorer processes")
     parser.add_argument(
         "--timeout", type=float, default=5.0, help="seconds a line may take; past them it is unscorable"
     )

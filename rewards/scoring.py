@@ -11,7 +11,7 @@ from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import Options, Verify
 from rewards.verifiers.registry import UNDECIDED, Undecided, check_options, decide_quickly
 
-MAX_VERDICTS = 100_000  # of some 200 bytes each
+MAX_VERDICTS = 100_000  # a remembered verdict takes some 200 bytes
 MAX_CHARACTERS = 10_000_000
 """Limit for one claim: handing over more to a scorer process takes so long that it would hold up the deadlines of other
 tasks."""
@@ -37,7 +37,7 @@ class Scorer:
     async def score_async(
         self, verifier: str, claims: Sequence[Claim], options: Options | None = None
     ) -> list[Outcome[float]]:
-        """As `score`, without blocking the event loop."""
+        """Do what `score` does, without blocking the event loop."""
         batch = await asyncio.to_thread(_Batch, self, verifier, claims, options or {})
         return batch.outcomes(await self._pool.run_async(batch.tasks))
 
@@ -49,7 +49,7 @@ class Scorer:
             return Outcome(self._verdicts[key])
 
     def remember(self, key: bytes, outcome: Outcome[float]) -> None:
-        """Verdicts only: a failure may be the machine's, and is tried again when the claim comes again."""
+        """Keep a verdict. A failure is not kept: it may be the machine's, and the claim is tried again."""
         if outcome.status is not Status.ok:
             return
         with self._lock:

@@ -55,7 +55,7 @@ def same(gold: MathObject, pred: MathObject) -> bool:
 
 
 def _unwrap_assignments(gold: MathObject, pred: MathObject) -> tuple[MathObject, MathObject]:
-    """x=5 against 5 is 5 against 5; chains keep their ends; two assignments keep their left sides."""
+    """Compare x=5 with 5 as 5 with 5. Chains keep their ends, and two assignments keep their left sides."""
     gold, pred = (
         _members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
         for side, other in ((gold, pred), (pred, gold))
@@ -76,12 +76,12 @@ def _unwrap_assignments(gold: MathObject, pred: MathObject) -> tuple[MathObject,
 
 
 def _members(expr: MathObject) -> MathObject:
-    """x in [1, 2], which the grammar reads as an equation with a set, is the set where it meets an inequality."""
+    """Take x in [1, 2], which the grammar reads as an equation with a set, for the set where it meets an inequality."""
     return expr.rhs if isinstance(expr, Eq) and isinstance(expr.rhs, Set) else expr
 
 
 def _is_true_sum(equation: MathObject) -> bool:
-    """9+3=12 announces 12; 9+3=13 announces nothing."""
+    """Whether an equation is right: 9+3=12 announces 12, and 9+3=13 announces nothing."""
     sides = [side for relation in _relations(equation) for side in (relation.lhs, relation.rhs)]
     if not all(isinstance(side, sympy.Expr) and not side.free_symbols for side in sides):
         return False
@@ -89,7 +89,7 @@ def _is_true_sum(equation: MathObject) -> bool:
 
 
 def _names_quantity(expr: Basic) -> bool:
-    """a^2+b^2, |AB| and f(2) name what an equation gives; 2x+3=5 is an equation to be solved, its 5 is no answer."""
+    """Whether a left side names a quantity, as a^2+b^2, |AB| and f(2) do; in 2x+3=5 it does not, so 5 is no answer."""
     if isinstance(expr, (Symbol, AppliedUndef)) or expr == S.NegativeOne:
         return True
     if isinstance(expr, (sympy.Pow, sympy.Function)):
@@ -119,7 +119,7 @@ def _is_assignment(expr: MathObject) -> bool:
 
 
 def _same_relations(gold: Relation, pred: Relation) -> bool:
-    """Each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
+    """Whether each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
     left, right = _relations(gold), _relations(pred)
     return _match(left, right, _same_relation) or bool(attempt(lambda: _same_solutions(gold, pred)))
 
@@ -161,7 +161,7 @@ def _is_greater(relation: Relational) -> bool:
 
 
 def _same_solutions(gold: Relation, pred: Relation) -> bool:
-    """Equations and inequalities of one real unknown with the same solutions; equations solved for a shared unknown."""
+    """Whether inequalities in one unknown, or equations solved for each of their unknowns, have the same solutions."""
     symbols = sorted(gold.free_symbols & pred.free_symbols, key=str)
     if gold.free_symbols != pred.free_symbols or not symbols:
         return False
@@ -171,7 +171,7 @@ def _same_solutions(gold: Relation, pred: Relation) -> bool:
         return False
     refuse_immense(gold, pred)
     found = False
-    for symbol in symbols:  # all of them: x(y-1)=0 and x(y-2)=0 have the same x
+    for symbol in symbols:  # all symbols must agree: x(y-1)=0 and x(y-2)=0 have the same x
         one, other = (sympy.solve(equation, symbol) for equation in (gold, pred))
         if not _match(one, other, same):
             return False
@@ -234,7 +234,7 @@ def _as_real_set(relation: Relation) -> Set:
 
 
 def _bound(relation: Relational) -> Set | None:
-    """x < 3 as an interval at once: sympy's way by solving takes a hundred times as long."""
+    """Turn x < 3 into an interval directly: sympy solves the inequality, which takes a hundred times as long."""
     flip = isinstance(relation.rhs, Symbol)
     symbol, number = (relation.rhs, relation.lhs) if flip else (relation.lhs, relation.rhs)
     if (
@@ -249,7 +249,7 @@ def _bound(relation: Relational) -> Set | None:
 
 
 def _same_elements(gold: PlainFiniteSet | Tuple, pred: PlainFiniteSet | Tuple) -> bool:
-    """Two sets in any order; a tuple and a bare list in the order in which they were written."""
+    """Compare two sets in any order, but a tuple or a bare list in the order in which it was written."""
     if isinstance(gold, PlainFiniteSet) and isinstance(pred, PlainFiniteSet):
         return _match(list(gold.args), list(pred.args), same)
     ours, theirs = _written(gold), _written(pred)
@@ -287,7 +287,7 @@ def _same_symbols(gold: MathObject, pred: MathObject) -> bool:
 
 
 def _letters(expr: MathObject) -> str | None:
-    """`\\text{ab}` is one symbol and `ab` the product of two; e is Euler's number in one and a letter in the other."""
+    """The letters of a symbol or product. `\\text{ab}` is one symbol, `ab` a product; e may be Euler's."""
     parts = expr.args if isinstance(expr, Mul) else (expr,)
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
@@ -313,7 +313,7 @@ def _same_expressions(gold: MathObject, pred: MathObject) -> bool:
 
 
 def percentage(value: MathObject) -> MathObject:
-    """The object with a percent sign behind it; lists and relations as they are."""
+    """The object with a percent sign behind it; lists and relations stay as they are."""
     return Mul(value, Symbol(PERCENT_SIGN, real=True), evaluate=False) if isinstance(value, sympy.Expr) else value
 
 

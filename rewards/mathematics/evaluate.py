@@ -1,7 +1,7 @@
 """Values of sympy expressions at a point: exact where they are rational, else to as many digits as asked for.
 
-Expressions are never rebuilt: sympy would write out 7^(10^10) in doing so. What is too large for that raises `NoValue`
-in exact arithmetic and `Unscorable` in approximate one.
+Expressions are never rebuilt: sympy would write out 7^(10^10) in doing so. A number that is too large raises `NoValue`
+in exact arithmetic and `Unscorable` in approximate arithmetic.
 """
 
 import operator
@@ -24,10 +24,10 @@ MpNumber = Any
 Number = TypeVar("Number")
 Point = Mapping[Basic, Fraction]
 """The value of each symbol."""
-MAX_BITS = 1 << 16  # of an exact number
-COARSE_DIGITS = 30  # of what only sympy's own numerics evaluate: integrals, limits, sums without end
+MAX_BITS = 1 << 16  # largest size of an exact number
+COARSE_DIGITS = 30  # precision where only sympy's own numerics evaluate: integrals, limits, sums without end
 _MAX_FACTORIAL = 5_000
-_MAX_TERMS = 2_000  # of a sum or product that is carried out
+_MAX_TERMS = 2_000  # a sum or product with more terms is not carried out
 _MAX_ARGUMENT_BITS = 4_000  # exp, sin and powers take time and memory by the size of their argument
 
 _FUNCTIONS: dict[type, Callable[..., MpNumber]] = {
@@ -175,9 +175,9 @@ def exactly(expr: Basic) -> Fraction | None:
 class Approximate(_Arithmetic[MpNumber]):
     """Real and complex numbers to `mp.dps` digits, which the caller sets.
 
-    `low` and `high` are the least and greatest exponent of 2 that any value on the way had, `absorbed` the greatest
-    distance of such exponents among the terms of one sum: what they say together is how many digits it takes that no
-    term is lost. `coarse` tells that something could be had to `COARSE_DIGITS` only.
+    `low` and `high` are the least and greatest exponent of 2 that any value on the way had; `absorbed` is the greatest
+    distance of such exponents among the terms of one sum. Together they say how many digits it takes to lose no term.
+    `coarse` says that some part could be computed to `COARSE_DIGITS` only.
     """
 
     def __init__(self, point: Point) -> None:
@@ -254,7 +254,7 @@ class Approximate(_Arithmetic[MpNumber]):
         return value
 
     def _rounded(self, value: MpNumber, direction: Callable[[MpNumber], MpNumber]) -> MpNumber:
-        """What is a whole number but for half of the digits is taken for one: log_2(8) may come out below 3."""
+        """Round. A value within half of the digits of a whole number is taken for it: log_2(8) may come out below 3."""
         if mp.mag(value) > mp.prec // 2:
             raise Unscorable("a number is too large to be rounded to a whole one")
         whole = mp.nint(value)

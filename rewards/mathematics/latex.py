@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from rewards.mathematics.values import MathObject
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
-MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
+MAX_NESTING = 60  # depth of brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
-_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # where the library converts at once
+_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # numbers that the library would evaluate
 _INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
@@ -66,7 +66,7 @@ _REWRITES = [
 def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
     """The sympy object of a formula, None where it is not mathematics.
 
-    Raises RecursionError above `MAX_NESTING` nested brackets, and MemoryError as it comes.
+    Raises RecursionError above `MAX_NESTING` nested brackets; MemoryError is not caught.
     """
     from latex2sympy2_extended import NormalizationConfig, normalize_latex
 
@@ -126,7 +126,7 @@ def _system(lines: re.Match) -> str:
 
 
 def _expand_signs(text: str) -> str:
-    """a, b \\pm c -> a, b + c, b - c: the grammar knows the sign at the top of an element only."""
+    """Turn a, b \\pm c into a, b + c, b - c: the grammar knows the sign at the top of an element only."""
     inner = text[2:-2] if text.startswith("\\{") and text.endswith("\\}") else text
     parts = []
     for part in split_list(inner):
@@ -183,7 +183,7 @@ def _converter(text: str, lowercase: bool, quick: bool) -> "_Latex2Sympy":
 
 
 def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
-    """The grammar reads i as a letter; as a summation index it stays one."""
+    """Replace the letter i, as the grammar reads it, by the imaginary unit; a summation index stays a letter."""
     from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
 
     if not isinstance(parsed, (Expr, MatrixBase, Set, Tuple)):
@@ -198,7 +198,7 @@ def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
 
 
 def _nesting(formula: str) -> tuple[int, int]:
-    """(deepest nesting, brackets left open)"""
+    """The (deepest nesting, number of brackets left open)."""
     deepest = depth = 0
     for character in formula:
         depth += (character in "([{") - (character in ")]}")

@@ -22,29 +22,29 @@ from rewards.result import Unscorable
 _QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
 _MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
 _BITS_PER_DIGIT = 3.3219280948873626
-_CLOSE_DECIMAL = 2e-6  # relative; for expressions that hold rounded decimals
-_MAX_ABSORBED_BITS = 7  # of a term smaller than that `_CLOSE_DECIMAL` of the sum leaves less than four digits
+_CLOSE_DECIMAL = 2e-6  # relative distance within which expressions that hold rounded decimals are equal
+_MAX_ABSORBED_BITS = 7  # `_CLOSE_DECIMAL` compares less than four digits of a term that is smaller by more bits
 _COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
 _TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
 _POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
-_COUNTS = ["5", "8", "3", "12", "7", "10"]  # for sums and products whose ends are symbols
+_COUNTS = ["5", "8", "3", "12", "7", "10"]  # values of symbols that are the ends of sums and products
 _ENOUGH = 3
 
 MathObject = Basic | MatrixBase
-"""What a formula is to sympy, whose matrices with elements are no `Basic`."""
+"""A formula as sympy has it; its matrices of elements are no `Basic`."""
 
 
 @dataclass(frozen=True)
 class _Values:
-    """Of several expressions at one point; exponents are decimal."""
+    """The values of several expressions at one point; exponents are decimal."""
 
     numbers: list[MpNumber]
     gap: MpNumber  # first minus last
-    span: int
-    high: int
-    absorbed: bool
-    coarse: bool
+    span: int  # how far the exponents of the largest and the smallest number on the way are apart
+    high: int  # exponent of the largest number on the way
+    absorbed: bool  # a term of a sum was too small beside the others to be seen in it
+    coarse: bool  # some part was computed to `COARSE_DIGITS` only
 
 
 def equal_expressions(one: MathObject, other: MathObject) -> bool:
@@ -66,7 +66,7 @@ def equal_expressions(one: MathObject, other: MathObject) -> bool:
 
 
 def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: bool) -> bool:
-    """`decimal`: but for the rounding of decimals."""
+    """Whether two expressions agree at the points; with `decimal`, apart from the rounding of decimals."""
     agreed, hidden = 0, False
     counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
     for point in _points(symbols, _COUNTS if counted else _POINTS):

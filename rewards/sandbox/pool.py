@@ -1,9 +1,9 @@
 """Scoring in processes that can be killed: every task has a deadline and a memory limit, no task can harm another.
 
-One task at a time per worker. A worker past its deadline, out of memory, dead or talking nonsense is killed with all
-that it started and replaced by a fork of a warm process (`rewards.sandbox.zygote`). Nothing here depends on signals
-or on the main thread, so a pool works from any thread, from asyncio and from actors of other frameworks. Linux is
-needed for the memory limit.
+A scorer process does one task at a time. One that is past its deadline, out of memory, dead or breaks the protocol is
+killed with all that it started, and replaced by a fork of a warm process (`rewards.sandbox.zygote`). Nothing here
+depends on signals or on the main thread, so a pool works from any thread, from asyncio and from actors of other
+frameworks. The memory limit needs Linux.
 """
 
 import asyncio
@@ -22,8 +22,9 @@ from rewards.sandbox.tasks import Task
 T = TypeVar("T")
 
 REASON_KINDS = ("timeout", "memory", "died", "error", "load", "refused")
-"""First word of the reason of an unscorable outcome: past the deadline; out of memory; the process ended or broke the
-protocol; an exception; a user's file that does not load; `Unscorable`, raised by a verifier."""
+"""First word of the reason of an unscorable outcome. timeout: past the deadline. memory: out of memory. died: the
+process ended or broke the protocol. error: an exception. load: a user's file does not load. refused: a verifier
+raised `Unscorable`."""
 
 
 class ScoringPool:
@@ -44,27 +45,28 @@ class ScoringPool:
         self._at_end: weakref.finalize | None = None
 
     def run(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
-        """Outcomes in task order, from any thread. What goes wrong with a task is its outcome, never an exception."""
+        """Run tasks and give their outcomes in task order, from any thread. A task that fails has an outcome that says
+        so; it never raises an exception here."""
         future = self.submit(tasks)
         try:
             return future.result()
-        except BaseException:  # KeyboardInterrupt: tasks that have not begun need not
+        except BaseException:  # KeyboardInterrupt: tasks that have not begun are not wanted any more
             future.cancel()
             raise
 
     async def run_async(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
-        """As `run`, without blocking the event loop. Cancelling it drops the tasks that have not begun."""
+        """Run tasks without blocking the event loop. Cancelling it drops the tasks that have not begun."""
         return await asyncio.wrap_future(self.submit(tasks))
 
     def submit(self, tasks: Sequence[Task[T]]) -> Future[list[Outcome[T]]]:
-        """As `run`, at once: the outcomes come with the future."""
+        """Hand in tasks and return at once; the future gives their outcomes in task order."""
         attempt = Attempt(tasks)
         while tasks and not self._running_dispatcher().submit(attempt):
             pass
         return attempt.future
 
     def close(self) -> None:
-        """End all processes. What is still open is unscorable. A later run starts the pool again."""
+        """End all processes. Tasks that are still open become unscorable. A later `run` starts the pool again."""
         dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.stop()
@@ -81,7 +83,7 @@ class ScoringPool:
             with self._lock:
                 if self._dispatcher is None or not self._dispatcher.serves():
                     fresh = Dispatcher(*self._settings)
-                    fresh.start()  # may fail, where no thread is to be had: then there is none to hand tasks to
+                    fresh.start()  # this may fail for want of a thread; then no dispatcher is kept
                     self._dispatcher = fresh
                     if self._at_end is not None:
                         self._at_end.detach()

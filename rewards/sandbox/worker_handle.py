@@ -1,4 +1,4 @@
-"""One worker as the parent sees it: its connection, what it works on, until when."""
+"""One scorer process as its parent sees it: its connection, its present task, and until when it may take."""
 
 import signal
 import socket
@@ -24,12 +24,12 @@ _CHUNK = 1 << 16
 
 
 class State(Enum):
-    starting = auto()  # forked or about to be, has not said that it is ready
+    starting = auto()  # it is forked or about to be, and has not said that it is ready
     idle = auto()
-    loading = auto()  # imports a user's file
+    loading = auto()  # it imports a user's file
     running = auto()
-    closed = auto()  # its side of the connection is closed; its end is awaited
-    dying = auto()  # ordered to be killed; its end is awaited
+    closed = auto()  # it closed its side of the connection; the notice of its end is awaited
+    dying = auto()  # the order to kill it is given; the notice of its end is awaited
 
     @classmethod
     def working(cls) -> tuple["State", ...]:
@@ -40,10 +40,10 @@ class WorkerHandle:
     def __init__(self, number: int, connection: socket.socket, limit: float) -> None:
         self.number, self.connection = number, connection
         self.state = State.starting
-        self.limit: float | None = limit  # on the monotonic clock, None while nothing is awaited
+        self.limit: float | None = limit  # time on the monotonic clock; None while nothing is awaited
         self.job: Job | None = None
-        self.seconds = 0.0  # allowed for the present task
-        self.exit_report: Outcome[Never] | None = None  # of a dying worker's task
+        self.seconds = 0.0  # time that the present task may take
+        self.exit_report: Outcome[Never] | None = None  # outcome of the task of a process that is being killed
         self._since = 0.0
         self._id = 0
         self._inbox = bytearray()
@@ -67,7 +67,7 @@ class WorkerHandle:
         return time.monotonic() - self._since if self.job is not None else 0.0
 
     def flush(self) -> bool:
-        """Send without waiting; whether something is left. A dead worker shows when reading."""
+        """Send without waiting; True when something is left. That the process is dead shows when reading."""
         try:
             while self._outbox:
                 self._outbox = self._outbox[self.connection.send(self._outbox) :]
@@ -78,7 +78,7 @@ class WorkerHandle:
         return False
 
     def receive(self) -> bool:
-        """Take in what is there, at most one reply's worth; False at the end of the connection."""
+        """Take in the bytes that are there, at most those of one reply; False at the end of the connection."""
         try:
             while len(self._inbox) <= MAX_REPLY_BYTES:
                 chunk = self.connection.recv(_CHUNK)
@@ -94,7 +94,7 @@ class WorkerHandle:
         return True
 
     def replies(self) -> Iterator[Reply]:
-        """Complete lines received so far. ValueError for what is no reply or too long."""
+        """The replies received so far. ValueError for a line that is no reply or too long."""
         while (end := self._inbox.find(b"\n")) >= 0:
             line = bytes(self._inbox[:end])
             del self._inbox[: end + 1]
@@ -120,7 +120,7 @@ class WorkerHandle:
         return Outcome(self.job.task.read_value(reply.value), seconds=seconds)
 
     def report_of_exit(self, code: int) -> Outcome[Never]:
-        """Outcome of the task that this worker ended on; `code` is its exit code or minus the signal."""
+        """Outcome of the task that this process ended on; `code` is its exit code or minus the signal."""
         outcome = self.exit_report
         if outcome is None:
             cause = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

@@ -51,7 +51,7 @@ _MARKUP = re.compile(
 
 
 def judge_choice(claim: Claim, options: Options) -> float:
-    """1 when the answer picks the reference's option. `Unscorable` when the reference names no option."""
+    """Give 1 when the answer picks the reference's option. `Unscorable` when the reference names no option."""
     given = _options(claim.columns.get("options", claim.columns.get("choices")))
     expected = _reference_keys(claim.reference, given)
     if claim.answer is None or len(claim.answer) > _MAX_CHARACTERS:

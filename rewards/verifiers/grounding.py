@@ -17,7 +17,7 @@ _SCALES = ("auto", "unit", "thousand")
 
 
 def judge_box_iou(claim: Claim, options: Options) -> float:
-    """Overlap of two boxes by their union; with a threshold 1 or 0. An answer with several boxes or none is 0."""
+    """Give the overlap of two boxes by their union, or 1 or 0 by a threshold. Several boxes, or none, give 0."""
     reference = _reference_box(claim, options)
     numbers = _scaled(_numbers(claim.answer, 4), options["answer_scale"])
     if numbers is None or not _is_box(numbers):
@@ -27,7 +27,7 @@ def judge_box_iou(claim: Claim, options: Options) -> float:
 
 
 def judge_point_in_box(claim: Claim, options: Options) -> float:
-    """1 when the answer is one point and lies in the reference box, its border included."""
+    """Give 1 when the answer is one point and lies in the reference box, its border included."""
     left, top, right, bottom = _reference_box(claim, options)
     point = _scaled(_numbers(claim.answer, 2), options["answer_scale"])
     return float(point is not None and left <= point[0] <= right and top <= point[1] <= bottom)
@@ -44,7 +44,7 @@ def _reference_box(claim: Claim, options: Options) -> list[float]:
 
 
 def _numbers(value: object, count: int) -> list[float] | None:
-    """Exactly `count` numbers: a (nested) list, JSON, an object with a known key, `<box>` tags, or bare numbers."""
+    """Read exactly `count` numbers: a (nested) list, JSON, an object with a known key, `<box>` tags, bare numbers."""
     if isinstance(value, str):
         if len(value) > _MAX_CHARACTERS:
             return None

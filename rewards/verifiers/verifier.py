@@ -1,4 +1,4 @@
-"""What a verifier is, and how its options and references are read."""
+"""The type of a verifier, and how its options and references are read."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +12,11 @@ Options = Mapping[str, Any]
 
 T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
-QUICK_CHARACTERS = 20_000  # what a cheap verifier may be given outside a worker
+QUICK_CHARACTERS = 20_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
 
 class Undecided:
-    """The type of `UNDECIDED`: it takes a worker process."""
+    """The type of `UNDECIDED`, which says that a verdict takes a scorer process."""
 
     def __repr__(self) -> str:
         return "UNDECIDED"
@@ -27,7 +27,7 @@ UNDECIDED = Undecided()
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its default, what it may be, and what it means."""
+    """One setting of a verifier: its default, the values that it may have, and its meaning."""
 
     default: float | str
     doc: str
@@ -41,8 +41,8 @@ class Verifier:
     """`judge` gives a value or None (not applicable) and raises `Unscorable`; `quick` decides cheap cases anywhere."""
 
     judge: Judge
-    rule: str  # what earns the value, in a sentence
-    source: str  # where the rule comes from
+    rule: str  # how the value is earned, in a sentence
+    source: str  # the paper, library or data set that the rule comes from
     options: Mapping[str, Option] = field(default_factory=dict)
     quick: Callable[[Claim, Options], "float | Undecided | None"] | None = None  # None: `judge` itself is cheap
     needs_sympy: bool = False

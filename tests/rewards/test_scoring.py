@@ -1,4 +1,4 @@
-"""The way of a claim: decided at once, remembered, or judged by a worker once."""
+"""The way of a claim: decided at once, remembered, or judged by a scorer process once."""
 
 import asyncio
 import threading
@@ -128,7 +128,7 @@ def test_columns_of_any_mapping_type(scorer):
 
 @pytest.mark.parametrize("verifier", sorted(VERIFIERS))
 def test_the_fast_path_and_the_worker_agree(scorer, pool, verifier):
-    """Every verifier, on claims of every shape: what the scorer says is what a worker says."""
+    """Every verifier, on claims of every shape: what the scorer says is what a scorer process says."""
     references = ["3", "\\frac{1}{2}", "B", "yes", "[0, 0, 500, 500]", '{"a": 1}', "no solution", ""]
     answers = ["3", "0.5", "B", "yes", "[0, 0, 500, 500]", '{"a": 1}', "\\sqrt{9}", "no solution", "x y", "", None]
     claims = [
