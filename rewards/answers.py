@@ -50,7 +50,7 @@ class Parsed:
 
 
 def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str | None:
-    """The answer by the first of `rules` that finds one; None: no answer. Linear in the length of the text.
+    """Return the answer by the first of `rules` that finds one, else None. Takes time linear in the length of the text.
 
     A text without any think tag counts as a whole; otherwise only what follows the closed `</think>` does, and an
     unclosed think block or box is no answer. An empty box is an answer, the empty one.
@@ -64,18 +64,18 @@ def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str
 
 
 def parse_completion(text: str) -> Parsed:
-    """Thinking, last box and form of a completion."""
+    """Return the thinking, last box and form of a completion."""
     thinking, visible = _split_thinking(text)
     return Parsed(thinking, _last_box(visible), _is_well_formed(text))
 
 
 def visible_text(text: str) -> str:
-    """The part of a completion where answers count; empty when its think block does not close."""
+    """Return the part of a completion where answers count; empty when its think block does not close."""
     return _split_thinking(text)[1]
 
 
 def complete_boxes(text: str) -> list[tuple[int, str]]:
-    """The (end position, content) of every box that closes, outermost boxes only, in order."""
+    """Return the (end position, content) of every box that closes, outermost boxes only, in order."""
     closing = _closing_braces(text)
     boxes, position = [], 0
     while match := _BOX.search(text, position):

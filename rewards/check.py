@@ -63,7 +63,7 @@ class Checker:
         self.rubric = Rubric(RewardConfig(**settings))
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """One result per input. Its value is this reward's own part; other parts do not count."""
+        """Return one result per input. Its value is this reward's own part; other parts do not count."""
         return [
             result
             if result.status is Status.unscorable and result.reason.startswith(f"{self.name}:")
@@ -73,7 +73,7 @@ class Checker:
 
 
 def read_rows(path: Path, limit: int) -> list[Row]:
-    """The first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
+    """Return the first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         rows = [_row(path, number, line) for number, line in islice(lines, limit)]
@@ -110,7 +110,7 @@ def as_input(row: Row, completion: str, number: int, rules: Sequence[AnswerRule]
 
 
 def honest(row: Row) -> str:
-    """The row's own completion, or a well-formed right one."""
+    """Return the row's own completion, or a well-formed right one."""
     completion = row.get("completion")
     if completion is None:
         return f"<think>It follows from the question.</think>\\boxed{{{row['reference']}}}"

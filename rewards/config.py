@@ -91,7 +91,7 @@ class RewardConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of every part, by name: answer, format, `parts`, `functions`."""
+        """Return the weight of every part, by name: answer, format, `parts`, `functions`."""
         own = {"answer": self.answer_weight, "format": self.format_weight, **self.parts}
         if self.functions and not self.function_weights:
             share = _DEFAULT_FUNCTION_WEIGHT
@@ -102,7 +102,7 @@ class RewardConfig:
 
     @property
     def earning(self) -> dict[str, float]:
-        """Weights of the parts that can raise a reward; the others are penalties."""
+        """Return the weights of the parts that can raise a reward; the others are penalties."""
         return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
 
     def _check_weights(self) -> None:

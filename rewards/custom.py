@@ -25,11 +25,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
-from rewards.result import CallResult, CallStyle, RewardInput, SiblingResults
+from rewards.result import CallResult, CallStyle, Options, RewardInput, SiblingResults
 
 ENTRY_POINTS = "sailvl2_rl.rewards"
 Function = Callable[..., object]
-Options = Mapping[str, object]
 _ALIASES = ("solution", "answer", "ground_truth", "label", "target")
 """Other names by which a function may ask for the reference."""
 
@@ -63,7 +62,7 @@ def load_function(spec: str) -> Function:
 
 
 def style_of(function: Function, spec: str = "") -> Style:
-    """How a function wants to be called. `ValueError` when its parameters fit no style."""
+    """Tell how a function wants to be called. `ValueError` when its parameters fit no style."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -96,7 +95,7 @@ def describe(spec: str, options: Options | None = None) -> CallStyle:
 
 
 def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> float:
-    """The number that a native or verl function gives one completion.
+    """Return the number that a native or verl function gives one completion.
 
     Raises what the function raises, and `Malformed` where it returns something that is no number.
     """
@@ -111,7 +110,7 @@ def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> 
 def call_siblings(
     spec: str, inputs: Sequence[RewardInput], options: Options, step: int = 0, max_steps: int = 0
 ) -> SiblingResults:
-    """One result per input, and what the function logged.
+    """Return one result per input, and what the function logged.
 
     Raises what the function raises when it is called once for all inputs. A coroutine function for one completion is
     called once for each, all at the same time; what it raises is that completion's result.
@@ -186,7 +185,7 @@ def _entry(spec: str, index: int, value: object, style: Style) -> CallResult:
 
 
 def _checked(value: object) -> float | str:
-    """A returned value as a number, or what is wrong with it."""
+    """Turn a returned value into a number, or say what is wrong with it."""
     if isinstance(value, Real) and not isinstance(value, bool) and not _is_tensor(value):
         try:
             number = float(value)
@@ -217,7 +216,7 @@ def _trl_arguments(
     state: SimpleNamespace,
     metrics: dict[str, list[float]],
 ) -> dict[str, object]:
-    """The arguments that TRL passes for conversational rows: messages in, one assistant message out, columns as
+    """Return the arguments that TRL passes for conversational rows: messages in, one assistant message out, columns as
     lists."""
     given: dict[str, object] = {
         "prompts": [item.messages for item in inputs],
@@ -244,7 +243,7 @@ def _log(metrics: dict[str, list[float]], name: str, value: float) -> None:
 
 
 def _understood(function: Function, given: dict[str, object]) -> dict[str, object]:
-    """Those of `given` that the function has parameters for: all, where it takes any keyword."""
+    """Return those of `given` that the function has parameters for: all, where it takes any keyword."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return given
@@ -252,7 +251,7 @@ def _understood(function: Function, given: dict[str, object]) -> dict[str, objec
 
 
 def _verl_arguments(item: RewardInput) -> dict[str, object]:
-    """The arguments that verl passes. `extra_info` holds the row's column of that name and its other columns."""
+    """Return the arguments that verl passes. `extra_info` holds the row's column of that name and its other columns."""
     extra = {**item.meta, "messages": item.messages, "images": item.images, "prompt_id": item.prompt_id}
     if isinstance(column := extra.pop("extra_info", None), Mapping):
         extra |= column

@@ -95,7 +95,7 @@ _endpoints: dict[str, Endpoint] = {}
 
 
 async def reasoning(completion: RewardInput, **settings: Any) -> float:
-    """Share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
+    """Return the share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
 
     Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache. A completion without
     thinking or answer fails without being asked about. Raises `JudgeError` when no verdict comes.
@@ -118,7 +118,7 @@ def _endpoint(settings: dict[str, Any]) -> Endpoint:
 
 
 def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
-    """The verdict on each check, from the cache or the endpoint."""
+    """Return the verdict on each check, from the cache or the endpoint."""
     if len(completion.completion) > _MAX_TEXT:
         raise JudgeError(f"expected at most {_MAX_TEXT} characters to judge, found {len(completion.completion)}")
     marker = secrets.token_hex(8)
@@ -187,7 +187,7 @@ def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[st
 
 
 def _check_key(endpoint: Endpoint) -> None:
-    """`ValueError` for a key that a header cannot hold: the client's own message would say the key."""
+    """Raise `ValueError` for a key that a header cannot hold: the client's own message would show the key."""
     key = _key(endpoint)
     if not key.isascii() or not key.isprintable():
         raise ValueError(
@@ -219,7 +219,7 @@ def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
 
 
 def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
-    """The checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
+    """Return the checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
         verdict = json.loads(text)
@@ -242,7 +242,7 @@ def _without_key(endpoint: Endpoint, text: str) -> str:
 
 
 def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
-    """A hash of everything that the verdict depends on, without the random marker."""
+    """Return a hash of everything that the verdict depends on, without the random marker."""
     said = json.dumps([endpoint.base_url, endpoint.model, CHECKS, _INSTRUCTIONS, content]).replace(marker, "")
     return hashlib.sha256(said.encode()).hexdigest()
 

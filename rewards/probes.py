@@ -36,7 +36,7 @@ def _question(row: Row) -> str:
 
 
 def _wrong(reference: str) -> str:
-    """A wrong answer: another letter, the opposite, or a word that no reference means."""
+    """Return a wrong answer: another letter, the opposite, or a word that no reference means."""
     said = reference.strip().lower()
     if len(said) == 1 and said.isalpha():
         return "B" if said == "a" else "A"
@@ -44,7 +44,7 @@ def _wrong(reference: str) -> str:
 
 
 def _rival(reference: str) -> str:
-    """A wrong answer of the same kind, so that naming both is no answer: other numbers, or `_wrong`."""
+    """Return a wrong answer of the same kind, so that naming both is no answer: other numbers, or `_wrong`."""
     if letter := re.fullmatch(r"(\W*)([A-Za-z])(\W*)", reference):
         return letter[1] + _wrong(letter[2]) + letter[3]
     rival = re.sub(r"[0-9]+", lambda number: str(2 * int(number[0]) + 1) if len(number[0]) < 20 else "7", reference)
@@ -157,5 +157,5 @@ _FAMILIES: dict[str, Callable[[str, Row], Sequence[str]]] = {
 
 
 def probes(reference: str, row: Row) -> list[tuple[str, str]]:
-    """The (family, completion) of every probe for one data row."""
+    """Return the (family, completion) of every probe for one data row."""
     return [(family, text) for family, make in _FAMILIES.items() for text in make(reference, row)]

@@ -6,6 +6,8 @@ from enum import Enum
 from typing import Any, Generic, TypeVar
 
 T_co = TypeVar("T_co", covariant=True)
+Options = Mapping[str, object]
+"""Settings of a verifier or of a user's function by name, as `reward.options` has them."""
 
 
 class Status(Enum):
@@ -95,5 +97,5 @@ class RewardResult:
 
     @property
     def correct(self) -> bool:
-        """Whether the answer part is right; False for an unscorable completion."""
+        """Tell whether the answer part is right; False for an unscorable completion."""
         return (self.parts.get("answer") or 0.0) >= 1.0

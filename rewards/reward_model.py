@@ -22,7 +22,7 @@ def preference(
     transform: str = "sigmoid",
     max_tokens: int = 4096,
 ) -> list[float]:
-    """The model's scalar for each completion after its messages; `sigmoid` maps it to 0..1.
+    """Return the model's scalar for each completion after its messages; `sigmoid` maps it to 0..1.
 
     The messages go through the tokenizer's chat template where it has one, else they are joined by blank lines.
     `ValueError` for a folder without a model, several outputs, images (a text model cannot see them), too many tokens.

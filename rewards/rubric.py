@@ -53,7 +53,7 @@ class Rubric:
             self._functions[spec] = outcome.value
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """One result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
+        """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
         claims = [_claim(item) for item in inputs]
@@ -67,13 +67,13 @@ class Rubric:
         return results
 
     def take_metrics(self) -> dict[str, float]:
-        """Metrics since the last call: means of what functions logged, and how often a part did not apply."""
+        """Return metrics since the last call: means of what functions logged, shares of parts that did not apply."""
         means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics.clear()
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
     def state(self) -> dict[str, list[int]]:
-        """The state for a checkpoint: which of the latest completions were unscorable, so that the watch goes on."""
+        """Return the state for a checkpoint: which of the latest completions were unscorable."""
         return {"unscorable": [int(value) for value in self._recent]}
 
     def restore(self, state: Mapping[str, list[int]]) -> None:
@@ -103,7 +103,7 @@ class Rubric:
         return self.config.options.get(name, {})
 
     def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome[float]]:
-        """The answer part, judged by the verifier of each row's data set."""
+        """Return the answer part, judged by the verifier of each row's data set."""
         routes = [self._route(item.meta) for item in inputs]
         outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
@@ -158,7 +158,7 @@ class Rubric:
         return RewardResult(self._weighted_sum(applicable), parts)
 
     def _matters(self, name: str) -> bool:
-        """Whether the reward depends on the part; one of weight 0 is only logged."""
+        """Tell whether the reward depends on the part; one of weight 0 is only logged."""
         return bool(self._weights[name]) or name in self.config.gates
 
     def _product(self, parts: Mapping[str, float]) -> float:

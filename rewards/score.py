@@ -39,7 +39,7 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all lines judged (unscorable ones too), 1 the files failed, 2 bad arguments, 130 interrupted."""
+    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 130: interrupted."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
@@ -63,7 +63,7 @@ def _goes_on(args: argparse.Namespace) -> str:
 
 
 def read_line(number: int, raw: bytes) -> tuple[Row, str]:
-    """The (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
+    """Return the (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
     raw = raw.rstrip(b"\r\n")
     try:
         row = parse_json(raw.decode("utf-8"))

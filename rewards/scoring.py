@@ -6,9 +6,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 
-from rewards.result import Claim, Outcome, Status, Unscorable
+from rewards.result import Claim, Options, Outcome, Status, Unscorable
 from rewards.sandbox.pool import ScoringPool
-from rewards.sandbox.tasks import Options, Verify
+from rewards.sandbox.tasks import Verify
 from rewards.verifiers.registry import UNDECIDED, Undecided, check_options, decide_quickly
 
 MAX_VERDICTS = 100_000  # a remembered verdict takes some 200 bytes
@@ -30,7 +30,7 @@ class Scorer:
         self._lock = threading.Lock()
 
     def score(self, verifier: str, claims: Sequence[Claim], options: Options | None = None) -> list[Outcome[float]]:
-        """One outcome per claim, in order. `ValueError` for an unknown verifier or option, before all else."""
+        """Return one outcome per claim, in order. `ValueError` for an unknown verifier or option, before all else."""
         batch = _Batch(self, verifier, claims, options or {})
         return batch.outcomes(self._pool.run(batch.tasks))
 

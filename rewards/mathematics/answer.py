@@ -30,7 +30,7 @@ _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
 def compare_plainly(answer: str, reference: str) -> bool | None:
-    """The verdict where it takes no mathematics, else None. Takes bounded time on any input and never raises.
+    """Return the verdict where it takes no mathematics, else None. Takes bounded time on any input, never raises.
 
     The verdict is always that of `verify_symbolic`: numbers (exact, or rounded decimals), and words against words.
     """
@@ -53,7 +53,7 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
 
 
 def verify_symbolic(answer: str | None, reference: str) -> bool:
-    """Whether the answer equals the reference as mathematics; an answer that is None or cannot be read is wrong.
+    """Tell whether the answer equals the reference as mathematics; an answer that is None or cannot be read is wrong.
 
     Raises `Unscorable` for a reference that is empty or cannot be read, whatever the answer, and for an answer that is
     too long, nested too deeply, or holds numbers too large to be judged. MemoryError is not caught.
@@ -164,7 +164,7 @@ def _other_kind(one: str, other: str) -> bool:
 
 
 def _outer(formula: str) -> str | None:
-    """The kind of brackets that enclose the whole formula, if that is one pair around a list."""
+    """Return the kind of brackets that enclose the whole formula, if that is one pair around a list."""
     opening = next((mark for mark in _OUTER if formula.startswith(mark)), None)
     if opening is None or "," not in formula:
         return None

@@ -27,7 +27,7 @@ Relation = Relational | And
 
 
 def attempt(action: Callable[[], _T]) -> _T | None:
-    """The result, or None where the mathematics refuses. Exhausted memory or stack is not a verdict: it is raised."""
+    """Return the result, or None where the mathematics refuses. Exhausted memory or stack is raised, as no verdict."""
     try:
         return action()
     except (MemoryError, RecursionError, Unscorable):
@@ -37,7 +37,7 @@ def attempt(action: Callable[[], _T]) -> _T | None:
 
 
 def same(gold: MathObject, pred: MathObject) -> bool:
-    """Whether the prediction means what the reference does. Not symmetric: the reference decides what form counts."""
+    """Tell whether the prediction means what the reference does. The reference decides which form counts."""
     if gold == pred:
         return True
     gold, pred = _unwrap_assignments(gold, pred)
@@ -81,7 +81,7 @@ def _members(expr: MathObject) -> MathObject:
 
 
 def _is_true_sum(equation: MathObject) -> bool:
-    """Whether an equation is right: 9+3=12 announces 12, and 9+3=13 announces nothing."""
+    """Tell whether an equation is right: 9+3=12 announces 12, and 9+3=13 announces nothing."""
     sides = [side for relation in _relations(equation) for side in (relation.lhs, relation.rhs)]
     if not all(isinstance(side, sympy.Expr) and not side.free_symbols for side in sides):
         return False
@@ -89,7 +89,7 @@ def _is_true_sum(equation: MathObject) -> bool:
 
 
 def _names_quantity(expr: Basic) -> bool:
-    """Whether a left side names a quantity, as a^2+b^2, |AB| and f(2) do; in 2x+3=5 it does not, so 5 is no answer."""
+    """Tell whether a left side names a quantity, as a^2+b^2, |AB| and f(2) do. 2x+3 does not: 2x+3=5 says no answer."""
     if isinstance(expr, (Symbol, AppliedUndef)) or expr == S.NegativeOne:
         return True
     if isinstance(expr, (sympy.Pow, sympy.Function)):
@@ -98,12 +98,12 @@ def _names_quantity(expr: Basic) -> bool:
 
 
 def _relations(expr: MathObject) -> list[Relational]:
-    """The relations of a chain or of one relation."""
+    """Return the relations of a chain or of one relation."""
     return cast(list[Relational], _written(expr) if isinstance(expr, And) else [expr])
 
 
 def _written(several: Basic) -> list[Basic]:
-    """The parts of an object in the order in which they were written, where sympy would sort them."""
+    """Return the parts of an object in the order in which they were written, where sympy would sort them."""
     return list(getattr(several, "_unsorted_args", several.args))
 
 
@@ -119,7 +119,7 @@ def _is_assignment(expr: MathObject) -> bool:
 
 
 def _same_relations(gold: Relation, pred: Relation) -> bool:
-    """Whether each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
+    """Tell whether each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
     left, right = _relations(gold), _relations(pred)
     return _match(left, right, _same_relation) or bool(attempt(lambda: _same_solutions(gold, pred)))
 
@@ -161,7 +161,7 @@ def _is_greater(relation: Relational) -> bool:
 
 
 def _same_solutions(gold: Relation, pred: Relation) -> bool:
-    """Whether inequalities in one unknown, or equations solved for each of their unknowns, have the same solutions."""
+    """Tell whether inequalities in one unknown, or equations solved for each unknown, have the same solutions."""
     symbols = sorted(gold.free_symbols & pred.free_symbols, key=str)
     if gold.free_symbols != pred.free_symbols or not symbols:
         return False
@@ -201,7 +201,7 @@ def _same_sets(gold: MathObject, pred: MathObject) -> bool:
 
 
 def _comparable_sets(gold: MathObject, pred: MathObject) -> tuple[MathObject, MathObject]:
-    """Inequalities become sets of real numbers where the other side is one; a lone element becomes a set of one."""
+    """Turn inequalities into sets of real numbers where the other side is a set, and a lone element into a set."""
     sides = [gold, pred]
     for index, (side, other) in enumerate([(gold, pred), (pred, gold)]):
         members = _inequalities(side)
@@ -216,14 +216,14 @@ def _comparable_sets(gold: MathObject, pred: MathObject) -> tuple[MathObject, Ma
 
 
 def _inequalities(expr: MathObject) -> list[Relation]:
-    """An inequality or the members of a set of nothing else; empty for all else."""
+    """Return an inequality, or the members of a set that holds nothing else; for all else return an empty list."""
     members = list(expr.args) if isinstance(expr, PlainFiniteSet) else [expr]
     unequal = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
     return cast(list[Relation], members) if unequal else []
 
 
 def _as_real_set(relation: Relation) -> Set:
-    """The solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
+    """Return the solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
     refuse_immense(relation)
     for applied in relation.atoms(AppliedUndef):
         parts = [part.subs(applied, Symbol("applied", real=True)) for part in _relations(relation)]
@@ -287,7 +287,7 @@ def _same_symbols(gold: MathObject, pred: MathObject) -> bool:
 
 
 def _letters(expr: MathObject) -> str | None:
-    """The letters of a symbol or product. `\\text{ab}` is one symbol, `ab` a product; e may be Euler's."""
+    """Return the letters of a symbol or product. `\\text{ab}` is one symbol, `ab` a product; e is a letter too."""
     parts = expr.args if isinstance(expr, Mul) else (expr,)
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
@@ -313,7 +313,7 @@ def _same_expressions(gold: MathObject, pred: MathObject) -> bool:
 
 
 def percentage(value: MathObject) -> MathObject:
-    """The object with a percent sign behind it; lists and relations stay as they are."""
+    """Return the object with a percent sign behind it; lists and relations stay as they are."""
     return Mul(value, Symbol(PERCENT_SIGN, real=True), evaluate=False) if isinstance(value, sympy.Expr) else value
 
 

@@ -87,7 +87,7 @@ class _Arithmetic(ABC, Generic[Number]):
     def function(self, expr: Basic) -> Number: ...
 
     def _indices(self, expr: sympy.Sum | sympy.Product) -> list[range] | None:
-        """The ranges of a sum's indices; None where they are no whole numbers, too many, or depend on each other."""
+        """Return the ranges of a sum's indices; None where they are not whole, too many, or depend on each other."""
         ranges, terms = [], 1
         for limit in expr.limits:
             try:
@@ -165,7 +165,7 @@ class Exact(_Arithmetic[Fraction]):
 
 
 def exactly(expr: Basic) -> Fraction | None:
-    """The rational number that a constant is, None where it is none or too long."""
+    """Return the rational number that a constant is, None where it is none or too long."""
     try:
         return Exact({}).of(expr)
     except NoValue:

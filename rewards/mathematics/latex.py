@@ -64,7 +64,7 @@ _REWRITES = [
 
 
 def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
-    """The sympy object of a formula, None where it is not mathematics.
+    """Return the sympy object of a formula, None where it is not mathematics.
 
     Raises RecursionError above `MAX_NESTING` nested brackets; MemoryError is not caught.
     """
@@ -89,7 +89,7 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a text between commas and semicolons that stand in no bracket."""
+    """Return the parts of a text between commas and semicolons that stand in no bracket."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -119,7 +119,7 @@ def _repeating_fraction(digits: re.Match) -> str:
 
 
 def _system(lines: re.Match) -> str:
-    """A system of equations is a list of them; what has columns (a piecewise function) is left alone."""
+    """Turn a system of equations into a list of them; a piecewise function, which has columns, is left alone."""
     if "&" in lines[1].replace("&=", "="):
         return lines[0]
     return ",".join(part.strip(" ,") for part in lines[1].replace("&", "").split("\\\\") if part.strip(" ,"))
@@ -170,12 +170,12 @@ def _converter(text: str, lowercase: bool, quick: bool) -> "_Latex2Sympy":
             return self.parse_number(latex_str.strip()) if grouped else super().parse(latex_str)
 
         def parse_number(self, text: str) -> "Expr":
-            """Digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
+            """Read digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
             digits = text.replace(",", "")
             return Integer(int(digits)) if digits.lstrip("-").isdigit() else Float(digits)
 
         def convert_binom(self, binom: Any) -> "Expr":
-            """Unlike the library's, not computed: (10^9 over 10^8) is a number of gigabytes."""
+            """Leave a binomial uncomputed, unlike the library: (10^9 over 10^8) is a number of gigabytes."""
             return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
     config = ConversionConfig(lowercase_symbols=lowercase)
@@ -198,7 +198,7 @@ def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
 
 
 def _nesting(formula: str) -> tuple[int, int]:
-    """The (deepest nesting, number of brackets left open)."""
+    """Return the (deepest nesting, number of brackets left open)."""
     deepest = depth = 0
     for character in formula:
         depth += (character in "([{") - (character in ")]}")

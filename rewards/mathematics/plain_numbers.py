@@ -26,7 +26,7 @@ class PlainNumber:
 
 
 def read_plain(text: MathText) -> PlainNumber | None:
-    """The number that a formula is, if it is an integer, decimal, fraction or mixed number; None: not that simple."""
+    """Return the value of a formula that is an integer, decimal, fraction or mixed number, else None."""
     match = _PLAIN.fullmatch(text.formula.strip())
     if match is None:
         return None

@@ -127,7 +127,7 @@ def read(text: str) -> MathText:
 
 
 def spoken_number(words: str) -> bool:
-    """Whether words name a number ("forty two"), which nothing here can read."""
+    """Tell whether words name a number ("forty two"), which nothing here can read."""
     return _NUMBER_WORDS.search(words) is not None
 
 
@@ -186,7 +186,7 @@ def _split_percent(text: str) -> tuple[str, bool]:
 
 
 def _as_words(text: str) -> str:
-    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and their products."""
+    """Return the words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and products."""
     said = _TEXT_COMMAND.fullmatch(text)
     plain = " ".join((said[1] if said else text).split())
     if said and len(plain) == 3 and plain[0] == "(" and plain[2] == ")":

@@ -48,7 +48,7 @@ class _Values:
 
 
 def equal_expressions(one: MathObject, other: MathObject) -> bool:
-    """Whether two expressions have the same value for every value of their symbols.
+    """Tell whether two expressions have the same value for every value of their symbols.
 
     Symbols take the values of `_POINTS`, shifted for each symbol. A point where either side has no finite value does
     not count; if too few are left, `simplify` decides. `Unscorable` where numbers are too large to tell; MemoryError
@@ -66,7 +66,7 @@ def equal_expressions(one: MathObject, other: MathObject) -> bool:
 
 
 def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: bool) -> bool:
-    """Whether two expressions agree at the points; with `decimal`, apart from the rounding of decimals."""
+    """Tell whether two expressions agree at the points; with `decimal`, apart from the rounding of decimals."""
     agreed, hidden = 0, False
     counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
     for point in _points(symbols, _COUNTS if counted else _POINTS):
@@ -86,7 +86,7 @@ def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: boo
 
 
 def is_constant_multiple(one: Expr, other: Expr, positive: bool = False) -> bool:
-    """Whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
+    """Tell whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
     symbols = _symbols(one, other)
     looks = []
     for point in _points(symbols) if symbols else iter([{}]):
@@ -137,7 +137,7 @@ def _proportional(
 
 
 def refuse_immense(*objects: MathObject) -> None:
-    """`Unscorable` where a power, factorial or the like is too large or too small to be written out, as sympy would."""
+    """Raise `Unscorable` where sympy would write out a power, factorial or the like that is too large or too small."""
     for one in objects:
         for constant in one.atoms(sympy.Pow, sympy.factorial, sympy.binomial, sympy.exp):
             if constant.free_symbols:
@@ -167,7 +167,7 @@ def _are_real(*sides: Expr) -> bool:
 
 
 def _fraction(expr: Expr) -> Fraction:
-    """The value of a real constant, to more digits than two decimals may differ by."""
+    """Return the value of a real constant, to more digits than two decimals may differ by."""
     quick = _evaluate([expr], {}, _QUICK_DIGITS)
     if quick.span > _MAX_SPAN:
         raise Unscorable(_TOO_FAR_APART)
@@ -189,20 +189,20 @@ def _equal_at(one: Expr, other: Expr, point: Point) -> bool:
 
 
 def _apart(values: _Values, known: int) -> bool:
-    """Whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
+    """Tell whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
     with mp.workdps(_QUICK_DIGITS):
         return abs(values.gap) > mp.mpf(10) ** (values.high - known)
 
 
 def _surely_apart(one: Expr, other: Expr, point: Point) -> bool:
-    """Whether the values differ, and by the same when computed to more digits."""
+    """Tell whether the values differ, and by the same when computed to more digits."""
     rough, fine = (_evaluate((one, other), point, digits) for digits in (2 * _QUICK_DIGITS, 4 * _QUICK_DIGITS))
     scale = max(map(abs, fine.numbers))
     return abs(fine.gap) > scale / 10**10 and abs(fine.gap - rough.gap) * 1000 < abs(fine.gap)
 
 
 def _close_decimals(one: Expr, other: Expr, point: Point) -> bool | None:
-    """None where the values agree, but a part of them is too small to be seen."""
+    """Tell whether decimals agree; None where they do, but a part of them is too small to be seen."""
     values = _evaluate((one, other), point, _QUICK_DIGITS)
     if abs(values.gap) > _CLOSE_DECIMAL * max(map(abs, values.numbers)):
         return False

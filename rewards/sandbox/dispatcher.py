@@ -97,7 +97,7 @@ class Dispatcher(threading.Thread):
         return True
 
     def serves(self) -> bool:
-        """Whether it still works: not after `stop`, and not in a fork of its process, because a fork has no threads."""
+        """Tell whether it still works: not after `stop`, and not in a fork of its process, which has no threads."""
         return os.getpid() == self.pid and not self._stopping
 
     def stop(self) -> None:

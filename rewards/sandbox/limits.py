@@ -28,7 +28,7 @@ class _MemoryProbe:
     """
 
     def __init__(self) -> None:
-        self._kept: list[MemoryError] = [MemoryError() for _ in range(32)]  # empties the store
+        self._kept: list[MemoryError] = [MemoryError() for _ in range(32)]  # more than the store holds
         self._immortal = self._provoke()
         self.arm()
 
@@ -96,7 +96,7 @@ class Limits:
                 self._kept += self._size() - size
 
     def ran_out_of_memory(self) -> bool:
-        """Whether a MemoryError was raised since `memory` was entered."""
+        """Tell whether a MemoryError was raised since `memory` was entered."""
         return self._memory_probe.saw_one()
 
     def memory_reason(self) -> str:
@@ -104,7 +104,7 @@ class Limits:
         return f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
 
     def swollen(self) -> bool:
-        """Whether the process still holds more than half of the limit from tasks that have ended."""
+        """Tell whether the process still holds more than half of the limit from tasks that have ended."""
         return self._kept > (self._allowed or self._memory_bytes) // 2
 
     def _size(self) -> int:

@@ -9,12 +9,12 @@ file is loaded. `"retire": true` in a reply asks for a fresh process. No other m
 import json
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import ClassVar, Generic, TypeVar
 
-from rewards.result import CallResult, CallStyle, Claim, RewardInput, SiblingResults
+from rewards.result import CallResult, CallStyle, Claim, Options, RewardInput, SiblingResults
 
 VERIFIERS, FUNCTIONS = "verifiers", "functions"
 """Lanes: the kind of scorer process that a task runs in. Verifiers and user code never share a process."""
@@ -25,7 +25,6 @@ FAILURE_KINDS = ("memory", "error", "load", "refused")
 """How a scorer process may say that a task failed; other failures are noticed from outside."""
 
 T_co = TypeVar("T_co", covariant=True)
-Options = Mapping[str, object]
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Task(ABC, Generic[T_co]):
 
     @cached_property
     def encoded(self) -> bytes:
-        """The work as JSON, without its limits. It is made once, so that what is hashed is what is sent.
+        """Return the work as JSON, without its limits. It is made once, so that what is hashed is what is sent.
 
         Raises TypeError, ValueError or RecursionError where the work is not plain JSON data.
         """
@@ -48,11 +47,11 @@ class Task(ABC, Generic[T_co]):
 
     @abstractmethod
     def _fields(self) -> dict[str, object]:
-        """The work as plain data."""
+        """Return the work as plain data."""
 
     @abstractmethod
     def read_value(self, value: object) -> T_co | None:
-        """The value that a process sent, as its type. `ValueError` for a value that this task cannot have."""
+        """Return the value that a process sent, as its type. `ValueError` for a value that this task cannot have."""
 
 
 @dataclass(frozen=True)
@@ -183,13 +182,13 @@ Reply = Ready | Started | Scored | Failed | Unknown
 
 
 def encode_request(number: int, seconds: float, task: Task[object]) -> bytes:
-    """One line. Raises what `Task.encoded` raises."""
+    """Encode a task with its limits as one line. Raises what `Task.encoded` raises."""
     head = json.dumps({"id": number, "seconds": seconds, "memory_mb": task.memory_mb})
     return b"".join((head[:-1].encode(), b', "task": ', task.encoded, b"}\n"))
 
 
 def decode_request(line: bytes) -> Request:
-    """The request of a line that `encode_request` made."""
+    """Decode a line that `encode_request` made."""
     found = json.loads(line)
     work, memory_mb = found["task"], found["memory_mb"]
     match work.pop("kind"):
@@ -208,7 +207,7 @@ def decode_request(line: bytes) -> Request:
 
 
 def encode_reply(reply: Ready | Started | Scored | Failed) -> bytes:
-    """One line. A value that is not plain JSON data, or too long, becomes a failure that says so."""
+    """Encode a reply as one line. A value that is not plain JSON data, or too long, becomes a failure that says so."""
     fields: dict[str, object]
     match reply:
         case Ready():
@@ -237,8 +236,10 @@ def _encode_fault(reply: Ready | Started | Scored | Failed, reason: str) -> byte
 
 
 def decode_reply(line: bytes) -> Reply:
-    """The reply of a line. User code may write anything to the connection: `ValueError` for what is no JSON object, and
-    `Unknown` for an object that is none of the replies."""
+    """Decode a line, which may hold anything that user code wrote to the connection.
+
+    `ValueError` for a line that is no JSON object, `Unknown` for an object that is none of the replies.
+    """
     try:
         found = json.loads(line, parse_constant=_refuse_constant)
     except (ValueError, RecursionError):
@@ -274,7 +275,7 @@ def _number(value: object) -> float:
 
 
 def _object(value: object, *names: str) -> dict[str, object]:
-    """A JSON object; with `names`, one that has exactly these fields, which come back in this order."""
+    """Return a JSON object. With `names` it must have exactly these fields, which come back in this order."""
     if not isinstance(value, dict) or (names and set(value) != set(names)):
         expected = f"with {', '.join(names)} " if names else ""
         raise ValueError(f"expected an object {expected}as value, found {_shown(value)}")

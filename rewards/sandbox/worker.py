@@ -41,7 +41,7 @@ _MAX_TASKS = 10_000  # then a fresh process, so that caches of sympy and allocat
 
 
 def run_task(task: Task[object]) -> object:
-    """Value of one task; raises what the verifier or the user's function raises."""
+    """Return the value of one task; raises what the verifier or the user's function raises."""
     match task:
         case Verify():
             return _verify(task)

@@ -94,7 +94,7 @@ class WorkerHandle:
         return True
 
     def replies(self) -> Iterator[Reply]:
-        """The replies received so far. ValueError for a line that is no reply or too long."""
+        """Return the replies received so far. ValueError for a line that is no reply or too long."""
         while (end := self._inbox.find(b"\n")) >= 0:
             line = bytes(self._inbox[:end])
             del self._inbox[: end + 1]
@@ -106,13 +106,13 @@ class WorkerHandle:
         return bool(self._inbox)
 
     def expects(self, reply: Reply) -> bool:
-        """Whether it is this process's turn to say that, about the task that it has."""
+        """Tell whether it is this process's turn to say that, about the task that it has."""
         if not isinstance(reply, Started | Scored | Failed) or self.job is None or reply.id != self._id:
             return False
         return self.state is State.loading or (self.state is State.running and not isinstance(reply, Started))
 
     def outcome(self, reply: Scored | Failed) -> Outcome[object]:
-        """Outcome of the present task. `ValueError` for a value that the task cannot have."""
+        """Return the outcome of the present task. `ValueError` for a value that the task cannot have."""
         seconds = self.elapsed()
         if isinstance(reply, Failed):
             return Outcome(None, Status.unscorable, f"{reply.kind}: {reply.reason}", reply.traceback, seconds)
@@ -120,7 +120,7 @@ class WorkerHandle:
         return Outcome(self.job.task.read_value(reply.value), seconds=seconds)
 
     def report_of_exit(self, code: int) -> Outcome[Never]:
-        """Outcome of the task that this process ended on; `code` is its exit code or minus the signal."""
+        """Return the outcome of the task that this process ended on; `code` is its exit code or minus the signal."""
         outcome = self.exit_report
         if outcome is None:
             cause = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"

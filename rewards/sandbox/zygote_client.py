@@ -43,7 +43,7 @@ class ZygoteClient:
         self.control.sendall(ORDER.pack(KILL, number))
 
     def read_notices(self) -> list[tuple[int, int]] | None:
-        """The (number, exit code or minus the signal) of processes that ended; None when the zygote itself ended."""
+        """Return (number, exit code or minus the signal) of processes that ended; None when the zygote itself did."""
         try:
             data = self.control.recv(1 << 16)
         except OSError:

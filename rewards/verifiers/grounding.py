@@ -90,7 +90,7 @@ def _from_text(text: str) -> object:
 
 
 def _scaled(numbers: list[float] | None, scale: str) -> list[float] | None:
-    """Coordinates as shares of the image's width and height; None when one lies outside the image."""
+    """Turn coordinates into shares of the image's width and height; None when one lies outside the image."""
     if numbers is None or min(numbers) < 0:
         return None
     if scale == "thousand" or (scale == "auto" and max(numbers) > 1):

@@ -32,7 +32,7 @@ _CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只�
 
 
 def read_number(text: str) -> Fraction | None:
-    """The number that a whole text is: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
+    """Read a whole text as a number: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
     return _read(text)[0]
 
 

@@ -40,7 +40,7 @@ VERIFIERS: dict[str, Verifier] = {
 
 
 def verify(name: str, claim: Claim, options: Mapping[str, object]) -> float | None:
-    """The verifier's value, here and now; None where it does not apply.
+    """Return the verifier's value, here and now; None where it does not apply.
 
     Raises `Unscorable` where the claim cannot be judged, `ValueError` for an unknown name or option. `math` and `geo3k`
     run sympy, which has no time limit of its own: call them in a scorer process.
@@ -50,7 +50,7 @@ def verify(name: str, claim: Claim, options: Mapping[str, object]) -> float | No
 
 
 def decide_quickly(name: str, claim: Claim, options: Mapping[str, object]) -> float | Undecided | None:
-    """The result of `verify`, or `UNDECIDED` where that may take long. Takes linear time on any input, without sympy.
+    """Return the result of `verify`, or `UNDECIDED` where that may take long. Takes linear time and no sympy.
 
     Raises like `verify`.
     """
@@ -62,7 +62,7 @@ def decide_quickly(name: str, claim: Claim, options: Mapping[str, object]) -> fl
 
 
 def check_options(name: str, options: Mapping[str, object]) -> dict[str, float | str]:
-    """All options of the verifier, defaults filled in. `ValueError` names the verifier, the option and the remedy."""
+    """Return all options of the verifier, defaults filled in. `ValueError` names verifier, option and remedy."""
     if name not in VERIFIERS:
         raise ValueError(f"unknown verifier {name!r}{_nearest(name, VERIFIERS)}; known: {', '.join(VERIFIERS)}")
     known = VERIFIERS[name].options

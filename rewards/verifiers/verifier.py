@@ -49,7 +49,7 @@ class Verifier:
 
 
 def reference_text(claim: Claim) -> str:
-    """The reference as text; `Unscorable` when there is none."""
+    """Return the reference as text; `Unscorable` when there is none."""
     reference = claim.reference
     if isinstance(reference, bool):
         reference = str(reference).lower()
@@ -63,7 +63,7 @@ def reference_text(claim: Claim) -> str:
 
 
 def reference_texts(claim: Claim) -> list[str]:
-    """One text or several (a list in the row), at least one and none of them empty."""
+    """Return one text or several (a list in the row), at least one and none of them empty."""
     reference = claim.reference
     several = reference if isinstance(reference, (list, tuple)) else [reference]
     if not several:
@@ -72,7 +72,7 @@ def reference_texts(claim: Claim) -> list[str]:
 
 
 def parse_json(text: str) -> object:
-    """The JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
+    """Return the JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
     except RecursionError as error:
@@ -80,7 +80,7 @@ def parse_json(text: str) -> object:
 
 
 def only(values: Sequence[T]) -> T | None:
-    """The one distinct value, None when there are none or several."""
+    """Return the one distinct value, None when there are none or several."""
     distinct = set(values)
     return next(iter(distinct)) if len(distinct) == 1 else None
 
