@@ -26,7 +26,7 @@ from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
 
-Row = dict[str, Any]
+DataRow = dict[str, Any]
 """A line of the data, whatever it holds."""
 
 _SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadline is reported
@@ -72,7 +72,7 @@ class Checker:
         ]
 
 
-def read_rows(path: Path, limit: int) -> list[Row]:
+def read_rows(path: Path, limit: int) -> list[DataRow]:
     """Return the first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
@@ -82,7 +82,7 @@ def read_rows(path: Path, limit: int) -> list[Row]:
     return rows
 
 
-def _row(path: Path, number: int, line: bytes) -> Row:
+def _row(path: Path, number: int, line: bytes) -> DataRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -92,7 +92,7 @@ def _row(path: Path, number: int, line: bytes) -> Row:
     return row
 
 
-def as_input(row: Row, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
+def as_input(row: DataRow, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
     known = {"id", "messages", "reference", "completion", "images", "finish_reason"}
     return RewardInput(
         prompt_id=str(row.get("id", number)),
@@ -109,7 +109,7 @@ def as_input(row: Row, completion: str, number: int, rules: Sequence[AnswerRule]
     )
 
 
-def honest(row: Row) -> str:
+def honest(row: DataRow) -> str:
     """Return the row's own completion, or a well-formed right one."""
     completion = row.get("completion")
     if completion is None:

@@ -24,7 +24,7 @@ from rewards.verifiers.verifier import parse_json
 
 ADDED = ("value", "status", "answer", "reason", "seconds")
 _CHUNK = 256
-Row = dict[str, object]
+DataRow = dict[str, object]
 _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 
@@ -62,7 +62,7 @@ def _goes_on(args: argparse.Namespace) -> str:
     return f"the same command goes on after {args.output}'s last line"
 
 
-def read_line(number: int, raw: bytes) -> tuple[Row, str]:
+def read_line(number: int, raw: bytes) -> tuple[DataRow, str]:
     """Return the (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
     raw = raw.rstrip(b"\r\n")
     try:
@@ -165,7 +165,7 @@ def _parsed(line: bytes) -> object:
         return None
 
 
-def _own_fields(row: object) -> Row | None:
+def _own_fields(row: object) -> DataRow | None:
     return {key: value for key, value in row.items() if key not in ADDED} if isinstance(row, dict) else None
 
 
@@ -201,7 +201,7 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
     return 0
 
 
-def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Scorer) -> Iterator[Row]:
+def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Scorer) -> Iterator[DataRow]:
     rules = [AnswerRule(name) for name in settings.extract]
     rows = [read_line(number, raw) for number, raw in chunk]
     rows = [
@@ -218,7 +218,7 @@ def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Score
         yield row | dict(zip(ADDED, added, strict=True))
 
 
-def _missing(number: int, row: Row, verifier: str) -> str:
+def _missing(number: int, row: DataRow, verifier: str) -> str:
     if verifier not in _NO_REFERENCE and "reference" not in row:
         return f"line {number}: verifier {verifier!r} needs the field 'reference'"
     tokens = row.get("num_tokens")
@@ -227,7 +227,7 @@ def _missing(number: int, row: Row, verifier: str) -> str:
     return ""
 
 
-def _claim(row: Row, rules: Sequence[AnswerRule]) -> Claim:
+def _claim(row: DataRow, rules: Sequence[AnswerRule]) -> Claim:
     columns = {key: value for key, value in row.items() if key not in ("completion", "reference")}
     tokens, finish = row.get("num_tokens"), row.get("finish_reason")
     completion = str(row["completion"])
@@ -241,7 +241,7 @@ def _claim(row: Row, rules: Sequence[AnswerRule]) -> Claim:
     )
 
 
-def _encode(line: Row) -> bytes:
+def _encode(line: DataRow) -> bytes:
     try:
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair can only be written escaped
