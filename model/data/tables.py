@@ -261,3 +261,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
+
+
+def as_json(value: object) -> object:
+    """A cell as JSON data: dates and the like become text, bytes their number."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return json.loads(json.dumps(value, default=lambda v: f"{len(v)} bytes" if isinstance(v, bytes) else str(v)))
