@@ -1,4 +1,4 @@
-"""What every algorithm is: reward shaping, group filter, advantages, loss and its denominator, from one config."""
+"""The parts of every algorithm: reward shaping, group filter, advantages, loss, denominator, from one config."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -52,7 +52,7 @@ class Algorithm(Generic[Config]):
     @property
     def zero_advantage_is_silent(self) -> bool:
         """Whether a trajectory whose advantage is 0 adds exactly nothing to the gradient of the loss."""
-        # Of the classes that it is made of, the first that has a say.
+        # Among the class and its bases, in the order of inheritance, the first that defines one of these decides.
         having_a_say = {"advantage_scales_objective", "objective", "loss"}
         says = next(vars(one) for one in type(self).__mro__ if having_a_say & vars(one).keys())
         has_kl_term = self.needs_reference and self.config.kl.place is KlPlace.loss
@@ -98,7 +98,7 @@ class Algorithm(Generic[Config]):
         ]
 
     def denominator(self, groups: Sequence[Group]) -> float:
-        """What one update's loss sum is divided by. `groups` hold what trains."""
+        """The number that divides one update's loss sum. `groups` hold the trajectories that train."""
         trajectories = [t for group in groups for t in group.trajectories]
         match self.config.normalisation:
             case LossNormalisation.tokens:
