@@ -186,6 +186,8 @@ class TestDocuments:
             is_module = is_module and name.rpartition(".")[2] not in (*SUFFIXES, "safetensors")
             if is_module and not is_path and not (module_exists(name) or name in keys()):
                 missing.append(f"line {number}: {span}")
+        drawn = re.findall(rf"(?<![\w/])((?:{'|'.join(ROOMS)})/[\w/]+\.py)\b", document.read_text(encoding="utf-8"))
+        missing += [path for path in drawn if path not in NOT_YET and not (ROOT / path).exists()]
         assert not missing
 
     def test_keys_exist(self, document):
@@ -257,6 +259,13 @@ def first_sentence(path: Path) -> str:
     if len(sentence) > 100:
         sentence = re.split(r"[:;,] [^:;,]*$", sentence[:100])[0]
     return sentence
+
+
+def test_every_benchmark_is_in_the_list():
+    listed = (ROOT / "benchmarks" / "README.md").read_text(encoding="utf-8")
+    commands = [path for path in (ROOT / "benchmarks").glob("*.py") if '__name__ == "__main__"' in path.read_text()]
+    assert commands
+    assert not [path.stem for path in commands if f"`python -m benchmarks.{path.stem}" not in listed]
 
 
 @cache
