@@ -43,7 +43,7 @@ class BudgetExhausted(CleanStop):
 
 @dataclass(frozen=True)
 class Collected:
-    """What one step has: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
+    """The groups of one step: `groups` train, `dropped` ones have a reason, useful ones are `kept` for later."""
 
     groups: list[Group]
     dropped: list[tuple[Group, str]]
@@ -126,13 +126,13 @@ class Collector:
         return work(self._worker)
 
     def metrics(self) -> dict[str, float]:
-        """What sampling says of itself beside the groups."""
+        """Figures of the sampling itself, beside those of the groups."""
         if not isinstance(self._worker, WorkerPool):
             return {}
         return {"pool/replaced": float(self._worker.num_replaced), "pool/repeated": float(self._worker.num_repeated)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON data."""
+        """JSON data that a checkpoint keeps; `restore` takes it back."""
         kept = [stored_group(group) for group in self.kept]
         order, bad_rows = self.order.state(), self._prompts.state()
         return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows}
@@ -174,7 +174,7 @@ class Collector:
                 scored.append(
                     scorer.submit(score_groups, own_tasks, piece, self._rubric, self._tokenizer, self._algorithm)
                 )
-                while scored and scored[0].done():  # what rewards raise ends the sampling
+                while scored and scored[0].done():  # an error of the rewards ends the sampling
                     groups += scored.pop(0).result()
             self._num_failed = name_failures(sampled, self._num_failed)
             for future in scored:
@@ -284,7 +284,7 @@ def score_groups(
 
 
 def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardInput:
-    """What a reward may look at. The text is decoded from the sampled ids."""
+    """Everything that a reward may look at. The text is decoded from the sampled ids."""
     text = tokenizer.decode(rollout.completion_ids)
     parsed = parse_completion(text)
     return RewardInput(
