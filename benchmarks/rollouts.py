@@ -40,14 +40,13 @@ from benchmarks.sampling import (
     screen_rivals,
 )
 from model.batch import Row, pack_rows
-from model.checkpoint import released_tensors
 from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
 from rollouts.pool.processes import ProcessMember
 from rollouts.rollout import RolloutRequest, generate
-from rollouts.weights.sync import sync_weights
+from rollouts.weights.sync import fill_worker
 
 BARS = {"vllm": 8.0, "embedded": 5.0}
 PARITY_TOKENS = 2048
@@ -63,7 +62,7 @@ def vllm_config(requests: Sequence[RolloutRequest], limit: int, rows: int, worke
 
 
 def vllm(model: SailVL2, processor: Processor, requests: list[RolloutRequest], config: VllmRolloutConfig) -> Sample:
-    worker = build_worker(model, processor, config, run_seed=0)
+    worker = fill_worker(build_worker(model, processor, config, run_seed=0), model)
 
     def sample(seed: int) -> int:
         first = seed * len(requests)
@@ -79,7 +78,7 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
     """vLLM's draws and, at each of their places, its most likely token, against our own model in the same dtype."""
     barred = torch.tensor(processor.barred_ids)
     config = vllm_config(requests, limit, 64, 0)
-    worker: Any = build_worker(model, processor, config, run_seed=0)
+    worker: Any = fill_worker(build_worker(model, processor, config, run_seed=0), model)
     best: dict[int, list[int]] = {}
     parameters, finish = worker._parameters, worker._finish
 
@@ -125,12 +124,13 @@ def upkeep(model: SailVL2, processor: Processor, config: VllmRolloutConfig, requ
     begin = time.perf_counter()
     worker = build_worker(model, processor, replace(config, pool=PoolConfig(Placement.process)), run_seed=0)
     with closing(worker):
+        fill_worker(worker, model)
         generate(worker, [request])
         started = time.perf_counter() - begin
         seconds = []
         for version in range(1, 7):
             begin = time.perf_counter()
-            sync_weights(lambda v=version: (v, released_tensors(model)), worker)
+            fill_worker(worker, model, version)
             seconds.append(time.perf_counter() - begin)
         (member,) = [slot.member for slot in worker._slots]  # pyright: ignore
         assert isinstance(member, ProcessMember)

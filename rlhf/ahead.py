@@ -8,7 +8,7 @@ holds a later step's draws; no step is sampled ahead across one that ends with a
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
@@ -22,8 +22,6 @@ from rlhf.collect import Collected, Collector, Result, book
 from rlhf.ledger import Ledger
 from rollouts.rollout import MOMENT, RolloutWorker
 from rollouts.weights.sync import sync_weights
-
-Publish = Callable[[], tuple[int, dict[str, Tensor]]]
 
 
 class _Abandoned(Exception):
@@ -117,9 +115,12 @@ class AheadCollector:
         """How much of the step the trainer waited for samplers, and these for leave to go on."""
         return {**self._shares, **self._collector.metrics()}
 
-    def sync(self, publish: Publish) -> None:
-        """Bring the policy's weights to the samplers, within a moment if they are at work."""
-        self.with_worker(lambda worker: sync_weights(publish, worker))
+    def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Bring the policy's weights to the samplers, within a moment if they are at work.
+
+        `tensors` is drawn in the thread that the samplers belong to, while the caller waits.
+        """
+        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
 
     def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
         """Do something with the samplers, in the thread that they belong to."""

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,7 +23,6 @@ from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
-from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weights.sync import sync_weights
 
@@ -117,19 +116,17 @@ class Collector:
         book(self.ledger, collected, untrained)
         self.ledger.check({group.draw for group in self.kept})
 
-    def sync(self, publish: Callable[[], tuple[int, dict[str, Tensor]]]) -> None:
+    def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring the policy's weights to the samplers."""
-        self.with_worker(lambda worker: sync_weights(publish, worker))
+        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
 
     def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
         """Do something with the samplers."""
         return work(self._worker)
 
     def metrics(self) -> dict[str, float]:
-        """What sampling says of itself beside the groups."""
-        if not isinstance(self._worker, WorkerPool):
-            return {}
-        return {"pool/replaced": float(self._worker.num_replaced), "pool/repeated": float(self._worker.num_repeated)}
+        """Counts that the samplers report beside their groups."""
+        return self._worker.metrics()
 
     def state(self) -> dict[str, Any]:
         """What a checkpoint keeps, as JSON data."""

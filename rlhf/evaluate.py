@@ -22,6 +22,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
     from rlhf.evaluation.evaluator import evaluate_modes
     from rlhf.prompts import PromptSet
     from rollouts.build import build_worker
+    from rollouts.weights.sync import fill_worker
 
     if config.output and Path(config.output).is_dir():
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
@@ -36,6 +37,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))
         with closing(build_worker(model, processor, config.rollouts, config.seed)) as worker:
+            fill_worker(worker, model)
             result = evaluate_modes(prompts, config.num_prompts, worker, rubric, processor, config.samples)
     if config.output:
         output = Path(config.output)

@@ -55,6 +55,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Pro
     from model.engine.device import pick_device, pick_dtype, prepare_cpu
     from model.run.progress import StageProgress
     from rollouts.build import build_worker
+    from rollouts.weights.sync import fill_worker
 
     prepare_cpu(config.num_threads)
     model, _ = load_model(Path(config.checkpoint))
@@ -66,6 +67,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Pro
         StageProgress("generate", len(rows)) as progress,
         Path(config.out).open("a", encoding="utf-8") as out,
     ):
+        fill_worker(worker, model)
         for row, lines in _answers(rows, config, processor, worker):
             out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
             out.flush()

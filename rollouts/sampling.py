@@ -1,8 +1,9 @@
 """How tokens are drawn from logits: inverse CDF at a uniform number."""
 
 import torch
-from model.kernels.available import has_triton
 from torch import Tensor
+
+from model.kernels.available import has_triton
 
 GREEDY = -1.0  # in the place of a uniform number: the most likely token
 

@@ -1,14 +1,14 @@
 """A sampler that writes what a hash says and takes as long as it is told: for what is measured around samplers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from rollouts.randomness import sample_seed, uniforms
-from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import MOMENT, FinishReason, Proof, Rollout, RolloutRequest
 
 
 @dataclass
@@ -29,7 +29,6 @@ class ScriptedSampler:
         self._allowed, self._end_id, self._length, self._seed = sorted(allowed_ids), end_id, length, run_seed
         self._open: dict[int, _Open] = {}
         self._next = 0
-        self._manifest: dict[str, int] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -53,23 +52,22 @@ class ScriptedSampler:
     def abort(self, handle: int) -> None:
         self._open.pop(handle, None)
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        self._manifest = manifest
-
-    def load(self, name: str, tensor: Tensor) -> None:
-        pass
-
-    def finish_update(self, version: int) -> dict[str, int]:
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        for _ in tensors:
+            pass
         self.version = version
         self.num_updates += 1
         for one in self._open.values():
             share = 1.0 - (one.ready_at - time.monotonic()) / max(self.seconds, 1e-9)
             written = min(self._length - 1, max(one.spans[-1][0] + 1, round(share * self._length)))
             one.spans.append((written, version))
-        return dict(self._manifest)
+        return Proof(version, {}, {})
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
         return []
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._open.clear()

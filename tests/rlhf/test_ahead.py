@@ -50,7 +50,7 @@ class Loop:
         oldest = min(group.policy_version for group in collected.groups)
         self.staleness.append(self.version - oldest)
         self.version += 1
-        self.collector.sync(lambda: (self.version, {}))
+        self.collector.sync(self.version, [])
         self.collector.close(collected, set())
         self.lines += self.collector.ledger.take_closed()
         return collected

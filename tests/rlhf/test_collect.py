@@ -22,6 +22,7 @@ from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
+from rollouts.weights.sync import fill_worker
 
 SAMPLER = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=4)
 
@@ -50,7 +51,7 @@ class ScriptedRubric(Rubric):
 def collector(tiny, easy_prompts: Path):
     def make(rule, num_groups=4, max_draws=12, algorithm=None, **settings) -> Collector:
         prompts = PromptSet(easy_prompts, tiny[1], Mode.think, RolloutConfig())
-        worker = EmbeddedWorker(*tiny, SAMPLER, 0)
+        worker = fill_worker(EmbeddedWorker(*tiny, SAMPLER, 0), tiny[0])
         config = TrainerConfig(groups_per_step=num_groups, max_draws=max_draws, **settings)
         algorithm = algorithm or build_algorithm(DapoConfig(group_size=4), 4)
         return Collector(config, prompts, worker, ScriptedRubric(rule), tiny[1].tokenizer, algorithm, 0)
@@ -328,7 +329,7 @@ class PatientWorker(EmbeddedWorker):
 
 def test_groups_are_scored_while_others_are_sampled(collector, tiny):
     one = collector(lambda prompt, sample: sample % 2 == 0)
-    one._worker = worker = PatientWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    one._worker = worker = fill_worker(PatientWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0), tiny[0])
     score = one._rubric.score
 
     def tell(inputs):
@@ -342,7 +343,7 @@ def test_groups_are_scored_while_others_are_sampled(collector, tiny):
 
 def test_what_rewards_raise_ends_the_sampling(collector, tiny):
     one = collector(lambda prompt, sample: 1 / 0, num_groups=8)
-    one._worker = worker = EmbeddedWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    one._worker = worker = fill_worker(EmbeddedWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0), tiny[0])
     done, poll = [], worker.poll
     worker.poll = lambda: done.extend(found := poll()) or found
     with pytest.raises(ZeroDivisionError):

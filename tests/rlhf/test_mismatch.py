@@ -18,6 +18,7 @@ from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.probe import first_difference, probe_model
 from rollouts.rollout import Prompt, generate
+from rollouts.weights.sync import fill_worker
 
 
 class Samplers:
@@ -35,7 +36,7 @@ def scene(tiny, digits_folder):
     """(policy, its model, worker, requests) that agree."""
     model, processor = copy.deepcopy(tiny[0]), tiny[1]
     engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(), 1, 1.0, barred_ids=processor.barred_ids)
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0)
+    worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0), model)
     prompts = PromptSet(digits_folder / "train.jsonl", processor, Mode.think, RolloutConfig())
     return Policy(engine, None, processor, 8192), model, worker, [prompts[i].request(i, 3) for i in range(3)]
 
@@ -70,7 +71,7 @@ def test_it_is_quiet_when_they_agree(scene, capsys):
 
 def test_another_weight_is_named(scene, capsys):
     with torch.no_grad():
-        scene[2]._model.language_model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
+        scene[2]._decoder.model.language_model.model.layers[1].mlp.down_proj.weight.mul_(1.5)
     metrics = look(scene)
     assert metrics["mismatch/cause_weights"] == 1.0
     error = capsys.readouterr().err
@@ -79,7 +80,7 @@ def test_another_weight_is_named(scene, capsys):
 
 
 def test_other_visual_tokens_are_named(scene, capsys, monkeypatch):
-    model = scene[2]._model
+    model = scene[2]._decoder.model
     monkeypatch.setattr(model, "visual_tokens", lambda pixels, own=model.visual_tokens: own(pixels) * 1.5)
     assert look(scene)["mismatch/cause_embeddings"] == 1.0
     assert "visual.0: largest difference" in capsys.readouterr().err
@@ -92,7 +93,7 @@ def test_another_dtype_is_named(scene):
 
 
 def test_a_decoder_that_computes_otherwise_is_what_is_left(scene, capsys):
-    layer = scene[2]._model.language_model.model.layers[0]
+    layer = scene[2]._decoder.model.language_model.model.layers[0]
     layer.mlp.register_forward_hook(lambda module, inputs, output: output * 1.2)
     assert look(scene)["mismatch/cause_decoder"] == 1.0
     assert "the decoders do not" in capsys.readouterr().err
