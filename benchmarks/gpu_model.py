@@ -81,7 +81,7 @@ def loss(scores: TokenScores, batch: TrainBatch) -> tuple[Tensor, dict[str, floa
 def update_figures(engine: LocalEngine, batches: Sequence[TrainBatch], device: torch.device) -> dict[str, float]:
     def update() -> None:
         for batch in batches:
-            engine.forward_backward(batch, loss, float(len(batch.loss_weights)))
+            engine.accumulate([batch], loss, float(len(batch.loss_weights)))
         engine.step()
 
     update()

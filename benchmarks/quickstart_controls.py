@@ -22,7 +22,7 @@ from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
 from rlhf import evaluate, train
 from rlhf.config import EvaluateConfig
-from sft import train as sft_train
+from sft import stage as sft_stage
 
 
 class ShuffledRubric(Rubric):
@@ -47,7 +47,7 @@ def more_sft(run: Path, overrides: list[str], updates: int) -> tuple[Path, float
     folder = run / "control_sft"
     config, resolved = load_config("sft", [*overrides, f"run.dir={folder}", "run.start=fresh", f"max_steps={updates}"])
     begin = time.monotonic()
-    sft_train.run_stage(config, resolved)
+    sft_stage.run_stage(config, resolved)
     return folder / "final", time.monotonic() - begin
 
 

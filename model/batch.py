@@ -6,7 +6,7 @@ V vocabulary, P patches (or prefix slots in attention), I image tiles, G group m
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Protocol, Self, TypeVar
 
 import numpy as np
 import torch
@@ -54,6 +54,17 @@ class ModelInputs:
         return move_batch(self, device)
 
 
+class Batch(Protocol):
+    """A micro-batch: what an engine may do with it, whatever its loss finds in it."""
+
+    @property
+    def inputs(self) -> ModelInputs: ...
+
+    def to(self, device: torch.device) -> Self:
+        """A copy with every tensor on `device`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TrainBatch:
     """Supervised micro-batch: log-probabilities of the scored tokens are weighted by `loss_weights`."""
@@ -87,15 +98,46 @@ def pack_rows(rows: Sequence[Row], placeholder_id: int, pixels_per_token: int) -
     )
 
 
-def split_by_tokens(rows: Sequence[Row], budget: int) -> list[slice]:
-    """Cut rows, in order, into micro-batches of at most `budget` tokens (a longer row stands alone)."""
-    slices, start, used = [], 0, 0
-    for index, row in enumerate(rows):
-        if index > start and used + row.num_tokens > budget:
-            slices.append(slice(start, index))
-            start, used = index, 0
-        used += row.num_tokens
-    return [*slices, slice(start, len(rows))] if rows else []
+def split_by_tokens(lengths: Sequence[int], budget: int, num_parts: int = 1) -> list[list[int]]:
+    """Deal rows of these lengths into micro-batches of at most `budget` tokens; a longer row stands alone.
+
+    Returns the numbers of the rows of each micro-batch. For one part rows stay in order. For several the number of
+    micro-batches is a multiple of `num_parts` where there are rows enough, and they cost alike: the longest rows are
+    dealt first, each to the emptiest micro-batch, because processes that work side by side wait for the slowest.
+    """
+    if num_parts == 1:
+        return _in_order(lengths, budget)
+    rounds = max(1, -(-sum(lengths) // (budget * num_parts)))
+    while True:
+        count = min(len(lengths), rounds * num_parts)
+        bins = _longest_first(lengths, count)
+        fits = all(len(rows) == 1 or sum(lengths[row] for row in rows) <= budget for rows in bins)
+        if fits or count == len(lengths):
+            return bins
+        rounds += 1
+
+
+def _in_order(lengths: Sequence[int], budget: int) -> list[list[int]]:
+    bins: list[list[int]] = []
+    used = 0
+    for row, length in enumerate(lengths):
+        if not bins or used + length > budget:
+            bins.append([])
+            used = 0
+        bins[-1].append(row)
+        used += length
+    return bins
+
+
+def _longest_first(lengths: Sequence[int], count: int) -> list[list[int]]:
+    """`count` bins; rows keep their order within one."""
+    bins: list[list[int]] = [[] for _ in range(count)]
+    loads = [0] * count
+    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
+        emptiest = loads.index(min(loads))
+        bins[emptiest].append(row)
+        loads[emptiest] += lengths[row]
+    return [sorted(rows) for rows in bins]
 
 
 def _place_images(
@@ -210,12 +252,15 @@ def _slots(spans: list[tuple[int, int]]) -> tuple[np.ndarray, np.ndarray]:
     return np.where(real, starts + column, 0), real
 
 
-def move_batch(batch: Any, device: torch.device) -> Any:
-    """A copy of a batch dataclass with every tensor on `device`."""
+Moved = TypeVar("Moved")
+
+
+def move_batch(batch: Moved, device: torch.device) -> Moved:
+    """A copy of a batch, which is a dataclass, with every tensor on `device`."""
     if device.type == "cpu":
         return batch
-    moved = {}
-    for f in fields(batch):
+    moved: dict[str, object] = {}
+    for f in fields(batch):  # pyright: ignore[reportArgumentType]
         value = getattr(batch, f.name)
         if isinstance(value, Tensor):
             moved[f.name] = value.to(device, non_blocking=True)

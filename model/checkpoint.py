@@ -7,18 +7,18 @@ import json
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as to_safetensors
 from torch import Tensor, nn
 
 from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
-from model.run.durable import write_folder
+from model.run.durable import Digests, write_folder
+from model.run.tensor_files import write_tensors
 from model.sail_vl2 import SailVL2
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -58,16 +58,51 @@ def save_model(
     folder: Path, model: SailVL2, processor: Processor, max_shard_bytes: int = MAX_SHARD_BYTES, dtype: str = "float32"
 ) -> None:
     """Write a checkpoint folder, whole or not at all. Both head and embedding are stored, tied or not."""
+    write_checkpoint(folder, model.config, processor, sorted_tensors(model), max_shard_bytes, dtype)
+
+
+def write_checkpoint(
+    folder: Path,
+    config: SailVL2Config,
+    processor: Processor,
+    tensors: Iterable[tuple[str, Tensor]],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dtype: str = "float32",
+) -> None:
+    """`save_model` for tensors that come one by one: under released names, sorted by name.
+
+    The extra memory is one tensor. `ValueError` where they are not those of `config`.
+    """
     target = getattr(torch, dtype)
-    shards = _shard(released_tensors(model), target.itemsize, max_shard_bytes)
-    files: dict[str, bytes | Callable[[], bytes]] = {**description_files(model.config, processor, dtype)}
+    shards = _shard(released_shapes(config), target.itemsize, max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    files |= {name: partial(_shard_bytes, shard, target) for name, shard in zip(names, shards, strict=True)}
+    files = description_files(config, processor, dtype)
     if len(shards) > 1:
-        total = sum(tensor.numel() for shard in shards for tensor in shard.values()) * target.itemsize
+        total = sum(shape.numel() for shard in shards for shape in shard.values()) * target.itemsize
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         files[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()
-    write_folder(folder, files)
+    waiting = iter(tensors)
+
+    def fill(staging: Path) -> Digests:
+        return {
+            name: write_tensors(staging / name, shard, target, islice(waiting, len(shard)), {"format": "pt"})
+            for name, shard in zip(names, shards, strict=True)
+        }
+
+    write_folder(folder, files, fill)
+    if (extra := next(waiting, None)) is not None:
+        raise ValueError(f"{folder}: expected {sum(map(len, shards))} tensors, found {extra[0]} besides")
+
+
+def sorted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """(released name, tensor) sorted by name, which is the order of the files."""
+    yield from sorted(released_tensors(module).items())
+
+
+def released_shapes(config: SailVL2Config) -> dict[str, torch.Size]:
+    """Released name -> shape of every tensor of such a model, sorted by name."""
+    with torch.device("meta"):
+        return {name: tensor.shape for name, tensor in sorted_tensors(SailVL2(config))}
 
 
 def description_files(config: SailVL2Config, processor: Processor, dtype: str = "float32") -> dict[str, bytes]:
@@ -79,26 +114,21 @@ def description_files(config: SailVL2Config, processor: Processor, dtype: str = 
     return {"config.json": json.dumps(published, indent=2).encode(), **files}
 
 
-def _shard(tensors: Mapping[str, Tensor], itemsize: int, limit: int) -> list[dict[str, Tensor]]:
-    shards: list[dict[str, Tensor]] = [{}]
+def _shard(shapes: Mapping[str, torch.Size], itemsize: int, limit: int) -> list[dict[str, torch.Size]]:
+    shards: list[dict[str, torch.Size]] = [{}]
     used = 0
-    for name, tensor in tensors.items():
-        size = tensor.numel() * itemsize
+    for name, shape in shapes.items():
+        size = shape.numel() * itemsize
         if shards[-1] and used + size > limit:
             shards.append({})
             used = 0
-        shards[-1][name] = tensor
+        shards[-1][name] = shape
         used += size
     return shards
 
 
 def _shard_name(index: int, count: int) -> str:
     return f"model-{index + 1:05d}-of-{count:05d}.safetensors"
-
-
-def _shard_bytes(shard: Mapping[str, Tensor], dtype: torch.dtype) -> bytes:
-    tensors = {name: t.detach().to("cpu", dtype, copy=True).contiguous() for name, t in shard.items()}
-    return to_safetensors(tensors, metadata={"format": "pt"})
 
 
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[SailVL2, Processor]:
@@ -128,9 +158,7 @@ def fitting_config(config: SailVL2Config, stored: "StoredTensors") -> SailVL2Con
     """`config` with its head tied or not, as the stored tensors say. `ValueError` unless their names and shapes fit."""
     tied = stored.is_tied(config)
     config = replace(config, language=replace(config.language, tie_word_embeddings=tied))
-    with torch.device("meta"):
-        wanted = {name: tensor.shape for name, tensor in released_tensors(SailVL2(config)).items()}
-    check_names(stored.shapes, wanted, str(stored.folder), {HEAD} if tied else set())
+    check_names(stored.shapes, released_shapes(config), str(stored.folder), {HEAD} if tied else set())
     return config
 
 

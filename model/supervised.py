@@ -1,4 +1,4 @@
-"""The supervised loop that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
+"""The supervised stage that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
 
 from collections.abc import Callable, Sequence
 
@@ -8,52 +8,69 @@ from torch import Tensor
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
 from model.engine.balance import BalancedLoss
-from model.engine.base import TrainEngine
-from model.engine.config import Normalisation
+from model.engine.base import LossFn, TrainEngine
+from model.engine.config import Normalisation, SupervisedConfig
+from model.engine.local import LocalEngine
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.progress import StageProgress
+from model.sail_vl2 import SailVL2
+
+RowsOfStep = Callable[[int], Sequence[Row]]
+"""The rows of a step, as a function of its number alone: a restart needs no state of it."""
+
+
+def run_supervised(
+    config: SupervisedConfig,
+    resolved: str,
+    title: str,
+    model: SailVL2,
+    processor: Processor,
+    rows_of_step: RowsOfStep,
+) -> None:
+    """Train `model` and write `run.dir/final`; continues where an earlier call stopped."""
+    with RunFolder(config.run, resolved) as run:
+        if run.is_done:
+            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            return
+        engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)
+        with StageProgress(title, config.max_steps) as progress:
+            train_supervised(config, engine, processor, rows_of_step, run, progress)
+        with run.space_for("final"):
+            engine.export(run.final_folder, processor)
+        run.finish({"steps": engine.step_count})
 
 
 def train_supervised(
+    config: SupervisedConfig,
     engine: TrainEngine,
-    rows_of_step: Callable[[int], Sequence[Row]],
     processor: Processor,
+    rows_of_step: RowsOfStep,
     run: RunFolder,
-    max_steps: int,
-    micro_batch_tokens: int,
-    normalisation: Normalisation,
-    balance_coefficient: float,
     progress: StageProgress,
 ) -> None:
-    """Train to `max_steps`, resuming from the run's newest checkpoint. Every completion token has weight 1.
-
-    `balance_coefficient` weighs the load-balancing term of an MoE decoder; others have none.
-    """
-    if not isinstance(processor.config.language, MoeLanguageConfig):
-        balance_coefficient = 0.0
+    """Train to `config.max_steps`, resuming from the run's newest checkpoint. Every completion token has weight 1."""
+    has_routers = isinstance(processor.config.language, MoeLanguageConfig)
+    balance_coefficient = config.balance_coefficient if has_routers else 0.0
     run.restore(engine)
     with run.saved_on_stop(engine, lambda: {"step": engine.step_count}) as stop:
-        while engine.step_count < max_steps:
+        while engine.step_count < config.max_steps:
             stop.check()
             with run.timed("data"):
                 rows = rows_of_step(engine.step_count)
                 num_samples = sum(len(row.completions) for row in rows)
                 num_tokens = sum(len(completion) for row in rows for completion in row.completions)
-                denominator = num_tokens if normalisation is Normalisation.tokens else num_samples
+                denominator = num_tokens if config.normalisation is Normalisation.tokens else num_samples
             with run.timed("update"):
-                totals: dict[str, float] = {}
-                batches = [
-                    make_train_batch(rows[part], processor) for part in split_by_tokens(rows, micro_batch_tokens)
-                ]
-                loss = cross_entropy
+                lengths = [row.num_tokens for row in rows]
+                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts)
+                batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
+                loss: LossFn[TrainBatch] = cross_entropy
                 if balance_coefficient:
                     inputs = [batch.inputs for batch in batches]
                     loss = BalancedLoss.over(loss, engine, inputs, balance_coefficient, denominator)
-                for batch in batches:
-                    for name, value in engine.forward_backward(batch, loss, denominator).items():
-                        totals[name] = totals.get(name, 0.0) + value
+                totals = engine.accumulate(batches, loss, denominator).total()
                 result = engine.step()
             step = engine.step_count
             run.log(
@@ -62,7 +79,7 @@ def train_supervised(
                     "loss": totals["loss"],
                     "nll_per_token": totals["nll"] / num_tokens,
                     "tokens_above_half": totals["sure"] / num_tokens,
-                    "tokens": float(sum(row.num_tokens for row in rows)),
+                    "tokens": float(sum(lengths)),
                     "learning_rate": result.learning_rate,
                     "grad_norm": result.grad_norm,
                     "skipped": float(not result.applied),
@@ -70,7 +87,7 @@ def train_supervised(
                 },
             )
             progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}")
-            if run.is_due(step, max_steps):
+            if run.is_due(step, config.max_steps):
                 run.save(engine, {"step": step})
 
 

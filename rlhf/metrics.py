@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from model.engine.base import StepResult
+from model.engine.base import LossSums, StepResult
 from model.processing.tokenizer import Tokenizer
 from rlhf.ahead import AheadCollector
-from rlhf.algorithms.loss_metrics import EXTREMES, GAP_POSITIONS
+from rlhf.algorithms.loss_metrics import GAP_POSITIONS
 from rlhf.collect import Collected, Collector
 from rlhf.trajectory import Group
 from rlhf.update import UpdateResult
@@ -21,7 +21,7 @@ class LossTotals:
 
     def __init__(self, policy_version: int = 0) -> None:
         self.policy_version = policy_version
-        self.sums: dict[str, float] = {}
+        self._sums = LossSums()
         self.updates: list[StepResult] = []
         self._tokens = {True: 0, False: 0}  # by whether their trajectory has an advantage
         self._tried: set[int] = set()
@@ -32,12 +32,6 @@ class LossTotals:
         """Draws none of whose updates was applied."""
         return self._tried - self._trained
 
-    def add(self, metrics: dict[str, float]) -> None:
-        """Add one micro-batch's sums (extremes are kept, not added)."""
-        for name, value in metrics.items():
-            merge = EXTREMES.get(name, lambda one, other: one + other)
-            self.sums[name] = float(merge(self.sums[name], value)) if name in self.sums else value
-
     def add_update(self, update: UpdateResult) -> None:
         self.updates.append(update.result)
         draws = {group.draw for group in update.groups}
@@ -46,46 +40,46 @@ class LossTotals:
             self._trained |= draws
         for trajectory in (t for group in update.groups for t in group.trajectories):
             self._tokens[trajectory.has_advantage] += trajectory.num_trained_tokens
-        for metrics in update.sums:
-            self.add(metrics)
+        self._sums += update.sums
 
     def metrics(self) -> dict[str, float]:
         """Means per trained token, extremes, and the optimizer's view."""
         if not self.updates:
             return {"updates": 0.0}
-        tokens = max(1.0, self.sums["tokens"])
+        sums = self._sums.total()
+        tokens = max(1.0, sums["tokens"])
         values = {
-            "loss": self.sums["loss"] / len(self.updates),
-            "entropy": self.sums["entropy"] / tokens,
-            "clip/low_share": self.sums["clipped_low"] / tokens,
-            "clip/high_share": self.sums["clipped_high"] / tokens,
-            "kl/old": self.sums["old_kl"] / tokens,
-            "kl/sampler": self.sums["sampler_kl"] / tokens,
-            "ratio/min": self.sums["ratio_min"],
-            "ratio/max": self.sums["ratio_max"],
-            "sampler_gap/mean": self.sums["sampler_gap"] / tokens,
-            "sampler_gap/max": self.sums["sampler_gap_max"],
-            "correction/mean": self.sums["correction"] / tokens,
+            "loss": sums["loss"] / len(self.updates),
+            "entropy": sums["entropy"] / tokens,
+            "clip/low_share": sums["clipped_low"] / tokens,
+            "clip/high_share": sums["clipped_high"] / tokens,
+            "kl/old": sums["old_kl"] / tokens,
+            "kl/sampler": sums["sampler_kl"] / tokens,
+            "ratio/min": sums["ratio_min"],
+            "ratio/max": sums["ratio_max"],
+            "sampler_gap/mean": sums["sampler_gap"] / tokens,
+            "sampler_gap/max": sums["sampler_gap_max"],
+            "correction/mean": sums["correction"] / tokens,
             "learning_rate": self.updates[-1].learning_rate,
             "grad_norm": float(np.max([update.grad_norm for update in self.updates])),
             "skipped_updates": float(sum(not update.applied for update in self.updates)),
             "updates": float(len(self.updates)),
-            "trained_tokens": self.sums["tokens"],
+            "trained_tokens": sums["tokens"],
             "zero_advantage_share": self._tokens[False] / max(1, sum(self._tokens.values())),
         }
         for tower in self.updates[-1].tower_norms:
             values[f"grad_norm/{tower}"] = float(np.max([update.tower_norms[tower] for update in self.updates]))
         for first in GAP_POSITIONS:
-            if f"tokens_from_{first}" in self.sums:
-                gap = self.sums[f"sampler_gap_from_{first}"] / self.sums[f"tokens_from_{first}"]
+            if f"tokens_from_{first}" in sums:
+                gap = sums[f"sampler_gap_from_{first}"] / sums[f"tokens_from_{first}"]
                 values[f"sampler_gap/from_{first}"] = gap
-        if "ref_kl" in self.sums:
-            values["kl/reference"] = self.sums["ref_kl"] / tokens
-        if "dual_clipped" in self.sums:
-            values["clip/dual_share"] = self.sums["dual_clipped"] / tokens
+        if "ref_kl" in sums:
+            values["kl/reference"] = sums["ref_kl"] / tokens
+        if "dual_clipped" in sums:
+            values["clip/dual_share"] = sums["dual_clipped"] / tokens
         for name in ("balance", "expert_entropy"):
-            if name in self.sums:
-                values[name] = self.sums[name] / len(self.updates)
+            if name in sums:
+                values[name] = sums[name] / len(self.updates)
         return values
 
 

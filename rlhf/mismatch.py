@@ -5,14 +5,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
-from model.sail_vl2 import SailVL2
 from rlhf.ahead import AheadCollector
 from rlhf.collect import Collector
-from rlhf.trajectory import Group, pack
+from rlhf.trajectory import Group
 from rlhf.update import Policy
-from rollouts.probe import cause_of, first_difference, probe_model
+from rollouts.probe import cause_of, first_difference, probe_engine
 from rollouts.rollout import Rollout, RolloutRequest
 
 _LOOKED_AT = 2  # completions of a step, whose log-probs the trainer computes for this alone
@@ -30,9 +28,9 @@ class Gap:
 class MismatchWatch:
     """Compares before the update, with the weights that the newest tokens were sampled from."""
 
-    def __init__(self, policy: Policy, model: SailVL2, limit: float) -> None:
-        """`model` computes as the trainer does. Beyond `limit` nats a gap is looked into and warned of."""
-        self._policy, self._model, self._processor, self._limit = policy, model, policy.processor, limit
+    def __init__(self, policy: Policy, limit: float) -> None:
+        """Beyond `limit` nats a gap is looked into and warned of."""
+        self._policy, self._processor, self._limit = policy, policy.processor, limit
 
     def look(self, step: int, groups: Sequence[Group], collector: Collector | AheadCollector) -> dict[str, float]:
         """Metrics of two completions of a group, others each step; a warning on stderr names the cause of a large gap
@@ -63,16 +61,11 @@ class MismatchWatch:
         return metrics
 
     def _gaps(self, group: Group) -> list[Gap]:
-        policy, engine = self._policy, self._policy.engine
-        pixels_per_token = self._processor.config.pixels_per_token
-        batches = pack([group], policy.micro_batch_tokens, self._processor.placeholder_id, pixels_per_token, False)
-        parts: list[Tensor] = []
-        for batch in batches:
-            parts += engine.logprobs(batch.inputs).logprobs.cpu().split(torch.bincount(batch.sequence).tolist())
-        gaps, found = [], iter(parts)
-        for trajectory in group.scored:
+        engine, gaps = self._policy.engine, []
+        (found,) = self._policy.packing.logprobs(engine, [group])
+        for trajectory, logprobs in zip(group.scored, found, strict=True):
             rollout = trajectory.rollout
-            gap = (next(found) - torch.tensor(rollout.rollout_logprobs)).abs().max()
+            gap = (logprobs - torch.tensor(rollout.rollout_logprobs)).abs().max()
             # After an update in flight, keys and values are still the older weights'.
             is_present = [version for _, version in rollout.policy_versions] == [engine.step_count]
             gaps.append(Gap(rollout, float(gap), is_present))
@@ -84,7 +77,7 @@ class MismatchWatch:
         ids = list(rollout.prompt_ids)
         short = [one for one, before in zip(ids, [-1, *ids], strict=False) if not one == before == placeholder]
         request = RolloutRequest(rollout.draw, rollout.prompt_id, ids, short, group.images, 1)
-        ours = probe_model(self._model, request, placeholder)
+        ours = probe_engine(self._policy.engine, request, placeholder, self._processor.config.pixels_per_token)
         for name, theirs in collector.with_worker(lambda worker: worker.probe(request)):
             if difference := first_difference(ours, theirs):
                 return cause_of(difference), f"first differing tensor at {name}: {difference}"

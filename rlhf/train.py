@@ -65,7 +65,7 @@ def _train(
     from contextlib import ExitStack, closing
     from pathlib import Path
 
-    from model.checkpoint import load_model, save_model
+    from model.checkpoint import load_model
     from model.engine.local import LocalEngine
     from model.run.progress import StageProgress
     from rlhf.ahead import AheadCollector
@@ -83,7 +83,7 @@ def _train(
     engine = LocalEngine(
         model, config.engine, config.optimizer, total_updates, sampler.temperature, processor.barred_ids
     )
-    reference = engine.frozen_copy() if algorithm.needs_reference else None
+    reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = sampler.max_staleness // config.updates_per_step
     with (
         closing(build_worker(engine.compute_model, processor, sampler, seed)) as worker,
@@ -91,7 +91,7 @@ def _train(
         ExitStack() as ends,
     ):
         collector = Collector(limits, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
-        evaluator = Evaluator(config.evaluation, model, processor, worker, rubric, held_out)
+        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out)
         ahead = None
         if num_ahead:
             last = limits.max_steps
@@ -111,12 +111,12 @@ def _train(
             rubric=ahead.rubric if ahead else rubric,
             algorithm=algorithm,
             evaluator=evaluator,
-            watch=MismatchWatch(policy, engine.compute_model, limits.max_sampler_gap),
+            watch=MismatchWatch(policy, limits.max_sampler_gap),
             reporter=StepReporter(progress, processor.tokenizer, limits.show_every),
         )
         train(limits, parts, run)
     with run.space_for("final"):
-        save_model(run.final_folder, model, processor)
+        engine.export(run.final_folder, processor)
     run.finish({"updates": engine.step_count})
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from model.batch import ModelInputs, Row, move_batch, pack_rows, split_by_tokens
+from model.engine.base import Scorer
 from rewards.result import RewardResult, Status
 from rollouts.rollout import FinishReason, Prompt, Rollout
 
@@ -80,29 +81,51 @@ class PolicyBatch:
         return move_batch(self, device)
 
 
-def pack(
-    groups: Sequence[Group], budget: int, placeholder_id: int, pixels_per_token: int, mean_per_sequence: bool
-) -> list[PolicyBatch]:
-    """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
+@dataclass(frozen=True)
+class Packing:
+    """How groups become micro-batches: what an engine and a processor say about it."""
 
-    Every scored trajectory of the groups is packed, in their order. `mean_per_sequence` gives each token the weight
-    1 / (trained tokens of its trajectory), otherwise 1.
-    """
-    pieces = [piece for group in groups for piece in _split_group(group, budget)]
-    rows = [
-        Row(piece[0].rollout.prompt_ids, [t.rollout.completion_ids for t in piece], images) for piece, images in pieces
-    ]
-    batches = []
-    for part in split_by_tokens(rows, budget):
-        trajectories = [t for piece, _ in pieces[part] for t in piece]
+    budget: int  # packed tokens of a micro-batch
+    placeholder_id: int
+    pixels_per_token: int
+    num_parts: int = 1  # see `TrainEngine.num_parts`
+
+    def pack(self, groups: Sequence[Group], mean_per_sequence: bool = False) -> list[PolicyBatch]:
+        """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
+
+        Every scored trajectory of the groups is packed. `mean_per_sequence` gives each token the weight
+        1 / (trained tokens of its trajectory), otherwise 1.
+        """
+        return [self._batch(pieces, mean_per_sequence) for pieces in self._dealt(groups)]
+
+    def logprobs(self, scorer: Scorer, groups: Sequence[Group]) -> list[list[Tensor]]:
+        """The scorer's log-probabilities [tokens] of every scored trajectory, group by group, on CPU."""
+        dealt = self._dealt(groups)
+        batches = [self._batch(pieces, False) for pieces in dealt]
+        found: dict[int, Tensor] = {}
+        scores = scorer.logprobs([batch.inputs for batch in batches])
+        for pieces, batch, one in zip(dealt, batches, scores, strict=True):
+            columns = one.logprobs.cpu().split(torch.bincount(batch.sequence).tolist())
+            trajectories = [t for piece in pieces for t in piece.trajectories]
+            found |= {id(t): column for t, column in zip(trajectories, columns, strict=True)}
+        return [[found[id(t)] for t in group.scored] for group in groups]
+
+    def _dealt(self, groups: Sequence[Group]) -> list[list["_Piece"]]:
+        """The pieces of each micro-batch."""
+        pieces = [piece for group in groups for piece in _split_group(group, self.budget)]
+        bins = split_by_tokens([piece.num_tokens for piece in pieces], self.budget, self.num_parts)
+        return [[pieces[number] for number in numbers] for numbers in bins]
+
+    def _batch(self, pieces: Sequence["_Piece"], mean_per_sequence: bool) -> PolicyBatch:
+        rows = [piece.row() for piece in pieces]
+        trajectories = [t for piece in pieces for t in piece.trajectories]
         try:
-            inputs = pack_rows(rows[part], placeholder_id, pixels_per_token)
+            inputs = pack_rows(rows, self.placeholder_id, self.pixels_per_token)
         except ValueError as error:
             prompts = sorted({t.rollout.prompt_id for t in trajectories})
             raise ValueError(f"prompts {prompts}: {error}") from None
-        inputs = replace(inputs, routing_weights=routing_weights(rows[part]))
-        batches.append(_policy_batch(inputs, trajectories, mean_per_sequence))
-    return batches
+        inputs = replace(inputs, routing_weights=routing_weights(rows))
+        return _policy_batch(inputs, trajectories, mean_per_sequence)
 
 
 def routing_weights(rows: Sequence[Row]) -> Tensor:
@@ -119,7 +142,24 @@ def routing_weights(rows: Sequence[Row]) -> Tensor:
     return torch.cat(parts)
 
 
-def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Sequence[Tensor]]]:
+@dataclass(frozen=True)
+class _Piece:
+    """Trajectories of a group that make one row."""
+
+    trajectories: list[Trajectory]
+    images: Sequence[Tensor]
+
+    @property
+    def num_tokens(self) -> int:
+        lengths = [len(t.rollout.completion_ids) for t in self.trajectories]
+        return len(self.trajectories[0].rollout.prompt_ids) + sum(lengths)
+
+    def row(self) -> Row:
+        completions = [t.rollout.completion_ids for t in self.trajectories]
+        return Row(self.trajectories[0].rollout.prompt_ids, completions, self.images)
+
+
+def _split_group(group: Group, budget: int) -> list[_Piece]:
     pieces: list[list[Trajectory]] = [[]]
     prefix = len(group.trajectories[0].rollout.prompt_ids)
     used = prefix
@@ -130,7 +170,7 @@ def _split_group(group: Group, budget: int) -> list[tuple[list[Trajectory], Sequ
             used = prefix
         pieces[-1].append(trajectory)
         used += length
-    return [(piece, group.images) for piece in pieces if piece]
+    return [_Piece(piece, group.images) for piece in pieces if piece]
 
 
 def _policy_batch(inputs: ModelInputs, trajectories: Sequence[Trajectory], mean_per_sequence: bool) -> PolicyBatch:

@@ -1,20 +1,19 @@
 """From the groups of a step to optimizer updates that the algorithm's loss asks for."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import torch
 from torch import Tensor
 
 from model.engine.balance import BalancedLoss, routed_counts
-from model.engine.base import LossFn, NonFiniteError, StepResult, TrainEngine
+from model.engine.base import LossFn, LossSums, NonFiniteError, Scorer, StepResult, TrainEngine
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.filters import with_advantage
 from rlhf.config import TrainerConfig
-from rlhf.trajectory import Group, PolicyBatch, pack
+from rlhf.trajectory import Group, Packing, PolicyBatch, Trajectory
 
 
 @dataclass(frozen=True)
@@ -22,9 +21,16 @@ class Policy:
     """The trained weights and, when the algorithm asks for KL, the frozen ones it started from."""
 
     engine: TrainEngine
-    reference: TrainEngine | None
+    reference: Scorer | None
     processor: Processor
     micro_batch_tokens: int
+
+    @property
+    def packing(self) -> Packing:
+        """How groups become micro-batches for this engine."""
+        processor = self.processor
+        pixels_per_token = processor.config.pixels_per_token
+        return Packing(self.micro_batch_tokens, processor.placeholder_id, pixels_per_token, self.engine.num_parts)
 
 
 @dataclass(frozen=True)
@@ -32,17 +38,17 @@ class Update:
     """One optimizer update: the groups of a mini-batch, packed into micro-batches."""
 
     groups: Sequence[Group]
-    batches: list[PolicyBatch]  # what is passed: see `trainer.skip_zero_advantage`
+    batches: list[PolicyBatch]  # those of the trajectories that are passed: see `trainer.skip_zero_advantage`
     balance_coefficient: float = 0.0
     routed: Tensor | None = None  # [L, E] pairs that the routers of an MoE sent where, over the step
 
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did, the sums of its micro-batches, and its groups."""
+    """What an update did, the loss's figures, and its groups."""
 
     result: StepResult
-    sums: list[dict[str, float]]
+    sums: LossSums
     groups: Sequence[Group]
 
 
@@ -50,17 +56,15 @@ def with_reference(groups: Sequence[Group], policy: Policy) -> list[Group]:
     """The groups with the reference's log-probabilities in each scored trajectory; unchanged without a reference."""
     if policy.reference is None:
         return list(groups)
-    columns: list[Tensor] = []
-    for batch in _pack(groups, policy, mean_per_sequence=False):
-        logprobs = policy.reference.logprobs(batch.inputs).logprobs.cpu()
-        columns += logprobs.split(torch.bincount(batch.sequence).tolist())
-    found = iter(columns)
+    logprobs = policy.packing.logprobs(policy.reference, groups)
     return [
-        group.with_trajectories(
-            [replace(t, ref_logprobs=next(found)) if t.is_scored else t for t in group.trajectories]
-        )
-        for group in groups
+        group.with_trajectories(_with_reference(group.trajectories, iter(found)))
+        for group, found in zip(groups, logprobs, strict=True)
     ]
+
+
+def _with_reference(trajectories: Sequence[Trajectory], found: Iterator[Tensor]) -> list[Trajectory]:
+    return [replace(t, ref_logprobs=next(found)) if t.is_scored else t for t in trajectories]
 
 
 def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, config: TrainerConfig) -> list[Update]:
@@ -75,14 +79,14 @@ def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, confi
     balance = config.balance_coefficient
     skips = config.skip_zero_advantage and algorithm.zero_advantage_is_silent and not balance
     updates = [
-        Update(part, _pack(with_advantage(part) if skips else part, policy, algorithm.mean_per_sequence))
+        Update(part, policy.packing.pack(with_advantage(part) if skips else part, algorithm.mean_per_sequence))
         for part in mini_batches
     ]
     inputs = [batch.inputs for one in updates for batch in one.batches]
     if len(updates) * config.passes == 1 and (len(inputs) == 1 or not balance):
         return [replace(one, balance_coefficient=balance) for one in updates]
     # One pass without gradient gives the old log-probs and what balance is asked of.
-    scores = [engine.logprobs(part) for part in inputs]
+    scores = engine.logprobs(inputs)
     old = iter(scores)
     updates = [
         replace(one, batches=[replace(b, old_logprobs=next(old).logprobs) for b in one.batches]) for one in updates
@@ -99,12 +103,12 @@ def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number:
     skipped.jsonl. `NonFiniteError` after `engine.max_skipped_updates` of them in a row.
     """
     engine, denominator = policy.engine, algorithm.denominator(one.groups)
-    loss: LossFn = algorithm.loss
+    loss: LossFn[PolicyBatch] = algorithm.loss
     if one.balance_coefficient:
         inputs = [batch.inputs for batch in one.batches]
         loss = BalancedLoss.over(loss, engine, inputs, one.balance_coefficient, denominator, one.routed)
-    sums = [engine.forward_backward(batch, loss, denominator) for batch in one.batches]
-    suspects = [b for b, s in zip(one.batches, sums, strict=True) if not -float("inf") < s["loss"] < float("inf")]
+    sums = engine.accumulate(one.batches, loss, denominator)
+    suspects = [one.batches[number] for number in sums.not_finite]
     prompts = sorted({name for batch in suspects or one.batches for name in batch.prompt_ids})
     what = "loss" if suspects else "gradient"
     skipped = [{"update": number, "what": what, "prompts": prompts}]
@@ -117,9 +121,3 @@ def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number:
         print(f"step {step}: update {number} skipped, {what} not finite; prompts: {prompts}", file=sys.stderr)
         run.append("skipped.jsonl", step, skipped)
     return UpdateResult(result, sums, one.groups)
-
-
-def _pack(groups: Sequence[Group], policy: Policy, mean_per_sequence: bool) -> list[PolicyBatch]:
-    processor = policy.processor
-    pixels_per_token = processor.config.pixels_per_token
-    return pack(groups, policy.micro_batch_tokens, processor.placeholder_id, pixels_per_token, mean_per_sequence)

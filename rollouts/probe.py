@@ -7,6 +7,7 @@ from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.checkpoint import released_tensors
+from model.engine.base import TrainEngine
 from model.sail_vl2 import SailVL2
 from rollouts.rollout import RolloutRequest
 from rollouts.weights.sync import tensor_checksum
@@ -30,6 +31,24 @@ def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) ->
         **probe_weights(released_tensors(model), model.dtype),
         **{f"visual.{number}": tokens.cpu() for number, tokens in enumerate(visual)},
         "embeddings": model.embed(inputs.to(model.device)).cpu(),
+    }
+
+
+def probe_engine(engine: TrainEngine, request: RolloutRequest, placeholder_id: int, pixels_per_token: int) -> Probe:
+    """Every stage of the model that an engine trains."""
+    inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, pixels_per_token)
+    embeddings = engine.embeddings(inputs).cpu()
+    sums, dtype = {}, embeddings.dtype
+    for name, tensor in engine.weights():
+        sums[f"weights.{name}"], dtype = torch.tensor(tensor_checksum(tensor)), tensor.dtype
+    lengths = [image[:, 0].numel() // pixels_per_token**2 for image in request.images]
+    visual = embeddings[inputs.token_ids == placeholder_id].split(lengths) if lengths else ()
+    return {
+        **probe_inputs(request.prompt_ids, request.images),
+        "dtype": torch.empty(0, dtype=dtype),
+        **sums,
+        **{f"visual.{number}": tokens for number, tokens in enumerate(visual)},
+        "embeddings": embeddings,
     }
 
 

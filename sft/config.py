@@ -2,9 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from model.engine.config import SupervisedConfig
 from model.run.config import RunConfig
-
-from model.engine.config import EngineConfig, Normalisation, OptimizerConfig
 
 
 @dataclass
@@ -26,23 +25,18 @@ class SftDataConfig:
 
 
 @dataclass
-class SftConfig:
+class SftConfig(SupervisedConfig):
     checkpoint: str = ""
     """folder of the model to start from"""
     max_steps: int = 100
     """optimizer updates"""
     batch_size: int = 32
     """completions per update, at most"""
-    normalise: Normalisation = Normalisation.tokens
-    """what the loss of an update is divided by: tokens, or samples (the report's equations 2 and 3)"""
-    balance_coefficient: float = 0.001
-    """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
     data: SftDataConfig = field(default_factory=SftDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/sft"))
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model to start from, found nothing")
         data = self.data

@@ -16,7 +16,7 @@ from rewards.result import RewardResult
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.config import ALGORITHM_CONFIGS
 from rlhf.algorithms.registry import build_algorithm
-from rlhf.trajectory import Group, PolicyBatch, Trajectory, pack
+from rlhf.trajectory import Group, Packing, PolicyBatch, Trajectory
 from rollouts.rollout import FinishReason, Prompt, Rollout
 
 MAX_POSITIONS = 16384
@@ -146,18 +146,18 @@ class SharedUpdate:
 
     def batches(self) -> list[PolicyBatch]:
         config = self.engine.model.config
-        return pack(self.groups, self._budget, placeholder_id(config), config.pixels_per_token, mean_per_sequence=False)
+        return Packing(self._budget, placeholder_id(config), config.pixels_per_token).pack(self.groups)
 
     def accumulate(self) -> float:
         """Gradients of one update; returns its loss."""
         denominator = self._algorithm.denominator(self.groups)
         loss = self._algorithm.loss
-        return sum(self.engine.forward_backward(batch, loss, denominator)["loss"] for batch in self.batches())
+        return self.engine.accumulate(self.batches(), loss, denominator).total()["loss"]
 
     def largest_pass(self) -> None:
         """Forward and backward of the micro-batch with most tokens, which decides the peak of memory."""
         batch = max(self.batches(), key=lambda batch: batch.inputs.num_tokens)
-        self.engine.forward_backward(batch, self._algorithm.loss, 1.0)
+        self.engine.accumulate([batch], self._algorithm.loss, 1.0)
 
     def update(self) -> None:
         self.accumulate()

@@ -2,47 +2,47 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Generic
 
 import torch
 from torch import Tensor
 
 from model.batch import ModelInputs
-from model.engine.base import LossFn, TrainEngine
+from model.engine.base import AnyBatch, LossFn, Scorer
 from model.logprobs import TokenScores
 from model.moe import activation_entropy, balance_loss
 
 
 @dataclass(frozen=True)
-class BalancedLoss:
+class BalancedLoss(Generic[AnyBatch]):
     """`loss` plus the load-balancing term of the routers over all tokens of one update.
 
     The term has its own denominator: the loss grows by coefficient x (1 when balanced), however rows are packed.
     """
 
-    loss: LossFn
+    loss: LossFn[AnyBatch]
     coefficient: float
-    counts: Tensor | None  # [L, E] routed pairs that balance is asked of; None: the one batch is the update
-    num_tokens: float  # of the update, weighed as routing weighs them
-    denominator: float  # what the engine divides the loss by
+    counts: Tensor | None  # [L, E] how many token-expert pairs the update routed; None if the one batch is the update
+    num_tokens: float  # tokens of the update, weighed as routing weighs them
+    denominator: float  # the engine divides the loss by this
 
     @classmethod
     def over(
         cls,
-        loss: LossFn,
-        engine: TrainEngine,
+        loss: LossFn[AnyBatch],
+        engine: Scorer,
         inputs: Sequence[ModelInputs],
         coefficient: float,
         denominator: float,
         counts: Tensor | None = None,
-    ) -> "BalancedLoss":
+    ) -> "BalancedLoss[AnyBatch]":
         """Over the micro-batches `inputs` of one update. Without `counts`, several of them need a pass without
         gradient first: balance is asked of all of them together."""
         if counts is None and len(inputs) > 1:
-            counts = routed_counts([engine.logprobs(part) for part in inputs])
+            counts = routed_counts(engine.logprobs(inputs))
         return cls(loss, coefficient, counts, sum(map(routing_total, inputs)), denominator)
 
-    def __call__(self, scores: TokenScores, batch: Any) -> tuple[Tensor, dict[str, float]]:
+    def __call__(self, scores: TokenScores, batch: AnyBatch) -> tuple[Tensor, dict[str, float]]:
         loss_sum, metrics = self.loss(scores, batch)
         assert scores.routing is not None
         counts = scores.routing.counts if self.counts is None else self.counts

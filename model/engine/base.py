@@ -1,16 +1,25 @@
-"""What a training engine does; every engine is tested against `model.engine.local`."""
+"""What a training engine does, in whole lists of micro-batches; every engine is tested against `model.engine.local`.
 
-from collections.abc import Callable
+One process leads: it alone runs the loop and calls these verbs. An engine over several processes deals the lists out
+behind them, so whoever holds an engine knows no ranks. Nobody outside holds the model itself.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Protocol, TypeVar
 
 from torch import Tensor
 
-from model.batch import ModelInputs
+from model.batch import Batch, ModelInputs
 from model.logprobs import TokenScores
+from model.processing.processor import Processor
+from model.run.durable import Digests
 
-LossFn = Callable[[TokenScores, Any], tuple[Tensor, dict[str, float]]]
-"""(scores of the batch's N tokens, the batch) -> (SUM of the loss, sums for the log)."""
+AnyBatch = TypeVar("AnyBatch", bound=Batch)
+
+LossFn = Callable[[TokenScores, AnyBatch], tuple[Tensor, dict[str, float]]]
+"""(scores of the batch's N tokens, the batch) -> (SUM of the loss, figures for the log, which `LossSums` merges)."""
 
 
 class NonFiniteError(RuntimeError):
@@ -20,16 +29,61 @@ class NonFiniteError(RuntimeError):
 
 
 @dataclass(frozen=True)
+class LossSums:
+    """What a loss said of the micro-batches of one or more `accumulate` calls, in their order.
+
+    Example: two micro-batches that hold 3 and 5 trained tokens give `total()["tokens"] == 8.0`.
+    """
+
+    parts: tuple[Mapping[str, float], ...] = ()  # one a micro-batch; "loss" is its share of the update's loss
+
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return LossSums(self.parts + other.parts)
+
+    def total(self) -> dict[str, float]:
+        """Every figure over all micro-batches: the sum; the extreme where its name ends in `_max` or `_min`.
+
+        NaN stays NaN, whichever comes first.
+        """
+        totals: dict[str, float] = {}
+        for part in self.parts:
+            for name, value in part.items():
+                totals[name] = _merged(name, totals[name], value) if name in totals else value
+        return totals
+
+    @property
+    def not_finite(self) -> list[int]:
+        """Numbers of the micro-batches whose loss is NaN or infinite."""
+        return [i for i, part in enumerate(self.parts) if not -float("inf") < part["loss"] < float("inf")]
+
+
+def _merged(name: str, one: float, other: float) -> float:
+    if name.endswith("_max"):
+        return one if one > other or one != one else other
+    if name.endswith("_min"):
+        return one if one < other or one != one else other
+    return one + other
+
+
+@dataclass(frozen=True)
 class StepResult:
     """One optimizer update. `applied` is False when a non-finite loss or gradient was kept from the weights."""
 
     learning_rate: float
     grad_norm: float  # before it was scaled down
     applied: bool
-    tower_norms: dict[str, float] = field(default_factory=dict)  # of each tower's own gradient
+    tower_norms: dict[str, float] = field(default_factory=dict)  # norm of each tower's own gradient
 
 
-class TrainEngine(Protocol):
+class Scorer(Protocol):
+    """Scores tokens with weights that somebody else may or may not train. A frozen reference is one."""
+
+    def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
+        """Scores of each batch's N tokens, without gradient, by exactly the arithmetic of training."""
+        ...
+
+
+class TrainEngine(Scorer, Protocol):
     """Owns the trained weights and the optimizer."""
 
     @property
@@ -37,24 +91,42 @@ class TrainEngine(Protocol):
         """Optimizer updates so far, skipped ones included; the policy version."""
         ...
 
-    def forward_backward(self, batch: Any, loss_fn: LossFn, denominator: float) -> dict[str, float]:
-        """Add the gradient of loss_fn's sum / denominator; returns its sums for the log."""
+    @property
+    def num_parts(self) -> int:
+        """A multiple of this many micro-batches of like cost keeps all processes of the engine busy."""
         ...
 
-    def logprobs(self, inputs: ModelInputs) -> TokenScores:
-        """Scores without gradient, by exactly the arithmetic of `forward_backward`."""
+    def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
+        """Add the gradient of the loss's sum over all batches / `denominator`, which is that of the whole update."""
         ...
 
     def step(self) -> StepResult:
-        """Clip, check, update, and clear the gradient."""
+        """Clip, check, update, and clear the gradient. `NonFiniteError` after too many skipped updates in a row."""
         ...
 
-    def save(self) -> dict[str, bytes]:
-        """Files that restore weights, optimizer and schedule."""
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        """(released name, whole tensor) sorted by name, in the dtype that computes.
+
+        A tensor may be gone, or another's memory, when the next one is drawn.
+        """
         ...
 
-    def load(self, files: dict[str, bytes]) -> None: ...
+    def embeddings(self, inputs: ModelInputs) -> Tensor:
+        """What the decoder reads, [T, D], visual tokens included; without gradient."""
+        ...
 
-    def publish_weights(self) -> tuple[int, dict[str, Tensor]]:
-        """(policy version, tensors under released names) for a sampler."""
+    def frozen(self) -> Scorer:
+        """A scorer with a copy of the present weights and no optimizer, for reference log-probabilities."""
+        ...
+
+    def save(self, folder: Path) -> Digests:
+        """Write what `load` needs, tensor by tensor; returns the digests of the files written."""
+        ...
+
+    def load(self, folder: Path) -> None:
+        """Restore weights, optimizer and schedule. `ValueError` for another setting that changes last bits."""
+        ...
+
+    def export(self, folder: Path, processor: Processor, dtype: str = "float32") -> None:
+        """Write a checkpoint folder in the released format, whole or not at all."""
         ...

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.config import AttentionKernel, Tower
+from model.run.config import RunConfig
 
 
 class Schedule(Enum):
@@ -97,3 +98,24 @@ class EngineConfig:
                 raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
         if set(self.freeze) == set(Tower):
             raise ValueError("engine.freeze: expected a tower that still trains, found all of them")
+
+
+@dataclass
+class SupervisedConfig:
+    """What pre-training and supervised fine-tuning share."""
+
+    max_steps: int = 0
+    """optimizer updates; 0: one pass over the rows"""
+    normalisation: Normalisation = Normalisation.tokens
+    """what the loss of an update is divided by: tokens, or samples (the report's equations 2 and 3)"""
+    balance_coefficient: float = 0.001
+    """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+    def __post_init__(self) -> None:
+        if self.max_steps < 0:
+            raise ValueError(f"max_steps: expected at least 0, found {self.max_steps}")
+        if not 0 <= self.balance_coefficient < float("inf"):
+            raise ValueError(f"balance_coefficient: expected 0 or more, found {self.balance_coefficient}")

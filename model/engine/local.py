@@ -3,25 +3,57 @@
 import copy
 import json
 import math
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
-from safetensors.torch import load as from_safetensors
-from safetensors.torch import save as to_safetensors
+from safetensors import safe_open
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from model.batch import ModelInputs
-from model.checkpoint import released_tensors
-from model.config import Tower
-from model.engine.base import LossFn, NonFiniteError, StepResult
+from model.checkpoint import sorted_tensors, write_checkpoint
+from model.config import AttentionKernel, Tower
+from model.engine.base import AnyBatch, LossFn, LossSums, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
 from model.engine.schedule import learning_rate_at
 from model.logprobs import TokenScores
+from model.processing.processor import Processor
+from model.run.durable import Digests, FileDigest, write_stream
+from model.run.tensor_files import write_tensors
 from model.sail_vl2 import SailVL2
+
+_WEIGHTS, _MOMENTS, _STATE = "weights.safetensors", "optimizer.safetensors", "engine.json"
+
+
+class LocalScorer:
+    """`Scorer` by a model on one device."""
+
+    def __init__(
+        self, model: SailVL2, temperature: float, barred_ids: Sequence[int] | None, attention: AttentionKernel
+    ) -> None:
+        """`temperature` and `barred_ids` are the sampler's."""
+        self.model = model
+        self._temperature, self._attention = temperature, attention
+        self._barred_ids = torch.tensor(barred_ids, device=model.device) if barred_ids else None
+
+    def scores(self, inputs: ModelInputs) -> TokenScores:
+        """Scores of inputs on the model's device, with gradient where that is enabled."""
+        return self.model(inputs, self._temperature, self._barred_ids, self._attention)
+
+    @torch.no_grad()
+    def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
+        """Scores on the model's device."""
+        return [self.scores(inputs.to(self.model.device)) for inputs in batches]
+
+    def frozen(self) -> "LocalScorer":
+        """A scorer with a copy of the weights."""
+        frozen = copy.copy(self)
+        frozen.model = copy.deepcopy(self.model).requires_grad_(False)
+        return frozen
 
 
 class LocalEngine:
@@ -30,6 +62,8 @@ class LocalEngine:
     `model` holds the fp32 weights; `compute_model` is what runs: the same, or its bfloat16 copy.
     """
 
+    num_parts = 1
+
     def __init__(
         self,
         model: SailVL2,
@@ -37,7 +71,7 @@ class LocalEngine:
         optimizer: OptimizerConfig,
         total_steps: int,
         temperature: float = 1.0,
-        barred_ids: list[int] | None = None,
+        barred_ids: Sequence[int] | None = None,
     ) -> None:
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
         prepare_cpu(config.num_threads)
@@ -48,27 +82,25 @@ class LocalEngine:
         self.optimizer_config = optimizer
         self.total_steps = total_steps
         self.step_count = 0
-        self._temperature = temperature
-        self._barred_ids = torch.tensor(barred_ids, device=self._device) if barred_ids else None
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
         self._master = MasterWeights(model, self._dtype) if self._dtype is torch.bfloat16 else None
         self.compute_model = self._master.compute if self._master else model
+        self._scorer = LocalScorer(self.compute_model, temperature, barred_ids, config.attention_kernel)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True
         self._skipped_in_a_row = 0
 
-    def forward_backward(self, batch: Any, loss_fn: LossFn, denominator: float) -> dict[str, float]:
-        batch = batch.to(self._device)
-        loss_sum, metrics = loss_fn(self._scores(batch.inputs), batch)
-        self._loss_is_finite &= bool(torch.isfinite(loss_sum))
-        (loss_sum / denominator).backward()
-        return {**metrics, "loss": loss_sum.item() / denominator}
+    def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
+        return LossSums(tuple(self._accumulate(batch.to(self._device), loss, denominator) for batch in batches))
+
+    def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
+        return self._scorer.logprobs(batches)
 
     @torch.no_grad()
-    def logprobs(self, inputs: ModelInputs) -> TokenScores:
-        return self._scores(inputs.to(self._device))
+    def embeddings(self, inputs: ModelInputs) -> Tensor:
+        return self.compute_model.embed(inputs.to(self._device))
 
     def step(self) -> StepResult:
         learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
@@ -93,55 +125,51 @@ class LocalEngine:
             )
         return StepResult(learning_rate, norm, applied, {name: value.item() for name, value in tower_norms.items()})
 
-    def save(self) -> dict[str, bytes]:
-        weights = {name: parameter.detach().cpu().contiguous() for name, parameter in self.model.named_parameters()}
-        state = {
-            "step_count": self.step_count,
-            "skipped_in_a_row": self._skipped_in_a_row,
-            "num_threads": self.config.num_threads,
-            "total_steps": self.total_steps,
-            "compute_dtype": self._dtype_name,
-        }
+    def weights(self) -> Iterator[tuple[str, Tensor]]:
+        return sorted_tensors(self.compute_model)
+
+    def frozen(self) -> LocalScorer:
+        return self._scorer.frozen()
+
+    def save(self, folder: Path) -> Digests:
+        state = {"step_count": self.step_count, "skipped_in_a_row": self._skipped_in_a_row, **self._identity()}
         return {
-            "weights.safetensors": to_safetensors(weights),
-            "optimizer.safetensors": to_safetensors(self._optimizer.state()),
-            "engine.json": json.dumps(state).encode(),
+            _WEIGHTS: _write(folder / _WEIGHTS, self.model.named_parameters()),
+            _MOMENTS: _write(folder / _MOMENTS, self._optimizer.state()),
+            _STATE: write_stream(folder / _STATE, [json.dumps(state).encode()]),
         }
 
-    def load(self, files: dict[str, bytes]) -> None:
-        state = {"compute_dtype": "float32", **json.loads(files["engine.json"])}  # older ones knew no other
-        own = {
-            "num_threads": self.config.num_threads,
-            "total_steps": self.total_steps,
-            "compute_dtype": self._dtype_name,
-        }
-        for name, ours in own.items():
+    @torch.no_grad()
+    def load(self, folder: Path) -> None:
+        state = {"compute_dtype": "float32", **json.loads((folder / _STATE).read_bytes())}  # older ones knew no other
+        for name, ours in self._identity().items():
             if state[name] != ours:
                 raise ValueError(
                     f"resume: {name}: the checkpoint was made with {state[name]}, this run has {ours}; "
                     f"use {state[name]} again, or start anew with run.start=fresh"
                 )
-        weights = from_safetensors(files["weights.safetensors"])
-        with torch.no_grad():
-            for name, parameter in self.model.named_parameters():
-                parameter.copy_(weights[name])
+        _read(folder / _WEIGHTS, self.model.named_parameters())
+        _read(folder / _MOMENTS, self._optimizer.state())
         self._refresh()
-        self._optimizer.load(from_safetensors(files["optimizer.safetensors"]))
         self.step_count = state["step_count"]
         self._skipped_in_a_row = state["skipped_in_a_row"]
 
-    def publish_weights(self) -> tuple[int, dict[str, Tensor]]:
-        return self.step_count, released_tensors(self.compute_model)
+    def export(self, folder: Path, processor: Processor, dtype: str = "float32") -> None:
+        write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
 
-    def frozen_copy(self) -> "LocalEngine":
-        """An engine over a copy of the present weights, for reference log-probabilities only."""
-        frozen = copy.copy(self)
-        frozen.model = frozen.compute_model = copy.deepcopy(self.compute_model).requires_grad_(False)
-        return frozen
+    def _identity(self) -> dict[str, object]:
+        """What a continued run must share with its checkpoint, because it changes last bits."""
+        return {
+            "num_threads": self.config.num_threads,
+            "total_steps": self.total_steps,
+            "compute_dtype": str(self.compute_model.dtype).removeprefix("torch."),
+        }
 
-    @property
-    def _dtype_name(self) -> str:
-        return str(self.compute_model.dtype).removeprefix("torch.")
+    def _accumulate(self, batch: AnyBatch, loss: LossFn[AnyBatch], denominator: float) -> dict[str, float]:
+        loss_sum, figures = loss(self._scorer.scores(batch.inputs), batch)
+        self._loss_is_finite &= bool(torch.isfinite(loss_sum))
+        (loss_sum / denominator).backward()
+        return {**figures, "loss": loss_sum.item() / denominator}
 
     def _refresh(self) -> None:
         """The compute copy follows the fp32 weights."""
@@ -154,5 +182,19 @@ class LocalEngine:
         gradients = [p.grad for p in parameters if p.grad is not None]
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
 
-    def _scores(self, inputs: ModelInputs) -> TokenScores:
-        return self.compute_model(inputs, self._temperature, self._barred_ids, self.config.attention_kernel)
+
+def _write(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> FileDigest:
+    """One file of float32 tensors."""
+    named = dict(tensors)
+    shapes = {name: tensor.shape for name, tensor in named.items()}
+    return write_tensors(path, shapes, torch.float32, sorted(named.items()))
+
+
+def _read(path: Path, targets: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy a file's tensors into those of the same names, one after the other.
+
+    The file is opened anew for each, because pages that were read stay in memory as long as it is open.
+    """
+    for name, tensor in targets:
+        with safe_open(path, "pt") as stored:
+            tensor.copy_(stored.get_tensor(name))

@@ -4,7 +4,7 @@ The arithmetic is torch's functional AdamW (fused kernel). Its Optimizer class i
 imports the whole compiler, a second of every process, and because state by parameter name is what checkpoints keep.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
@@ -54,21 +54,12 @@ class AdamW:
         for parameter in self.parameters.values():
             parameter.grad = None
 
-    def state(self) -> dict[str, Tensor]:
-        """Named tensors that restore the moments."""
+    def state(self) -> Iterator[tuple[str, Tensor]]:
+        """Named tensors that are the moments themselves: copying into them restores them."""
         kinds = ("exp_avg", "exp_avg_sq", "step")
-        return {
-            f"{name}/{kind}": tensor.detach().cpu().contiguous()
-            for name, tensors in self.moments.items()
-            for kind, tensor in zip(kinds, tensors, strict=True)
-        }
-
-    @torch.no_grad()
-    def load(self, state: dict[str, Tensor]) -> None:
-        for name, (first, second, step) in self.moments.items():
-            first.copy_(state[f"{name}/exp_avg"])
-            second.copy_(state[f"{name}/exp_avg_sq"])
-            step.copy_(state[f"{name}/step"])
+        for name, tensors in self.moments.items():
+            for kind, tensor in zip(kinds, tensors, strict=True):
+                yield f"{name}/{kind}", tensor
 
     def _gradient(self, name: str) -> Tensor:
         gradient = self.parameters[name].grad

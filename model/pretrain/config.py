@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from model.config import Flavour
-from model.engine.config import EngineConfig, Normalisation, OptimizerConfig
+from model.engine.config import SupervisedConfig
 from model.run.config import RunConfig
 
 
@@ -20,20 +20,10 @@ class PretrainDataConfig:
 
 
 @dataclass
-class PretrainConfig:
+class PretrainConfig(SupervisedConfig):
     model: Flavour = Flavour.tiny
     """flavour to build from nothing"""
     max_steps: int = 400
     """optimizer updates"""
-    normalise: Normalisation = Normalisation.tokens
-    """what the loss of an update is divided by: tokens or samples"""
-    balance_coefficient: float = 0.001
-    """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
     data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pretrain"))
-
-    def __post_init__(self) -> None:
-        if self.max_steps < 1:
-            raise ValueError(f"max_steps: expected at least 1, found {self.max_steps}")

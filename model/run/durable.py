@@ -4,8 +4,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from model.run.failpoints import bytes_until_kill, reach
 
@@ -13,23 +14,33 @@ MANIFEST = "manifest.json"
 STAGING_SUFFIX = ".partial"
 
 
-def write_folder(folder: Path, files: Mapping[str, bytes | Callable[[], bytes]]) -> None:
-    """Write `files` so that `folder` either holds all of them with a manifest, or does not exist.
+class FileDigest(NamedTuple):
+    """Size and checksum of a file, taken while it was written."""
 
-    Every file and folder is fsynced before the rename that publishes it. A large content may be a function that makes
-    it when its turn comes.
+    num_bytes: int
+    sha256: str
+
+
+Digests = Mapping[str, FileDigest]
+"""File name -> its digest."""
+
+
+def write_folder(
+    folder: Path, files: Mapping[str, bytes], fill: Callable[[Path], Digests] = lambda staging: {}
+) -> None:
+    """Write a folder that either holds everything with a manifest, or does not exist.
+
+    `fill(staging)` writes its files by `write_stream` first and returns their digests; then `files` are written. Every
+    file and folder is fsynced before the rename that publishes it.
     """
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     reach("save.begin")
-    manifest = {}
-    for name, source in files.items():
-        content = source if isinstance(source, bytes) else source()
-        _write_durably(staging / name, content)
-        reach("save.file")
-        manifest[name] = {"bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
-    _write_durably(staging / MANIFEST, json.dumps(manifest, indent=1).encode())
+    digests = dict(fill(staging))
+    digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
+    manifest = {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in digests.items()}
+    _write_durably(staging / MANIFEST, [json.dumps(manifest, indent=1).encode()])
     _sync(staging)
     reach("save.before_rename")
     if folder.exists():
@@ -39,6 +50,13 @@ def write_folder(folder: Path, files: Mapping[str, bytes | Callable[[], bytes]])
     _sync(folder.parent)
 
 
+def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
+    """Write one file of a folder in staging, chunk by chunk, and fsync it."""
+    digest = _write_durably(path, chunks)
+    reach("save.file")
+    return digest
+
+
 def verify_folder(folder: Path) -> str:
     """Empty when every file matches the manifest, otherwise what is wrong."""
     try:
@@ -46,37 +64,43 @@ def verify_folder(folder: Path) -> str:
         entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is missing or unreadable: {error}"
-    for name, (size, digest) in entries.items():
+    for name, (size, expected) in entries.items():
         try:
-            content = (folder / name).read_bytes()
+            with (folder / name).open("rb") as file:
+                found = os.fstat(file.fileno()).st_size
+                if found != size:
+                    return f"{name}: expected {size} bytes, found {found}"
+                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
+                    return f"{name}: bytes differ from the checksum in {MANIFEST}"
         except OSError as error:
             return f"{name}: {error}"
-        if len(content) != size:
-            return f"{name}: expected {size} bytes, found {len(content)}"
-        if hashlib.sha256(content).hexdigest() != digest:
-            return f"{name}: bytes differ from the checksum in {MANIFEST}"
     return ""
 
 
 def write_file(path: Path, content: bytes) -> None:
     """Replace one file so that a reader sees the old or the new content, never a part."""
     staging = path.with_name(path.name + STAGING_SUFFIX)
-    _write_durably(staging, content)
+    _write_durably(staging, [content])
     os.replace(staging, path)
     _sync(path.parent)
 
 
-def _write_durably(path: Path, content: bytes) -> None:
+def _write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
+    size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
-        left = bytes_until_kill()
-        if left is not None and left < len(content):
-            file.write(content[:left])
-            file.flush()
-            reach("bytes", len(content))
-        reach("bytes", len(content))
-        file.write(content)
+        for chunk in chunks:
+            left = bytes_until_kill()
+            if left is not None and left < len(chunk):
+                file.write(chunk[:left])
+                file.flush()
+            reach("bytes", len(chunk))
+            file.write(chunk)
+            digest.update(chunk)
+            size += len(chunk)
+            del chunk  # before the next one is made
         file.flush()
         os.fsync(file.fileno())
+    return FileDigest(size, digest.hexdigest())
 
 
 def _sync(folder: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from model.run.config import RunConfig, StartMode
-from model.run.durable import STAGING_SUFFIX, verify_folder, write_file, write_folder
+from model.run.durable import STAGING_SUFFIX, Digests, verify_folder, write_file, write_folder
 from model.run.failpoints import reach
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
 
@@ -51,9 +51,13 @@ class OutOfSpace(RuntimeError):
 class Saves(Protocol):
     """An engine, as far as a checkpoint is concerned."""
 
-    def save(self) -> dict[str, bytes]: ...
+    def save(self, folder: Path) -> Digests:
+        """Write the engine's files into the folder; returns their digests."""
+        ...
 
-    def load(self, files: dict[str, bytes]) -> None: ...
+    def load(self, folder: Path) -> None:
+        """Read them again."""
+        ...
 
 
 class RunFolder:
@@ -119,9 +123,8 @@ class RunFolder:
         for folder in found:
             problem = verify_folder(folder)
             if not problem:
-                files = {path.name: path.read_bytes() for path in folder.iterdir()}
-                state = json.loads(files[STATE])
-                engine.load(files)
+                state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+                engine.load(folder)
                 break
             rejected.append(f"{folder.name}: {problem}")
             print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
@@ -143,11 +146,10 @@ class RunFolder:
 
     def save(self, engine: Saves, state: dict[str, Any]) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one."""
-        files = {**engine.save(), STATE: json.dumps(state).encode()}
         with self.space_for(f"the checkpoint of step {state['step']}"):
             self._metrics.flush()
             os.fsync(self._metrics.fileno())
-            write_folder(self._checkpoint(state["step"]), files)
+            write_folder(self._checkpoint(state["step"]), {STATE: json.dumps(state).encode()}, engine.save)
         self._prune()
 
     @contextmanager

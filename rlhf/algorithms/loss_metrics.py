@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -13,8 +12,6 @@ from rlhf.trajectory import PolicyBatch
 
 GAP_POSITIONS = (0, 1, 4, 16, 64, 256, 1024, 4096, 16384)
 """First completion positions of the ranges over which the gap between sampler and trainer is reported."""
-EXTREMES = {"ratio_max": np.maximum, "ratio_min": np.minimum, "sampler_gap_max": np.maximum}
-"""These are no sums: how two of them become one. NaN stays NaN, whichever comes first."""
 
 
 @torch.no_grad()

@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from model.checkpoint import save_model
+from model.engine.base import TrainEngine
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
-from model.sail_vl2 import SailVL2
 from rewards.rubric import Rubric
 from rlhf.collect import SAMPLER_FAILED, name_failures, reward_input
 from rlhf.config import EvaluationConfig
@@ -138,18 +137,18 @@ class Evaluator:
     def __init__(
         self,
         config: EvaluationConfig,
-        model: SailVL2,
+        engine: TrainEngine,
         processor: Processor,
         worker: RolloutWorker,
         rubric: Rubric,
         prompts: PromptSet | None,
     ) -> None:
-        """`model` holds the weights that train, `prompts` what is held out, opened for thinking."""
+        """`engine` holds the weights that train, `prompts` what is held out, opened for thinking."""
         self.config = config
         self.best: float | None = None
         self.best_step = 0
         self.without_new_best = 0
-        self._model, self._processor, self._worker, self._rubric = model, processor, worker, rubric
+        self._engine, self._processor, self._worker, self._rubric = engine, processor, worker, rubric
         self._prompts = prompts
 
     @property
@@ -184,7 +183,7 @@ class Evaluator:
         if self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
             with run.space_for("best"):
-                save_model(run.folder / "best", self._model, self._processor)
+                self._engine.export(run.folder / "best", self._processor)
         else:
             self.without_new_best += 1
         if self.stops:

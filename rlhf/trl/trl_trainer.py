@@ -22,6 +22,7 @@ from model.engine.device import prepare_cpu
 from model.engine.schedule import learning_rate_at
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
+from model.run.durable import Digests
 from model.run.folder import RunFolder
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
@@ -269,13 +270,13 @@ def update_metrics(updates: Sequence[dict[str, float]], kl_name: str) -> dict[st
 
 
 class _NoCheckpoints:
-    """What `Run` wants of an engine, where nothing is saved."""
+    """What `RunFolder` wants of an engine, where nothing is saved."""
 
-    def save(self) -> dict[str, bytes]:
+    def save(self, folder: Path) -> Digests:
         return {}
 
-    def load(self, files: dict[str, bytes]) -> None:
-        raise ValueError(f"resume: trainer=trl continues no checkpoint, found {sorted(files)}; set run.start=fresh")
+    def load(self, folder: Path) -> None:
+        raise ValueError(f"resume: trainer=trl continues no checkpoint, found {folder}; set run.start=fresh")
 
 
 def _begin(run: RunFolder) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import rollouts.processes
 from safetensors.torch import load_file
 
+import rollouts.pool.processes
 from conf.cli import load_config
 from rlhf.train import run_stage
 from rollouts.pool.processes import ProcessLauncher, ProcessMember
@@ -59,7 +59,7 @@ def chaos(monkeypatch):
         member.__class__ = Member
         return member
 
-    monkeypatch.setattr(rollouts.processes.ProcessLauncher, "start", start)
+    monkeypatch.setattr(rollouts.pool.processes.ProcessLauncher, "start", start)
     return schedule
 
 

@@ -115,13 +115,13 @@ def test_log_probs_do_not_depend_on_whether_gradients_are_wanted():
     model.initialise(5)
     engine = LocalEngine(model, EngineConfig(), OptimizerConfig(), 10)
     inputs, found = pack_rows(make_rows(3), PLACEHOLDER, PIXELS_PER_TOKEN), []
-    old = engine.logprobs(inputs).logprobs
+    old = engine.logprobs([inputs])[0].logprobs
 
     def loss(scores, batch):
         found.append(scores.logprobs.detach())
         return scores.logprobs.sum(), {}
 
-    engine.forward_backward(TrainBatch(inputs, torch.ones(len(inputs.target_ids))), loss, 1.0)
+    engine.accumulate([TrainBatch(inputs, torch.ones(len(inputs.target_ids)))], loss, 1.0)
     assert torch.equal(found[0], old)
 
 
@@ -205,7 +205,7 @@ def test_the_engine_computes_in_bfloat16_and_keeps_float32():
     before = {name: p.detach().clone() for name, p in engine.model.named_parameters()}
     inputs = pack_rows(make_rows(3), PLACEHOLDER, PIXELS_PER_TOKEN)
     batch = TrainBatch(inputs, torch.ones(len(inputs.target_ids)))
-    engine.forward_backward(batch, lambda scores, b: (-(scores.logprobs * b.loss_weights).sum(), {}), 100.0)
+    engine.accumulate([batch], lambda scores, b: (-(scores.logprobs * b.loss_weights).sum(), {}), 100.0)
     assert engine.step().applied
     assert engine.compute_model.dtype == torch.bfloat16 and engine.compute_model.device.type == "cuda"
     for name, parameter in engine.model.named_parameters():

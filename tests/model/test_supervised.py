@@ -39,7 +39,7 @@ def test_balance_does_not_depend_on_the_split_into_micro_batches(moe):
             return total - cross_entropy(scores, batch)[0], metrics
 
         engine.model.zero_grad()
-        terms.append(sum(engine.forward_backward(b, balance_only, DENOMINATOR)["balance"] for b in batches))
+        terms.append(engine.accumulate(batches, balance_only, DENOMINATOR).total()["balance"])
         gradients.append(engine.model.get_parameter("language_model.model.layers.0.mlp.gate.weight").grad.clone())
     assert terms[0] == pytest.approx(terms[1], rel=1e-5)
     assert gradients[0].abs().max() > 0
@@ -56,7 +56,7 @@ def test_the_term_spreads_tokens_over_the_experts(moe):
     for step in range(40):
         batch = make_train_batch(rows(step), processor)
         loss = BalancedLoss.over(cross_entropy, engine, [batch.inputs], 100.0, DENOMINATOR)
-        metrics = engine.forward_backward(batch, lambda s, b, loss=loss: loss(s, b), DENOMINATOR)
+        metrics = engine.accumulate([batch], lambda s, b, loss=loss: loss(s, b), DENOMINATOR).total()
         entropies.append(metrics["expert_entropy"])
         engine.step()
     assert entropies[-1] > entropies[0]

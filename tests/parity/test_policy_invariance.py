@@ -90,7 +90,7 @@ def gradient(
         from model.engine.balance import BalancedLoss
 
         loss = BalancedLoss.over(loss, engine, [b.inputs for b in shifted], balance, denominator, one.routed)
-    total = sum(engine.forward_backward(batch, loss, denominator)["loss"] for batch in shifted)
+    total = engine.accumulate(shifted, loss, denominator).total()["loss"]
     return total, torch.cat([p.grad.flatten() for p in copy.parameters() if p.grad is not None])
 
 
@@ -205,7 +205,7 @@ def test_an_optimizer_goes_on_where_nothing_has_an_advantage(parts, silent):
         for part in (groups, quiet):
             (one,) = prepare(algorithm.assign_advantages(part), policy, algorithm, config)
             (batch,) = one.batches
-            engine.forward_backward(batch, algorithm.loss, algorithm.denominator(one.groups))
+            engine.accumulate([batch], algorithm.loss, algorithm.denominator(one.groups))
             before = torch.cat([p.detach().flatten() for p in model.vision_model.parameters()])
             engine.step()
         after = torch.cat([p.detach().flatten() for p in model.vision_model.parameters()])

@@ -58,8 +58,8 @@ PROMPT = Prompt("p", [], "1")
 
 
 def look(scene, step=1, limit=0.01, groups=None):
-    policy, model, worker, requests = scene
-    watch = MismatchWatch(policy, model, limit)
+    policy, _, worker, requests = scene
+    watch = MismatchWatch(policy, limit)
     return watch.look(step, groups or groups_of(worker, requests), Samplers(worker))
 
 
@@ -81,7 +81,8 @@ def test_another_weight_is_named(scene, capsys):
 
 def test_other_visual_tokens_are_named(scene, capsys, monkeypatch):
     model = scene[2]._decoder.model
-    monkeypatch.setattr(model, "visual_tokens", lambda pixels, own=model.visual_tokens: own(pixels) * 1.5)
+    own = model.visual_tokens
+    monkeypatch.setattr(model, "visual_tokens", lambda pixels: [tokens * 1.5 for tokens in own(pixels)])
     assert look(scene)["mismatch/cause_embeddings"] == 1.0
     assert "visual.0: largest difference" in capsys.readouterr().err
 

@@ -37,34 +37,33 @@ def test_steps_of_a_millionth_do_not_vanish():
     rounded = engine.compute_model.language_model.model.norm.weight
     assert rounded.dtype == torch.bfloat16 and norm.dtype == torch.float32
     for _ in range(20):
-        engine.forward_backward(make_batch(0), loss, 30.0)
+        engine.accumulate([make_batch(0)], loss, 30.0)
         engine.step()
     moved = (norm - 1.0).abs()
     assert 10 * STEP < moved.median() <= moved.max() < 30 * STEP
     assert torch.equal(rounded, torch.ones_like(rounded))
 
 
-def test_the_computing_copy_is_the_weights_rounded():
+def test_the_computing_copy_is_the_weights_rounded(tmp_path):
     engine = make_engine(ComputeDtype.bfloat16)
     with torch.no_grad():
         for weight in engine.model.parameters():
             weight.add_(0.01)
-    files = engine.save()
+    engine.save(tmp_path)
     other = make_engine(ComputeDtype.bfloat16)
-    other.load(files)
+    other.load(tmp_path)
     masters, rounded = dict(other.model.named_parameters()), dict(other.compute_model.named_parameters())
     for name, weight in engine.model.named_parameters():
         assert torch.equal(masters[name], weight)
         assert torch.equal(rounded[name], weight.bfloat16())
-    _, published = other.publish_weights()
-    assert {tensor.dtype for tensor in published.values()} == {torch.bfloat16}
+    assert {tensor.dtype for _, tensor in other.weights()} == {torch.bfloat16}
 
 
 def test_gradients_are_near_those_of_float32_and_add_up():
     """Some dozens of roundings of 2^-8 on the way: a cosine of 0.999; two equal micro-batches give twice one, exactly."""
     narrow, wide = make_engine(ComputeDtype.bfloat16), make_engine(ComputeDtype.float32)
     for engine in (narrow, wide):
-        engine.forward_backward(make_batch(1), loss, 30.0)
+        engine.accumulate([make_batch(1)], loss, 30.0)
     gradients = {name: p.grad.clone() for name, p in narrow.model.named_parameters() if p.grad is not None}
     assert all(p.grad is None for p in narrow.compute_model.parameters())
     for name, parameter in wide.model.named_parameters():
@@ -73,13 +72,13 @@ def test_gradients_are_near_those_of_float32_and_add_up():
             found = gradients[name]
             assert found.dtype == torch.float32
             assert torch.cosine_similarity(found.flatten(), parameter.grad.flatten(), dim=0) > 0.999, name
-    narrow.forward_backward(make_batch(1), loss, 30.0)
+    narrow.accumulate([make_batch(1)], loss, 30.0)
     for name, parameter in narrow.model.named_parameters():
         if parameter.grad is not None:
             assert torch.equal(parameter.grad, 2 * gradients[name]), name
 
 
-def test_resume_in_another_type_is_refused():
-    files = make_engine(ComputeDtype.float32).save()
+def test_resume_in_another_type_is_refused(tmp_path):
+    make_engine(ComputeDtype.float32).save(tmp_path)
     with pytest.raises(ValueError, match="compute_dtype: the checkpoint was made with float32, this run has bfloat16"):
-        make_engine(ComputeDtype.bfloat16).load(files)
+        make_engine(ComputeDtype.bfloat16).load(tmp_path)

@@ -6,11 +6,12 @@ import os
 import random
 import shutil
 import signal
+from pathlib import Path
 
 import pytest
 
 from model.run.config import RunConfig, StartMode
-from model.run.durable import verify_folder, write_folder
+from model.run.durable import Digests, verify_folder, write_folder, write_stream
 from model.run.folder import OutOfSpace, RunFolder, cut_lines
 from model.run.interrupt import Interrupted
 
@@ -21,11 +22,12 @@ class Counter:
     def __init__(self) -> None:
         self.value = 0
 
-    def save(self) -> dict[str, bytes]:
-        return {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
+    def save(self, folder: Path) -> Digests:
+        files = {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
+        return {name: write_stream(folder / name, [content]) for name, content in files.items()}
 
-    def load(self, files: dict[str, bytes]) -> None:
-        self.value = json.loads(files["value.json"])
+    def load(self, folder: Path) -> None:
+        self.value = json.loads((folder / "value.json").read_bytes())
 
 
 def make_run(folder, start: StartMode = StartMode.resume, config: str = "a: 1\n") -> RunFolder:
@@ -242,14 +244,14 @@ class TestStops:
     def test_a_full_disk_under_a_model_is_said_and_leaves_no_half_of_it(self, tmp_path):
         run, _ = self.start(tmp_path)
 
-        def content() -> bytes:
+        def fill(staging: Path) -> Digests:
             raise OSError(errno.ENOSPC, "full")
 
         with (
             pytest.raises(OutOfSpace, match=r"no space to write best .* without run\.start=fresh"),
             run.space_for("best"),
         ):
-            write_folder(tmp_path / "best", {"weights": content})
+            write_folder(tmp_path / "best", {}, fill)
         assert not list(tmp_path.glob("best*"))
 
     def test_a_full_disk_under_the_logs_is_said_too(self, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from model.engine.base import StepResult
+from model.engine.base import LossSums, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.local import LocalEngine
 from model.interface import Mode
@@ -39,7 +39,7 @@ from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
 from rlhf.metrics import LossTotals
 from rlhf.prompts import PromptSet
-from rlhf.trajectory import Group, PolicyBatch, Trajectory, pack
+from rlhf.trajectory import Group, Packing, PolicyBatch, Trajectory
 from rlhf.update import Policy, UpdateResult, prepare, with_reference
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
@@ -180,9 +180,9 @@ def test_denominator_counts_tokens_or_sequences():
 
 def test_token_weights_of_both_normalisations():
     (group,) = GRPO.assign_advantages([make_group([result(1), result(0)], [4, 2])])
-    (by_sequence,) = pack([group], 1000, 519, 4, GRPO.mean_per_sequence)
+    (by_sequence,) = Packing(1000, 519, 4).pack([group], GRPO.mean_per_sequence)
     assert by_sequence.token_weights.tolist() == [0.25] * 4 + [0.5] * 2
-    (by_token,) = pack([group], 1000, 519, 4, DAPO.mean_per_sequence)
+    (by_token,) = Packing(1000, 519, 4).pack([group], DAPO.mean_per_sequence)
     assert by_token.token_weights.tolist() == [1.0] * 6
     assert by_token.sequence.tolist() == [0] * 4 + [1] * 2
     assert by_token.advantages.tolist() == pytest.approx([1.0] * 4 + [-1.0] * 2, rel=1e-5)
@@ -190,10 +190,10 @@ def test_token_weights_of_both_normalisations():
 
 def test_a_group_over_the_budget_repeats_its_prefix():
     (group,) = DAPO.assign_advantages([make_group([result(i % 2) for i in range(4)], [5, 5, 5, 5])])
-    batches = pack([group], 14, 519, 4, False)
+    batches = Packing(14, 519, 4).pack([group], False)
     assert [b.inputs.num_tokens for b in batches] == [13, 13]
     assert sum(b.loss_mask.sum().item() for b in batches) == 20
-    assert pack([group], 23, 519, 4, False)[0].inputs.num_tokens == 23
+    assert Packing(23, 519, 4).pack([group], False)[0].inputs.num_tokens == 23
 
 
 def test_soft_overlong_punishment_spares_a_turn_that_ended():
@@ -243,7 +243,7 @@ def test_kl_to_go_of_tokens_by_hand():
     deviation = (sum(c * c for c in centred) / 5) ** 0.5
     found = [a for t in assigned.trajectories for a in t.token_advantages or ()]
     assert found == pytest.approx([c / deviation for c in centred], rel=1e-5)
-    (batch,) = pack([assigned], 1000, 519, 4, False)
+    (batch,) = Packing(1000, 519, 4).pack([assigned], False)
     assert batch.advantages.tolist() == pytest.approx(found, rel=1e-6)
 
 
@@ -289,7 +289,7 @@ def test_the_share_of_tokens_without_an_advantage_is_shown():
     ]
     sums = dict.fromkeys([*names, "sampler_gap_max", "correction"], 1.0)
     totals = LossTotals()
-    totals.add_update(UpdateResult(StepResult(1e-3, 1.0, True), [sums], [group]))
+    totals.add_update(UpdateResult(StepResult(1e-3, 1.0, True), LossSums((sums,)), [group]))
     assert totals.metrics()["zero_advantage_share"] == pytest.approx((lengths[0] + lengths[2]) / sum(lengths))
 
 
@@ -369,7 +369,7 @@ def make_policy(tiny, budget: int, reference: bool = False) -> Policy:
     model = SailVL2(tiny[0].config)
     model.load_state_dict(tiny[0].state_dict())
     engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(), 10, 1.0, tiny[1].barred_ids)
-    return Policy(engine, engine.frozen_copy() if reference else None, tiny[1], budget)
+    return Policy(engine, engine.frozen() if reference else None, tiny[1], budget)
 
 
 @pytest.mark.parametrize(("passes", "mini_batch_size"), [(1, 24), (2, 12)])
@@ -383,10 +383,10 @@ def test_first_ratio_is_exactly_one(tiny, sampled, passes, mini_batch_size):
     mini_batch, batches = updates[0].groups, updates[0].batches
     assert (batches[0].old_logprobs is None) == (passes == 1)
     for batch in batches:
-        metrics = policy.engine.forward_backward(batch, algorithm.loss, algorithm.denominator(mini_batch))
+        metrics = policy.engine.accumulate([batch], algorithm.loss, algorithm.denominator(mini_batch)).total()
         assert metrics["ratio_min"] == metrics["ratio_max"] == 1.0
     policy.engine.step()
-    metrics = policy.engine.forward_backward(updates[-1].batches[0], algorithm.loss, 1.0)
+    metrics = policy.engine.accumulate([updates[-1].batches[0]], algorithm.loss, 1.0).total()
     assert (metrics["ratio_max"] != 1.0) == (passes > 1)
 
 
@@ -396,8 +396,8 @@ def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back(tiny, sampled):
     groups = with_reference(sampled, policy)
     (update,) = prepare(groups, policy, algorithm, TrainerConfig(mini_batch_size=96))
     batch = update.batches[0]
-    metrics = policy.engine.forward_backward(batch, algorithm.loss, 24.0)
+    metrics = policy.engine.accumulate([batch], algorithm.loss, 24.0).total()
     assert abs(metrics["ref_kl"]) < 1e-6  # computed on other micro-batches: last bits differ
     policy.engine.step()
-    moved = policy.engine.forward_backward(batch, algorithm.loss, 24.0)
+    moved = policy.engine.accumulate([batch], algorithm.loss, 24.0).total()
     assert moved["ref_kl"] > 0.0

@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from model.engine.schedule import learning_rate_at
 from PIL import Image
 
 from conf.cli import load_config
@@ -19,6 +18,7 @@ from model.checkpoint import build_flavour, load_model, save_model
 from model.config import Flavour, Tower
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.optimizer import AdamW
+from model.engine.schedule import learning_rate_at
 from model.interface import Mode
 from model.processing.processor import Processor
 from rewards.config import RewardConfig
@@ -53,9 +53,9 @@ UPDATES = 8
 def trl():
     """The module under test; importing TRL takes seconds."""
     require_extra("trl", "trl")
-    import rlhf.trl_trainer
+    import rlhf.trl.trl_trainer
 
-    return rlhf.trl_trainer
+    return rlhf.trl.trl_trainer
 
 
 @pytest.fixture(scope="module")

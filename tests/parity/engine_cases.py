@@ -1,0 +1,198 @@
+"""What every training engine must do, as cases that a test runs for each engine and number of processes.
+
+A case takes the engine of one `Subject` and returns named tensors; the process that leads runs it. An engine over
+several processes is built by its `Subject` so that the other processes follow, and the case does not know of them.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
+from model.checkpoint import load_model, sorted_tensors
+from model.config import Flavour, Tower, flavour_config
+from model.engine.balance import BalancedLoss
+from model.engine.base import TrainEngine
+from model.engine.config import ComputeDtype, EngineConfig, OptimizerConfig, Schedule
+from model.processing.processor import Processor
+from model.sail_vl2 import SailVL2
+
+PLACEHOLDER, PIXELS_PER_TOKEN = 519, 16
+OPTIMIZER = OptimizerConfig(learning_rate=3e-3, warmup_steps=0, schedule=Schedule.constant, weight_decay=0.1)
+FLAVOURS = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an engine of a case is built with."""
+
+    flavour: Flavour = Flavour.tiny
+    config: EngineConfig = field(default_factory=lambda: EngineConfig(num_threads=1))
+    seed: int = 3
+
+    def model(self) -> SailVL2:
+        model = SailVL2(flavour_config(self.flavour))
+        model.initialise(self.seed)
+        return model
+
+
+Build = Callable[[Setting], TrainEngine]
+
+
+def rows(seed: int, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)) -> list[Row]:
+    """Six rows of other lengths, `image_rows` of them with images; AnyRes rows have tiles of two sizes."""
+    generator = torch.Generator().manual_seed(seed)
+    sizes = [(32, 32), (16, 48)] if flavour is Flavour.tiny_anyres else [(32, 32)]
+    made = []
+    for number in range(6):
+        own = sizes if number in image_rows else []
+        prefix = [PLACEHOLDER] * sum(height * width // PIXELS_PER_TOKEN**2 for height, width in own)
+        prefix += torch.randint(0, 500, (2 + number,), generator=generator).tolist()
+        counts = [3 + number, 2] if number % 2 else [4 + 2 * number]
+        completions = [torch.randint(0, 500, (count,), generator=generator).tolist() for count in counts]
+        made.append(Row(prefix, completions, [torch.randn(1, 3, *size, generator=generator) for size in own]))
+    return made
+
+
+def batches(packed: list[Row], budget: int = 40, num_parts: int = 1) -> list[TrainBatch]:
+    made = []
+    for part in split_by_tokens([row.num_tokens for row in packed], budget, num_parts):
+        inputs = pack_rows([packed[number] for number in part], PLACEHOLDER, PIXELS_PER_TOKEN)
+        made.append(TrainBatch(inputs, torch.ones(len(inputs.target_ids))))
+    return made
+
+
+def cross_entropy(scores, batch: TrainBatch):
+    loss = -(scores.logprobs * batch.loss_weights).sum()
+    figures = {"nll": loss.item(), "tokens": float(len(batch.loss_weights)), "nll_max": -scores.logprobs.min().item()}
+    return loss, figures
+
+
+def weights(engine: TrainEngine) -> dict[str, Tensor]:
+    return {name: tensor.detach().float().cpu().clone() for name, tensor in engine.weights()}
+
+
+def num_targets(made: list[TrainBatch]) -> float:
+    return float(sum(len(batch.loss_weights) for batch in made))
+
+
+def train(engine: TrainEngine, flavour: Flavour, steps: range, image_rows: tuple[int, ...] = (0, 2)) -> None:
+    for step in steps:
+        made = batches(rows(step, flavour, image_rows), num_parts=engine.num_parts)
+        loss = cross_entropy
+        if flavour is Flavour.tiny_moe:
+            loss = BalancedLoss.over(loss, engine, [b.inputs for b in made], 0.01, num_targets(made))
+        engine.accumulate(made, loss, num_targets(made))
+        assert engine.step().applied
+
+
+def updates(build: Build, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)) -> dict[str, Tensor]:
+    """Weights after three updates."""
+    engine = build(Setting(flavour))
+    train(engine, flavour, range(3), image_rows)
+    return weights(engine)
+
+
+def figures(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """What the loss says, the norms and the learning rate of one update; and of an update without micro-batches."""
+    engine = build(Setting(flavour))
+    made = batches(rows(1, flavour))
+    total = engine.accumulate(made, cross_entropy, num_targets(made)).total()
+    result = engine.step()
+    nothing = engine.accumulate([], cross_entropy, 1.0)
+    assert nothing.parts == () and not nothing.not_finite
+    numbers = {**total, "norm": result.grad_norm, "rate": result.learning_rate, **result.tower_norms}
+    return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+
+
+def scores(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Log-probabilities before and after an update: a pass without gradient leaves nothing stale behind."""
+    engine = build(Setting(flavour))
+    made = batches(rows(2, flavour))
+    inputs = [batch.inputs for batch in made]
+    engine.accumulate(made, cross_entropy, num_targets(made))
+    before = engine.logprobs(inputs)
+    reference = engine.frozen()
+    assert engine.step().applied
+    after, frozen = engine.logprobs(inputs), reference.logprobs(inputs)
+    fresh = SailVL2(flavour_config(flavour))
+    own = dict(sorted_tensors(fresh))
+    with torch.no_grad():
+        for name, tensor in engine.weights():
+            own[name].copy_(tensor)
+        anew = [fresh(one).logprobs for one in inputs]
+    found = {}
+    for number, one in enumerate(inputs):
+        assert torch.equal(frozen[number].logprobs.cpu(), before[number].logprobs.cpu())
+        assert (after[number].logprobs.cpu() - anew[number]).abs().max() <= 1e-4
+        assert (after[number].logprobs.cpu() - before[number].logprobs.cpu()).abs().max() > 1e-3
+        found[f"logprobs.{number}"] = after[number].logprobs.cpu()
+        assert engine.embeddings(one).shape == (one.num_tokens, fresh.config.language.hidden_size)
+    return found
+
+
+def not_finite(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """One bad micro-batch keeps the whole update from the weights; the next update is as if it had not been."""
+    engine = build(Setting(flavour))
+    made = batches(rows(3, flavour), budget=20)
+    before = weights(engine)
+    bad = [replace(b, loss_weights=b.loss_weights * (float("nan") if n == 1 else 1.0)) for n, b in enumerate(made)]
+    sums = engine.accumulate(bad, cross_entropy, num_targets(made))
+    assert sums.not_finite == [1] and len(sums.parts) == len(made) > 2
+    assert not engine.step().applied and engine.step_count == 1
+    assert all(torch.equal(tensor, before[name]) for name, tensor in weights(engine).items())
+    engine.accumulate(made, cross_entropy, num_targets(made))
+    assert engine.step().applied
+    return weights(engine)
+
+
+def resumed(build: Build, flavour: Flavour, folder: Path) -> dict[str, Tensor]:
+    """Two updates, saved, loaded by another engine, two more; equal to four in a row, to the bit."""
+    first, straight = build(Setting(flavour)), build(Setting(flavour))
+    train(first, flavour, range(2))
+    (folder / "saved").mkdir()
+    digests = first.save(folder / "saved")
+    assert sorted(digests) == sorted(path.name for path in (folder / "saved").iterdir())
+    second = build(Setting(flavour, seed=4))
+    second.load(folder / "saved")
+    assert second.step_count == 2
+    train(second, flavour, range(2, 4))
+    train(straight, flavour, range(4))
+    found, expected = weights(second), weights(straight)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return found
+
+
+def exported(build: Build, processor: Processor, folder: Path) -> dict[str, Tensor]:
+    """A released folder that our own loader reads; names come sorted, whole, once each."""
+    engine = build(Setting(Flavour.tiny))
+    train(engine, Flavour.tiny, range(1))
+    engine.export(folder / "model", processor)
+    model, _ = load_model(folder / "model")
+    names = [name for name, _ in engine.weights()]
+    assert names == sorted(set(names)) == [name for name, _ in sorted_tensors(model)]
+    return {name: tensor.detach().clone() for name, tensor in sorted_tensors(model)}
+
+
+def frozen_towers(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Frozen towers keep their weights, with checkpointed gradients."""
+    config = EngineConfig(num_threads=1, freeze=[Tower.vision, Tower.adapter], gradient_checkpointing=True)
+    setting = Setting(flavour, config)
+    engine = build(setting)
+    train(engine, flavour, range(2))
+    found, before = weights(engine), dict(sorted_tensors(setting.model()))
+    for name, tensor in found.items():
+        moved = not torch.equal(tensor, before[name])
+        assert moved == name.startswith("language_model."), name
+    return found
+
+
+def narrow(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """bfloat16 forward and backward over float32 weights: `weights` gives the rounded ones."""
+    engine = build(Setting(flavour, EngineConfig(num_threads=1, compute_dtype=ComputeDtype.bfloat16)))
+    train(engine, flavour, range(1))
+    assert {tensor.dtype for _, tensor in engine.weights()} == {torch.bfloat16}
+    return weights(engine)
