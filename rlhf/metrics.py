@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from rlhf.algorithms.loss_metrics import GAP_POSITIONS
 from rlhf.collect import Collected, Collector
 from rlhf.trajectory import Group
 from rlhf.update import UpdateResult
+from rollouts.records import StoredRollout
 
 
 class LossTotals:
@@ -159,25 +159,25 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
     }
 
 
-def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Every sampled rollout as plain data, dropped groups included."""
+def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, object]]:
+    """Every sampled rollout as JSON data, dropped groups included."""
     reasons = {group.draw: reason for group, reason in collected.dropped}
     return [
-        {
-            "draw": group.draw,
-            "prompt_id": group.prompt.id,
-            "sample_index": trajectory.rollout.sample_index,
-            "text": tokenizer.decode(trajectory.rollout.completion_ids),
-            "reference": group.prompt.reference,
-            "reward": trajectory.reward.value,
-            "parts": trajectory.reward.parts,
-            "status": trajectory.reward.status.value,
-            "reason": trajectory.reward.reason,
-            "dropped": reasons.get(group.draw, ""),
-            "finish_reason": trajectory.rollout.finish_reason.value,
-            "policy_version": trajectory.rollout.policy_versions[0][1],
-            "completion_ids": trajectory.rollout.completion_ids,
-        }
+        StoredRollout(
+            group_index=group.draw,
+            prompt_id=group.prompt.id,
+            sample_index=trajectory.rollout.sample_index,
+            text=tokenizer.decode(trajectory.rollout.completion_ids),
+            reference=group.prompt.reference,
+            reward=trajectory.reward.value,
+            parts=trajectory.reward.parts,
+            status=trajectory.reward.status.value,
+            reason=trajectory.reward.reason,
+            dropped=reasons.get(group.draw, ""),
+            finish_reason=trajectory.rollout.finish_reason.value,
+            policy_version=trajectory.rollout.policy_versions[0][1],
+            completion_ids=trajectory.rollout.completion_ids,
+        ).to_json()
         for group in collected.sampled
         for trajectory in group.trajectories
     ]

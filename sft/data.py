@@ -4,11 +4,9 @@ The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sample
 thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
 """
 
-import json
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 from model.batch import Row
 from model.data.order import KeyedOrder
@@ -16,6 +14,7 @@ from model.data.records import read_records, require_texts
 from model.interface import Mode
 from model.processing.processor import Processor
 from model.processing.visuals import check_visuals
+from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig
 
 
@@ -90,13 +89,13 @@ class _Rollouts:
         path = Path(config.data.prompts)
         prompts = {record["id"]: record for record in read_records(path, {"messages": list})}
         self._chosen = select_rollouts(Path(config.data.rollouts), config.data.last_rollout_steps)
-        unknown = {rollout["prompt_id"] for rollout in self._chosen} - prompts.keys()
+        unknown = {rollout.prompt_id for rollout in self._chosen} - prompts.keys()
         if unknown:
             raise ValueError(
                 f"data.prompts: {path}: expected the prompts of data.rollouts, found no row for {sorted(unknown)[:3]}"
             )
         self._root, self._processor = path.parent, processor
-        used = {rollout["prompt_id"] for rollout in self._chosen}
+        used = {rollout.prompt_id for rollout in self._chosen}
         self._prompts = {
             name: processor.prompt(prompts[name]["messages"], Mode.think, path.parent) for name in sorted(used)
         }
@@ -109,23 +108,22 @@ class _Rollouts:
 
     def _build(self, index: int) -> Row:
         rollout = self._chosen[index]
-        prompt = self._prompts[rollout["prompt_id"]]
+        prompt = self._prompts[rollout.prompt_id]
         images = self._processor.open_images(self._root, prompt.images)
-        return Row(prompt.ids, [rollout["completion_ids"]], images)
+        return Row(prompt.ids, [rollout.completion_ids], images)
 
 
-def select_rollouts(folder: Path, last_steps: int) -> list[dict[str, Any]]:
+def select_rollouts(folder: Path, last_steps: int) -> list[StoredRollout]:
     """Rejection sampling: stored rollouts of the last steps that are correct, well-formed and complete, once each."""
     files = sorted(folder.glob("step_*.jsonl"))[-last_steps:]
     if not files:
         raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
-    chosen: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    chosen: dict[tuple[str, tuple[int, ...]], StoredRollout] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-            rollout = json.loads(line)
-            parts = rollout["parts"]
-            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout["finish_reason"] == "stop":
-                chosen.setdefault((rollout["prompt_id"], tuple(rollout["completion_ids"])), rollout)
+        for rollout in read_rollouts(file):
+            parts = rollout.parts
+            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout.finish_reason == "stop":
+                chosen.setdefault((rollout.prompt_id, tuple(rollout.completion_ids)), rollout)
     if not chosen:
         raise ValueError(f"data.rollouts: expected correct, well-formed rollouts in {folder}, found none")
     return list(chosen.values())
