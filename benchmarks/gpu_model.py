@@ -130,8 +130,8 @@ def sampler_rate(model: SailVL2, row: Row, placeholder: int, args: argparse.Name
     limits = RolloutConfig(max_prompt_tokens=len(row.prefix_ids), max_completion_tokens=args.completion)
     worker = fill_worker(EmbeddedWorker(model, stand_in, limits, 0), model)
     requests = [
-        RolloutRequest(draw, str(draw), row.prefix_ids, row.prefix_ids, row.images, args.group)
-        for draw in range(num_prompts)
+        RolloutRequest(number, str(number), row.prefix_ids, row.prefix_ids, row.images, args.group)
+        for number in range(num_prompts)
     ]
     taken = seconds(lambda: generate(worker, requests), model.device, repeats=1, warm_up=1)
     return round(num_prompts * args.group * args.completion / taken)

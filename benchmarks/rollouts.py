@@ -66,7 +66,7 @@ def vllm(model: SailVL2, processor: Processor, requests: list[RolloutRequest], c
 
     def sample(seed: int) -> int:
         first = seed * len(requests)
-        rollouts = generate(worker, [replace(request, draw=first + n) for n, request in enumerate(requests)])
+        rollouts = generate(worker, [replace(request, group_index=first + n) for n, request in enumerate(requests)])
         return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
 
     sample(10_000)  # the first pass of an engine takes several times as long as the next
@@ -89,16 +89,16 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
 
     def noted(opened: Any, sample: int, output: Any) -> None:
         places = output.outputs[0].logprobs
-        best[opened.request.draw] = [max(place, key=lambda token: place[token].logprob) for place in places]
+        best[opened.request.group_index] = [max(place, key=lambda token: place[token].logprob) for place in places]
         finish(opened, sample, output)
 
     worker._parameters, worker._finish = with_best, noted
     gaps: list[float] = []
-    mismatches = ties = draw = 0
+    mismatches = ties = first_index = 0
     with closing(worker):
         while len(gaps) < PARITY_TOKENS:
-            asked = [replace(request, draw=draw + n, group_size=1) for n, request in enumerate(requests)]
-            draw += len(asked)
+            asked = [replace(request, group_index=first_index + n, group_size=1) for n, request in enumerate(requests)]
+            first_index += len(asked)
             for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
                 row = Row(one.prompt_ids, [rollout.completion_ids], one.images)
                 inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
@@ -107,7 +107,7 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
                 hidden = model.hidden_states(inputs)[0].index_select(0, inputs.source_index)
                 logits = (hidden @ model.language_model.lm_head.weight.T).float()
                 top = logits.index_fill(-1, barred, float("-inf")).topk(2)
-                differs = top.indices[:, 0] != torch.tensor(best[one.draw])
+                differs = top.indices[:, 0] != torch.tensor(best[one.group_index])
                 mismatches += int(differs.sum())
                 ties += int((differs & (top.values[:, 0] - top.values[:, 1] < NEAR_TIE)).sum())
     return {

@@ -77,15 +77,15 @@ def ours(
 
     def sample(seed: int) -> int:
         first = seed * len(requests)
-        rollouts = generate(worker, [at_draw(request, first + n) for n, request in enumerate(requests)])
+        rollouts = generate(worker, [at_index(request, first + n) for n, request in enumerate(requests)])
         return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
 
     generate(worker, requests[:processes])  # processes load their libraries before anything is timed
     return sample
 
 
-def at_draw(request: RolloutRequest, draw: int) -> RolloutRequest:
-    return replace(request, draw=draw)
+def at_index(request: RolloutRequest, group_index: int) -> RolloutRequest:
+    return replace(request, group_index=group_index)
 
 
 def check_same(model: SailVL2, processor: Processor, requests: list[RolloutRequest], rivals: Rivals) -> dict[str, Any]:

@@ -29,15 +29,15 @@ class LossTotals:
 
     @property
     def untrained(self) -> set[int]:
-        """Draws none of whose updates was applied."""
+        """Indices of the groups none of whose updates was applied."""
         return self._tried - self._trained
 
     def add_update(self, update: UpdateResult) -> None:
         self.updates.append(update.result)
-        draws = {group.draw for group in update.groups}
-        self._tried |= draws
+        indices = {group.group_index for group in update.groups}
+        self._tried |= indices
         if update.result.applied:
-            self._trained |= draws
+            self._trained |= indices
         for trajectory in (t for group in update.groups for t in group.trajectories):
             self._tokens[trajectory.has_advantage] += trajectory.num_trained_tokens
         self._sums += update.sums
@@ -161,10 +161,10 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
 
 def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, object]]:
     """Every sampled rollout as JSON data, dropped groups included."""
-    reasons = {group.draw: reason for group, reason in collected.dropped}
+    reasons = {group.group_index: reason for group, reason in collected.dropped}
     return [
         StoredRollout(
-            group_index=group.draw,
+            group_index=group.group_index,
             prompt_id=group.prompt.id,
             sample_index=trajectory.rollout.sample_index,
             text=tokenizer.decode(trajectory.rollout.completion_ids),
@@ -173,7 +173,7 @@ def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str
             parts=trajectory.reward.parts,
             status=trajectory.reward.status.value,
             reason=trajectory.reward.reason,
-            dropped=reasons.get(group.draw, ""),
+            dropped=reasons.get(group.group_index, ""),
             finish_reason=trajectory.rollout.finish_reason.value,
             policy_version=trajectory.rollout.policy_versions[0][1],
             completion_ids=trajectory.rollout.completion_ids,

@@ -20,7 +20,7 @@ from rollouts.decode_batch import DecodeBatch
 from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, NO_WEIGHTS, Proof, Rollout, RolloutRequest
-from rollouts.sampling import Draw
+from rollouts.sampling import TokenSampler
 from rollouts.transit import HostCopies, to_device
 from rollouts.weights.buffer import lay_out
 from rollouts.weights.handles import TensorHandle
@@ -50,7 +50,7 @@ class EmbeddedWorker:
         self._decode = DecodeGraph(self._decoder).decode if self._runs_ahead else self._decoder.decode
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
-        self._draw = Draw(
+        self._sample = TokenSampler(
             processor.barred_ids,
             template.config.language.vocab_size,
             config.temperature,
@@ -150,7 +150,7 @@ class EmbeddedWorker:
         self._batches.append(DecodeBatch(requests, cache, logits, self.run_seed, limit, self.version))
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
-        """Draw one token of every completion and return the groups that are then complete.
+        """Sample one token of every completion and return the groups that are then complete.
 
         Recorded decoding goes on before the host has seen which completions have finished, so neither waits for the
         other. The next token of a finished completion is thrown away.
@@ -158,7 +158,7 @@ class EmbeddedWorker:
         batches = self._batches
         logits = torch.cat([batch.logits for batch in batches]) if len(batches) > 1 else batches[0].logits
         points = torch.cat([batch.points() for batch in batches])
-        chosen, logprobs = self._draw(logits, to_device(points, self._device))
+        chosen, logprobs = self._sample(logits, to_device(points, self._device))
         sizes = [batch.cache.num_rows for batch in batches]
         copies = HostCopies(chosen, logprobs)
         if self._runs_ahead:

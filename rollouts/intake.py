@@ -21,7 +21,7 @@ class Intake:
 
 
 def require_weights(version: int) -> None:
-    """`RuntimeError` unless a sampler of this policy version holds weights."""
+    """Raise `RuntimeError` unless a sampler of this policy version holds weights."""
     if version == NO_WEIGHTS:
         raise RuntimeError(
             "sampling: expected weights of one policy version, found none or an unfinished update; "

@@ -7,6 +7,9 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+Json = dict[str, Any]
+"""A JSON object that a user wrote."""
+
 
 class FinishReason(Enum):
     stop = "stop"  # the policy ended its turn
@@ -25,16 +28,16 @@ class Prompt:
     """Messages, images and the reference answer of one data row."""
 
     id: str
-    messages: list[dict[str, Any]]
+    messages: list[Json]
     reference: str
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """Asks for `group_size` completions of one prompt. The run seed and `draw` key all of its randomness."""
+    """Asks for `group_size` completions of one prompt, which form a group."""
 
-    draw: int
+    group_index: int  # number of the group within the run; with the run seed it determines all randomness
     prompt_id: str
     prompt_ids: Sequence[int]  # token ids in which every image is expanded to its visual tokens
     placeholder_ids: Sequence[int]  # token ids with one placeholder per image or frame, for samplers that expand them
@@ -47,7 +50,7 @@ class RolloutRequest:
 class Rollout:
     """One completion as sampled. The ids are the only truth: text is decoded from them and never encoded back."""
 
-    draw: int
+    group_index: int
     prompt_id: str
     sample_index: int
     prompt_ids: Sequence[int]

@@ -67,7 +67,7 @@ class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
     def start_weight_update(self) -> None:
         self.version, self.checksums = NO_WEIGHTS, {}
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: dict[str, object]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":  # the sender may change its tensors when this returns
             torch.accelerator.synchronize()

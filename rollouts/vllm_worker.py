@@ -46,11 +46,10 @@ class _Open:
 
 
 class VllmWorker:
-    """`RolloutWorker` in front of a vLLM engine in this process. It owns its weights, and has none until they are
-    loaded.
+    """`RolloutWorker` in front of a vLLM engine in this process. It has no weights until they are loaded.
 
-    The same draw and sample give the same completion each time, but another one than our own sampler gives. Greedy
-    completions have log-probabilities at temperature 1.
+    The same group index and sample give the same completion each time, but another one than our own sampler gives.
+    Greedy completions have log-probabilities at temperature 1.
     """
 
     def __init__(self, template: ModelTemplate, processor: Processor, config: VllmRolloutConfig, run_seed: int) -> None:
@@ -98,8 +97,7 @@ class VllmWorker:
             self._engine.abort_request([_request_id(handle, sample) for sample in opened.waiting])
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
-        """Send weights to every process of vLLM. `RuntimeError` also for tensors that a process found other than
-        sent."""
+        """Send weights to every process of vLLM. `RuntimeError` also names tensors with other bytes than were sent."""
         if self._sender is None:
             self._sender = _sender_of(self.config, self._template)
         manifest = send(self._sender, version, tensors, on_host=isinstance(self._sender, MemorySender))
@@ -110,8 +108,7 @@ class VllmWorker:
             self._sender.settle()
 
     def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
-        """See `rollouts.sampler.Sampler`. Every process of vLLM opens the handle for itself; if it is lost to one of
-        them, all stay as they are."""
+        """See `rollouts.sampler.Sampler`. Every process of vLLM opens the handle. If one cannot, all stay as they are."""
         begin = time.monotonic()
         self._wake()
         try:
@@ -135,7 +132,7 @@ class VllmWorker:
         """See `RolloutWorker`. The ids are those that vLLM expands the prompt to. Weights that vLLM packs, as it does
         on CPU, cannot be looked at."""
         self._wake()
-        prompt: dict[str, Any] = {"prompt_token_ids": list(request.placeholder_ids)}
+        prompt: dict[str, object] = {"prompt_token_ids": list(request.placeholder_ids)}
         if request.images:
             prompt["multi_modal_data"] = {"image": list(request.images)}
         (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
@@ -181,7 +178,7 @@ class VllmWorker:
             limit = self.config.deadline_s
             deadline = time.monotonic() + limit if limit else math.inf
             self._open[handle] = _Open(request, deadline, self.version, set(range(request.group_size)))
-            prompt: dict[str, Any] = {
+            prompt: dict[str, object] = {
                 "prompt_token_ids": list(request.placeholder_ids),
                 "cache_salt": str(self.version),  # so that keys and values of other weights are never used
             }
@@ -197,7 +194,7 @@ class VllmWorker:
         return SamplingParams(
             temperature=0.0 if request.greedy else self.config.temperature,
             max_tokens=self.config.max_completion_tokens,
-            seed=sample_seed(self.run_seed, request.draw, sample),
+            seed=sample_seed(self.run_seed, request.group_index, sample),
             logprobs=0,
             flat_logprobs=True,  # gives lists of numbers instead of a dictionary for each token
             stop_token_ids=[self._end_id],
@@ -207,7 +204,7 @@ class VllmWorker:
         )
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
-        """Draw one token of every completion and return the groups that are then complete."""
+        """Sample one token of every completion and return the groups that are then complete."""
         for output in self._engine.step():
             if output.finished:
                 handle, sample = map(int, output.request_id.split("/"))
@@ -234,7 +231,9 @@ class VllmWorker:
                 f"  trainer {list(request.prompt_ids)}\n  vLLM    {list(output.prompt_token_ids)}"
             )
         ids, found = list(completion.token_ids), completion.logprobs
-        logprobs = [found.logprobs[first] for first in found.start_indices]  # the drawn token is the first of its place
+        logprobs = [
+            found.logprobs[first] for first in found.start_indices
+        ]  # the sampled token is the first of its place
         assert len(logprobs) == len(ids)
         finite = [math.isfinite(value) for value in logprobs]
         if not all(finite):
@@ -247,7 +246,7 @@ class VllmWorker:
         request = opened.request
         opened.waiting.discard(sample)
         opened.done[sample] = Rollout(
-            draw=request.draw,
+            group_index=request.group_index,
             prompt_id=request.prompt_id,
             sample_index=sample,
             prompt_ids=request.prompt_ids,

@@ -20,12 +20,12 @@ class _Open:
 
 class ScriptedSampler:
     """`RolloutWorker`: each request is complete `seconds` after it was submitted, all side by side. Completions depend
-    on draw and sample alone; an update in flight marks the rest of them with the new version."""
+    on group index and sample alone; an update in flight marks the rest of them with the new version."""
 
     def __init__(self, allowed_ids: Sequence[int], end_id: int, length: int, seconds: float, run_seed: int = 0) -> None:
         self.seconds, self.version = seconds, 0
         self.num_updates = 0
-        self.versions_seen: list[tuple[int, int]] = []  # (draw, version at its start)
+        self.versions_seen: list[tuple[int, int]] = []  # (group index, version at its start)
         self._allowed, self._end_id, self._length, self._seed = sorted(allowed_ids), end_id, length, run_seed
         self._open: dict[int, _Open] = {}
         self._next = 0
@@ -37,7 +37,7 @@ class ScriptedSampler:
     def submit(self, request: RolloutRequest) -> int:
         handle, self._next = self._next, self._next + 1
         self._open[handle] = _Open(request, time.monotonic() + self.seconds, [(0, self.version)])
-        self.versions_seen.append((request.draw, self.version))
+        self.versions_seen.append((request.group_index, self.version))
         return handle
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
@@ -76,12 +76,12 @@ class ScriptedSampler:
         request = one.request
         rollouts = []
         for sample in range(request.group_size):
-            seed = np.array([sample_seed(self._seed, request.draw, sample)], np.uint64)
+            seed = np.array([sample_seed(self._seed, request.group_index, sample)], np.uint64)
             places = [int(uniforms(seed, position)[0] * len(self._allowed)) for position in range(self._length - 1)]
             ids = [*(self._allowed[place] for place in places), self._end_id]
             rollouts.append(
                 Rollout(
-                    draw=request.draw,
+                    group_index=request.group_index,
                     prompt_id=request.prompt_id,
                     sample_index=sample,
                     prompt_ids=request.prompt_ids,

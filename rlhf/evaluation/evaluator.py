@@ -15,8 +15,8 @@ from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
 from rollouts.rollout import Prompt, RolloutWorker, generate
 
-FIRST_DRAW = 2**40
-"""Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
+FIRST_GROUP_INDEX = 2**40
+"""Group indices of evaluations during training start here, so that no group of training shares their randomness."""
 
 PORTION = 128
 """Prompts whose pixels are held at once."""
@@ -61,10 +61,10 @@ def ask(
     processor: Processor,
     samples: int = 1,
     greedy: bool = False,
-    first_draw: int = 0,
+    first_group_index: int = 0,
 ) -> Answers:
     """Put every task, `samples` completions each."""
-    requests = [task.request(first_draw + number, samples, greedy) for number, task in enumerate(tasks)]
+    requests = [task.request(first_group_index + number, samples, greedy) for number, task in enumerate(tasks)]
     rollouts = generate(worker, requests)
     name_failures(rollouts)
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
@@ -86,7 +86,7 @@ def evaluate_modes(
     rubric: Rubric,
     processor: Processor,
     samples: int = 1,
-    first_draw: int = 0,
+    first_group_index: int = 0,
 ) -> dict[str, Any]:
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
@@ -97,11 +97,11 @@ def evaluate_modes(
     direct, asked = prompts.direct(), list[Prompt]()
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
-        draw = first_draw + len(asked)
-        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_draw=draw)
-        drawn = ask(tasks, worker, rubric, processor, samples, first_draw=draw)
+        index = first_group_index + len(asked)
+        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_group_index=index)
+        drawn = ask(tasks, worker, rubric, processor, samples, first_group_index=index)
         plain = [direct.by_id(task.prompt.id) for task in tasks]
-        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_draw=draw)))
+        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_group_index=index)))
         asked += [task.prompt for task in tasks]
     if not asked:
         raise ValueError("evaluation: expected a prompt whose images can be read, found none among those asked for")
@@ -176,7 +176,7 @@ class Evaluator:
             self._rubric,
             self._processor,
             self.config.samples,
-            FIRST_DRAW,
+            FIRST_GROUP_INDEX,
         )
         self._rubric.take_metrics()  # of these completions, which are no part of the step
         value = result[f"accuracy_{self.config.metric.value}"]

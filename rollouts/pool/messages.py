@@ -1,4 +1,4 @@
-"""What the trainer and its sampler processes say to each other.
+"""Messages between the trainer and its sampler processes.
 
 The trainer sends one `StartMessage`, then lists of messages. A sampler answers each list with a list that ends with
 `Done`, or with `Failed` instead of a list when it ends.
@@ -32,7 +32,7 @@ class StartMessage:
 class Generate:
     """Asks for the completions of some requests."""
 
-    requests: Sequence[tuple[int, RolloutRequest]]  # with the pool's handle of each
+    requests: Sequence[tuple[int, RolloutRequest]]  # pairs of the pool's handle and the request
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ Message = Generate | Abort | Update | ProbePrompt
 class Done:
     """Brings the groups that were completed since the last answer."""
 
-    groups: list[tuple[int, list[Rollout]]]  # with the pool's handle of each
+    groups: list[tuple[int, list[Rollout]]]  # pairs of the pool's handle and the completions
     num_open: int  # groups that the sampler still works on
 
 

@@ -99,7 +99,7 @@ class RayLauncher:
 class RayMember:
     """The pool's side of one actor."""
 
-    def __init__(self, number: int, actor: Any, reference: Any) -> None:
+    def __init__(self, number: int, actor: Any, reference: ray.ObjectRef) -> None:
         self.name = f"Ray worker {number}"
         self.actor, self.reference = actor, reference
 
@@ -159,7 +159,7 @@ class _Sampler:
 class ObjectHandle:
     """Weights in Ray's object store, which brings them to each node once."""
 
-    reference: Any
+    reference: ray.ObjectRef
     places: Mapping[str, Place]
     seconds: float = 0.0
 
@@ -177,7 +177,7 @@ class ObjectSender:
     def __init__(self, template: Mapping[str, Tensor]) -> None:
         self._buffer = WeightBuffer.create(*lay_out(template))
         self.places: Mapping[str, Place] = self._buffer.places
-        self._reference: Any = None
+        self._reference: ray.ObjectRef | None = None
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._reference = None

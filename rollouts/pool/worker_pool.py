@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -58,7 +58,7 @@ class Member(Protocol):
         ...
 
     def check(self) -> None:
-        """`MemberFailed` if it is known to be gone, though nobody waits for an answer."""
+        """Raise `MemberFailed` if it is known to be gone, though nobody waits for an answer."""
         ...
 
     def kill(self) -> None:
@@ -94,11 +94,11 @@ class WorkerLauncher(Protocol[M]):
 
 
 @dataclass
-class _Slot:
+class _Slot(Generic[M]):
     """A place for a worker, and the worker that fills it."""
 
     number: int
-    member: Any
+    member: M
     seconds_left: float  # time to answer the present call; only seconds in which the pool waited for it count
     seconds_given: float = 0.0  # how much time the present call had at its start
     limit: str = "start_s"  # which key of rollouts.pool limits the present call: start_s or patience_s
@@ -114,12 +114,12 @@ class _Slot:
     joint_seconds: float = 0.0  # extra seconds for this call, because a broadcast waits for every sampler
 
 
-class WorkerPool:
+class WorkerPool(Generic[M]):
     """`RolloutWorker` over `config.pool.workers` members of a launcher. Each group goes where the fewest are open."""
 
     def __init__(
         self,
-        launcher: WorkerLauncher[Any],
+        launcher: WorkerLauncher[M],
         sender: WeightSender,
         config: RolloutConfig,
         allowed_ids: Iterable[int],
@@ -139,7 +139,7 @@ class WorkerPool:
         self._is_updating = False
         self._longest_update = 0.0  # most seconds that a worker took for new weights
         self._failure: PoolFailed | None = None
-        self._slots: list[_Slot] = []
+        self._slots: list[_Slot[M]] = []
         try:
             for number in range(config.pool.workers):
                 self._slots.append(_Slot(number, launcher.start(number), config.pool.start_s))
@@ -263,7 +263,7 @@ class WorkerPool:
                 except MemberFailed as failure:
                     self._replace(slot, str(failure))
 
-    def _call(self, slot: _Slot) -> None:
+    def _call(self, slot: _Slot[M]) -> None:
         messages, slot.outbox = slot.outbox, []
         pool = self.config.pool
         slot.owed = {type(message) for message in messages} & _ANSWERED.keys()
@@ -282,7 +282,7 @@ class WorkerPool:
         except MemberFailed as failure:
             self._replace(slot, str(failure))
 
-    def _take(self, slot: _Slot) -> None:
+    def _take(self, slot: _Slot[M]) -> None:
         needs_weights = not slot.is_started  # a worker that has just started takes the present weights first
         try:
             answers = slot.member.answers()
@@ -306,10 +306,10 @@ class WorkerPool:
         if needs_weights and self._version != NO_WEIGHTS:
             slot.outbox.append(self._update_for(slot))
 
-    def _update_for(self, slot: _Slot) -> Update:
+    def _update_for(self, slot: _Slot[M]) -> Update:
         return Update(self._version, self._manifest, self._sender.tensor_handle(slot.member))
 
-    def _read(self, slot: _Slot, answer: Answer) -> None:
+    def _read(self, slot: _Slot[M], answer: Answer) -> None:
         match answer:
             case Done(list(groups), int(num_open)):
                 self._miss_nothing(slot, {handle for handle, _ in groups}, num_open)
@@ -331,14 +331,14 @@ class WorkerPool:
             case _:
                 raise MemberFailed(f"answered garbage: {answer!r:.200}")
 
-    def _miss_nothing(self, slot: _Slot, done: set[int], num_open: int) -> None:
-        """`MemberFailed` if the worker neither returns nor works on a group that it was handed."""
+    def _miss_nothing(self, slot: _Slot[M], done: set[int], num_open: int) -> None:
+        """Raise `MemberFailed` if the worker neither returns nor works on a group that it was handed."""
         waiting = {handle for one in slot.outbox if isinstance(one, Generate) for handle, _ in one.requests}
         missing = len(slot.open.keys() - waiting - done) - num_open
         if missing > 0:
             raise MemberFailed(f"lost {missing} groups")
 
-    def _believe(self, slot: _Slot, checksums: dict[str, int]) -> None:
+    def _believe(self, slot: _Slot[M], checksums: dict[str, int]) -> None:
         """Note what a worker holds. `MemberFailed` for a newcomer with other weights than were sent.
 
         The caller of `load_weights` judges an update to all workers.
@@ -349,12 +349,14 @@ class WorkerPool:
         slot.proof = checksums
 
     def _check(self, request: RolloutRequest, rollouts: object) -> None:
-        """`MemberFailed` unless these can be the completions that were asked for."""
+        """Raise `MemberFailed` unless these can be the completions that were asked for."""
         problem = _problem(request, rollouts, self.config.max_completion_tokens, self._allowed, self._version)
         if problem:
-            raise MemberFailed(f"answered garbage for prompt {request.prompt_id}, draw {request.draw}: {problem}")
+            raise MemberFailed(
+                f"answered garbage for prompt {request.prompt_id}, draw {request.group_index}: {problem}"
+            )
 
-    def _replace(self, slot: _Slot, cause: str) -> None:
+    def _replace(self, slot: _Slot[M], cause: str) -> None:
         """Start another worker in this slot and hand its groups out again. `PoolFailed` if that did not help before."""
         name, slot.failures = slot.member.name, slot.failures + 1
         slot.member.kill()
@@ -394,8 +396,8 @@ def _problem(request: RolloutRequest, rollouts: object, limit: int, allowed: fro
         return f"expected samples 0 to {request.group_size - 1}, found {found}"
     for rollout in rollouts:
         ids, logprobs = rollout.completion_ids, rollout.rollout_logprobs
-        if (rollout.draw, rollout.prompt_id) != (request.draw, request.prompt_id):
-            return f"it belongs to prompt {rollout.prompt_id}, draw {rollout.draw}"
+        if (rollout.group_index, rollout.prompt_id) != (request.group_index, request.prompt_id):
+            return f"it belongs to prompt {rollout.prompt_id}, draw {rollout.group_index}"
         if list(rollout.prompt_ids) != list(request.prompt_ids):
             return "its prompt has other ids"
         if not len(ids) == len(logprobs) == len(rollout.completion_mask) <= limit:

@@ -126,9 +126,10 @@ class BroadcastSender:
         address: str,
         folder: str = "",
     ) -> None:
-        """`processes_each` is the number of processes of one sampler, `seconds` how long they wait for each other,
-        `device` the one that sends, `address` this host as the samplers' hosts reach it. The processes meet in a file
-        of `folder`, which all of them see; without a folder they are all on this host.
+        """Choose a place to meet: a file of `folder`, which all processes see. Without it they are all on this host.
+
+        `processes_each` is the number of processes of one sampler, `seconds` how long they wait for each other, `device`
+        the device that sends, and `address` this host's address as the samplers' hosts reach it.
         """
         self._other, self._each, self._seconds, self._device = other, processes_each, seconds, device
         self._address = address
@@ -226,7 +227,7 @@ class BroadcastSender:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 group = group or rendezvous.join(0)
                 for portion in _portions(tensors):
-                    sent = [tensor.to(self._device) for tensor in portion]  # in host memory the tensors themselves
+                    sent = [tensor.to(self._device) for tensor in portion]  # makes no copy where the sender is on CPU
                     for work in [_broadcast(group, tensor) for tensor in sent]:
                         _finish(work, is_over, self._seconds)
             self._group = group

@@ -26,7 +26,7 @@ class WeightSender(Protocol):
         ...
 
     def put(self, name: str, tensor: Tensor) -> None:
-        """Take a tensor of the next update. It may change as soon as this returns."""
+        """Take a tensor of the next update. It may change as soon as this returns, except with `DirectSender`."""
         ...
 
     def publish(self, samplers: Sequence[Hashable]) -> None:

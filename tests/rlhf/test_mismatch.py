@@ -45,7 +45,7 @@ def groups_of(worker, requests) -> list[Group]:
     reward = RewardResult(1.0, {"answer": 1.0})
     return [
         Group(
-            one.draw,
+            one.group_index,
             dataclasses.replace(PROMPT, id=one.prompt_id),
             one.images,
             tuple(Trajectory(rollout, reward, 1.0) for rollout in rollouts),

@@ -82,7 +82,7 @@ def test_prompts_of_any_length_do_not_depend_on_company(tiny, tasks):
 
     def lengthened(draw: int, length: int):
         ids = [*prompt.prompt_ids, *[5 + i % 50 for i in range(length - len(prompt.prompt_ids))]]
-        return dataclasses.replace(prompt, draw=draw, prompt_ids=ids)
+        return dataclasses.replace(prompt, group_index=draw, prompt_ids=ids)
 
     for length in (75, 90, 110, 210, 350):
         one = lengthened(0, length)

@@ -70,7 +70,7 @@ def test_draws_depend_on_draw_and_sample_and_not_on_company_or_order(worker, tin
     together = generate(worker, asked)
     alone = [generate(worker, [one])[0] for one in reversed(asked)]
     assert alone[::-1] == together
-    other = dataclasses.replace(asked[0], draw=99)
+    other = dataclasses.replace(asked[0], group_index=99)
     (elsewhere,) = generate(worker, [other])
     assert [r.completion_ids for r in elsewhere] != [r.completion_ids for r in together[0]]
 
@@ -200,12 +200,12 @@ def test_an_update_in_flight_keeps_what_was_written_and_marks_what_follows(worke
     mixed = [rollout for handle in handles for rollout in found.get(handle, [])]
     switched = [r for r in mixed if len(r.policy_versions) == 2]
     assert switched
-    before = {(r.draw, r.sample_index): r.completion_ids for group in whole for r in group}
+    before = {(r.group_index, r.sample_index): r.completion_ids for group in whole for r in group}
     for rollout in switched:
         (_, first), (position, second) = rollout.policy_versions
         assert (first, second) == (11, 12) and 0 < position < len(rollout.completion_ids)
-        assert rollout.completion_ids[:position] == before[rollout.draw, rollout.sample_index][:position]
-    assert any(r.completion_ids != before[r.draw, r.sample_index] for r in switched)
+        assert rollout.completion_ids[:position] == before[rollout.group_index, rollout.sample_index][:position]
+    assert any(r.completion_ids != before[r.group_index, r.sample_index] for r in switched)
     assert gap(new, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
 
 

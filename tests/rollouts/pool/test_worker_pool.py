@@ -314,7 +314,7 @@ def spoil(rollout, **changes):
 
 LIES = {
     "another sample": (lambda r: spoil(r, sample_index=3), "expected samples 0 to 1"),
-    "another draw": (lambda r: spoil(r, draw=99), "it belongs to prompt"),
+    "another draw": (lambda r: spoil(r, group_index=99), "it belongs to prompt"),
     "another prompt": (lambda r: spoil(r, prompt_ids=[1, 2]), "its prompt has other ids"),
     "missing log-probs": (lambda r: spoil(r, rollout_logprobs=[]), "as many log-probabilities"),
     "a barred id": (lambda r: spoil(r, completion_ids=[519] * len(r.completion_ids)), "no policy samples"),
