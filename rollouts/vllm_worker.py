@@ -108,7 +108,7 @@ class VllmWorker:
             self._sender.settle()
 
     def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
-        """See `rollouts.sampler.Sampler`. Every process of vLLM opens the handle. If one cannot, all stay as they are."""
+        """See `rollouts.sampler.Sampler`. Each process of vLLM opens the handle; if one cannot, all stay as they are."""
         begin = time.monotonic()
         self._wake()
         try:

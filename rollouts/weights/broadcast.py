@@ -128,8 +128,8 @@ class BroadcastSender:
     ) -> None:
         """Choose a place to meet: a file of `folder`, which all processes see. Without it they are all on this host.
 
-        `processes_each` is the number of processes of one sampler, `seconds` how long they wait for each other, `device`
-        the device that sends, and `address` this host's address as the samplers' hosts reach it.
+        `processes_each` is the number of processes of one sampler, `seconds` how long they wait for each other,
+        `device` the device that sends, and `address` this host's address as the samplers' hosts reach it.
         """
         self._other, self._each, self._seconds, self._device = other, processes_each, seconds, device
         self._address = address
