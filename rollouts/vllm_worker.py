@@ -27,7 +27,7 @@ from rollouts.vllm_plugin import BACKEND, register
 from rollouts.weights.handles import TensorHandle, WeightsLost
 from rollouts.weights.senders import DirectSender, IpcSender, MemorySender, WeightSender
 from rollouts.weights.sync import send
-from rollouts.weights.template import ModelTemplate, template_tensors
+from rollouts.weights.template import ModelShape, ModelTemplate, template_tensors
 
 _PREFILL_TOKENS = 32768
 """Tokens of a step on CPU, where a request with a seed must not be prefilled in pieces."""
@@ -54,7 +54,7 @@ class VllmWorker:
 
     def __init__(self, template: ModelTemplate, processor: Processor, config: VllmRolloutConfig, run_seed: int) -> None:
         self.config, self.run_seed, self.version = config, run_seed, NO_WEIGHTS
-        self._template = template
+        self._shape = ModelShape(template.config, template.dtype, template.device)
         self._end_id = processor.tokenizer.end_id
         dtype = str(template.dtype).removeprefix("torch.")
         register()
@@ -99,7 +99,7 @@ class VllmWorker:
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
         """Send weights to every process of vLLM. `RuntimeError` also names tensors with other bytes than were sent."""
         if self._sender is None:
-            self._sender = _sender_of(self.config, self._template)
+            self._sender = _sender_of(self.config, self._shape)
         manifest = send(self._sender, version, tensors, on_host=isinstance(self._sender, MemorySender))
         self._sender.publish([self])
         try:
@@ -108,7 +108,7 @@ class VllmWorker:
             self._sender.settle()
 
     def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
-        """See `rollouts.sampler.Sampler`. Each process of vLLM opens the handle; if one cannot, all stay as they are."""
+        """See `rollouts.sampler.Sampler`. Each process of vLLM opens the handle; if one cannot, none loads anything."""
         begin = time.monotonic()
         self._wake()
         try:
