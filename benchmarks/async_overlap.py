@@ -23,7 +23,7 @@ from examples.digits.write import write
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
 from model.run.folder import RunFolder
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 
 LENGTH, GROUPS, THREADS, BAR = 24, 16, 2, 0.9
 

@@ -20,8 +20,9 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 from conf.cli import load_config
 from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
-from rlhf import evaluate, train
+from rlhf import stage as rl_stage
 from rlhf.config import EvaluateConfig
+from rlhf.evaluation import stage as evaluation_stage
 from sft import stage as sft_stage
 
 
@@ -38,7 +39,7 @@ def shuffled_rewards(run: Path, overrides: list[str]) -> Path:
     """RL without information in the reward; returns the trained checkpoint."""
     folder = run / "control_shuffled"
     config, resolved = load_config("rlhf", [*overrides, f"run.dir={folder}", "run.start=fresh"])
-    train.run_stage(config, resolved, ShuffledRubric)
+    rl_stage.run_stage(config, resolved, ShuffledRubric)
     return folder / "final"
 
 
@@ -59,8 +60,7 @@ def sft_updates(run: Path, seconds: float) -> int:
 
 
 def measure(checkpoint: Path, prompts: Path, seed: int) -> dict[str, Any]:
-    rollouts = load_config("rlhf", ["checkpoint=-", "prompts=-", "recipe=quickstart"])[0].rollouts
-    return evaluate.evaluate_folder(EvaluateConfig(str(checkpoint), str(prompts), seed=seed, rollouts=rollouts))
+    return evaluation_stage.evaluate_folder(EvaluateConfig(str(checkpoint), str(prompts), seed=seed))
 
 
 def main() -> None:
@@ -70,8 +70,8 @@ def main() -> None:
     pipeline, _ = load_config("pipeline", ["recipe=quickstart"])
     data, seed = Path(pipeline.data), f"run.seed={summary['seed']}"
     start = f"checkpoint={run / 'longcot_sft' / 'final'}"
-    rl = [*pipeline.stages.rl, start, f"prompts={data / 'train.jsonl'}", seed]
-    sft = [*pipeline.stages.longcot_sft, start, f"data.demonstrations={data / 'demonstrations.jsonl'}", seed]
+    rl = ["recipe=quickstart", start, f"prompts={data / 'train.jsonl'}", seed]
+    sft = ["recipe=quickstart_longcot", start, f"data.demonstrations={data / 'demonstrations.jsonl'}", seed]
     test = data / "test.jsonl"
     shuffled = measure(shuffled_rewards(run, rl), test, summary["seed"])
     updates = sft_updates(run, stages["rl"]["seconds"])

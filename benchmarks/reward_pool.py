@@ -22,8 +22,9 @@ from typing import Any
 
 from benchmarks.parts.hostile_answers import FAMILIES, hostile_answers
 from benchmarks.parts.ordinary_answers import SYMBOLIC, ordinary_answers
-from rewards.result import Outcome
+from rewards.result import Claim, Outcome
 from rewards.sandbox.pool import REASON_KINDS, ScoringPool
+from rewards.sandbox.tasks import Verify
 
 ANSWERS, BATCH, SEED = 10_000, 250, 20261124
 DEADLINE, MEMORY_MB, WORKERS = 0.25, 256, 2
@@ -36,12 +37,11 @@ MOST = {
 }
 LEAST = {"timeouts": 300, "memory_failures": 100, "throughput_after_over_before": 0.9}
 
-Tasks = list[dict[str, Any]]
+Tasks = list[Verify]
 
 
-def task(answer: str, reference: str) -> dict[str, Any]:
-    claim = {"completion": f"\\boxed{{{answer}}}", "answer": answer, "reference": reference}
-    return {"kind": "verify", "verifier": "math", "claim": claim, "options": {}}
+def task(answer: str, reference: str) -> Verify:
+    return Verify("math", Claim(f"\\boxed{{{answer}}}", answer, reference))
 
 
 def resident_mb() -> float:
@@ -98,7 +98,7 @@ def throughput(harmed: ScoringPool, fresh: ScoringPool, tasks: Tasks) -> tuple[f
     return statistics.median(ratios), rates
 
 
-def respawn_seconds(quick: dict[str, Any], repeats: int = 10) -> list[float]:
+def respawn_seconds(quick: Verify, repeats: int = 10) -> list[float]:
     """From the outcome of a killed task to that of the next one, which needs a new process."""
     found = []
     with ScoringPool(1, DEADLINE, MEMORY_MB) as pool:

@@ -10,8 +10,10 @@ import inspect
 import os
 import re
 import sys
+import tempfile
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
@@ -46,6 +48,8 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
         if show:
             print(resolved, end="")
             return 0
+        if "recipe" in _groups(entry):
+            print(_recipe_line(overrides), flush=True)
         run(config, resolved)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -77,18 +81,38 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"):
-            groups = [_check_choice(o, entry) for o in plain if _key(o) in _groups(entry)]
-            known = compose("config", groups)
+        with (
+            _own_recipe(plain) as (plain, search),
+            initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"),
+        ):
+            groups = [_check_choice(o, entry, bool(search)) for o in plain if _key(o) in _groups(entry)]
+            known = compose("config", [*groups, *search])
             assert isinstance(known, DictConfig)
-            checked = [_check_key(override, known, entry) for override in plain]
-            composed = compose("config", checked)
-            for stage, extra in stage_overrides.items():
-                composed.stages[stage] = [*composed.stages[stage], *extra]
+            checked = [_check_key(override, known, entry, bool(search)) for override in plain]
+            composed = compose("config", [*checked, *search])
+            if stage_overrides:
+                _add_stage_overrides(composed, stage_overrides)
             config = OmegaConf.to_object(composed)
             return config, OmegaConf.to_yaml(OmegaConf.structured(config))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+def entry_of(module: str, where: str) -> str:
+    """The entry point of conf/ behind `python -m MODULE`. `UsageError` at `where` with the nearest one for a typo."""
+    from conf.schema import MODULES
+
+    found = {name: entry for entry, name in MODULES.items() if entry != "pipeline"}
+    if module not in found:
+        raise UsageError(f"{where}: no command {module!r}; {_nearest(module, list(found))}")
+    return found[module]
+
+
+def command_of(entry: str) -> str:
+    """The module of an entry point, as behind `python -m`."""
+    from conf.schema import MODULES
+
+    return MODULES[entry]
 
 
 def assign(key: str, value: object) -> str:
@@ -132,6 +156,7 @@ def help_text(entry: str, schema: type) -> str:
             lines += [f"  {line}" for line in _describe_otherwise(variant, f"{group}.", general)]
     if entry == "pipeline":
         lines += ["", "  stages.NAME.KEY=VALUE passes an override to a stage, e.g. stages.rl.algorithm.group_size=4"]
+        lines += ["  docs/pipeline.md describes the fields of a stage"]
     return "\n".join(lines)
 
 
@@ -151,21 +176,54 @@ def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
 
 
 def _take_stage_overrides(entry: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """Split `stages.rl.KEY=VALUE` off a pipeline's overrides; the stage's own entry point checks them."""
+    """Split `stages.NAME.KEY=VALUE` off a pipeline's overrides; the stage's own entry point checks them."""
     plain: list[str] = []
     by_stage: dict[str, list[str]] = {}
     for override in overrides:
-        match = re.match(r"stages\.(\w+)\.(.+)", override) if entry == "pipeline" else None
+        match = re.match(r"stages\.([\w-]+)\.(.+)", override) if entry == "pipeline" else None
         if match is None:
             plain.append(override)
-            continue
-        from rlhf.config import StagesConfig
-
-        stages = [f.name for f in fields(StagesConfig)]
-        if match[1] not in stages:
-            raise UsageError(f"{override!r}: no stage {match[1]!r}; {_nearest(match[1], stages)}")
-        by_stage.setdefault(match[1], []).append(match[2])
+        else:
+            by_stage.setdefault(match[1], []).append(match[2])
     return plain, by_stage
+
+
+def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> None:
+    """Append them to what the recipe's stages say themselves."""
+    stages = {str(stage.get("name")): stage for stage in pipeline.stages}
+    for name, extra in by_stage.items():
+        if name not in stages:
+            raise UsageError(f"stages.{name}.{extra[0]}: no stage {name!r}; {_nearest(name, list(stages))}")
+        stages[name]["overrides"] = [*(stages[name].get("overrides") or []), *extra]
+
+
+@contextmanager
+def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
+    """(overrides, what makes Hydra find the recipe) where a recipe is a user's YAML file: `recipe=my/recipe.yaml`."""
+    files = [override for override in overrides if _key(override) == "recipe" and override.endswith((".yaml", ".yml"))]
+    if not files:
+        yield list(overrides), []
+        return
+    path = Path(files[-1].partition("=")[2])
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"recipe: expected a readable YAML file at {path}, found: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="sailvl2-recipe-") as scratch:
+        folder = Path(scratch, "recipe")
+        folder.mkdir()
+        name = re.sub(r"\W", "_", path.stem)
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+        kept = [override for override in overrides if _key(override) != "recipe"]
+        yield [*kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"]
+
+
+def _recipe_line(overrides: Sequence[str]) -> str:
+    """Which recipe runs, for the first line of a run."""
+    chosen = [override.partition("=")[2] for override in overrides if _key(override) == "recipe"]
+    if chosen:
+        return f"recipe: {chosen[-1]}"
+    return "recipe: none; keys that are not given have the report's values, or neutral ones (--help shows them)"
 
 
 def _groups(entry: str) -> dict[str, list[str]]:
@@ -181,11 +239,11 @@ def _key(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
-def _check_choice(override: str, entry: str) -> str:
+def _check_choice(override: str, entry: str, has_own_recipe: bool) -> str:
     key, choice = _key(override), override.partition("=")[2]
     choices = _groups(entry)[key]
     _refuse_deletion(override)
-    if choice not in choices:
+    if choice not in choices and not (key == "recipe" and has_own_recipe):
         raise UsageError(f"{key}: no choice {choice!r}; {_nearest(choice, choices)}")
     return f"{key}={choice}"
 
@@ -195,11 +253,11 @@ def _refuse_deletion(override: str) -> None:
         raise UsageError(f"{override!r}: deleting keys is not supported; set the value you want")
 
 
-def _check_key(override: str, known: Any, entry: str) -> str:
+def _check_key(override: str, known: Any, entry: str, has_own_recipe: bool) -> str:
     """The override without a needless `+`. `UsageError` for a key that the schema does not have."""
     key = _key(override)
     if key in _groups(entry):
-        return _check_choice(override, entry)
+        return _check_choice(override, entry, has_own_recipe)
     _refuse_deletion(override)
     keys = list(_flatten(known, ""))
     if key in keys:

@@ -23,15 +23,17 @@ from model.sail_vl2 import SailVL2
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
+_WITH_TOKENIZER = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)  # that of flavours/tiny
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
 def build_flavour(flavour: Flavour, seed: int) -> tuple[SailVL2, Processor]:
-    """A tiny flavour with fresh weights and the tokenizer shipped for it; the others need a tokenizer: `ValueError`."""
-    if not flavour.value.startswith("tiny"):
+    """A flavour with fresh weights and the tokenizer that the package has for it. `ValueError` where it has none."""
+    if flavour not in _WITH_TOKENIZER:
+        names = ", ".join(known.value for known in _WITH_TOKENIZER)
         raise ValueError(
-            f"model: expected a tiny flavour to build from nothing, found {flavour.value}; larger ones start from "
-            "trained towers: python -m model.assemble vision=DIR language=DIR out=DIR"
+            f"model: expected a flavour whose tokenizer the package has ({names}), found {flavour.value}; the others "
+            "start from trained towers: python -m model.assemble vision=DIR language=DIR out=DIR"
         )
     model = SailVL2(flavour_config(flavour))
     model.initialise(seed)

@@ -1,12 +1,14 @@
 """The supervised stage that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
+from model.data.sources import DataFolders, StepRows
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.config import Normalisation, SupervisedConfig
@@ -17,9 +19,6 @@ from model.run.folder import RunFolder
 from model.run.progress import StageProgress
 from model.sail_vl2 import SailVL2
 
-RowsOfStep = Callable[[int], Sequence[Row]]
-"""The rows of a step, as a function of its number alone: a restart needs no state of it."""
-
 
 def run_supervised(
     config: SupervisedConfig,
@@ -27,13 +26,17 @@ def run_supervised(
     title: str,
     model: SailVL2,
     processor: Processor,
-    rows_of_step: RowsOfStep,
+    open_rows: Callable[[DataFolders], StepRows],
 ) -> None:
-    """Train `model` and write `run.dir/final`; continues where an earlier call stopped."""
+    """Train `model` on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
+    stopped. A `max_steps` of 0 is one pass over the rows."""
     with RunFolder(config.run, resolved) as run:
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
+        rows_of_step = open_rows(DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl"))
+        config = replace(config, max_steps=config.max_steps or rows_of_step.steps_per_pass)
+        print(f"steps: {config.max_steps}; one pass over the rows takes {rows_of_step.steps_per_pass}", flush=True)
         engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)
         with StageProgress(title, config.max_steps) as progress:
             train_supervised(config, engine, processor, rows_of_step, run, progress)
@@ -46,7 +49,7 @@ def train_supervised(
     config: SupervisedConfig,
     engine: TrainEngine,
     processor: Processor,
-    rows_of_step: RowsOfStep,
+    rows_of_step: Callable[[int], Sequence[Row]],
     run: RunFolder,
     progress: StageProgress,
 ) -> None:

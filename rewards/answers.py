@@ -1,4 +1,4 @@
-"""Which part of a completion is its answer: the one place that decides."""
+"""This module alone decides which part of a completion is its answer."""
 
 import re
 from collections import deque
@@ -30,12 +30,12 @@ _NUMBER = re.compile(
 
 
 class AnswerRule(Enum):
-    """What may be taken for the answer in the text that counts (see `visible_text`)."""
+    """The places in the text that counts (see `visible_text`) where an answer may stand."""
 
     boxed = "boxed"  # the last complete \boxed{} or \fbox{}
     vlmevalkit = "vlmevalkit"  # the first one, for comparison with numbers published with VLMEvalKit
     answer_tag = "answer_tag"  # the last complete <answer> ... </answer>; a box in it wins
-    answer_line = "answer_line"  # what follows the last "Answer:", "The answer is", "Final answer:", "答案" on its line
+    answer_line = "answer_line"  # the rest of the line behind the last "Answer:", "The answer is", "答案" and the like
     last_number = "last_number"
     bare = "bare"  # the text itself
 
@@ -46,11 +46,11 @@ class Parsed:
 
     thinking: str
     answer: str | None
-    well_formed: bool  # exactly: one think block, then one boxed answer, then nothing
+    well_formed: bool  # it is one think block, then one boxed answer, then nothing
 
 
 def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str | None:
-    """The answer by the first of `rules` that finds one; None: no answer. Linear in the length of the text.
+    """Return the answer by the first of `rules` that finds one, else None. Takes time linear in the length of the text.
 
     A text without any think tag counts as a whole; otherwise only what follows the closed `</think>` does, and an
     unclosed think block or box is no answer. An empty box is an answer, the empty one.
@@ -64,18 +64,18 @@ def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str
 
 
 def parse_completion(text: str) -> Parsed:
-    """Thinking, last box and form of a completion."""
+    """Return the thinking, last box and form of a completion."""
     thinking, visible = _split_thinking(text)
     return Parsed(thinking, _last_box(visible), _is_well_formed(text))
 
 
 def visible_text(text: str) -> str:
-    """The part of a completion where answers count; empty when its think block does not close."""
+    """Return the part of a completion where answers count; empty when its think block does not close."""
     return _split_thinking(text)[1]
 
 
 def complete_boxes(text: str) -> list[tuple[int, str]]:
-    """(end position, content) of every box that closes, outermost boxes only, in order."""
+    """Return the (end position, content) of every box that closes, outermost boxes only, in order."""
     closing = _closing_braces(text)
     boxes, position = [], 0
     while match := _BOX.search(text, position):
@@ -108,9 +108,9 @@ def _tagged(text: str) -> str | None:
 
 
 def _said(text: str) -> str | None:
-    """An announcement with nothing behind it on its line announces the next line that is not empty.
+    """The answer that is announced by "Answer:" and the like, on the same line or on the next that is not empty.
 
-    Of a sentence that ends in a number or formula ("The area of ABC is 12") that one is the answer.
+    Where a sentence ends in a number or formula ("The area of ABC is 12"), that number or formula is the answer.
     """
     announced = deque(_ANSWER_SAID.finditer(text), maxlen=1)
     if not announced:
@@ -153,7 +153,7 @@ def _split_thinking(text: str) -> tuple[str, str]:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Opening brace -> its closing one, in one pass: a policy may write thousands of boxes and close none."""
+    """Map each opening brace to its closing one, in one pass: a policy may write thousands of boxes and close none."""
     closing: dict[int, int] = {}
     opened: list[int] = []
     for brace in _BRACE.finditer(text):

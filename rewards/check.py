@@ -1,7 +1,8 @@
 """Test a reward before a run trusts it: `python -m rewards.check my_rewards.py:fn --data sample.jsonl`.
 
-Calls it as a run would (own process, deadline), on the completions of the data and on probes that deserve nothing.
-Exit code 0: it keeps its contract, is deterministic and pays no probe; 1: it does not; 2: wrong usage.
+The reward is called as a run would call it (in a process of its own, with a deadline), on the completions of the data
+and on probes that deserve nothing. Exit code 0: the reward keeps its contract, is deterministic and pays no probe;
+1: it does not; 2: wrong usage.
 """
 
 import argparse
@@ -25,11 +26,14 @@ from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
 
-_SLOW_SHARE = 0.5  # of the deadline
+DataRow = dict[str, Any]
+"""A line of the data, whatever it holds."""
+
+_SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadline is reported
 
 
 class Checker:
-    """Scores inputs with one reward alone."""
+    """Scores inputs with a single reward."""
 
     def __init__(self, args: argparse.Namespace) -> None:
         settings: dict[str, Any] = {
@@ -52,14 +56,14 @@ class Checker:
                 "functions": [args.reward],
                 "function_weights": [1.0],
                 "answer_weight": 0.0,
-                "verifier": "format",  # never refuses a row: what it says does not count
+                "verifier": "format",  # it never refuses a row, and its verdict does not count here
             }
             options = {self.name: args.options}
         settings["options"] = options if args.options else {}
         self.rubric = Rubric(RewardConfig(**settings))
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """A value is this reward's own part; other parts do not count."""
+        """Return one result per input. Its value is this reward's own part; other parts do not count."""
         return [
             result
             if result.status is Status.unscorable and result.reason.startswith(f"{self.name}:")
@@ -68,8 +72,8 @@ class Checker:
         ]
 
 
-def read_rows(path: Path, limit: int) -> list[dict[str, Any]]:
-    """The first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
+def read_rows(path: Path, limit: int) -> list[DataRow]:
+    """Return the first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
     with path.open("rb") as file:
         lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
         rows = [_row(path, number, line) for number, line in islice(lines, limit)]
@@ -78,7 +82,7 @@ def read_rows(path: Path, limit: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def _row(path: Path, number: int, line: bytes) -> DataRow:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -88,7 +92,7 @@ def _row(path: Path, number: int, line: bytes) -> dict[str, Any]:
     return row
 
 
-def as_input(row: dict[str, Any], completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
+def as_input(row: DataRow, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
     known = {"id", "messages", "reference", "completion", "images", "finish_reason"}
     return RewardInput(
         prompt_id=str(row.get("id", number)),
@@ -105,8 +109,8 @@ def as_input(row: dict[str, Any], completion: str, number: int, rules: Sequence[
     )
 
 
-def honest(row: dict[str, Any]) -> str:
-    """The row's own completion, or a well-formed right one."""
+def honest(row: DataRow) -> str:
+    """Return the row's own completion, or a well-formed right one."""
     completion = row.get("completion")
     if completion is None:
         return f"<think>It follows from the question.</think>\\boxed{{{row['reference']}}}"
@@ -114,7 +118,7 @@ def honest(row: dict[str, Any]) -> str:
 
 
 def check(args: argparse.Namespace, console: Console) -> list[str]:
-    """Everything that is wrong with the reward, in words; prints what was seen."""
+    """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
     rows = read_rows(Path(args.data), args.rows)
     checker = Checker(args)
@@ -190,7 +194,7 @@ def _report_probes(
     return problems
 
 
-def _option(text: str) -> tuple[str, Any]:
+def _option(text: str) -> tuple[str, object]:
     key, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected KEY=VALUE, found {text!r}")
@@ -220,7 +224,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--threshold", type=float, default=0.0, help="a probe above this value earned reward (default 0)"
     )
     parser.add_argument("--timeout", type=float, default=5.0, help="deadline of one call in seconds (default 5)")
-    parser.add_argument("--workers", type=int, default=1, help="worker processes (default 1)")
+    parser.add_argument("--workers", type=int, default=1, help="scorer processes (default 1)")
     known = ",".join(rule.value for rule in AnswerRule)
     parser.add_argument(
         "--extract", type=_rules, default="boxed", metavar="RULES", help=f"tried in order, among {known}"

@@ -1,4 +1,4 @@
-"""Settings of the reward: which parts, how they are combined, which limits."""
+"""Settings of the reward: its parts, how they are combined, and their limits."""
 
 import math
 from dataclasses import dataclass, field
@@ -51,9 +51,9 @@ class RewardConfig:
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
     """settings of verifiers and functions by name, for example {numeric: {absolute: 0.01}}"""
     timeout_seconds: float = 5.0
-    """deadline of one verifier or function call in its worker process; a call past it is unscorable"""
+    """deadline of one verifier or function call in its scorer process; a call past it is unscorable"""
     num_workers: int = 1
-    """worker processes for symbolic answers and own functions; started when first needed"""
+    """scorer processes for symbolic answers and own functions; started when first needed"""
     max_unscorable_share: float = 0.02
     """the run stops when more than this share of the last 1,000 completions (at least 200 seen) is unscorable"""
 
@@ -91,7 +91,7 @@ class RewardConfig:
 
     @property
     def weights(self) -> dict[str, float]:
-        """Weight of every part, by name: answer, format, `parts`, `functions`."""
+        """Return the weight of every part, by name: answer, format, `parts`, `functions`."""
         own = {"answer": self.answer_weight, "format": self.format_weight, **self.parts}
         if self.functions and not self.function_weights:
             share = _DEFAULT_FUNCTION_WEIGHT
@@ -102,7 +102,7 @@ class RewardConfig:
 
     @property
     def earning(self) -> dict[str, float]:
-        """Weights of the parts that can raise a reward; the others are penalties."""
+        """Return the weights of the parts that can raise a reward; the others are penalties."""
         return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
 
     def _check_weights(self) -> None:

@@ -1,6 +1,6 @@
-"""Users' reward functions: finding them, calling them in the style they are written in, checking what they return.
+"""Users' reward functions are found, called in the style that they are written in, and what they return is checked.
 
-Styles, told by the names of the parameters:
+The names of the parameters tell the style:
 - native: `fn(completion)` gets one `RewardInput`, `fn(batch)` the list of those of one prompt; numbers come back;
 - TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for;
   a list comes back in which None says that the function does not apply;
@@ -17,23 +17,26 @@ import inspect
 import math
 import sys
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Awaitable, Callable, Mapping, Sequence, Set, Sized
 from enum import Enum
 from functools import cache
 from numbers import Real
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
-from rewards.result import RewardInput
+from rewards.result import CallResult, CallStyle, Options, RewardInput, SiblingResults
 
 ENTRY_POINTS = "sailvl2_rl.rewards"
-_ALIASES = ("solution", "answer", "ground_truth", "label", "target")  # of `reference`, where a function asks for one
+Function = Callable[..., object]
+_ALIASES = ("solution", "answer", "ground_truth", "label", "target")
+"""Other names by which a function may ask for the reference."""
+
 _MAX_SHOWN = 80
 
 
 class Malformed(TypeError):
-    """A function returned what is no reward; the text names the function and the completion's index."""
+    """A function returned something that is no reward; the text names the function and the completion's index."""
 
 
 class Style(Enum):
@@ -44,8 +47,8 @@ class Style(Enum):
 
 
 @cache
-def load_function(spec: str) -> Callable:
-    """FILE.py:NAME, package.module:NAME or the name of an entry point. `ValueError` names what was expected there."""
+def load_function(spec: str) -> Function:
+    """Load FILE.py:NAME, package.module:NAME or the function of an entry point. `ValueError` says what was expected."""
     place, colon, name = spec.rpartition(":")
     if not colon:
         return _from_entry_point(spec)
@@ -58,8 +61,8 @@ def load_function(spec: str) -> Callable:
     return function
 
 
-def style_of(function: Callable, spec: str = "") -> Style:
-    """How a function wants to be called. `ValueError` when its parameters fit no style."""
+def style_of(function: Function, spec: str = "") -> Style:
+    """Tell how a function wants to be called. `ValueError` when its parameters fit no style."""
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError) as error:
@@ -79,61 +82,64 @@ def style_of(function: Callable, spec: str = "") -> Style:
     return Style.native_batch if first.name == "batch" else Style.native
 
 
-def describe(spec: str, options: Mapping[str, Any] | None = None) -> dict[str, float]:
-    """How to call a function: `one_by_one` (1: a task per completion, 0: per prompt, with all its completions), and
-    `timeout_seconds`, `memory_mb` (0: no limit) where it has such attributes. `ValueError` for options or limits that
-    it cannot be called with."""
+def describe(spec: str, options: Options | None = None) -> CallStyle:
+    """Tell how to call a function, by its parameters and its attributes `timeout_seconds` and `memory_mb`.
+
+    `ValueError` for options or limits that it cannot be called with.
+    """
     function = load_function(spec)
     style = style_of(function, spec)
     _check_options(spec, function, style, options or {})
     single = style in (Style.native, Style.verl) and not _is_async(function)
-    return {"one_by_one": float(single), **_own_limits(spec, function)}
+    return CallStyle(single, **_own_limits(spec, function))
 
 
-def call_one(spec: str, item: RewardInput, options: Mapping[str, Any], index: int = 0) -> float:
-    """The number that a native or verl function gives one completion; raises what it raises, `Malformed` for what is
-    no number."""
+def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> float:
+    """Return the number that a native or verl function gives one completion.
+
+    Raises what the function raises, and `Malformed` where it returns something that is no number.
+    """
     function = load_function(spec)
     style = style_of(function, spec)
     entry = _entry(spec, index, _await(_call(function, style, item, options)), style)
-    if entry["reason"]:
-        raise Malformed(entry["reason"])
-    return entry["value"]
+    if entry.reason or entry.value is None:
+        raise Malformed(entry.reason)
+    return entry.value
 
 
 def call_siblings(
-    spec: str, inputs: Sequence[RewardInput], options: Mapping[str, Any], step: int = 0, max_steps: int = 0
-) -> dict[str, Any]:
-    """{"results": one {"value": number or None, "reason": text, "traceback": text} per input, "metrics": {name: [..]}}.
+    spec: str, inputs: Sequence[RewardInput], options: Options, step: int = 0, max_steps: int = 0
+) -> SiblingResults:
+    """Return one result per input, and what the function logged.
 
-    `reason` is empty where the value counts; a value of None without a reason does not apply. Raises what the function
-    raises when it was called once for all inputs; coroutines are called once each, at the same time.
+    Raises what the function raises when it is called once for all inputs. A coroutine function for one completion is
+    called once for each, all at the same time; what it raises is that completion's result.
     """
     function = load_function(spec)
     style = style_of(function, spec)
     metrics: dict[str, list[float]] = {}
     if style in (Style.native, Style.verl):
-        return {"results": _call_together(spec, function, style, inputs, options), "metrics": metrics}
+        return SiblingResults(_call_together(spec, function, style, inputs, options), metrics)
     if style is Style.native_batch:
         values = _await(function(list(inputs), **options))
     else:
         state = SimpleNamespace(global_step=step, max_steps=max_steps)
         values = _await(function(**_trl_arguments(function, inputs, options, state, metrics)))
-    if isinstance(values, str | bytes | Mapping | Set) or not hasattr(values, "__len__") or _is_tensor(values):
+    if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Sized) or _is_tensor(values):
         raise Malformed(f"{spec}: expected a list of {len(inputs)} numbers, found {_shown(values)}")
     if len(values) != len(inputs):
         raise Malformed(f"{spec}: expected {len(inputs)} numbers, one per completion, found {len(values)}")
-    checked = [_entry(spec, index, value, style) for index, value in enumerate(values)]
-    return {"results": checked, "metrics": metrics}
+    listed = cast(Sequence[object], values)
+    return SiblingResults([_entry(spec, index, value, style) for index, value in enumerate(listed)], metrics)
 
 
 def _call_together(
-    spec: str, function: Callable, style: Style, inputs: Sequence[RewardInput], options: Mapping[str, Any]
-) -> list[dict[str, Any]]:
-    """One coroutine per completion. One that raises is its own completion's failure."""
-    calls = [_call(function, style, item, options) for item in inputs]
+    spec: str, function: Function, style: Style, inputs: Sequence[RewardInput], options: Options
+) -> list[CallResult]:
+    """Run one coroutine per completion. One that raises is its own completion's failure."""
+    calls = [cast(Awaitable[object], _call(function, style, item, options)) for item in inputs]
     return [
-        {"value": None, "reason": _said(value), "traceback": "".join(traceback.format_exception(value))}
+        CallResult(None, _said(value), "".join(traceback.format_exception(value)))
         if isinstance(value, Exception)
         else _entry(spec, index, value, style)
         for index, value in enumerate(asyncio.run(_gather(calls)))
@@ -144,42 +150,42 @@ def _said(error: Exception) -> str:
     return str(error) if isinstance(error, ValueError) and str(error) else repr(error)
 
 
-def _call(function: Callable, style: Style, item: RewardInput, options: Mapping[str, Any]) -> Any:
+def _call(function: Function, style: Style, item: RewardInput, options: Options) -> object:
     if style is Style.native:
         return function(item, **options)
     return function(**_understood(function, _verl_arguments(item)), **options)
 
 
-def _is_async(function: Callable) -> bool:
+def _is_async(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _gather(calls: Sequence[Any]) -> list[Any]:
+async def _gather(calls: Sequence[Awaitable[object]]) -> list[object]:
     return await asyncio.gather(*calls, return_exceptions=True)
 
 
-def _await(value: Any) -> Any:
-    async def wait() -> Any:
-        return await value
+def _await(value: object) -> object:
+    async def wait(awaitable: Awaitable[object]) -> object:
+        return await awaitable
 
-    return asyncio.run(wait()) if inspect.isawaitable(value) else value
+    return asyncio.run(wait(value)) if inspect.isawaitable(value) else value
 
 
-def _entry(spec: str, index: int, value: Any, style: Style) -> dict[str, Any]:
+def _entry(spec: str, index: int, value: object, style: Style) -> CallResult:
     if value is None and style is Style.trl:
-        return {"value": None, "reason": "", "traceback": ""}
+        return CallResult(None)
     if style is Style.verl and isinstance(value, Mapping):
         value = value.get("score", value)
     if style in (Style.trl, Style.verl) and _is_bool(value):
         value = 1.0 if value else 0.0
     checked = _checked(value)
     if isinstance(checked, str):
-        return {"value": None, "reason": f"{spec}: completion {index}: {checked}", "traceback": ""}
-    return {"value": checked, "reason": "", "traceback": ""}
+        return CallResult(None, f"{spec}: completion {index}: {checked}")
+    return CallResult(checked)
 
 
-def _checked(value: Any) -> float | str:
-    """A returned value as a number, or what is wrong with it."""
+def _checked(value: object) -> float | str:
+    """Turn a returned value into a number, or say what is wrong with it."""
     if isinstance(value, Real) and not isinstance(value, bool) and not _is_tensor(value):
         try:
             number = float(value)
@@ -190,28 +196,29 @@ def _checked(value: Any) -> float | str:
     return f"expected a finite number, found {_shown(value)}"
 
 
-def _is_bool(value: Any) -> bool:
-    return type(value).__name__ in ("bool", "bool_")  # numpy's too, which is not imported for it
+def _is_bool(value: object) -> bool:
+    return type(value).__name__ in ("bool", "bool_")  # by name, so that numpy need not be imported for its type
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: object) -> bool:
     return type(value).__module__.partition(".")[0] in ("torch", "jax", "tensorflow")
 
 
-def _shown(value: Any) -> str:
+def _shown(value: object) -> str:
     text = repr(value)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}... ({type(value).__name__})"
 
 
 def _trl_arguments(
-    function: Callable,
+    function: Function,
     inputs: Sequence[RewardInput],
-    options: Mapping[str, Any],
+    options: Options,
     state: SimpleNamespace,
     metrics: dict[str, list[float]],
-) -> dict[str, Any]:
-    """What TRL passes for conversational rows: messages in, one assistant message out, columns as lists."""
-    given: dict[str, Any] = {
+) -> dict[str, object]:
+    """Return the arguments that TRL passes for conversational rows: messages in, one assistant message out, columns as
+    lists."""
+    given: dict[str, object] = {
         "prompts": [item.messages for item in inputs],
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],
         "completion_ids": [item.token_ids for item in inputs],
@@ -231,20 +238,20 @@ def _trl_arguments(
 
 
 def _log(metrics: dict[str, list[float]], name: str, value: float) -> None:
-    if math.isfinite(value):  # the mean of nothing is no reason to lose a reward
+    if math.isfinite(value):  # a metric may be NaN, as the mean of nothing is; that is no reason to lose a reward
         metrics.setdefault(name, []).append(value)
 
 
-def _understood(function: Callable, given: dict[str, Any]) -> dict[str, Any]:
-    """What of `given` the function has parameters for: all, where it takes any keyword."""
+def _understood(function: Function, given: dict[str, object]) -> dict[str, object]:
+    """Return those of `given` that the function has parameters for: all, where it takes any keyword."""
     parameters = inspect.signature(function).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return given
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _verl_arguments(item: RewardInput) -> dict[str, Any]:
-    """`extra_info` holds the row's column of that name, if it has one, and its other columns."""
+def _verl_arguments(item: RewardInput) -> dict[str, object]:
+    """Return the arguments that verl passes. `extra_info` holds the row's column of that name and its other columns."""
     extra = {**item.meta, "messages": item.messages, "images": item.images, "prompt_id": item.prompt_id}
     if isinstance(column := extra.pop("extra_info", None), Mapping):
         extra |= column
@@ -256,7 +263,7 @@ def _verl_arguments(item: RewardInput) -> dict[str, Any]:
     }
 
 
-def _from_entry_point(name: str) -> Callable:
+def _from_entry_point(name: str) -> Function:
     found = {point.name: point for point in importlib.metadata.entry_points(group=ENTRY_POINTS)}
     if name not in found:
         raise ValueError(
@@ -268,7 +275,7 @@ def _from_entry_point(name: str) -> Callable:
     return function
 
 
-def _check_options(spec: str, function: Callable, style: Style, options: Mapping[str, Any]) -> None:
+def _check_options(spec: str, function: Function, style: Style, options: Options) -> None:
     signature = inspect.signature(function)
     try:
         if style in (Style.native, Style.native_batch):
@@ -282,7 +289,7 @@ def _check_options(spec: str, function: Callable, style: Style, options: Mapping
         ) from None
 
 
-def _own_limits(spec: str, function: Callable) -> dict[str, float]:
+def _own_limits(spec: str, function: Function) -> dict[str, float]:
     limits = {}
     for name, least in (("timeout_seconds", "more than 0"), ("memory_mb", "0 (no limit) or more")):
         value = getattr(function, name, None)
@@ -296,12 +303,12 @@ def _own_limits(spec: str, function: Callable) -> dict[str, float]:
 
 
 def _let_import(folder: Path) -> None:
-    """At the end of the module path, so that a user's own json.py hides nothing."""
+    """Put a folder at the end of the module path, so that a user's own json.py hides nothing."""
     if str(folder) not in sys.path:
         sys.path.append(str(folder))
 
 
-def _from_module(spec: str, module: str) -> Any:
+def _from_module(spec: str, module: str) -> ModuleType:
     _let_import(Path.cwd())
     try:
         return importlib.import_module(module)
@@ -309,7 +316,7 @@ def _from_module(spec: str, module: str) -> Any:
         raise ValueError(f"reward.functions: {spec!r}: importing {module} failed: {error!r}") from error
 
 
-def _from_file(spec: str, path: Path) -> Any:
+def _from_file(spec: str, path: Path) -> ModuleType:
     if not path.is_file():
         raise ValueError(f"reward.functions: {spec!r}: expected a Python file at {path.resolve()}, found none")
     module_spec = importlib.util.spec_from_file_location(f"custom_reward_{path.stem}", path)

@@ -3,7 +3,7 @@
 Three binary checks, as in SAIL-RL's thinking reward (arXiv 2511.02280, section 3): the reasoning is coherent, it is
 grounded in the image, and the answer follows from it. The value is their mean. The endpoint speaks OpenAI's chat
 completions protocol; settings come from `reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the
-environment. Whatever fails - network, status, reply - makes the completion unscorable.
+environment. A failure of the network, a bad status or a bad reply makes the completion unscorable.
 """
 
 import asyncio
@@ -45,7 +45,7 @@ _SCHEMA = {
 }
 _MAX_REPLY_BYTES = 1 << 20
 _MAX_IMAGE_BYTES = 20 << 20
-_MAX_TEXT = 100_000  # characters of reasoning that are sent; longer ones are unscorable
+_MAX_TEXT = 100_000  # characters; longer completions are not sent and are unscorable
 _TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
 
 
@@ -57,11 +57,11 @@ class JudgeError(RuntimeError):
 class Endpoint:
     base_url: str
     model: str
-    api_key_env: str = "OPENAI_API_KEY"  # name of the variable that holds the key; empty: none is sent
+    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key; empty: no key is sent
     request_seconds: float = 60.0
     retries: int = 3
     requests_per_minute: float = 120.0
-    cache: str = ""  # folder of verdicts that were given; empty: none is kept
+    cache: str = ""  # folder that keeps verdicts; empty: none are kept
     limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
 
     def __post_init__(self) -> None:
@@ -95,7 +95,7 @@ _endpoints: dict[str, Endpoint] = {}
 
 
 async def reasoning(completion: RewardInput, **settings: Any) -> float:
-    """Share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
+    """Return the share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
 
     Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache. A completion without
     thinking or answer fails without being asked about. Raises `JudgeError` when no verdict comes.
@@ -107,7 +107,7 @@ async def reasoning(completion: RewardInput, **settings: Any) -> float:
     return sum(checks.values()) / len(checks)
 
 
-reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (deadline of one prompt's siblings in the pool)
+reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the deadline for all completions of one prompt)
 
 
 def _endpoint(settings: dict[str, Any]) -> Endpoint:
@@ -118,7 +118,7 @@ def _endpoint(settings: dict[str, Any]) -> Endpoint:
 
 
 def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
-    """The verdict on each check, from the cache or the endpoint."""
+    """Return the verdict on each check, from the cache or the endpoint."""
     if len(completion.completion) > _MAX_TEXT:
         raise JudgeError(f"expected at most {_MAX_TEXT} characters to judge, found {len(completion.completion)}")
     marker = secrets.token_hex(8)
@@ -145,7 +145,7 @@ def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
     return verdict
 
 
-def _content(completion: RewardInput, marker: str) -> list[dict[str, Any]]:
+def _content(completion: RewardInput, marker: str) -> list[dict[str, object]]:
     question = []
     for message in completion.messages:
         parts = message.get("content", "")
@@ -156,7 +156,7 @@ def _content(completion: RewardInput, marker: str) -> list[dict[str, Any]]:
     return [*(_image(Path(name)) for name in completion.images), {"type": "text", "text": text}]
 
 
-def _image(path: Path) -> dict[str, Any]:
+def _image(path: Path) -> dict[str, object]:
     size = path.stat().st_size
     if size > _MAX_IMAGE_BYTES:
         raise JudgeError(f"{path}: expected an image of at most {_MAX_IMAGE_BYTES} bytes, found {size}")
@@ -165,8 +165,8 @@ def _image(path: Path) -> dict[str, Any]:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
 
-def _ask(endpoint: Endpoint, payload: dict[str, Any], marker: str) -> dict[str, bool]:
-    """One verdict, asking again after what may pass: waits double, with jitter."""
+def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[str, bool]:
+    """Ask for one verdict, and ask again after failures that may pass; the waits double, with jitter."""
     _check_key(endpoint)
     problem = ""
     for attempt in range(endpoint.retries + 1):
@@ -187,7 +187,7 @@ def _ask(endpoint: Endpoint, payload: dict[str, Any], marker: str) -> dict[str, 
 
 
 def _check_key(endpoint: Endpoint) -> None:
-    """`ValueError` for a key that a header cannot hold: the client's own message would say the key."""
+    """Raise `ValueError` for a key that a header cannot hold: the client's own message would show the key."""
     key = _key(endpoint)
     if not key.isascii() or not key.isprintable():
         raise ValueError(
@@ -198,14 +198,14 @@ def _check_key(endpoint: Endpoint) -> None:
 class _StayHere(urllib.request.HTTPRedirectHandler):
     """A redirect would carry the key to another address: it counts as a failure, like any status but 200."""
 
-    def redirect_request(self, *_: Any) -> None:
+    def redirect_request(self, *_: object) -> None:
         return None
 
 
 _opener = urllib.request.build_opener(_StayHere)
 
 
-def _post(endpoint: Endpoint, payload: dict[str, Any]) -> bytes:
+def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
     headers = {"Content-Type": "application/json"}
     if key := _key(endpoint):
         headers["Authorization"] = f"Bearer {key}"
@@ -219,7 +219,7 @@ def _post(endpoint: Endpoint, payload: dict[str, Any]) -> bytes:
 
 
 def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
-    """The checks of a reply that keeps the schema and carries this request's marker."""
+    """Return the checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
     try:
         text = json.loads(body)["choices"][0]["message"]["content"]
         verdict = json.loads(text)
@@ -241,8 +241,8 @@ def _without_key(endpoint: Endpoint, text: str) -> str:
     return text.replace(key, "***") if key else text
 
 
-def _cache_key(endpoint: Endpoint, content: list[dict[str, Any]], marker: str) -> str:
-    """Of everything that the verdict depends on, the random marker apart."""
+def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
+    """Return a hash of everything that the verdict depends on, without the random marker."""
     said = json.dumps([endpoint.base_url, endpoint.model, CHECKS, _INSTRUCTIONS, content]).replace(marker, "")
     return hashlib.sha256(said.encode()).hexdigest()
 
@@ -255,7 +255,7 @@ def _read_cache(endpoint: Endpoint, key: str) -> dict[str, bool] | None:
         verdict = json.loads(file.read_text(encoding="utf-8"))
         return {name: verdict[name] for name in CHECKS} if all(type(verdict[n]) is bool for n in CHECKS) else None
     except (ValueError, KeyError, TypeError):
-        return None  # torn or foreign: ask again
+        return None  # the file is torn or another program's: ask again
 
 
 def _write_cache(endpoint: Endpoint, key: str, verdict: dict[str, bool]) -> None:

@@ -1,9 +1,13 @@
-"""What flows between scoring code: a claim to judge, the outcome of judging it, the reward of a completion."""
+"""The data that flows between scoring code: a claim to judge, the outcome of judging it, the reward of a completion."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+T_co = TypeVar("T_co", covariant=True)
+Options = Mapping[str, object]
+"""Settings of a verifier or of a user's function by name, as `reward.options` has them."""
 
 
 class Status(Enum):
@@ -19,23 +23,24 @@ class Unscorable(ValueError):
 class Claim:
     """What a verifier judges, as plain JSON data."""
 
-    completion: str  # decoded text, think tags kept, end of turn dropped
-    answer: str | None  # what the extraction rule found in it; None: no answer
-    reference: Any = ""  # as the data row has it: text, number, list ...
-    columns: Mapping[str, Any] = field(default_factory=dict)  # the row's other columns, `options` among them
+    completion: str  # decoded text; think tags are kept, the end of the turn is dropped
+    answer: str | None  # the answer that the extraction rule found in the completion; None: it found none
+    reference: object = ""  # the right answer as the data row has it: a text, a number, a list ...
+    columns: Mapping[str, object] = field(default_factory=dict)  # the row's other columns, `options` among them
     num_tokens: int = 0  # length of the completion
     finish_reason: str = "stop"  # stop | length
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """`status` ok: `value` is the verdict, None where the verifier does not apply. Else `reason` says what failed."""
+class Outcome(Generic[T_co]):
+    """What became of one task. With `status` ok, `value` is its result, and None says that a verifier does not apply.
+    With `status` unscorable, `reason` says what failed."""
 
-    value: Any = None
+    value: T_co | None = None
     status: Status = Status.ok
     reason: str = ""
     traceback: str = ""
-    seconds: float = 0.0  # of work, waiting for a free worker not counted
+    seconds: float = 0.0  # time of work; waiting for a free scorer process is not counted
 
 
 @dataclass(frozen=True)
@@ -43,28 +48,54 @@ class RewardInput:
     """All that a reward function may look at, as plain data."""
 
     prompt_id: str
-    messages: list[dict[str, Any]]
+    messages: list[dict[str, Any]]  # chat messages: `role`, and `content` as a text or a list of parts
     images: list[str]  # file paths
     reference: str
-    completion: str  # decoded text, think tags kept, end of turn dropped
+    completion: str  # decoded text; think tags are kept, the end of the turn is dropped
     thinking: str
-    answer: str | None  # by the reward's answer rule; None: no answer
+    answer: str | None  # the answer by the reward's answer rules; None: there is none
     token_ids: list[int]
     finish_reason: str  # stop | length
     meta: dict[str, Any]  # the data row's other columns
-    draw: int = 0  # which draw of the prompt this is: siblings share it
+    draw: int = 0  # number of the group among the groups of this prompt; siblings have the same number
+
+
+@dataclass(frozen=True)
+class CallStyle:
+    """How a user's reward function is to be called."""
+
+    one_by_one: bool  # True: one task per completion; False: one task per prompt, with all its completions
+    timeout_seconds: float | None = None  # the function's own deadline; None: that of the pool
+    memory_mb: float | None = None  # the function's own memory limit, 0 for no limit; None: that of the pool
+
+
+@dataclass(frozen=True)
+class CallResult:
+    """What a user's function said of one completion. None without a `reason` says that it does not apply."""
+
+    value: float | None
+    reason: str = ""  # why the value does not count; empty: it counts
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class SiblingResults:
+    """What a user's function said of the completions of one prompt, in their order, and what it logged by name."""
+
+    results: list[CallResult]
+    metrics: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
 class RewardResult:
-    """`value` is None exactly when `status` is unscorable; then `reason` says why."""
+    """The reward of one completion. `value` is None exactly when `status` is unscorable; then `reason` says why."""
 
     value: float | None
-    parts: dict[str, float | None] = field(default_factory=dict)  # None: not applicable
+    parts: dict[str, float | None] = field(default_factory=dict)  # None: the part does not apply
     status: Status = Status.ok
     reason: str = ""
 
     @property
     def correct(self) -> bool:
-        """Whether the answer part is right; False for an unscorable completion."""
+        """Tell whether the answer part is right; False for an unscorable completion."""
         return (self.parts.get("answer") or 0.0) >= 1.0

@@ -1,10 +1,11 @@
 """A local reward model: `reward.functions=[rewards.reward_model:preference]`.
 
-Runs in a worker process of the pool, the only place in `rewards` that imports torch. Any sequence classifier with one
-output that transformers can load from a folder; settings come from `reward.options={preference: {model: FOLDER}}`.
+It is the only module of `rewards` that imports torch, and runs in a scorer process. The model may be any sequence
+classifier with one output that transformers can load from a folder; settings come from
+`reward.options={preference: {model: FOLDER}}`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,10 @@ def preference(
     transform: str = "sigmoid",
     max_tokens: int = 4096,
 ) -> list[float]:
-    """The model's scalar for each completion after its messages; `sigmoid` maps it to 0..1.
+    """Return the model's scalar for each completion after its messages; `sigmoid` maps it to 0..1.
 
     The messages go through the tokenizer's chat template where it has one, else they are joined by blank lines.
-    `ValueError` for a folder that is none, several outputs, images (a text model cannot see them), too many tokens.
+    `ValueError` for a folder without a model, several outputs, images (a text model cannot see them), too many tokens.
     """
     import torch
 
@@ -73,7 +74,7 @@ def _encode(tokenizer: Any, item: RewardInput) -> list[int]:
     return list(tokenizer("\n\n".join(message["content"] for message in messages))["input_ids"])
 
 
-def _text(content: Any) -> str:
+def _text(content: str | Sequence[Mapping[str, object]]) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(part.get("text", "")) for part in content)

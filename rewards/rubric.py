@@ -4,14 +4,14 @@ import math
 import sys
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import groupby
-from typing import Any
 
 from rewards.answers import AnswerRule, extract
 from rewards.config import Combine, RewardConfig
-from rewards.result import Claim, Outcome, RewardInput, RewardResult, Status
+from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
+from rewards.sandbox.tasks import CallOne, CallSiblings, Load
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import check_options
 
@@ -25,35 +25,35 @@ class TooManyUnscorable(RuntimeError):
 
 
 class Rubric:
-    """Scores completions. Holds worker processes: close it, or use it as a context manager."""
+    """Scores completions. It holds scorer processes: close it, or use it as a context manager."""
 
     window, min_seen = 1000, 200
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
-        self.step, self.max_steps = 0, 0  # for functions that ask for the trainer's state
+        self.step, self.max_steps = 0, 0  # the trainer's state, which functions may ask for
         self._pool = ScoringPool(config.num_workers, config.timeout_seconds)
         self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
         self._reasons_shown: set[str] = set()
         self._metrics: dict[str, list[float]] = {}
         self._weights = config.weights
-        self._functions: dict[str, dict[str, float]] = {}  # how each is called, once it was loaded
+        self._functions: dict[str, CallStyle] = {}  # how each function is called; filled when it is loaded
         self._check_options()
 
     def check_functions(self) -> None:
-        """Load every user function in a worker now, so that a bad path or option fails before anything runs."""
+        """Load every user function in a scorer process now, so that a bad path or option fails before anything runs."""
         named = zip(self.config.function_names, self.config.functions, strict=True)
-        tasks = [{"kind": "load", "function": spec, "options": self._options(name)} for name, spec in named]
+        tasks = [Load(spec, self._options(name)) for name, spec in named]
         outcomes = self._pool.run(tasks)
         for spec, outcome in zip(self.config.functions, outcomes, strict=True):
-            if outcome.status is not Status.ok:
+            if outcome.value is None:
                 reason = outcome.reason
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
             self._functions[spec] = outcome.value
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
-        """One result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
+        """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
         claims = [_claim(item) for item in inputs]
@@ -67,16 +67,16 @@ class Rubric:
         return results
 
     def take_metrics(self) -> dict[str, float]:
-        """Means of what functions logged, and the share of completions a part did not apply to, since the last call."""
+        """Return metrics since the last call: means of what functions logged, shares of parts that did not apply."""
         means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics.clear()
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
 
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps: which of the latest completions were unscorable, for the watch to go on."""
+    def state(self) -> dict[str, list[int]]:
+        """Return the state for a checkpoint: which of the latest completions were unscorable."""
         return {"unscorable": [int(value) for value in self._recent]}
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def restore(self, state: Mapping[str, list[int]]) -> None:
         self._recent = deque(map(bool, state["unscorable"]), maxlen=self.window)
 
     def close(self) -> None:
@@ -89,7 +89,7 @@ class Rubric:
         self.close()
 
     def _check_options(self) -> None:
-        """Unknown verifiers, options of nothing, and wrong options fail here, before anything runs."""
+        """Refuse unknown verifiers, options that belong to no part, and wrong options, before anything runs."""
         config = self.config
         verifiers = {config.verifier, "format", *config.datasets.values(), *config.parts}
         for name in sorted(verifiers):
@@ -99,13 +99,13 @@ class Rubric:
             known = sorted(verifiers | set(config.function_names))
             raise ValueError(f"reward.options: expected options of {known}, found some of {sorted(unused)[0]!r}")
 
-    def _options(self, name: str) -> dict[str, Any]:
+    def _options(self, name: str) -> dict[str, object]:
         return self.config.options.get(name, {})
 
-    def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome]:
-        """The answer part, by the verifier of each row's data set."""
+    def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome[float]]:
+        """Return the answer part, judged by the verifier of each row's data set."""
         routes = [self._route(item.meta) for item in inputs]
-        outcomes: list[Outcome] = [Outcome()] * len(inputs)
+        outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
             where = [i for i, route in enumerate(routes) if route == verifier]
             found = self._scorer.score(verifier, [claims[i] for i in where], self._options(verifier))
@@ -113,35 +113,32 @@ class Rubric:
                 outcomes[i] = outcome
         return outcomes
 
-    def _route(self, meta: Mapping[str, Any]) -> str:
+    def _route(self, meta: Mapping[str, object]) -> str:
         dataset = meta.get("dataset", meta.get("data_source"))
         return self.config.datasets.get(str(dataset), self.config.verifier)
 
-    def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome]:
-        """A task per completion, or per prompt where a function wants siblings; a failure costs its task alone."""
+    def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
+        """Make a task per completion, or per prompt where a function wants siblings; a failure costs its task alone."""
         if spec not in self._functions:
             self.check_functions()
-        limits = {key: value for key, value in self._functions[spec].items() if key != "one_by_one"}
-        task = {"kind": "call", "function": spec, "options": self._options(name), **limits}
-        if self._functions[spec]["one_by_one"]:
-            return self._pool.run([{**task, "input": asdict(item), "index": i} for i, item in enumerate(inputs)])
-        groups = [
-            [asdict(item) for item in group]
-            for _, group in groupby(inputs, key=lambda item: (item.prompt_id, item.draw))
-        ]
-        outcomes: list[Outcome] = []
-        state = {"step": self.step, "max_steps": self.max_steps}
-        found = self._pool.run([{**task, "inputs": group, **state} for group in groups])
-        for group, outcome in zip(groups, found, strict=True):
-            if outcome.status is not Status.ok:
-                outcomes += [outcome] * len(group)
+        style, options = self._functions[spec], self._options(name)
+        limits = {"timeout_seconds": style.timeout_seconds, "memory_mb": style.memory_mb}
+        if style.one_by_one:
+            return self._pool.run([CallOne(spec, item, options, i, **limits) for i, item in enumerate(inputs)])
+        groups = [list(group) for _, group in groupby(inputs, key=lambda item: (item.prompt_id, item.draw))]
+        tasks = [CallSiblings(spec, group, options, self.step, self.max_steps, **limits) for group in groups]
+        outcomes: list[Outcome[float]] = []
+        for group, outcome in zip(groups, self._pool.run(tasks), strict=True):
+            if outcome.value is None:
+                failed = Outcome(None, outcome.status, outcome.reason, outcome.traceback, outcome.seconds)
+                outcomes += [failed] * len(group)
                 continue
-            for metric, values in outcome.value["metrics"].items():
+            for metric, values in outcome.value.metrics.items():
                 self._metrics.setdefault(metric, []).extend(values)
-            outcomes += [_call_outcome(result) for result in outcome.value["results"]]
+            outcomes += map(_call_outcome, outcome.value.results)
         return outcomes
 
-    def _combine(self, outcomes: Mapping[str, Outcome]) -> RewardResult:
+    def _combine(self, outcomes: Mapping[str, Outcome[float]]) -> RewardResult:
         for name, outcome in outcomes.items():
             if outcome.status is Status.unscorable:
                 self._show_once(name, outcome)
@@ -154,24 +151,24 @@ class Rubric:
         applicable = {name: value for name, value in parts.items() if value is not None}
         if not self.config.earning.keys() & applicable.keys():
             return RewardResult(None, parts, Status.unscorable, "no part that earns applies")
-        if any(parts[gate] is not None and parts[gate] < 1.0 for gate in self.config.gates):
+        if any(applicable.get(gate, 1.0) < 1.0 for gate in self.config.gates):
             return RewardResult(0.0, parts)
         if self.config.combine is Combine.product:
             return RewardResult(self._product(applicable), parts)
         return RewardResult(self._weighted_sum(applicable), parts)
 
     def _matters(self, name: str) -> bool:
-        """Whether the reward depends on the part; one of weight 0 is only logged."""
+        """Tell whether the reward depends on the part; one of weight 0 is only logged."""
         return bool(self._weights[name]) or name in self.config.gates
 
     def _product(self, parts: Mapping[str, float]) -> float:
-        """Of the parts that earn. Penalties are added with their weights: their best value is 0."""
+        """Multiply the parts that earn. Penalties are added with their weights, because their best value is 0."""
         earning = self.config.earning
         penalties = sum(self._weights[name] * part for name, part in parts.items() if name not in earning)
         return math.prod(part for name, part in parts.items() if name in earning) + penalties
 
     def _weighted_sum(self, parts: Mapping[str, float]) -> float:
-        """Weights of parts that do not apply go to those that do; penalties keep theirs."""
+        """Sum the parts. Weights of parts that do not apply go to those that do; penalties keep theirs."""
         value = sum(self._weights[name] * part for name, part in parts.items())
         if len(parts) == len(self._weights):
             return value
@@ -180,8 +177,8 @@ class Rubric:
         present = sum(weight for name, weight in earning.items() if name in parts)
         return gain * sum(earning.values()) / present + (value - gain)
 
-    def _show_once(self, name: str, outcome: Outcome) -> None:
-        # The same line raising with other words is the same failure: the last line of a traceback does not count.
+    def _show_once(self, name: str, outcome: Outcome[float]) -> None:
+        # A line that raises again with other words is the same failure, so the last line of a traceback does not count.
         failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
         if failure not in self._reasons_shown:
             self._reasons_shown.add(failure)
@@ -189,7 +186,7 @@ class Rubric:
             print(f"reward part {name!r} is unscorable: {outcome.reason}{detail}", file=sys.stderr)
 
     def _watch(self, results: Sequence[RewardResult]) -> None:
-        """One completion after the other: how many are scored at a time must not decide whether a run ends."""
+        """Count one completion after the other: how many are scored at a time must not decide whether a run ends."""
         reason = ""
         for result in results:
             is_unscorable = result.status is Status.unscorable
@@ -207,7 +204,7 @@ def _claim(item: RewardInput) -> Claim:
     return Claim(item.completion, item.answer, item.reference, item.meta, len(item.token_ids), item.finish_reason)
 
 
-def _call_outcome(found: Mapping[str, Any]) -> Outcome:
-    if found["reason"]:
-        return Outcome(None, Status.unscorable, found["reason"], found["traceback"])
-    return Outcome(found["value"])
+def _call_outcome(found: CallResult) -> Outcome[float]:
+    if found.reason:
+        return Outcome(None, Status.unscorable, found.reason, found.traceback)
+    return Outcome(found.value)

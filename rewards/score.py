@@ -1,8 +1,8 @@
 """Score a file of completions: `python -m rewards.score --verifier math --input in.jsonl --output out.jsonl`.
 
 Every input line gives one output line, in order: the input's fields and `value` (null where unscorable or not
-applicable), `status` (ok | unscorable), `answer` (what was extracted), `reason`, `seconds`. A run that was killed goes
-on where its output ends. Settings stand beside the output in `<output>.settings.json`.
+applicable), `status` (ok | unscorable), `answer` (the one that was extracted), `reason`, `seconds`. A run that was
+killed goes on where its output ends. Settings stand beside the output in `<output>.settings.json`.
 """
 
 import argparse
@@ -11,9 +11,9 @@ import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 from rewards.answers import AnswerRule, extract
 from rewards.result import Claim, Outcome, Status
@@ -24,11 +24,22 @@ from rewards.verifiers.verifier import parse_json
 
 ADDED = ("value", "status", "answer", "reason", "seconds")
 _CHUNK = 256
+DataRow = dict[str, object]
 _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 
+@dataclass(frozen=True)
+class Settings:
+    """The settings that the verdicts of an output depend on; they stand beside the output as JSON."""
+
+    verifier: str
+    options: dict[str, float | str]
+    extract: list[str]
+    timeout: float
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit status: 0 all lines judged (unscorable ones too), 1 the files failed, 2 bad arguments, 130 interrupted."""
+    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 130: interrupted."""
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
@@ -51,8 +62,8 @@ def _goes_on(args: argparse.Namespace) -> str:
     return f"the same command goes on after {args.output}'s last line"
 
 
-def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
-    """(fields, fault) of an input line; a fault names the line and says what is wrong with it."""
+def read_line(number: int, raw: bytes) -> tuple[DataRow, str]:
+    """Return the (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
     raw = raw.rstrip(b"\r\n")
     try:
         row = parse_json(raw.decode("utf-8"))
@@ -66,7 +77,7 @@ def read_line(number: int, raw: bytes) -> tuple[dict[str, Any], str]:
     return row, ""
 
 
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
+def _settings(args: argparse.Namespace) -> Settings:
     options = {}
     for pair in args.options:
         key, equals, value = pair.partition("=")
@@ -80,19 +91,19 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
             raise ValueError(f"--extract: expected names among {', '.join(known)}, found {name!r}")
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError("--workers, --timeout: expected at least one worker and a positive number of seconds")
-    settings = {"verifier": args.verifier, "options": check_options(args.verifier, options)}
-    return settings | {"extract": names, "timeout": args.timeout}
+    return Settings(args.verifier, check_options(args.verifier, options), names, args.timeout)
 
 
-def _option_value(text: str) -> Any:
+def _option_value(text: str) -> float | str:
     try:
         return float(text) if any(mark in text for mark in ".eE") else int(text)
     except ValueError:
         return text
 
 
-def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int:
-    """Number of lines that are already judged. `ValueError` when the output belongs to another input or settings."""
+def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
+    """Make the output ready; the number of lines that are already judged. `ValueError` when it belongs to another input
+    or other settings."""
     if not source.is_file():
         raise ValueError(f"--input: expected a file, found none at {source}")
     if not output.parent.is_dir():
@@ -102,7 +113,7 @@ def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int
     beside = output.with_name(output.name + ".settings.json")
     mend = f"name another output, or remove {output} and {beside.name} to start afresh"
     if not output.exists():
-        beside.write_text(json.dumps(settings))
+        beside.write_text(json.dumps(asdict(settings)))
         output.touch()
         return 0
     if not beside.exists():
@@ -113,8 +124,8 @@ def _prepare_output(source: Path, output: Path, settings: dict[str, Any]) -> int
         found = None
     if not isinstance(found, dict):
         raise ValueError(f"--output: expected a JSON object in {beside}, found something else; {mend}")
-    if found != settings:
-        differing = ", ".join(key for key in settings if found.get(key) != settings[key])
+    if found != asdict(settings):
+        differing = ", ".join(key for key, value in asdict(settings).items() if found.get(key) != value)
         raise ValueError(f"--output: {output} was written with other settings ({differing}); {mend}")
     _drop_torn_line(output)
     return _compare_lines(source, output, mend)
@@ -147,18 +158,18 @@ def _compare_lines(source: Path, output: Path, mend: str) -> int:
     return done
 
 
-def _parsed(line: bytes) -> Any:
+def _parsed(line: bytes) -> object:
     try:
         return json.loads(line)
     except ValueError:
         return None
 
 
-def _own_fields(row: Any) -> Any:
+def _own_fields(row: object) -> DataRow | None:
     return {key: value for key, value in row.items() if key not in ADDED} if isinstance(row, dict) else None
 
 
-def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
+def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
@@ -182,7 +193,7 @@ def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
         scorer = Scorer(pool)
         while chunk := list(islice(numbered, _CHUNK)):
             for line in _judge(chunk, settings, scorer):
-                counts[line["status"]] += 1
+                counts[str(line["status"])] += 1
                 outputs.write(_encode(line))
             outputs.flush()
             progress.update(bar, advance=len(chunk))
@@ -190,15 +201,15 @@ def _run(args: argparse.Namespace, settings: dict[str, Any], done: int) -> int:
     return 0
 
 
-def _judge(chunk: Sequence[tuple[int, bytes]], settings: dict[str, Any], scorer: Scorer) -> Iterator[dict[str, Any]]:
-    rules = [AnswerRule(name) for name in settings["extract"]]
+def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Scorer) -> Iterator[DataRow]:
+    rules = [AnswerRule(name) for name in settings.extract]
     rows = [read_line(number, raw) for number, raw in chunk]
     rows = [
-        (row, fault or _missing(number, row, settings["verifier"]))
+        (row, fault or _missing(number, row, settings.verifier))
         for (row, fault), (number, _) in zip(rows, chunk, strict=True)
     ]
     claims = [_claim(row, rules) for row, fault in rows if not fault]
-    outcomes = iter(scorer.score(settings["verifier"], claims, settings["options"]))
+    outcomes = iter(scorer.score(settings.verifier, claims, settings.options))
     judged = iter(claims)
     for row, fault in rows:
         outcome = Outcome(None, Status.unscorable, fault) if fault else next(outcomes)
@@ -207,7 +218,7 @@ def _judge(chunk: Sequence[tuple[int, bytes]], settings: dict[str, Any], scorer:
         yield row | dict(zip(ADDED, added, strict=True))
 
 
-def _missing(number: int, row: dict[str, Any], verifier: str) -> str:
+def _missing(number: int, row: DataRow, verifier: str) -> str:
     if verifier not in _NO_REFERENCE and "reference" not in row:
         return f"line {number}: verifier {verifier!r} needs the field 'reference'"
     tokens = row.get("num_tokens")
@@ -216,12 +227,13 @@ def _missing(number: int, row: dict[str, Any], verifier: str) -> str:
     return ""
 
 
-def _claim(row: dict[str, Any], rules: Sequence[AnswerRule]) -> Claim:
+def _claim(row: DataRow, rules: Sequence[AnswerRule]) -> Claim:
     columns = {key: value for key, value in row.items() if key not in ("completion", "reference")}
     tokens, finish = row.get("num_tokens"), row.get("finish_reason")
+    completion = str(row["completion"])
     return Claim(
-        row["completion"],
-        extract(row["completion"], rules),
+        completion,
+        extract(completion, rules),
         row.get("reference", ""),
         columns,
         tokens if isinstance(tokens, int) else 0,
@@ -229,7 +241,7 @@ def _claim(row: dict[str, Any], rules: Sequence[AnswerRule]) -> Claim:
     )
 
 
-def _encode(line: dict[str, Any]) -> bytes:
+def _encode(line: DataRow) -> bytes:
     try:
         return json.dumps(line, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:  # half a surrogate pair can only be written escaped
@@ -243,7 +255,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--verifier", required=True, help=", ".join(VERIFIERS))
     parser.add_argument("--input", required=True, type=Path, help="JSONL with completion, reference, options ...")
     parser.add_argument("--output", required=True, type=Path, help="JSONL to write; continued if it exists")
-    parser.add_argument("--workers", type=int, default=2, help="worker processes")
+    parser.add_argument("--workers", type=int, default=2, help="scorer processes")
     parser.add_argument(
         "--timeout", type=float, default=5.0, help="seconds a line may take; past them it is unscorable"
     )

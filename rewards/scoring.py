@@ -1,55 +1,55 @@
-"""Claims in, outcomes out: what is cheap is decided here, what is known is remembered, the rest goes to the pool."""
+"""Claims in, outcomes out: cheap claims are decided here, known verdicts are remembered, the rest goes to the pool."""
 
 import asyncio
 import hashlib
-import json
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from rewards.result import Claim, Outcome, Status, Unscorable
+from rewards.result import Claim, Options, Outcome, Status, Unscorable
 from rewards.sandbox.pool import ScoringPool
-from rewards.verifiers.registry import UNDECIDED, check_options, decide_quickly
+from rewards.sandbox.tasks import Verify
+from rewards.verifiers.registry import UNDECIDED, Undecided, check_options, decide_quickly
 
-MAX_VERDICTS = 100_000  # of some 200 bytes each
+MAX_VERDICTS = 100_000  # a remembered verdict takes some 200 bytes
 MAX_CHARACTERS = 10_000_000
-"""What a worker is given: handing over more takes so long that it would hold up the deadlines of other tasks."""
+"""Limit for one claim: handing over more to a scorer process takes so long that it would hold up the deadlines of other
+tasks."""
 
 _READS_ANSWER_ONLY = frozenset({"math"})
-"""Their verdict is a function of answer, reference and options: other completions with the same answer share it."""
+"""Verifiers whose verdict is a function of answer, reference and options: completions with the same answer share it."""
 
 
 class Scorer:
-    """Thread-safe. The pool stays the caller's to close."""
+    """Scores claims, from any thread. The caller closes the pool."""
 
     def __init__(self, pool: ScoringPool, max_verdicts: int = MAX_VERDICTS) -> None:
         self._pool = pool
         self._max_verdicts = max_verdicts
-        self._verdicts: OrderedDict[bytes, Any] = OrderedDict()  # least recently used first
+        self._verdicts: OrderedDict[bytes, float | None] = OrderedDict()  # least recently used first
         self._lock = threading.Lock()
 
-    def score(self, verifier: str, claims: Sequence[Claim], options: Mapping[str, Any] | None = None) -> list[Outcome]:
-        """One outcome per claim, in order. `ValueError` for an unknown verifier or option, before all else."""
+    def score(self, verifier: str, claims: Sequence[Claim], options: Options | None = None) -> list[Outcome[float]]:
+        """Return one outcome per claim, in order. `ValueError` for an unknown verifier or option, before all else."""
         batch = _Batch(self, verifier, claims, options or {})
         return batch.outcomes(self._pool.run(batch.tasks))
 
     async def score_async(
-        self, verifier: str, claims: Sequence[Claim], options: Mapping[str, Any] | None = None
-    ) -> list[Outcome]:
-        """As `score`, without blocking the event loop."""
+        self, verifier: str, claims: Sequence[Claim], options: Options | None = None
+    ) -> list[Outcome[float]]:
+        """Do what `score` does, without blocking the event loop."""
         batch = await asyncio.to_thread(_Batch, self, verifier, claims, options or {})
         return batch.outcomes(await self._pool.run_async(batch.tasks))
 
-    def recall(self, key: bytes) -> Outcome | None:
+    def recall(self, key: bytes) -> Outcome[float] | None:
         with self._lock:
             if key not in self._verdicts:
                 return None
             self._verdicts.move_to_end(key)
             return Outcome(self._verdicts[key])
 
-    def remember(self, key: bytes, outcome: Outcome) -> None:
-        """Verdicts only: a failure may be the machine's, and is tried again when the claim comes again."""
+    def remember(self, key: bytes, outcome: Outcome[float]) -> None:
+        """Keep a verdict. A failure is not kept: it may be the machine's, and the claim is tried again."""
         if outcome.status is not Status.ok:
             return
         with self._lock:
@@ -60,31 +60,31 @@ class Scorer:
 
 
 class _Batch:
-    """Claims of one call, and what of them is left to do: `tasks`."""
+    """The claims of one call; `tasks` are those that the pool must judge."""
 
-    def __init__(self, scorer: Scorer, verifier: str, claims: Sequence[Claim], options: Mapping[str, Any]) -> None:
+    def __init__(self, scorer: Scorer, verifier: str, claims: Sequence[Claim], options: Options) -> None:
         check_options(verifier, options)
         self._scorer = scorer
-        self._decided: list[Outcome | bytes] = []  # the outcome, or the key of the task that will give it
-        self.tasks: list[dict[str, Any]] = []
+        self._decided: list[Outcome[float] | bytes] = []  # the outcome, or the key of the task that will give it
+        self.tasks: list[Verify] = []
         self._keys: dict[bytes, None] = {}
         for claim in claims:
             self._decided.append(self._decide(verifier, claim, options))
 
-    def outcomes(self, results: Sequence[Outcome]) -> list[Outcome]:
+    def outcomes(self, results: Sequence[Outcome[float]]) -> list[Outcome[float]]:
         fresh = dict(zip(self._keys, results, strict=True))
         for key, outcome in fresh.items():
             self._scorer.remember(key, outcome)
         return [fresh[entry] if isinstance(entry, bytes) else entry for entry in self._decided]
 
-    def _decide(self, verifier: str, claim: Claim, options: Mapping[str, Any]) -> Outcome | bytes:
+    def _decide(self, verifier: str, claim: Claim, options: Options) -> Outcome[float] | bytes:
         try:
             quick = decide_quickly(verifier, claim, options)
         except Unscorable as error:
             return Outcome(None, Status.unscorable, f"refused: {error}")
-        except Exception:  # the same in a worker is an outcome with a traceback
+        except Exception:  # the same in a scorer process is an outcome with a traceback
             quick = UNDECIDED
-        if quick is not UNDECIDED:
+        if not isinstance(quick, Undecided):
             return Outcome(quick)
         if verifier in _READS_ANSWER_ONLY:
             claim = Claim("", claim.answer, claim.reference)
@@ -92,9 +92,9 @@ class _Batch:
         if size > MAX_CHARACTERS:
             reason = f"refused: expected at most {MAX_CHARACTERS} characters to judge, found {size}"
             return Outcome(None, Status.unscorable, reason)
-        task = {"kind": "verify", "verifier": verifier, "claim": _plain(claim), "options": dict(options)}
+        task = Verify(verifier, claim, options)
         try:
-            key = hashlib.blake2b(json.dumps(task, sort_keys=True).encode(), digest_size=16).digest()
+            key = hashlib.blake2b(task.encoded, digest_size=16).digest()
         except (TypeError, ValueError, RecursionError) as error:
             return Outcome(None, Status.unscorable, f"error: the claim is not plain JSON data: {error}")
         known = self._scorer.recall(key)
@@ -104,7 +104,3 @@ class _Batch:
             self._keys[key] = None
             self.tasks.append(task)
         return key
-
-
-def _plain(claim: Claim) -> dict[str, Any]:
-    return {**vars(claim), "columns": dict(claim.columns)}

@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Any, Self
 
+from model.data.config import TableConfig
+from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.run.config import RunConfig
-
-from model.engine.config import Device, EngineConfig, OptimizerConfig, Schedule
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig
@@ -40,16 +41,16 @@ class Curriculum(Enum):
 class TrainerConfig:
     name: str = "sailvl2"
     """the loop that trains"""
-    max_steps: int = 50
-    """steps: sampled sets of groups"""
-    groups_per_step: int = 32
-    """useful groups that make a step"""
-    mini_batch_size: int = 256
+    max_steps: int = 0
+    """steps: sampled sets of groups; 0: as many as draw every prompt once"""
+    groups_per_step: int = 256
+    """useful groups that make a step; the report has 2,048 rollouts a step, and does not say in which groups"""
+    mini_batch_size: int = 512
     """rollouts per optimizer update; a multiple of the group size"""
-    passes: int = 1
+    passes: int = 2
     """times each step's rollouts are trained on"""
-    max_draws: int = 96
-    """prompts drawn per step at most, dropped groups included"""
+    max_draws: int = 0
+    """prompts drawn per step at most, dropped groups included; 0: three times groups_per_step"""
     when_budget_ends: BudgetEnd = BudgetEnd.train_partial
     """what a step does when max_draws are drawn and groups are still missing"""
     keep_surplus: KeepSurplus = KeepSurplus.never
@@ -67,9 +68,11 @@ class TrainerConfig:
     """nats by which sampler and trainer may differ at a token of the same weights; more is looked into and warned of"""
 
     def __post_init__(self) -> None:
-        for name in ("max_steps", "groups_per_step", "mini_batch_size", "passes", "show_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"trainer.{name}: expected at least 1, found {getattr(self, name)}")
+        ones = [(name, 1) for name in ("groups_per_step", "mini_batch_size", "passes", "show_every")]
+        for name, least in (("max_steps", 0), ("max_draws", 0), *ones):
+            if getattr(self, name) < least:
+                raise ValueError(f"trainer.{name}: expected at least {least}, found {getattr(self, name)}")
+        self.max_draws = self.max_draws or 3 * self.groups_per_step
         if self.max_draws < self.groups_per_step:
             raise ValueError(
                 f"trainer.max_draws: expected at least trainer.groups_per_step = {self.groups_per_step}, "
@@ -79,6 +82,10 @@ class TrainerConfig:
             raise ValueError(f"trainer.max_sampler_gap: expected above 0, found {self.max_sampler_gap}")
         if not 0 <= self.balance_coefficient < float("inf"):
             raise ValueError(f"trainer.balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
+
+    def complete(self, num_prompts: int) -> Self:
+        """The same with as many steps as draw every prompt once, where none are given."""
+        return replace(self, max_steps=self.max_steps or -(-num_prompts // self.groups_per_step))
 
 
 @dataclass
@@ -115,65 +122,50 @@ class EvaluationConfig:
     """steps between evaluations; there is one before the first step and one after the last"""
     num_prompts: int = 0
     """use the first so many rows; 0 uses all"""
-    samples: int = 4
+    num_samples: int = 4
     """sampled thinking completions per prompt: pass@1 is their mean, pass@k whether any of them is right"""
+    group_by: str = ""
+    """column whose values split the accuracies: each value gets its own; empty: none"""
     metric: Metric = Metric.think
     """what the best policy is best at; it is kept in run.dir/best"""
     patience: int = 0
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 
     def __post_init__(self) -> None:
-        for name, least in (("every", 1), ("samples", 1), ("num_prompts", 0), ("patience", 0)):
+        for name, least in (("every", 1), ("num_samples", 1), ("num_prompts", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
 
 
 @dataclass
-class DataConfig:
+class DataConfig(TableConfig):
     """How files of prompts are read; docs/data.md."""
 
     also: list[str] = field(default_factory=list)
     """further files or folders of prompts; their ids get NAME/ in front, the file's name without its ending"""
     weights: dict[str, float] = field(default_factory=dict)
     """how often a row is drawn, by its data set: column `dataset` or `data_source`, else the file's name; others 1"""
-    max_bad_rows: float = 0.01
-    """rows that may be skipped because they cannot be used: a share of all below 1, a number from 1 on"""
-    max_image_bytes: int = 32 * 2**20
-    """largest image, as stored; never more than the default"""
-    cache_mib: int = 256
-    """memory for prompts that are ready to be drawn again, mostly pixels"""
-    id_column: str = ""
-    """empty: id or index, else NAME-ROW"""
-    question_column: str = ""
-    """text, or chat messages; empty: the first of messages, question, problem, prompt"""
-    reference_column: str = ""
-    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth"""
-    image_column: str = ""
-    """one image or a list; empty: the first of images, image, image_path"""
-    dataset_column: str = ""
-    """empty: dataset or data_source"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name, weight in self.weights.items():
             if not 0 <= weight < float("inf"):
                 raise ValueError(f"data.weights: {name}: expected 0 or more, found {weight}")
-        if not 0 <= self.max_bad_rows < float("inf"):
-            raise ValueError(f"data.max_bad_rows: expected 0 or more, found {self.max_bad_rows}")
-        for name, least in (("max_image_bytes", 1), ("cache_mib", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"data.{name}: expected at least {least}, found {getattr(self, name)}")
 
     def without_mixture(self) -> "DataConfig":
         """How a held-out file is read: by the same columns and limits, but alone."""
         return replace(self, also=[], weights={})
 
 
-def _rl_optimizer() -> OptimizerConfig:
-    return OptimizerConfig(learning_rate=5e-4, warmup_steps=5, schedule=Schedule.linear, beta2=0.99, weight_decay=0.0)
+def _report_optimizer() -> OptimizerConfig:
+    """SAIL-VL2 report, table 4: 1e-6. It states no schedule and no warm-up: none here."""
+    return OptimizerConfig(learning_rate=1e-6)
 
 
 @dataclass
 class RlConfig:
+    """Defaults are the report's (section 4.2.3, table 4), or neutral where it states nothing."""
+
     checkpoint: str = ""
     """folder of the model to start from"""
     prompts: str = ""
@@ -182,13 +174,14 @@ class RlConfig:
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    optimizer: OptimizerConfig = field(default_factory=_rl_optimizer)
+    optimizer: OptimizerConfig = field(default_factory=_report_optimizer)
     engine: EngineConfig = field(default_factory=EngineConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
 
     def __post_init__(self) -> None:
+        self.optimizer.require_learning_rate()
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
@@ -198,8 +191,8 @@ class RlConfig:
                 f"found {self.trainer.mini_batch_size}; groups are never split over mini-batches"
             )
         level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
-        overlong = self.algorithm.overlong
-        if overlong.punishes and overlong.buffer > self.rollouts.max_completion_tokens:
+        overlong, limit = self.algorithm.overlong, self.rollouts.max_completion_tokens
+        if overlong.punishes and limit and overlong.buffer > limit:
             raise ValueError(
                 f"algorithm.overlong.buffer: expected at most rollouts.max_completion_tokens = "
                 f"{self.rollouts.max_completion_tokens}, found {overlong.buffer}"
@@ -245,8 +238,10 @@ class EvaluateConfig:
     """JSON file for the result; empty prints it only"""
     num_prompts: int = 0
     """use the first so many rows; 0 uses all"""
-    samples: int = 1
+    num_samples: int = 1
     """sampled thinking completions per prompt; with several, pass@k is reported too"""
+    group_by: str = ""
+    """column whose values split the accuracies: each value gets its own; empty: none"""
     seed: int = 0
     """seed of the sampled evaluation"""
     num_threads: int = 2
@@ -261,37 +256,41 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
-        for name, least in (("num_prompts", 0), ("samples", 1), ("seed", 0), ("num_threads", 1)):
+        for name, least in (("num_prompts", 0), ("num_samples", 1), ("seed", 0), ("num_threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
 
 
 @dataclass
-class StagesConfig:
-    """KEY=VALUE overrides of each stage's own command; the command line's stages.NAME.KEY=VALUE come after these."""
+class PipelineEvaluationConfig:
+    """`python -m rlhf.evaluate` after the stages that write a model."""
 
-    pretrain: list[str] = field(default_factory=lambda: ["recipe=quickstart"])
-    """python -m model.pretrain.train"""
-    longcot_sft: list[str] = field(default_factory=lambda: ["recipe=quickstart_longcot"])
-    """python -m sft.train"""
-    rl: list[str] = field(default_factory=lambda: ["recipe=quickstart"])
-    """python -m rlhf.train"""
-    think_fusion: list[str] = field(default_factory=lambda: ["recipe=quickstart_fusion"])
-    """python -m sft.train"""
+    after: list[str] = field(default_factory=list)
+    """names of the stages; empty: all that write a model"""
+    recipe: str = ""
+    """recipe of the evaluation"""
+    inputs: dict[str, Any] = field(default_factory=dict)
+    """as those of a stage; without any there is no evaluation"""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE of rlhf.evaluate"""
 
 
 @dataclass
 class PipelineConfig:
-    run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/quickstart"))
-    stages: StagesConfig = field(default_factory=StagesConfig)
-    prepare: str = "examples.digits.write"
-    """module that writes the data, called with out=DIR; it makes pretrain, demonstrations, train and test JSONL"""
+    """Stages are data: docs/pipeline.md describes their fields."""
+
+    run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
+    stages: list[dict[str, Any]] = field(default_factory=list)
+    """what runs, in this order: name, command, from, recipe, inputs, overrides"""
+    evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)
+    base: str = ""
+    """folder of the model that stages with `from: base` start from"""
+    data: str = ""
+    """folder that the stages' inputs are relative to"""
+    prepare: str = ""
+    """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""
     prepare_arguments: list[str] = field(default_factory=list)
     """KEY=VALUE arguments of `prepare`"""
-    data: str = "data/digits"
-    """folder of the data; written if it is not there"""
-    split: str = "test"
-    """data split that is evaluated after every stage"""
     num_eval: int = 0
     """evaluate the first so many questions; 0 evaluates all"""
     num_threads: int = 2
@@ -302,3 +301,5 @@ class PipelineConfig:
             raise ValueError(
                 f"num_eval, num_threads: expected at least 0 and 1, found {self.num_eval} and {self.num_threads}"
             )
+        if self.prepare and not self.data:
+            raise ValueError("data: expected the folder that `prepare` writes, found nothing")

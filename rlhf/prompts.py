@@ -2,8 +2,7 @@
 
 import copy
 from array import array
-from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +10,16 @@ from typing import Any
 from torch import Tensor
 
 from model.data.bad_rows import BadRows
+from model.data.chat_rows import ChatReader, ChatRow, require_reference
 from model.data.media import MediaError
 from model.data.media_store import MediaStore
-from model.data.tables import PromptFile
+from model.data.sources import BoundedCache
+from model.data.tables import Table
 from model.interface import Mode
 from model.processing.messages import ImageSource
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from rlhf.config import DataConfig, RlConfig
-from rlhf.prompt_rows import PromptRow, RowReader
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
@@ -45,6 +45,23 @@ class Task:
         return RolloutRequest(
             group_index, self.prompt.id, tokens.ids, tokens.placeholder_ids, self.images, group_size, greedy
         )
+
+
+@dataclass(frozen=True)
+class PromptRow:
+    """A prompt, where its image files lie, and where it came from."""
+
+    prompt: Prompt
+    root: Path
+    dataset: str
+    file: Path
+    number: int
+
+    @classmethod
+    def of(cls, row: ChatRow) -> "PromptRow":
+        """`ValueError` for a row without a reference."""
+        prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
+        return cls(prompt, row.root, row.dataset, row.file, row.number)
 
 
 class PromptSet:
@@ -76,7 +93,7 @@ class PromptSet:
         self._index: dict[str, int] = {}
         self._bad.opened(self._read([Path(path), *map(Path, self._data.also)]))
         self._weights = self._row_weights()
-        self._cache = _TaskCache(self._data.cache_mib * 2**20)
+        self._cache = BoundedCache[Task](self._data.cache_mib * 2**20, lambda task: task.num_bytes)
 
     @property
     def ids(self) -> list[str]:
@@ -92,7 +109,7 @@ class PromptSet:
 
     def __getitem__(self, index: int) -> Task:
         """`MediaError` for a row whose media cannot be read."""
-        return self._cache.get(index, self._build)
+        return self._cache.get(index, lambda: self._build(index))
 
     def task(self, index: int) -> Task | None:
         """None for a row whose media cannot be read; it is named. `ValueError` past `data.max_bad_rows`."""
@@ -122,7 +139,7 @@ class PromptSet:
         """The same rows asked without thinking, which takes no more tokens; bad rows are counted together."""
         other = copy.copy(self)
         other._mode = Mode.direct
-        other._cache = _TaskCache(self._data.cache_mib * 2**20)
+        other._cache = BoundedCache[Task](self._data.cache_mib * 2**20, lambda task: task.num_bytes)
         return other
 
     def state(self) -> list[dict[str, Any]]:
@@ -134,11 +151,11 @@ class PromptSet:
 
     def _read(self, paths: Sequence[Path]) -> int:
         """Admit every row that can be used; how many rows there are."""
-        files = [PromptFile(path) for path in paths]
+        files = [Table(path) for path in paths]
         names = [file.name for file in files]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"data.also: expected files of different names, found {twice[0]!r} twice; rename one")
-        reader = RowReader(self._data, self._media)
+        reader = ChatReader(self._data, self._media)
         checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
         total = 0
         for position, file in enumerate(files):
@@ -146,7 +163,7 @@ class PromptSet:
             for ordinal, raw in enumerate(file.rows(), 1):
                 total += 1
                 try:
-                    self._admit(reader.read(raw, file, ordinal, prefix), checked)
+                    self._admit(PromptRow.of(reader.read(raw, file, ordinal, prefix)), checked)
                 except ValueError as error:
                     self._bad.add(raw.file, raw.number, self._media.without_folder(str(error)))
         return total
@@ -187,24 +204,6 @@ class PromptSet:
                 f"{_num_visual_tokens(tokens)}; keep files as they are while they are used"
             )
         return Task(row.prompt, tokens, self._processor.open_images(row.root, tokens.images), row.root)
-
-
-class _TaskCache:
-    """The tasks that were used last, as many as `capacity` bytes hold."""
-
-    def __init__(self, capacity: int) -> None:
-        self._capacity, self.num_bytes = capacity, 0
-        self._tasks: OrderedDict[int, Task] = OrderedDict()
-
-    def get(self, index: int, build: Callable[[int], Task]) -> Task:
-        if index in self._tasks:
-            self._tasks.move_to_end(index)
-            return self._tasks[index]
-        task = self._tasks[index] = build(index)
-        self.num_bytes += task.num_bytes
-        while self.num_bytes > self._capacity:
-            self.num_bytes -= self._tasks.popitem(last=False)[1].num_bytes
-        return task
 
 
 def _num_visual_tokens(tokens: PromptTokens) -> int:

@@ -27,6 +27,7 @@ def build_worker(template: ModelTemplate, processor: Processor, config: RolloutC
     is always in the trainer's process, and so is every sampler where there is no Linux. `ModuleNotFoundError` names a
     missing extra.
     """
+    config = config.within(template.config.language.max_position_embeddings)
     is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), template.device.type == "cpu"
     num_gpus, placement = torch.cuda.device_count(), config.pool.placement
     apart = placement is Placement.ray or (placement is Placement.process and sys.platform == "linux")

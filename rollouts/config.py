@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from typing import Self
 
 from model.engine.config import Device
 from model.interface import Mode
@@ -83,14 +84,18 @@ class PoolConfig:
             )
 
 
+REPORT_PROMPT_TOKENS, REPORT_COMPLETION_TOKENS = 16384, 4096  # SAIL-VL2 report, table 4: context and generation in RL
+
+
 @dataclass
 class RolloutConfig:
     name: str = "embedded"
     """kind of sampler: embedded is our own model, vllm is vLLM"""
-    max_prompt_tokens: int = 96
-    """longest prompt in tokens, visual tokens included; also the fixed room of the prefix cache"""
-    max_completion_tokens: int = 48
-    """longest completion in tokens; a completion that reaches it is overlong"""
+    max_prompt_tokens: int = 0
+    """longest prompt in tokens, visual ones included. 0 means the report's 16,384, or what the model's context leaves"""
+    max_completion_tokens: int = 0
+    """longest completion in tokens; a completion that reaches it is overlong. 0 means the report's 4,096, or a fifth of
+    the model's context where that is less"""
     temperature: float = 1.0
     """sampling temperature; the policy's log-probabilities use the same"""
     max_rows: int = 512
@@ -109,9 +114,9 @@ class RolloutConfig:
                 f"rollouts.max_staleness: expected 0 with rollouts.pool.placement=trainer, found {self.max_staleness}; "
                 "samplers that run ahead are in processes of their own: set rollouts.pool.placement=process or ray"
             )
-        for name in ("max_prompt_tokens", "max_completion_tokens", "max_rows"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"rollouts.{name}: expected at least 1, found {getattr(self, name)}")
+        for name, least in (("max_prompt_tokens", 0), ("max_completion_tokens", 0), ("max_rows", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"rollouts.{name}: expected at least {least}, found {getattr(self, name)}")
         if not 0 < self.temperature < float("inf"):
             raise ValueError(
                 f"rollouts.temperature: expected a positive number, found {self.temperature}; "
@@ -119,20 +124,25 @@ class RolloutConfig:
             )
 
     def check_length(self, prompt_id: str, length: int) -> None:
-        """Raise `ValueError` for a prompt of too many tokens."""
-        if length > self.max_prompt_tokens:
+        """Raise `ValueError` for a prompt of too many tokens. Without a limit every prompt passes."""
+        if 0 < self.max_prompt_tokens < length:
             raise ValueError(
                 f"prompt {prompt_id}: expected at most rollouts.max_prompt_tokens = {self.max_prompt_tokens} tokens, "
                 f"found {length}"
             )
 
-    def check_context(self, context: int) -> None:
-        """Raise `ValueError` unless prompt and completion fit the model's positions."""
-        if self.max_prompt_tokens + self.max_completion_tokens > context:
+    def within(self, context: int) -> Self:
+        """Return the same settings with limits where none were given: the report's, or what a model of `context`
+        positions leaves. `ValueError` unless prompt and completion fit."""
+        prompt, completion = self.max_prompt_tokens, self.max_completion_tokens
+        completion = completion or min(REPORT_COMPLETION_TOKENS, max(1, context - prompt if prompt else context // 5))
+        prompt = prompt or min(REPORT_PROMPT_TOKENS, max(1, context - completion))
+        if prompt + completion > context:
             raise ValueError(
                 "rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
-                f"max_position_embeddings = {context}, found {self.max_prompt_tokens} + {self.max_completion_tokens}"
+                f"max_position_embeddings = {context}, found {prompt} + {completion}"
             )
+        return replace(self, max_prompt_tokens=prompt, max_completion_tokens=completion)
 
     def check_images(self, prompt_id: str, count: int) -> None:
         """Raise `ValueError` for a prompt of more images and frames than the sampler was started for."""
@@ -217,7 +227,7 @@ class GenerateConfig:
     """JSONL file to write, or to continue"""
     mode: Mode = Mode.think
     """think: the published instruction is appended; direct: it is not"""
-    samples: int = 1
+    num_samples: int = 1
     """completions of each prompt"""
     decoding: Decoding = Decoding.sampled
     """how tokens are chosen"""
@@ -233,6 +243,6 @@ class GenerateConfig:
         for name in ("checkpoint", "prompts", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
-        for name, least in (("samples", 1), ("seed", 0), ("num_threads", 1)):
+        for name, least in (("num_samples", 1), ("seed", 0), ("num_threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")

@@ -39,7 +39,7 @@ class EmbeddedWorker:
     """`RolloutWorker` in the trainer's process. It owns its weights, and has none until they are loaded."""
 
     def __init__(self, template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
-        self.config = config
+        self.config = config = config.within(template.config.language.max_position_embeddings)
         self.run_seed = run_seed
         self.version = NO_WEIGHTS
         self._processor = processor

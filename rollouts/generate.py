@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +40,7 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     from model.checkpoint import load_processor
 
     processor = load_processor(Path(config.checkpoint))
-    config.rollouts.check_context(processor.config.language.max_position_embeddings)
+    config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
     rows = read_rows(Path(config.prompts))
     with _hold(Path(config.out)):
         done = _continue(Path(config.out), config, resolved)
@@ -138,8 +138,8 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
     counts: dict[str, int] = {}
     failed = {record["id"] for record in records if "error" in record and "sample" in record}  # asked again
     for record in records:
-        counts[record["id"]] = counts.get(record["id"], 0) + (config.samples if "error" in record else 1)
-    done = {name for name, count in counts.items() if count >= config.samples and name not in failed}
+        counts[record["id"]] = counts.get(record["id"], 0) + (config.num_samples if "error" in record else 1)
+    done = {name for name, count in counts.items() if count >= config.num_samples and name not in failed}
     kept = [line for line, record in zip(lines, records, strict=True) if record["id"] in done]
     if rest or len(kept) < len(lines):
         write_file(out, "".join(line + "\n" for line in kept).encode())
@@ -152,7 +152,7 @@ def _answers(
     """Yield the lines of each row, as they come."""
     from rollouts.rollout import generate_in_pieces
 
-    portion = max(PORTION, 2 * config.rollouts.max_rows // config.samples)
+    portion = max(PORTION, 2 * config.rollouts.max_rows // config.num_samples)
     for start in range(0, len(rows), portion):
         asked: list[tuple[GenerateRow, RolloutRequest]] = []
         for row in rows[start : start + portion]:
@@ -174,7 +174,7 @@ def _request(row: GenerateRow, config: GenerateConfig, processor: "Processor") -
     config.rollouts.check_length(row.id, len(tokens.ids))
     config.rollouts.check_images(row.id, tokens.placeholder_ids.count(processor.placeholder_id))
     images = processor.open_images(root, tokens.images)
-    samples, greedy = config.samples, config.decoding is Decoding.greedy
+    samples, greedy = config.num_samples, config.decoding is Decoding.greedy
     return RolloutRequest(row.number, row.id, tokens.ids, tokens.placeholder_ids, images, samples, greedy)
 
 

@@ -53,13 +53,14 @@ class VllmWorker:
     """
 
     def __init__(self, template: ModelTemplate, processor: Processor, config: VllmRolloutConfig, run_seed: int) -> None:
-        self.config, self.run_seed, self.version = config, run_seed, NO_WEIGHTS
+        context = template.config.language.max_position_embeddings
+        self.config = config = config.within(context)
+        self.run_seed, self.version = run_seed, NO_WEIGHTS
         self._shape = ModelShape(template.config, template.dtype, template.device)
         self._end_id = processor.tokenizer.end_id
         dtype = str(template.dtype).removeprefix("torch.")
         register()
         self._on_gpu = template.device.type == "cuda" or _sees_gpu()
-        context = template.config.language.max_position_embeddings
         set_num_threads = torch.set_num_threads
         folder = _description_folder(description_files(template.config, processor, dtype))
         self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))

@@ -2,37 +2,46 @@
 
 from dataclasses import dataclass, field
 
-from model.engine.config import SupervisedConfig
+from model.data.config import TableConfig
+from model.engine.config import OptimizerConfig, Schedule, SupervisedConfig
 from model.run.config import RunConfig
 
 
 @dataclass
-class SftDataConfig:
+class SftDataConfig(TableConfig):
     demonstrations: str = ""
-    """JSONL rows: id, mode (think | direct), messages, completions; images lie beside the file"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: those of a prompt, mode (think or
+    direct), completions"""
     rollouts: str = ""
     """folder of rollouts that an RL run stored; correct and well-formed ones become thinking samples"""
     last_rollout_steps: int = 20
     """how many of the RL run's last steps to take rollouts from"""
     prompts: str = ""
-    """JSONL prompts with references: direct samples, and the images of the rollouts"""
+    """prompts with references, in the same formats: direct samples, and the images of the rollouts"""
     direct_share: float = 0.0
     """share of direct samples in every step"""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not 0.0 <= self.direct_share <= 1.0:
             raise ValueError(f"data.direct_share: expected a share between 0 and 1, found {self.direct_share}")
 
 
+def _report_optimizer() -> OptimizerConfig:
+    """SAIL-VL2 report, table 4: both SFT stages of the Thinking pipeline."""
+    return OptimizerConfig(learning_rate=1e-6, schedule=Schedule.cosine)
+
+
 @dataclass
 class SftConfig(SupervisedConfig):
+    """Defaults are the report's (table 4): AdamW at 1e-6 with cosine decay, batches of 1,024, one epoch."""
+
     checkpoint: str = ""
     """folder of the model to start from"""
-    max_steps: int = 100
-    """optimizer updates"""
-    batch_size: int = 32
+    batch_size: int = 1024
     """completions per update, at most"""
     data: SftDataConfig = field(default_factory=SftDataConfig)
+    optimizer: OptimizerConfig = field(default_factory=_report_optimizer)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/sft"))
 
     def __post_init__(self) -> None:
@@ -44,7 +53,6 @@ class SftConfig(SupervisedConfig):
             found = "both" if data.rollouts else "neither"
             raise ValueError(f"data: expected exactly one of data.demonstrations and data.rollouts, found {found}")
         if (data.rollouts or data.direct_share) and not data.prompts:
-            raise ValueError("data.prompts: expected the JSONL of prompts that rollouts and direct samples need")
-        for name in ("max_steps", "batch_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}: expected at least 1, found {getattr(self, name)}")
+            raise ValueError("data.prompts: expected the prompts that rollouts and direct samples need, found nothing")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")

@@ -4,113 +4,143 @@ The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sample
 thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
 """
 
-from collections.abc import Callable
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.batch import Row
-from model.data.order import KeyedOrder
-from model.data.records import read_records, require_texts
+from model.data.chat_rows import ChatRow, require_reference
+from model.data.sources import DataFolders, StepPart, StepRows, TableSource
+from model.data.tables import RawRow
 from model.interface import Mode
-from model.processing.processor import Processor
+from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from rollouts.records import StoredRollout, read_rollouts
-from sft.config import SftConfig
+from sft.config import SftConfig, SftDataConfig
 
 
-def build_samples(config: SftConfig, processor: Processor) -> Callable[[int], list[Row]]:
-    """step -> rows of that step: about `batch_size` completions, `direct_share` of them direct."""
+def open_samples(config: SftConfig, processor: Processor, folders: DataFolders) -> StepRows:
+    """Rows of each step: about `batch_size` completions, `direct_share` of them direct."""
     data, seed = config.data, config.run.seed
     num_direct = round(config.batch_size * data.direct_share)
     num_thinking = config.batch_size - num_direct
-    sources: list[Callable[[int], list[Row]]] = []
+    parts: list[StepPart] = []
     if num_thinking and data.demonstrations:
-        sources.append(_Demonstrations(Path(data.demonstrations), processor, num_thinking, seed))
+        demonstrations = Demonstrations(data, processor, folders)
+        per_step = max(1, num_thinking // demonstrations.widest)
+        parts.append(StepPart.keyed(demonstrations, per_step, seed, "demonstrations"))
     elif num_thinking:
-        sources.append(_Rollouts(config, processor, num_thinking))
+        parts.append(StepPart.keyed(StoredSamples(data, processor, folders), num_thinking, seed, "rollouts"))
     if num_direct:
-        sources.append(_DirectPairs(Path(data.prompts), processor, num_direct, seed))
-    return lambda step: [row for source in sources for row in source(step)]
+        parts.append(StepPart.keyed(DirectPairs(data, processor, folders), num_direct, seed, "direct"))
+    return StepRows(parts, data.cache_mib)
 
 
-class _Demonstrations:
+@dataclass(frozen=True)
+class Sample:
+    """Messages, the mode in which they are asked, and what is answered."""
+
+    chat: ChatRow
+    mode: Mode
+    completions: list[str]
+
+
+class _Samples(TableSource[Sample]):
+    """What sources of samples share: prompt and completions as ids, images from files."""
+
+    def __init__(self, path: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        self._processor = processor
+        super().__init__(Path(path), config, folders)
+
+    def build(self, index: int) -> Row:
+        sample = self.items[index]
+        prompt, completions = self._ids_of(sample)
+        return Row(prompt.ids, completions, self._processor.open_images(sample.chat.root, prompt.images))
+
+    def measured(self, sample: Sample) -> tuple[str, Sample, int]:
+        """(id, the sample, its packed tokens), its images checked."""
+        prompt, completions = self._ids_of(sample)
+        check_visuals(sample.chat.root, prompt.images)
+        return sample.chat.id, sample, len(prompt.ids) + sum(map(len, completions))
+
+    def _ids_of(self, sample: Sample) -> tuple[PromptTokens, list[list[int]]]:
+        prompt = self._processor.prompt(sample.chat.messages, sample.mode, sample.chat.root)
+        return prompt, [self._processor.completion(text) for text in sample.completions]
+
+
+class Demonstrations(_Samples):
     """Prompts with one or more completions each, which share the prompt in one packed row."""
 
-    def __init__(self, path: Path, processor: Processor, per_step: int, seed: int) -> None:
-        self._records = read_records(path, {"mode": str, "messages": list, "completions": list})
-        for record in self._records:
-            require_texts(record, "completions", str(path))
-            if record["mode"] not in ("think", "direct"):
-                raise ValueError(
-                    f"data: {path}: row {record['id']}: mode: expected think or direct, found {record['mode']!r}"
-                )
-        widest = max(len(record["completions"]) for record in self._records)
-        self._per_step = max(1, per_step // widest)
-        self._order = KeyedOrder(len(self._records), seed, "demonstrations")
-        self._processor, self._root = processor, path.parent
-        self._prompts = [processor.prompt(r["messages"], Mode(r["mode"]), path.parent) for r in self._records]
-        check_visuals(self._root, (image for prompt in self._prompts for image in prompt.images))
-        self._row = cache(self._build)
+    def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        super().__init__(config.demonstrations, config, processor, folders)
 
-    def __call__(self, step: int) -> list[Row]:
-        return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
+    @property
+    def widest(self) -> int:
+        """Most completions of a prompt."""
+        return max(len(sample.completions) for sample in self.items)
 
-    def _build(self, index: int) -> Row:
-        prompt = self._prompts[index]
-        completions = [self._processor.completion(text) for text in self._records[index]["completions"]]
-        return Row(prompt.ids, completions, self._processor.open_images(self._root, prompt.images))
+    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int]:
+        chat = self.reader.read(raw, self.table, ordinal)
+        mode, completions = raw.columns.get("mode"), raw.columns.get("completions")
+        if mode not in ("think", "direct"):
+            raise ValueError(f"mode: expected think or direct, found {mode!r:.80}")
+        if not isinstance(completions, list) or not completions or not all(isinstance(c, str) for c in completions):
+            raise ValueError(f"completions: expected a list of at least one text, found {completions!r:.80}")
+        return self.measured(Sample(chat, Mode(mode), completions))
 
 
-class _DirectPairs:
+class DirectPairs(_Samples):
     """Prompts without the thinking instruction, answered by the boxed reference alone."""
 
-    def __init__(self, path: Path, processor: Processor, per_step: int, seed: int) -> None:
-        self._records = read_records(path, {"messages": list, "reference": str})
-        self._per_step = per_step
-        self._order = KeyedOrder(len(self._records), seed, "direct")
-        self._processor, self._root = processor, path.parent
-        self._prompts = [processor.prompt(r["messages"], Mode.direct, path.parent) for r in self._records]
-        check_visuals(self._root, (image for prompt in self._prompts for image in prompt.images))
-        self._row = cache(self._build)
+    def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        super().__init__(config.prompts, config, processor, folders.named("direct"))
 
-    def __call__(self, step: int) -> list[Row]:
-        return [self._row(index) for index in self._order.rows(step * self._per_step, self._per_step)]
-
-    def _build(self, index: int) -> Row:
-        prompt = self._prompts[index]
-        completion = self._processor.completion(f"\\boxed{{{self._records[index]['reference']}}}")
-        return Row(prompt.ids, [completion], self._processor.open_images(self._root, prompt.images))
+    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int]:
+        chat = self.reader.read(raw, self.table, ordinal)
+        return self.measured(Sample(chat, Mode.direct, [f"\\boxed{{{require_reference(chat)}}}"]))
 
 
-class _Rollouts:
-    """Correct, well-formed rollouts that an RL run stored, by token ids exactly as sampled."""
+class _RolloutPrompts(_Samples):
+    """Those prompts that rollouts were sampled from."""
 
-    def __init__(self, config: SftConfig, processor: Processor, per_step: int) -> None:
-        path = Path(config.data.prompts)
-        prompts = {record["id"]: record for record in read_records(path, {"messages": list})}
-        self._chosen = select_rollouts(Path(config.data.rollouts), config.data.last_rollout_steps)
-        unknown = {rollout.prompt_id for rollout in self._chosen} - prompts.keys()
-        if unknown:
-            raise ValueError(
-                f"data.prompts: {path}: expected the prompts of data.rollouts, found no row for {sorted(unknown)[:3]}"
-            )
-        self._root, self._processor = path.parent, processor
+    def __init__(self, used: set[str], config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        self._used = used
+        super().__init__(config.prompts, config, processor, folders)
+
+    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int] | None:
+        if self.reader.id_of(raw, self.table, ordinal) not in self._used:
+            return None
+        return self.measured(Sample(self.reader.read(raw, self.table, ordinal), Mode.think, []))
+
+
+class StoredSamples:
+    """`RowSource`: correct, well-formed rollouts that an RL run stored, by token ids exactly as sampled."""
+
+    def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        """`ValueError` where a rollout's prompt is not among `data.prompts`."""
+        self._chosen = select_rollouts(Path(config.rollouts), config.last_rollout_steps)
         used = {rollout.prompt_id for rollout in self._chosen}
-        self._prompts = {
-            name: processor.prompt(prompts[name]["messages"], Mode.think, path.parent) for name in sorted(used)
-        }
-        check_visuals(self._root, (image for prompt in self._prompts.values() for image in prompt.images))
-        self._per_step = per_step
-        self._order = KeyedOrder(len(self._chosen), config.run.seed, "rollouts")
+        self._prompts = _RolloutPrompts(used, config, processor, folders)
+        self._number = {sample.chat.id: number for number, sample in enumerate(self._prompts.items)}
+        if unknown := used - self._number.keys():
+            raise ValueError(
+                f"data.prompts: {config.prompts}: expected the prompts of data.rollouts, found no row for "
+                f"{sorted(unknown)[:3]}"
+            )
 
-    def __call__(self, step: int) -> list[Row]:
-        return [self._build(index) for index in self._order.rows(step * self._per_step, self._per_step)]
+    def __len__(self) -> int:
+        return len(self._chosen)
 
-    def _build(self, index: int) -> Row:
+    def build(self, index: int) -> Row:
         rollout = self._chosen[index]
-        prompt = self._prompts[rollout.prompt_id]
-        images = self._processor.open_images(self._root, prompt.images)
-        return Row(prompt.ids, [rollout.completion_ids], images)
+        prompt = self._prompts.build(self._number[rollout.prompt_id])
+        return Row(prompt.prefix_ids, [rollout.completion_ids], prompt.images)
+
+    def length(self, index: int) -> int:
+        rollout = self._chosen[index]
+        return self._prompts.length(self._number[rollout.prompt_id]) + len(rollout.completion_ids)
+
+    def name_bad(self, index: int, reason: str) -> None:
+        self._prompts.name_bad(self._number[self._chosen[index].prompt_id], reason)
 
 
 def select_rollouts(folder: Path, last_steps: int) -> list[StoredRollout]:

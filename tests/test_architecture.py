@@ -36,6 +36,7 @@ ENTRY_POINTS = {
     "rlhf.evaluate",
     "rollouts.generate",
     "rlhf.pipeline",
+    "rlhf.stages",  # the pipeline's: it composes the configs of the stages
 }
 """These, and no others, import conf: its cli module."""
 
@@ -71,7 +72,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     ),
     "model engine": (
         "model.engine.*",
-        {"model types", "model batch", "model run", "model network", "model checkpoint"},
+        {"model types", "model batch", "model run", "model processing", "model network", "model checkpoint"},
     ),
     "model supervised": (
         "model.supervised",

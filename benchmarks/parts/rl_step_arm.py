@@ -79,9 +79,9 @@ def timed_rubric(reward_seconds: list[float], turns: Turns) -> type[Rubric]:
 
 
 def run_ours(arm: Arm, turns: Turns) -> tuple[list[Step], list[dict[str, Any]], Path]:
-    from rlhf.train import run_stage
+    from rlhf.stage import run_stage
 
-    curve = [f"evaluation.prompts={arm.held_out}", f"evaluation.every={arm.every}", "evaluation.samples=1"]
+    curve = [f"evaluation.prompts={arm.held_out}", f"evaluation.every={arm.every}", "evaluation.num_samples=1"]
     config, resolved = load_config("rlhf", [*arm.overrides, *(curve if arm.held_out else [])])
     reward_seconds: list[float] = []
     run_stage(config, resolved, timed_rubric(reward_seconds, turns))
@@ -180,7 +180,7 @@ def step_recorder(rewards: Any, turns: Turns, evaluate: Callable[[int], None]) -
 
 def accuracy(config: RlConfig, checkpoint: Path, prompts: str) -> dict[str, float]:
     """By the code and with the draws that any checkpoint of any side is evaluated with."""
-    from rlhf.evaluate import evaluate_folder
+    from rlhf.evaluation.stage import evaluate_folder
 
     result = evaluate_folder(
         EvaluateConfig(

@@ -1,4 +1,4 @@
-"""Files of prompts as rows of plain columns: JSONL, Parquet, VLMEvalKit's TSV, folders saved by `datasets`.
+"""Files of rows as plain columns: JSONL, Parquet, VLMEvalKit's TSV, folders saved by `datasets`.
 
 Parquet and `datasets` folders need pyarrow, the extra `sailvl2-rl[data]`; it is imported where it is used.
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 from model.data.media import inside
-from model.data.records import numbered_lines
 
 _ROWS_AT_ONCE = 64  # of a columnar file; a row may carry megabytes of images
 _LONGEST_REFERENCE = 64
@@ -34,8 +33,8 @@ class RawRow:
 
 
 @dataclass(frozen=True)
-class PromptFile:
-    """One file of prompts, or one folder that is a data set."""
+class Table:
+    """One file of rows, or one folder that is a data set."""
 
     path: Path
 
@@ -242,3 +241,18 @@ def from_base64(text: str) -> bytes:
         return base64.b64decode("".join(encoded.split()), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError(f"image: expected base64, found {text!r:.80}") from None
+
+
+def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a JSONL file that are not blank, counted from 1. `ValueError` for a file that cannot be read."""
+    try:
+        with Path(path).open(encoding="utf-8", newline="\n") as file:  # U+2028 and the like may stand in a string
+            for number, line in enumerate(file, 1):
+                if line.strip():
+                    yield number, line
+    except FileNotFoundError:
+        raise ValueError(f"data: expected a JSONL file at {path}, found none; write it or correct the path") from None
+    except OSError as error:
+        raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
+    except UnicodeDecodeError as error:
+        raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None

@@ -40,25 +40,25 @@ class Normalisation(Enum):
 
 @dataclass
 class OptimizerConfig:
-    learning_rate: float = 1e-3
-    """peak learning rate of AdamW"""
-    warmup_steps: int = 10
+    learning_rate: float = 0.0
+    """peak learning rate of AdamW; 0 stands for none given, which no stage trains with"""
+    warmup_steps: int = 0
     """optimizer updates of linear warm-up"""
-    schedule: Schedule = Schedule.cosine
+    schedule: Schedule = Schedule.constant
     """decay after the warm-up: constant, linear or cosine"""
-    final_share: float = 0.1
-    """learning rate at the end, as a share of the peak"""
+    final_share: float = 0.0
+    """learning rate at the end of a decay, as a share of the peak"""
     beta1: float = 0.9
     """AdamW beta 1"""
-    beta2: float = 0.95
+    beta2: float = 0.999
     """AdamW beta 2"""
-    weight_decay: float = 0.05
+    weight_decay: float = 0.0
     """AdamW decoupled weight decay, on matrices only"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this global norm"""
 
     def __post_init__(self) -> None:
-        if not 0 < self.learning_rate < float("inf"):
+        if not 0 <= self.learning_rate < float("inf"):
             raise ValueError(f"optimizer.learning_rate: expected a positive number, found {self.learning_rate}")
         if self.warmup_steps < 0:
             raise ValueError(f"optimizer.warmup_steps: expected 0 or more, found {self.warmup_steps}")
@@ -71,6 +71,14 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.final_share: expected 0 to 1, found {self.final_share}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm: expected a positive number, found {self.max_grad_norm}")
+
+    def require_learning_rate(self) -> None:
+        """`ValueError` where none was given."""
+        if self.learning_rate == 0:
+            raise ValueError(
+                "optimizer.learning_rate: expected a positive number, found 0; there is no default that fits every "
+                "model, so give one, or a recipe that has one"
+            )
 
 
 @dataclass
@@ -115,6 +123,7 @@ class SupervisedConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        self.optimizer.require_learning_rate()
         if self.max_steps < 0:
             raise ValueError(f"max_steps: expected at least 0, found {self.max_steps}")
         if not 0 <= self.balance_coefficient < float("inf"):

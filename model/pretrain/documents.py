@@ -1,43 +1,91 @@
 """Pre-training documents: images, an untrained prefix and trained texts that share both, mixed by kind."""
 
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 
 from model.batch import Row
 from model.data.media import check_images
-from model.data.order import KeyedOrder
-from model.data.records import read_records, require_texts
+from model.data.sources import DataFolders, StepPart, StepRows, TableSource
+from model.data.tables import RawRow
+from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
 
 
-class DocumentMixture:
-    """`mixture[kind]` documents of each kind per step, in keyed order."""
+@dataclass(frozen=True)
+class Document:
+    """A row as it is kept."""
 
-    def __init__(self, path: Path, mixture: dict[str, int], processor: Processor, seed: int) -> None:
-        records = read_records(path, {"kind": str, "images": list, "prefix": str, "texts": list})
-        for record in records:
-            require_texts(record, "texts", str(path))
-        found = sorted({record["kind"] for record in records})
-        unknown = [kind for kind, count in mixture.items() if count and kind not in found]
-        if unknown:
-            raise ValueError(f"data.mixture: expected kinds of {path} ({', '.join(found)}), found {', '.join(unknown)}")
-        self._root = Path(path).parent
-        check_images(self._root, (name for record in records for name in record["images"]))
+    kind: str
+    prefix: str
+    texts: list[str]
+    images: list[str]
+    root: Path
+
+
+class Documents(TableSource[Document]):
+    """All documents of one table."""
+
+    def __init__(self, config: PretrainDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._processor = processor
-        self._mixture = {kind: count for kind, count in mixture.items() if count}
-        self._records = {kind: [r for r in records if r["kind"] == kind] for kind in self._mixture}
-        self._orders = {kind: KeyedOrder(len(rows), seed, kind) for kind, rows in self._records.items()}
-        self._row = cache(self._build)
+        super().__init__(Path(config.path), config, folders)
 
-    def __call__(self, step: int) -> list[Row]:
-        """The rows of one step."""
-        return [
-            self._row(kind, index)
-            for kind, count in self._mixture.items()
-            for index in self._orders[kind].rows(step * count, count)
-        ]
+    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Document, int]:
+        row_id = self.reader.id_of(raw, self.table, ordinal)
+        columns = raw.columns
+        for name in ("kind", "prefix"):
+            if not isinstance(columns.get(name), str):
+                raise ValueError(f"{name}: expected str, found {columns.get(name)!r:.80}")
+        texts = columns.get("texts")
+        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+            raise ValueError(f"texts: expected a list of at least one text, found {texts!r:.80}")
+        images, root = self.reader.images(columns, self.table.root)
+        check_images(root, images)
+        document = Document(columns["kind"], columns["prefix"], texts, images, root)
+        prefix, completions = self._ids_of(document)
+        return row_id, document, len(prefix) + sum(map(len, completions))
 
-    def _build(self, kind: str, index: int) -> Row:
-        record = self._records[kind][index]
-        prefix, texts = self._processor.document(record["prefix"], record["texts"], record["images"], self._root)
-        return Row(prefix, texts, self._processor.open_images(self._root, record["images"]))
+    def build(self, index: int) -> Row:
+        document = self.items[index]
+        prefix, completions = self._ids_of(document)
+        return Row(prefix, completions, self._processor.open_images(document.root, document.images))
+
+    def _ids_of(self, document: Document) -> tuple[list[int], list[list[int]]]:
+        return self._processor.document(document.prefix, document.texts, document.images, document.root)
+
+
+class Kind:
+    """`RowSource`: the documents of one kind."""
+
+    def __init__(self, documents: Documents, kind: str) -> None:
+        self._documents = documents
+        self._numbers = [n for n, document in enumerate(documents.items) if document.kind == kind]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def build(self, index: int) -> Row:
+        return self._documents.build(self._numbers[index])
+
+    def length(self, index: int) -> int:
+        return self._documents.length(self._numbers[index])
+
+    def name_bad(self, index: int, reason: str) -> None:
+        self._documents.name_bad(self._numbers[index], reason)
+
+
+def open_documents(config: PretrainDataConfig, processor: Processor, seed: int, folders: DataFolders) -> StepRows:
+    """`mixture[kind]` documents of each kind per step, in keyed order. `ValueError` for a kind that is not there."""
+    documents = Documents(config, processor, folders)
+    found = sorted({document.kind for document in documents.items})
+    mixture = {kind: count for kind, count in config.mixture.items() if count}
+    if not mixture:
+        raise ValueError(
+            f"data.mixture: expected rows per step of at least one kind of {config.path} ({', '.join(found)}), found "
+            f"none; give, for example, data.mixture={{{found[0]}: 32}}"
+        )
+    if unknown := [kind for kind in mixture if kind not in found]:
+        raise ValueError(
+            f"data.mixture: expected kinds of {config.path} ({', '.join(found)}), found {', '.join(unknown)}"
+        )
+    parts = [StepPart.keyed(Kind(documents, kind), count, seed, kind) for kind, count in mixture.items()]
+    return StepRows(parts, config.cache_mib)

@@ -12,6 +12,7 @@ from model.run.failpoints import bytes_until_kill, reach
 
 MANIFEST = "manifest.json"
 STAGING_SUFFIX = ".partial"
+_CHUNK = 1 << 22
 
 
 class FileDigest(NamedTuple):
@@ -55,6 +56,17 @@ def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest
     digest = _write_durably(path, chunks)
     reach("save.file")
     return digest
+
+
+def copy_folder(source: Path, folder: Path) -> None:
+    """Copy the files that `source`'s manifest lists; `folder` then holds all of them, or is as it was."""
+    names = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    write_folder(folder, {}, lambda staging: {name: _copy_file(source / name, staging / name) for name in names})
+
+
+def _copy_file(source: Path, target: Path) -> FileDigest:
+    with source.open("rb") as file:
+        return write_stream(target, iter(lambda: file.read(_CHUNK), b""))
 
 
 def verify_folder(folder: Path) -> str:

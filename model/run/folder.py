@@ -29,15 +29,14 @@ _OWN_FILES = (
     "ledger.jsonl",
     "skipped.jsonl",
     "evaluations.jsonl",
-    "bad_rows.jsonl",
-    "bad_rows_evaluation.jsonl",
+    "bad_rows*.jsonl",
     "rollouts",
     "media",
     "events",
     "metrics.jsonl",
     "config.yaml",
 )
-_OF_THE_DATA = ("bad_rows.jsonl", "bad_rows_evaluation.jsonl")
+_OF_THE_DATA = "bad_rows*.jsonl"
 """Logs that are written whole, and hold no steps that a restart would have to cut."""
 _OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -246,12 +245,12 @@ class RunFolder:
             shutil.rmtree(old)
 
     def _clear(self) -> None:
-        for name in _OWN_FILES:
-            path = self.folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+        for pattern in _OWN_FILES:
+            for path in sorted(self.folder.glob(pattern)):
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink(missing_ok=True)
 
     def _check_config(self, resolved: str) -> None:
         path = self.folder / "config.yaml"
@@ -269,7 +268,7 @@ class RunFolder:
         for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for path in [*self.folder.glob("*.jsonl"), *self.folder.glob("rollouts/*.jsonl")]:
-            if path.name not in _OF_THE_DATA:
+            if not path.match(_OF_THE_DATA):
                 cut_lines(path, step or -1)  # what a run says before its first step it says again
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.

@@ -1,6 +1,6 @@
 """Do two mathematical answers mean the same? Equal numbers are decided here, the rest by math-verify's parser, sympy.
 
-`verify_symbolic` may run for ever on hostile input: call it in a worker process with a deadline only. It never
+`verify_symbolic` may run for ever on hostile input: call it in a scorer process with a deadline only. It never
 evaluates text as code: only math-verify's LaTeX reading is used, whose parser is a grammar (its other reading goes
 through `sympy.parse_expr`, which evaluates).
 """
@@ -8,7 +8,7 @@ through `sympy.parse_expr`, which evaluates).
 import re
 from dataclasses import replace
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rewards.mathematics.latex import parse_latex
 from rewards.mathematics.plain_numbers import read_plain, same_value
@@ -16,10 +16,12 @@ from rewards.mathematics.text import MathText, read, spoken_number
 from rewards.mathematics.units import same_unit
 from rewards.result import Unscorable
 
-UnparsableReference = Unscorable
-MAX_QUICK = 300  # characters; longer texts go to a worker
+if TYPE_CHECKING:
+    from rewards.mathematics.values import MathObject
+
+MAX_QUICK = 300  # characters; longer texts go to a scorer process
 MAX_CHARACTERS = 4_000  # longer texts are refused: no reference of the known data sets has a tenth of that
-_NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # what a program writes where it has no number
+_NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # a program writes these where it has no number
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
 _BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
@@ -28,9 +30,9 @@ _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
 def compare_plainly(answer: str, reference: str) -> bool | None:
-    """The verdict when it takes no mathematics, None when it does. Bounded time on any input; never raises.
+    """Return the verdict where it takes no mathematics, else None. Takes bounded time on any input, never raises.
 
-    Always what `verify_symbolic` would say: equal numbers (exact, or rounded decimals), words against words.
+    The verdict is always that of `verify_symbolic`: numbers (exact, or rounded decimals), and words against words.
     """
     if len(answer) > MAX_QUICK or len(reference) > MAX_QUICK:
         return None
@@ -51,10 +53,10 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
 
 
 def verify_symbolic(answer: str | None, reference: str) -> bool:
-    """The verdict of mathematics; an answer that is None or cannot be read is wrong.
+    """Tell whether the answer equals the reference as mathematics; an answer that is None or cannot be read is wrong.
 
     Raises `Unscorable` for a reference that is empty or cannot be read, whatever the answer, and for an answer that is
-    too long, nested too deeply, or holds numbers too large to be judged; MemoryError as it comes.
+    too long, nested too deeply, or holds numbers too large to be judged. MemoryError is not caught.
     """
     refuse_long(answer, reference)
     gold = read(reference)
@@ -68,13 +70,8 @@ def verify_symbolic(answer: str | None, reference: str) -> bool:
         raise Unscorable("nested too deeply to be judged") from None
 
 
-def check_reference(reference: str) -> None:
-    """Raises `Unscorable` where `verify_symbolic` would for the reference's sake."""
-    verify_symbolic(None, reference)
-
-
 def refuse_long(*texts: str | None) -> None:
-    """`Unscorable` for a text that is longer than `MAX_CHARACTERS`."""
+    """Raise `Unscorable` for a text that is longer than `MAX_CHARACTERS`."""
     for text in texts:
         if text is not None and len(text) > MAX_CHARACTERS:
             raise Unscorable(f"{len(text)} characters are too many to be judged, at most {MAX_CHARACTERS} are")
@@ -104,7 +101,7 @@ def warm_up() -> None:
                 continue
 
 
-def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
+def _verify(pred: MathText, gold: MathText, gold_object: "MathObject | None") -> bool:
     if gold.words or pred.words:
         return _same_words(gold, pred)
     if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
@@ -116,19 +113,21 @@ def _verify(pred: MathText, gold: MathText, gold_object: object) -> bool:
     if based[0] and based[1] and based[0][2] != based[1][2]:
         return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
     pred_object = parse_latex(_decimal_comma(pred.formula, gold.formula))
-    if pred_object is None:
+    if pred_object is None or gold_object is None:
         return False
     from rewards.mathematics.compare import attempt, percentage, same
 
     if _DECIMAL_COMMA.fullmatch(gold.formula) and "." in pred.formula:
         gold_object = parse_latex(_decimal_comma(gold.formula, pred.formula))
+    if gold_object is None:
+        return False
     sides = _one_case(gold_object, gold.formula, pred_object, pred.formula)
     marked = [percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)]
     return bool(attempt(lambda: same(*marked)))
 
 
-@lru_cache(maxsize=256)  # of the data set's own texts, which the completions of a group share; never of answers
-def _parse_reference(reference: str, gold: MathText) -> object:
+@lru_cache(maxsize=256)  # for references only, because the completions of a group share one; never for answers
+def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
     if _NO_NUMBER.fullmatch(gold.words or gold.formula):
         raise Unscorable(f"reference {reference[:80]!r} is no number")
     if gold.words:
@@ -143,14 +142,14 @@ def _parse_reference(reference: str, gold: MathText) -> object:
 
 def _same_words(gold: MathText, pred: MathText) -> bool:
     one, other = (side.words or side.formula.casefold() for side in (gold, pred))
-    for clock, time in ((one, other), (other, one)):  # half of the day is said by one side, or by both
+    for clock, time in ((one, other), (other, one)):  # the half of the day may be said by one side or by both
         if clock.startswith("clock ") and time.removeprefix("clock ") == clock.split()[1]:
             return True
     return bool(one) and one == other
 
 
 def _decimal_comma(formula: str, other: str) -> str:
-    """1,22 is a list unless the other side is a decimal number: then it is 1.22."""
+    """Read 1,22 as 1.22 where the other side is a decimal number; else it is a list."""
     return formula.replace(",", ".") if _DECIMAL_COMMA.fullmatch(formula) and _DECIMAL.fullmatch(other) else formula
 
 
@@ -165,7 +164,7 @@ def _other_kind(one: str, other: str) -> bool:
 
 
 def _outer(formula: str) -> str | None:
-    """What encloses the whole formula, if that is one pair of brackets around a list."""
+    """Return the kind of brackets that enclose the whole formula, if that is one pair around a list."""
     opening = next((mark for mark in _OUTER if formula.startswith(mark)), None)
     if opening is None or "," not in formula:
         return None
@@ -178,8 +177,10 @@ def _outer(formula: str) -> str | None:
     return None
 
 
-def _one_case(gold: Any, gold_text: str, pred: Any, pred_text: str) -> tuple[Any, Any]:
-    """X is x unless one side uses a letter in both cases (R - r)."""
+def _one_case(
+    gold: "MathObject", gold_text: str, pred: "MathObject", pred_text: str
+) -> "tuple[MathObject, MathObject]":
+    """Take X for x, unless one side uses a letter in both cases (R - r)."""
     names = [{str(symbol) for symbol in getattr(side, "free_symbols", ())} for side in (gold, pred)]
     lower = [{name.lower() for name in side} for side in names]
     one_to_one = all(len(few) == len(many) for few, many in zip(lower, names, strict=True))

@@ -6,26 +6,28 @@ values to 30 digits at fixed points instead of `simplify`, which is slower and g
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar, cast
 
 import sympy
 from latex2sympy2_extended import is_expr_of_only_symbols
 from latex2sympy2_extended.logic import And
 from latex2sympy2_extended.sets import FiniteSet
-from sympy import Add, E, Eq, Interval, MatrixBase, MatrixExpr, Mul, Ne, Rational, S, Set, Symbol, Tuple
+from sympy import Add, Basic, E, Eq, Expr, Interval, MatrixBase, MatrixExpr, Mul, Ne, Rational, S, Set, Symbol, Tuple
 from sympy import FiniteSet as PlainFiniteSet
 from sympy.core.function import AppliedUndef
 from sympy.core.relational import GreaterThan, Relational, StrictGreaterThan
 
 from rewards.mathematics.latex import PERCENT_SIGN
-from rewards.mathematics.values import equal_expressions, is_constant_multiple, refuse_immense
+from rewards.mathematics.values import MathObject, equal_expressions, is_constant_multiple, refuse_immense
 from rewards.result import Unscorable
 
 _T = TypeVar("_T")
+_Object = TypeVar("_Object", bound=MathObject)
+Relation = Relational | And
 
 
 def attempt(action: Callable[[], _T]) -> _T | None:
-    """The result, or None where the mathematics refuses. Exhausted memory or stack is not a verdict: it is raised."""
+    """Return the result, or None where the mathematics refuses. Exhausted memory or stack is raised, as no verdict."""
     try:
         return action()
     except (MemoryError, RecursionError, Unscorable):
@@ -34,8 +36,8 @@ def attempt(action: Callable[[], _T]) -> _T | None:
         return None
 
 
-def same(gold: Any, pred: Any) -> bool:
-    """Whether the prediction means what the reference does. Not symmetric: the reference decides what form counts."""
+def same(gold: MathObject, pred: MathObject) -> bool:
+    """Tell whether the prediction means what the reference does. The reference decides which form counts."""
     if gold == pred:
         return True
     gold, pred = _unwrap_assignments(gold, pred)
@@ -52,8 +54,8 @@ def same(gold: Any, pred: Any) -> bool:
     return _same_expressions(gold, pred)
 
 
-def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
-    """x=5 against 5 is 5 against 5; chains keep their ends; two assignments keep their left sides."""
+def _unwrap_assignments(gold: MathObject, pred: MathObject) -> tuple[MathObject, MathObject]:
+    """Compare x=5 with 5 as 5 with 5. Chains keep their ends, and two assignments keep their left sides."""
     gold, pred = (
         _members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
         for side, other in ((gold, pred), (pred, gold))
@@ -73,21 +75,21 @@ def _unwrap_assignments(gold: Any, pred: Any) -> tuple[Any, Any]:
     return gold, pred
 
 
-def _members(expr: Any) -> Any:
-    """x in [1, 2], which the grammar reads as an equation with a set, is the set where it meets an inequality."""
+def _members(expr: MathObject) -> MathObject:
+    """Take x in [1, 2], which the grammar reads as an equation with a set, for the set where it meets an inequality."""
     return expr.rhs if isinstance(expr, Eq) and isinstance(expr.rhs, Set) else expr
 
 
-def _is_true_sum(equation: Any) -> bool:
-    """9+3=12 announces 12; 9+3=13 announces nothing."""
+def _is_true_sum(equation: MathObject) -> bool:
+    """Tell whether an equation is right: 9+3=12 announces 12, and 9+3=13 announces nothing."""
     sides = [side for relation in _relations(equation) for side in (relation.lhs, relation.rhs)]
     if not all(isinstance(side, sympy.Expr) and not side.free_symbols for side in sides):
         return False
     return all(_same_expressions(sides[0], side) for side in sides[1:])
 
 
-def _names_quantity(expr: Any) -> bool:
-    """a^2+b^2, |AB| and f(2) name what an equation gives; 2x+3=5 is an equation to be solved, its 5 is no answer."""
+def _names_quantity(expr: Basic) -> bool:
+    """Tell whether a left side names a quantity, as a^2+b^2, |AB| and f(2) do. 2x+3 does not: 2x+3=5 says no answer."""
     if isinstance(expr, (Symbol, AppliedUndef)) or expr == S.NegativeOne:
         return True
     if isinstance(expr, (sympy.Pow, sympy.Function)):
@@ -95,28 +97,34 @@ def _names_quantity(expr: Any) -> bool:
     return bool(expr.args) and all(map(_names_quantity, expr.args))
 
 
-def _relations(expr: Any) -> list[Any]:
-    return list(getattr(expr, "_unsorted_args", expr.args)) if isinstance(expr, And) else [expr]
+def _relations(expr: MathObject) -> list[Relational]:
+    """Return the relations of a chain or of one relation."""
+    return cast(list[Relational], _written(expr) if isinstance(expr, And) else [expr])
 
 
-def _is_equation(expr: Any) -> bool:
+def _written(several: Basic) -> list[Basic]:
+    """Return the parts of an object in the order in which they were written, where sympy would sort them."""
+    return list(getattr(several, "_unsorted_args", several.args))
+
+
+def _is_equation(expr: MathObject) -> bool:
     return isinstance(expr, (Relational, And)) and all(isinstance(part, Eq) for part in _relations(expr))
 
 
-def _is_assignment(expr: Any) -> bool:
+def _is_assignment(expr: MathObject) -> bool:
     if not _is_equation(expr):
         return False
     left = _relations(expr)[0].lhs
     return bool(is_expr_of_only_symbols(left)) or isinstance(left, AppliedUndef)
 
 
-def _same_relations(gold: Any, pred: Any) -> bool:
-    """Each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
+def _same_relations(gold: Relation, pred: Relation) -> bool:
+    """Tell whether each relation of one has its like in the other: a<b is b>a, 2x=4y is x=2y."""
     left, right = _relations(gold), _relations(pred)
     return _match(left, right, _same_relation) or bool(attempt(lambda: _same_solutions(gold, pred)))
 
 
-def _same_relation(gold: Any, pred: Any) -> bool:
+def _same_relation(gold: Relational, pred: Relational) -> bool:
     if isinstance(gold, (Eq, Ne)) or isinstance(pred, (Eq, Ne)):
         if type(gold) is not type(pred):
             return False
@@ -139,20 +147,21 @@ def _same_relation(gold: Any, pred: Any) -> bool:
     return bool(attempt(lambda: is_constant_multiple(*positive, positive=True)))
 
 
-def _difference(sides: Sequence[Any]) -> Any:
-    return Add(sides[0], Mul(-1, sides[1], evaluate=False), evaluate=False)  # evaluated, 7^(10^10) is written out
+def _difference(sides: Sequence[Basic]) -> Expr:
+    one, other = cast(Sequence[Expr], sides)
+    return Add(one, Mul(-1, other, evaluate=False), evaluate=False)  # evaluated, 7^(10^10) is written out
 
 
-def _of_numbers(*relations: Any) -> bool:
+def _of_numbers(*relations: Relational) -> bool:
     return all(isinstance(side, sympy.Expr) for relation in relations for side in relation.args)
 
 
-def _is_greater(relation: Any) -> bool:
+def _is_greater(relation: Relational) -> bool:
     return isinstance(relation, (GreaterThan, StrictGreaterThan))
 
 
-def _same_solutions(gold: Any, pred: Any) -> bool:
-    """Equations and inequalities of one real unknown with the same solutions; equations solved for a shared unknown."""
+def _same_solutions(gold: Relation, pred: Relation) -> bool:
+    """Tell whether inequalities in one unknown, or equations solved for each unknown, have the same solutions."""
     symbols = sorted(gold.free_symbols & pred.free_symbols, key=str)
     if gold.free_symbols != pred.free_symbols or not symbols:
         return False
@@ -162,7 +171,7 @@ def _same_solutions(gold: Any, pred: Any) -> bool:
         return False
     refuse_immense(gold, pred)
     found = False
-    for symbol in symbols:  # all of them: x(y-1)=0 and x(y-2)=0 have the same x
+    for symbol in symbols:  # all symbols must agree: x(y-1)=0 and x(y-2)=0 have the same x
         one, other = (sympy.solve(equation, symbol) for equation in (gold, pred))
         if not _match(one, other, same):
             return False
@@ -170,7 +179,7 @@ def _same_solutions(gold: Any, pred: Any) -> bool:
     return found
 
 
-def _same_sets(gold: Any, pred: Any) -> bool:
+def _same_sets(gold: MathObject, pred: MathObject) -> bool:
     gold, pred = _comparable_sets(gold, pred)
     if isinstance(gold, Interval) and isinstance(pred, Interval):
         ends = gold.left_open == pred.left_open and gold.right_open == pred.right_open
@@ -191,8 +200,8 @@ def _same_sets(gold: Any, pred: Any) -> bool:
     return len(parts[0]) > 1 and _match(parts[0], parts[1], same)
 
 
-def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
-    """Inequalities become sets of real numbers where the other side is one; a lone element becomes a set of one."""
+def _comparable_sets(gold: MathObject, pred: MathObject) -> tuple[MathObject, MathObject]:
+    """Turn inequalities into sets of real numbers where the other side is a set, and a lone element into a set."""
     sides = [gold, pred]
     for index, (side, other) in enumerate([(gold, pred), (pred, gold)]):
         members = _inequalities(side)
@@ -206,25 +215,26 @@ def _comparable_sets(gold: Any, pred: Any) -> tuple[Any, Any]:
     return sides[0], sides[1]
 
 
-def _inequalities(expr: Any) -> list[Any]:
-    """An inequality or the members of a set of nothing else; empty for all else."""
+def _inequalities(expr: MathObject) -> list[Relation]:
+    """Return an inequality, or the members of a set that holds nothing else; for all else return an empty list."""
     members = list(expr.args) if isinstance(expr, PlainFiniteSet) else [expr]
     unequal = all(isinstance(part, (Relational, And)) and not _is_equation(part) for part in members)
-    return members if unequal else []
+    return cast(list[Relation], members) if unequal else []
 
 
-def _as_real_set(relation: Any) -> Any:
-    """The solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
+def _as_real_set(relation: Relation) -> Set:
+    """Return the solutions on the real line. An applied function (0 < f(x) < 1) stands for the number that it is."""
     refuse_immense(relation)
     for applied in relation.atoms(AppliedUndef):
-        relation = sympy.And(*[part.subs(applied, Symbol("applied", real=True)) for part in _relations(relation)])
-    conjuncts = relation.args if isinstance(relation, sympy.And) else [relation]
-    parts = [_bound(part) or part.as_set() for part in conjuncts]
-    return sympy.Intersection(*parts) if len(parts) > 1 else parts[0]
+        parts = [part.subs(applied, Symbol("applied", real=True)) for part in _relations(relation)]
+        relation = cast(Relation, sympy.And(*cast(list[Relational], parts)))
+    conjuncts = cast(Sequence[Relational], relation.args if isinstance(relation, sympy.And) else [relation])
+    sets = [_bound(part) or part.as_set() for part in conjuncts]
+    return sympy.Intersection(*sets) if len(sets) > 1 else sets[0]
 
 
-def _bound(relation: Any) -> Any | None:
-    """x < 3 as an interval at once: sympy's way by solving takes a hundred times as long."""
+def _bound(relation: Relational) -> Set | None:
+    """Turn x < 3 into an interval directly: sympy solves the inequality, which takes a hundred times as long."""
     flip = isinstance(relation.rhs, Symbol)
     symbol, number = (relation.rhs, relation.lhs) if flip else (relation.lhs, relation.rhs)
     if (
@@ -238,15 +248,15 @@ def _bound(relation: Any) -> Any | None:
     return Interval(number, S.Infinity, is_open, True) if above else Interval(S.NegativeInfinity, number, True, is_open)
 
 
-def _same_elements(gold: Any, pred: Any) -> bool:
-    """Two sets in any order; a tuple and a bare list in the order in which they were written."""
+def _same_elements(gold: PlainFiniteSet | Tuple, pred: PlainFiniteSet | Tuple) -> bool:
+    """Compare two sets in any order, but a tuple or a bare list in the order in which it was written."""
     if isinstance(gold, PlainFiniteSet) and isinstance(pred, PlainFiniteSet):
         return _match(list(gold.args), list(pred.args), same)
-    written = [list(getattr(side, "_unsorted_args", side.args)) for side in (gold, pred)]
-    return len(written[0]) == len(written[1]) and all(map(same, *written))
+    ours, theirs = _written(gold), _written(pred)
+    return len(ours) == len(theirs) and all(map(same, ours, theirs))
 
 
-def _match(left: Sequence[Any], right: Sequence[Any], alike: Callable[[Any, Any], bool]) -> bool:
+def _match(left: Sequence[_Object], right: Sequence[_Object], alike: Callable[[_Object, _Object], bool]) -> bool:
     """Pair every item of one side with its like on the other. Sorted first: then the first try nearly always fits."""
     if len(left) != len(right):
         return False
@@ -261,13 +271,13 @@ def _match(left: Sequence[Any], right: Sequence[Any], alike: Callable[[Any, Any]
     return True
 
 
-def _sorted(items: Sequence[Any]) -> list[Any]:
-    values = [attempt(lambda item=item: float(item.evalf(15))) for item in items]
+def _sorted(items: Sequence[_Object]) -> list[_Object]:
+    values = [attempt(lambda item=item: float(cast(Expr, item).evalf(15))) for item in items]
     order = sorted(range(len(items)), key=lambda i: (values[i] is None, values[i] or 0.0))
     return [items[i] for i in order]
 
 
-def _same_symbols(gold: Any, pred: Any) -> bool:
+def _same_symbols(gold: MathObject, pred: MathObject) -> bool:
     names = [_letters(side) for side in (gold, pred)]
     if None not in names and names[0] == names[1]:
         return True
@@ -276,8 +286,8 @@ def _same_symbols(gold: Any, pred: Any) -> bool:
     return _same_expressions(gold, pred)
 
 
-def _letters(expr: Any) -> str | None:
-    """`\\text{ab}` is one symbol and `ab` the product of two; e is Euler's number in one and a letter in the other."""
+def _letters(expr: MathObject) -> str | None:
+    """Return the letters of a symbol or product. `\\text{ab}` is one symbol, `ab` a product; e is a letter too."""
     parts = expr.args if isinstance(expr, Mul) else (expr,)
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
@@ -285,7 +295,7 @@ def _letters(expr: Any) -> str | None:
     return name if len(name) == 1 and name != "E" else name.lower()
 
 
-def _same_matrices(gold: Any, pred: Any) -> bool:
+def _same_matrices(gold: MathObject, pred: MathObject) -> bool:
     refuse_immense(gold, pred)
     one, other = [attempt(side.doit) for side in (gold, pred)]
     if not isinstance(one, MatrixBase) or not isinstance(other, MatrixBase):
@@ -293,19 +303,20 @@ def _same_matrices(gold: Any, pred: Any) -> bool:
     return one.shape == other.shape and all(map(same, one.flat(), other.flat()))
 
 
-def _same_expressions(gold: Any, pred: Any) -> bool:
+def _same_expressions(gold: MathObject, pred: MathObject) -> bool:
     (gold, gold_percent), (pred, pred_percent) = _split_percent(gold), _split_percent(pred)
     if gold_percent == pred_percent:
         return equal_expressions(gold, pred)
     marked, other = (gold, pred) if gold_percent else (pred, gold)
-    return equal_expressions(marked, other) or equal_expressions(Mul(marked, Rational(1, 100), evaluate=False), other)
+    share = Mul(cast(Expr, marked), Rational(1, 100), evaluate=False)
+    return equal_expressions(marked, other) or equal_expressions(share, other)
 
 
-def percentage(value: Any) -> Any:
-    """The object with a percent sign behind it; lists and relations as they are."""
+def percentage(value: MathObject) -> MathObject:
+    """Return the object with a percent sign behind it; lists and relations stay as they are."""
     return Mul(value, Symbol(PERCENT_SIGN, real=True), evaluate=False) if isinstance(value, sympy.Expr) else value
 
 
-def _split_percent(expr: Any) -> tuple[Any, bool]:
+def _split_percent(expr: MathObject) -> tuple[MathObject, bool]:
     signs = [symbol for symbol in expr.free_symbols if str(symbol) == PERCENT_SIGN] if isinstance(expr, Mul) else []
     return (expr.xreplace(dict.fromkeys(signs, S.One)), True) if signs else (expr, False)

@@ -1,7 +1,7 @@
 """Values of sympy expressions at a point: exact where they are rational, else to as many digits as asked for.
 
-Expressions are never rebuilt: sympy would write out 7^(10^10) in doing so. What is too large for that raises `NoValue`
-in exact arithmetic and `Unscorable` in approximate one.
+Expressions are never rebuilt: sympy would write out 7^(10^10) in doing so. A number that is too large raises `NoValue`
+in exact arithmetic and `Unscorable` in approximate arithmetic.
 """
 
 import operator
@@ -11,21 +11,26 @@ from fractions import Fraction
 from functools import reduce
 from itertools import product
 from math import comb, factorial
-from typing import Any
+from typing import Any, Generic, TypeVar, cast
 
 import sympy
 from mpmath import mp
+from sympy import Basic, Expr
 
 from rewards.result import Unscorable
 
-Point = Mapping[Any, Fraction]
-MAX_BITS = 1 << 16  # of an exact number
-COARSE_DIGITS = 30  # of what only sympy's own numerics evaluate: integrals, limits, sums without end
+MpNumber = Any
+"""A real or complex number of mpmath, whose own types cannot be named: its classes are made at run time."""
+Number = TypeVar("Number")
+Point = Mapping[Basic, Fraction]
+"""The value of each symbol."""
+MAX_BITS = 1 << 16  # largest size of an exact number
+COARSE_DIGITS = 30  # precision where only sympy's own numerics evaluate: integrals, limits, sums without end
 _MAX_FACTORIAL = 5_000
-_MAX_TERMS = 2_000  # of a sum or product that is carried out
+_MAX_TERMS = 2_000  # a sum or product with more terms is not carried out
 _MAX_ARGUMENT_BITS = 4_000  # exp, sin and powers take time and memory by the size of their argument
 
-_FUNCTIONS: dict[Any, Callable[..., Any]] = {
+_FUNCTIONS: dict[type, Callable[..., MpNumber]] = {
     getattr(sympy, name): getattr(mp, {"Abs": "fabs", "conjugate": "conj"}.get(name, name))
     for name in (
         *("sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "acot", "asec", "acsc"),
@@ -34,31 +39,31 @@ _FUNCTIONS: dict[Any, Callable[..., Any]] = {
     )
 }
 _SATURATED = (sympy.tanh, sympy.coth)
-_ROUNDED: dict[Any, Callable[[Any], Any]] = {sympy.floor: mp.floor, sympy.ceiling: mp.ceil}
+_ROUNDED: dict[type, Callable[[MpNumber], MpNumber]] = {sympy.floor: mp.floor, sympy.ceiling: mp.ceil}
 
 
 class NoValue(ValueError):
     """No finite value, or none that this kind of arithmetic can give."""
 
 
-class _Arithmetic(ABC):
+class _Arithmetic(ABC, Generic[Number]):
     """The walk over an expression that both kinds of arithmetic share."""
 
     def __init__(self, point: Point) -> None:
         self._point = dict(point)
 
-    def of(self, expr: Any) -> Any:
-        if expr.is_Rational:
+    def of(self, expr: Basic) -> Number:
+        if isinstance(expr, sympy.Rational):
             return self.number(Fraction(int(expr.p), int(expr.q)))
-        if expr.is_Float:
+        if isinstance(expr, sympy.Float):
             return self.number(Fraction(str(expr)))  # as it was written, not its nearest binary number
-        if expr.is_Symbol and expr in self._point:
+        if isinstance(expr, sympy.Symbol) and expr in self._point:
             return self.number(self._point[expr])
-        if expr.is_Add:
+        if isinstance(expr, sympy.Add):
             return self.add([self.of(term) for term in expr.args])
-        if expr.is_Mul:
+        if isinstance(expr, sympy.Mul):
             return self.multiply([self.of(factor) for factor in expr.args])
-        if expr.is_Pow:
+        if isinstance(expr, sympy.Pow):
             return self.power(self.of(expr.base), self.of(expr.exp), expr.exp)
         if isinstance(expr, sympy.UnevaluatedExpr):
             return self.of(expr.args[0])
@@ -67,22 +72,22 @@ class _Arithmetic(ABC):
         return self.function(expr)
 
     @abstractmethod
-    def number(self, value: Fraction) -> Any: ...
-
-    def add(self, terms: list[Any]) -> Any:
-        return sum(terms, self.number(Fraction(0)))
-
-    def multiply(self, factors: list[Any]) -> Any:
-        return reduce(operator.mul, factors, self.number(Fraction(1)))
+    def number(self, value: Fraction) -> Number: ...
 
     @abstractmethod
-    def power(self, base: Any, exponent: Any, written: Any) -> Any: ...
+    def add(self, terms: list[Number]) -> Number: ...
 
     @abstractmethod
-    def function(self, expr: Any) -> Any: ...
+    def multiply(self, factors: list[Number]) -> Number: ...
 
-    def _indices(self, expr: Any) -> list[range] | None:
-        """The ranges of a sum's indices; None where they are no whole numbers, too many, or depend on each other."""
+    @abstractmethod
+    def power(self, base: Number, exponent: Number, written: Basic) -> Number: ...
+
+    @abstractmethod
+    def function(self, expr: Basic) -> Number: ...
+
+    def _indices(self, expr: sympy.Sum | sympy.Product) -> list[range] | None:
+        """Return the ranges of a sum's indices; None where they are not whole, too many, or depend on each other."""
         ranges, terms = [], 1
         for limit in expr.limits:
             try:
@@ -95,7 +100,7 @@ class _Arithmetic(ABC):
             terms *= max(1, len(ranges[-1]))
         return ranges if terms <= _MAX_TERMS else None
 
-    def _carry_out(self, expr: Any, indices: list[range]) -> Any:
+    def _carry_out(self, expr: sympy.Sum | sympy.Product, indices: list[range]) -> Number:
         before, values = dict(self._point), []
         names = [limit[0] for limit in expr.limits]
         for chosen in product(*indices):
@@ -105,7 +110,7 @@ class _Arithmetic(ABC):
         return self.add(values) if isinstance(expr, sympy.Sum) else self.multiply(values)
 
 
-class Exact(_Arithmetic):
+class Exact(_Arithmetic[Fraction]):
     """Rational numbers of at most `MAX_BITS`; `NoValue` for all else."""
 
     def number(self, value: Fraction) -> Fraction:
@@ -119,7 +124,7 @@ class Exact(_Arithmetic):
     def multiply(self, factors: list[Fraction]) -> Fraction:
         return reduce(lambda total, factor: self.number(total * factor), factors, Fraction(1))
 
-    def power(self, base: Fraction, exponent: Fraction, written: Any) -> Fraction:
+    def power(self, base: Fraction, exponent: Fraction, written: Basic) -> Fraction:
         if base in (0, 1) and exponent > 0:
             return base
         if exponent.denominator != 1 and base > 0:
@@ -137,7 +142,7 @@ class Exact(_Arithmetic):
             raise NoValue
         return Fraction(int(roots[0][0]), int(roots[1][0]))
 
-    def function(self, expr: Any) -> Fraction:
+    def function(self, expr: Basic) -> Fraction:
         if expr.is_Atom or not isinstance(expr, (sympy.Abs, sympy.factorial, sympy.binomial, sympy.Mod, *_ROUNDED)):
             raise NoValue
         one, *rest = [self.of(argument) for argument in expr.args]
@@ -159,20 +164,20 @@ class Exact(_Arithmetic):
         raise NoValue
 
 
-def exactly(expr: Any) -> Fraction | None:
-    """The rational number that a constant is, None where it is none or too long."""
+def exactly(expr: Basic) -> Fraction | None:
+    """Return the rational number that a constant is, None where it is none or too long."""
     try:
         return Exact({}).of(expr)
     except NoValue:
         return None
 
 
-class Approximate(_Arithmetic):
+class Approximate(_Arithmetic[MpNumber]):
     """Real and complex numbers to `mp.dps` digits, which the caller sets.
 
-    `low` and `high` are the least and greatest exponent of 2 that any value on the way had, `absorbed` the greatest
-    distance of such exponents among the terms of one sum: what they say together is how many digits it takes that no
-    term is lost. `coarse` tells that something could be had to `COARSE_DIGITS` only.
+    `low` and `high` are the least and greatest exponent of 2 that any value on the way had; `absorbed` is the greatest
+    distance of such exponents among the terms of one sum. Together they say how many digits it takes to lose no term.
+    `coarse` says that some part could be computed to `COARSE_DIGITS` only.
     """
 
     def __init__(self, point: Point) -> None:
@@ -180,7 +185,7 @@ class Approximate(_Arithmetic):
         self.low = self.high = self.absorbed = 0
         self.coarse = False
 
-    def of(self, expr: Any) -> Any:
+    def of(self, expr: Basic) -> MpNumber:
         value = super().of(expr)
         if not mp.isfinite(value):
             raise NoValue
@@ -189,15 +194,18 @@ class Approximate(_Arithmetic):
             self.low, self.high = min(self.low, size), max(self.high, size)
         return value
 
-    def number(self, value: Fraction) -> Any:
+    def number(self, value: Fraction) -> MpNumber:
         return mp.mpf(value.numerator) / value.denominator
 
-    def add(self, terms: list[Any]) -> Any:
+    def add(self, terms: list[MpNumber]) -> MpNumber:
         sizes = [mp.mag(term) for term in terms if term]
         self.absorbed = max(self.absorbed, max(sizes) - min(sizes)) if sizes else self.absorbed
-        return super().add(terms)
+        return sum(terms, self.number(Fraction(0)))
 
-    def power(self, base: Any, exponent: Any, written: Any) -> Any:
+    def multiply(self, factors: list[MpNumber]) -> MpNumber:
+        return reduce(operator.mul, factors, self.number(Fraction(1)))
+
+    def power(self, base: MpNumber, exponent: MpNumber, written: Basic) -> MpNumber:
         """The cube root of -8 is -2: an odd root of a negative number is the real one, as schools have it."""
         if not base:
             if mp.re(exponent) < 0:
@@ -210,7 +218,7 @@ class Approximate(_Arithmetic):
                 return (-1) ** (share.numerator % 2) * mp.power(-mp.re(base), exponent)
         return mp.power(base, exponent)
 
-    def function(self, expr: Any) -> Any:
+    def function(self, expr: Basic) -> MpNumber:
         kind = type(expr)
         if isinstance(expr, sympy.NumberSymbol):
             return expr._to_mpmath(mp.prec)
@@ -239,24 +247,26 @@ class Approximate(_Arithmetic):
             return value - divisor * self._rounded(value / divisor, mp.floor)
         return self._by_sympy(expr)
 
-    def _nonzero(self, expr: Any) -> Any:
+    def _nonzero(self, expr: Basic) -> MpNumber:
         value = self.of(expr)
         if not value:
             raise NoValue
         return value
 
-    def _rounded(self, value: Any, direction: Callable[[Any], Any]) -> Any:
-        """What is a whole number but for half of the digits is taken for one: log_2(8) may come out below 3."""
+    def _rounded(self, value: MpNumber, direction: Callable[[MpNumber], MpNumber]) -> MpNumber:
+        """Round. A value within half of the digits of a whole number is taken for it: log_2(8) may come out below 3."""
         if mp.mag(value) > mp.prec // 2:
             raise Unscorable("a number is too large to be rounded to a whole one")
         whole = mp.nint(value)
         return whole if abs(value - whole) < mp.mpf(2) ** (-mp.prec // 2) else direction(value)
 
-    def _by_sympy(self, expr: Any) -> Any:
+    def _by_sympy(self, expr: Basic) -> MpNumber:
         self.coarse = True
-        point = {symbol: sympy.Rational(value.numerator, value.denominator) for symbol, value in self._point.items()}
+        point: dict[Basic, Basic | float] = {
+            symbol: sympy.Rational(value.numerator, value.denominator) for symbol, value in self._point.items()
+        }
         try:
-            value = sympy.N(expr.evalf(COARSE_DIGITS, subs=point) if point else expr, COARSE_DIGITS)
+            value = sympy.N(cast(Expr, expr).evalf(COARSE_DIGITS, subs=point) if point else expr, COARSE_DIGITS)
             parts = value.as_real_imag()
         except (MemoryError, RecursionError):
             raise
@@ -268,6 +278,6 @@ class Approximate(_Arithmetic):
         return mp.mpc(real, imaginary) if imaginary else mp.mpf(real)
 
 
-def _refuse_immense(*values: Any) -> None:
+def _refuse_immense(*values: MpNumber) -> None:
     if any(mp.mag(value) > _MAX_ARGUMENT_BITS for value in values if value):
         raise Unscorable("a number is too large to be computed")

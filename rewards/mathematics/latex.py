@@ -1,12 +1,19 @@
 """LaTeX formulas to sympy objects by math-verify's grammar (latex2sympy2_extended); nothing is evaluated as code."""
 
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from antlr4 import Parser
+    from latex2sympy2_extended.latex2sympy2 import _Latex2Sympy
+    from sympy import Expr
+
+    from rewards.mathematics.values import MathObject
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
-MAX_NESTING = 60  # brackets inside brackets; honest answers have less than ten
+MAX_NESTING = 60  # depth of brackets inside brackets; honest answers have less than ten
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
-_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # where the library converts at once
+_GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # numbers that the library would evaluate
 _INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
 _CURLY_LIST = re.compile(r"(?<![\\_^a-zA-Z}])\{([^{}]*,[^{}]*)\}")
 _INTEGER_PARAMETER = re.compile(
@@ -56,10 +63,10 @@ _REWRITES = [
 ]  # fmt: skip
 
 
-def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
-    """The sympy object of a formula, None where it is not mathematics.
+def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
+    """Return the sympy object of a formula, None where it is not mathematics.
 
-    Raises RecursionError above `MAX_NESTING` nested brackets, and MemoryError as it comes.
+    Raises RecursionError above `MAX_NESTING` nested brackets; MemoryError is not caught.
     """
     from latex2sympy2_extended import NormalizationConfig, normalize_latex
 
@@ -82,7 +89,7 @@ def parse_latex(formula: str, lowercase: bool = False) -> Any | None:
 
 
 def split_list(text: str) -> list[str]:
-    """The parts of a text between commas and semicolons that stand in no bracket."""
+    """Return the parts of a text between commas and semicolons that stand in no bracket."""
     parts, depth, start = [], 0, 0
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -112,14 +119,14 @@ def _repeating_fraction(digits: re.Match) -> str:
 
 
 def _system(lines: re.Match) -> str:
-    """A system of equations is a list of them; what has columns (a piecewise function) is left alone."""
+    """Turn a system of equations into a list of them; a piecewise function, which has columns, is left alone."""
     if "&" in lines[1].replace("&=", "="):
         return lines[0]
     return ",".join(part.strip(" ,") for part in lines[1].replace("&", "").split("\\\\") if part.strip(" ,"))
 
 
 def _expand_signs(text: str) -> str:
-    """a, b \\pm c -> a, b + c, b - c: the grammar knows the sign at the top of an element only."""
+    """Turn a, b \\pm c into a, b + c, b - c: the grammar knows the sign at the top of an element only."""
     inner = text[2:-2] if text.startswith("\\{") and text.endswith("\\}") else text
     parts = []
     for part in split_list(inner):
@@ -128,7 +135,7 @@ def _expand_signs(text: str) -> str:
     return ",".join(parts)
 
 
-def _read(text: str, lowercase: bool) -> Any | None:
+def _read(text: str, lowercase: bool) -> "MathObject | None":
     from sympy import Basic, MatrixBase, S
 
     # ANTLR's two stages: a parse by its quick prediction is the right one; where that fails, the full one has the word.
@@ -141,41 +148,42 @@ def _read(text: str, lowercase: bool) -> Any | None:
             raise
         except Exception:  # the parser's and sympy's refusals have no common type
             continue
-    known = isinstance(parsed, (Basic, MatrixBase)) and parsed not in (S.NaN, S.ComplexInfinity)
-    return _with_imaginary_unit(parsed) if known else None
+    if not isinstance(parsed, (Basic, MatrixBase)) or parsed in (S.NaN, S.ComplexInfinity):
+        return None
+    return _with_imaginary_unit(parsed)
 
 
-def _converter(text: str, lowercase: bool, quick: bool) -> Any:
+def _converter(text: str, lowercase: bool, quick: bool) -> "_Latex2Sympy":
     from antlr4 import PredictionMode
     from latex2sympy2_extended.latex2sympy2 import ConversionConfig, _Latex2Sympy
     from math_verify.grader import should_treat_as_complex
     from sympy import Float, Integer, binomial
 
     class Converter(_Latex2Sympy):
-        def create_parser(self, latex_str: str) -> Any:
+        def create_parser(self, latex_str: str) -> "Parser":
             parser = super().create_parser(latex_str)
             parser._interp.predictionMode = PredictionMode.SLL if quick else PredictionMode.LL
             return parser
 
-        def parse(self, latex_str: str) -> Any:
+        def parse(self, latex_str: str) -> "MathObject | None":
             grouped = _GROUPED_NUMBER.fullmatch(latex_str)
             return self.parse_number(latex_str.strip()) if grouped else super().parse(latex_str)
 
-        def parse_number(self, text: str) -> Any:
-            """Digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
+        def parse_number(self, text: str) -> "Expr":
+            """Read digits as data: the library hands them to `sympy.Number`, which compiles and evaluates them."""
             digits = text.replace(",", "")
             return Integer(int(digits)) if digits.lstrip("-").isdigit() else Float(digits)
 
-        def convert_binom(self, binom: Any) -> Any:
-            """Unlike the library's, not computed: (10^9 over 10^8) is a number of gigabytes."""
+        def convert_binom(self, binom: Any) -> "Expr":
+            """Leave a binomial uncomputed, unlike the library: (10^9 over 10^8) is a number of gigabytes."""
             return binomial(self.convert_expr(binom.upper), self.convert_expr(binom.lower), evaluate=False)
 
     config = ConversionConfig(lowercase_symbols=lowercase)
     return Converter(is_real=_INDEX_I.search(text) is not None or not should_treat_as_complex(text), config=config)
 
 
-def _with_imaginary_unit(parsed: Any) -> Any:
-    """The grammar reads i as a letter; as a summation index it stays one."""
+def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
+    """Replace the letter i, as the grammar reads it, by the imaginary unit; a summation index stays a letter."""
     from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
 
     if not isinstance(parsed, (Expr, MatrixBase, Set, Tuple)):
@@ -190,7 +198,7 @@ def _with_imaginary_unit(parsed: Any) -> Any:
 
 
 def _nesting(formula: str) -> tuple[int, int]:
-    """(deepest nesting, brackets left open)"""
+    """Return the (deepest nesting, number of brackets left open)."""
     deepest = depth = 0
     for character in formula:
         depth += (character in "([{") - (character in ")]}")

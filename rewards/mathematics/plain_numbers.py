@@ -22,11 +22,11 @@ _PLAIN = re.compile(
 @dataclass(frozen=True)
 class PlainNumber:
     value: Fraction
-    decimal: bool  # written with a decimal point, so perhaps rounded
+    decimal: bool  # it is written with a decimal point, so it may be rounded
 
 
 def read_plain(text: MathText) -> PlainNumber | None:
-    """The number that a formula is, if it is an integer, decimal, fraction or mixed number; None: not that simple."""
+    """Return the value of a formula that is an integer, decimal, fraction or mixed number, else None."""
     match = _PLAIN.fullmatch(text.formula.strip())
     if match is None:
         return None
@@ -55,7 +55,7 @@ def same_number(one: PlainNumber, other: PlainNumber) -> bool:
 
 
 def same_value(answer: PlainNumber, reference: PlainNumber, percents: tuple[bool, bool]) -> bool:
-    """Like `same_number`; a percentage p% means p or p/100 when the other side has no percent sign."""
+    """Compare as `same_number` does; a percentage p% means p or p/100 when the other side has no percent sign."""
     if percents[0] == percents[1]:
         return same_number(answer, reference)
     marked, other = (answer, reference) if percents[0] else (reference, answer)

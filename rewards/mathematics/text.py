@@ -102,9 +102,9 @@ class MathText:
     """One side of a comparison. `formula` is LaTeX without units and dollars; empty when nothing is left."""
 
     formula: str
-    unit: str = ""  # canonical where known, else the word as written, lower case
+    unit: str = ""  # canonical name of a known unit, else the word as written, in lower case
     percent: bool = False
-    words: str = ""  # the whole answer when it is words, not mathematics; lower case, single spaces
+    words: str = ""  # the whole answer where it is words, not mathematics, in lower case with single spaces
 
 
 def read(text: str) -> MathText:
@@ -127,7 +127,7 @@ def read(text: str) -> MathText:
 
 
 def spoken_number(words: str) -> bool:
-    """Whether words name a number ("forty two"), which nothing here can read."""
+    """Tell whether words name a number ("forty two"), which nothing here can read."""
     return _NUMBER_WORDS.search(words) is not None
 
 
@@ -170,7 +170,7 @@ def _strip_enclosing(text: str) -> str:
 
 
 def _join_groups(text: str) -> str:
-    """1,000 -> 1000. Inside brackets a comma separates, unless another comma there is followed by a space."""
+    """Turn 1,000 into 1000. Inside brackets a comma separates, unless another comma there is followed by a space."""
     if _SPACED_GROUPS.fullmatch(text):
         return text.replace(" ", "")
     if "," in text and (", " in text or not any(bracket in text for bracket in "([{")):
@@ -186,7 +186,7 @@ def _split_percent(text: str) -> tuple[str, bool]:
 
 
 def _as_words(text: str) -> str:
-    """The words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and their products."""
+    """Return the words of `\\text{no solution}`, `Evelyn`, `偶函数`; empty for mathematics, letters and products."""
     said = _TEXT_COMMAND.fullmatch(text)
     plain = " ".join((said[1] if said else text).split())
     if said and len(plain) == 3 and plain[0] == "(" and plain[2] == ")":

@@ -81,7 +81,7 @@ _SQUARE = re.compile(r"(square|sq\.?|cubic|cu\.?)\s+(\S+)$")
 
 
 def split_unit(text: str) -> tuple[str, str]:
-    """(formula, unit): the unit that stands behind a formula; "" without one. Scale words become powers of ten."""
+    """Split into (formula, unit behind it); the unit is "" without one. Scale words become powers of ten."""
     modulus = _MODULUS.search(text)
     if modulus and "=" not in text and "\\equiv" not in text:
         return text[: modulus.start()].strip(), f"mod {modulus[1]}"

@@ -8,45 +8,47 @@ are different and others cannot be judged: `Unscorable`.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 import sympy
 from mpmath import mp
 from mpmath.libmp import to_rational
-from sympy import S, Symbol
+from sympy import Basic, Expr, MatrixBase, S, Symbol
 from sympy.concrete.expr_with_limits import ExprWithLimits
 
-from rewards.mathematics.evaluate import COARSE_DIGITS, Approximate, NoValue, Point, exactly
+from rewards.mathematics.evaluate import COARSE_DIGITS, Approximate, MpNumber, NoValue, Point, exactly
 from rewards.mathematics.plain_numbers import PlainNumber, same_number
 from rewards.result import Unscorable
 
 _QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
 _MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
 _BITS_PER_DIGIT = 3.3219280948873626
-_CLOSE_DECIMAL = 2e-6  # relative; for expressions that hold rounded decimals
-_MAX_ABSORBED_BITS = 7  # of a term smaller than that `_CLOSE_DECIMAL` of the sum leaves less than four digits
+_CLOSE_DECIMAL = 2e-6  # relative distance within which expressions that hold rounded decimals are equal
+_MAX_ABSORBED_BITS = 7  # `_CLOSE_DECIMAL` compares less than four digits of a term that is smaller by more bits
 _COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
 _TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
 _POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
-_COUNTS = ["5", "8", "3", "12", "7", "10"]  # for sums and products whose ends are symbols
+_COUNTS = ["5", "8", "3", "12", "7", "10"]  # values of symbols that are the ends of sums and products
 _ENOUGH = 3
+
+MathObject = Basic | MatrixBase
+"""A formula as sympy has it; its matrices of elements are no `Basic`."""
 
 
 @dataclass(frozen=True)
 class _Values:
-    """Of several expressions at one point; exponents are decimal."""
+    """The values of several expressions at one point; exponents are decimal."""
 
-    numbers: list[Any]
-    gap: Any  # first minus last
-    span: int
-    high: int
-    absorbed: bool
-    coarse: bool
+    numbers: list[MpNumber]
+    gap: MpNumber  # first minus last
+    span: int  # how far the exponents of the largest and the smallest number on the way are apart
+    high: int  # exponent of the largest number on the way
+    absorbed: bool  # a term of a sum was too small beside the others to be seen in it
+    coarse: bool  # some part was computed to `COARSE_DIGITS` only
 
 
-def equal_expressions(one: Any, other: Any) -> bool:
-    """Whether two expressions have the same value for every value of their symbols.
+def equal_expressions(one: MathObject, other: MathObject) -> bool:
+    """Tell whether two expressions have the same value for every value of their symbols.
 
     Symbols take the values of `_POINTS`, shifted for each symbol. A point where either side has no finite value does
     not count; if too few are left, `simplify` decides. `Unscorable` where numbers are too large to tell; MemoryError
@@ -63,8 +65,8 @@ def equal_expressions(one: Any, other: Any) -> bool:
     return _equal_functions(one, other, symbols, False) or (decimal and _equal_functions(one, other, symbols, True))
 
 
-def _equal_functions(one: Any, other: Any, symbols: list[Symbol], decimal: bool) -> bool:
-    """`decimal`: but for the rounding of decimals."""
+def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: bool) -> bool:
+    """Tell whether two expressions agree at the points; with `decimal`, apart from the rounding of decimals."""
     agreed, hidden = 0, False
     counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
     for point in _points(symbols, _COUNTS if counted else _POINTS):
@@ -83,8 +85,8 @@ def _equal_functions(one: Any, other: Any, symbols: list[Symbol], decimal: bool)
     return hidden or _simplifies_to_zero(one, other)
 
 
-def is_constant_multiple(one: Any, other: Any, positive: bool = False) -> bool:
-    """Whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
+def is_constant_multiple(one: Expr, other: Expr, positive: bool = False) -> bool:
+    """Tell whether one = c * other with a real constant c that is not zero (above zero if `positive`)."""
     symbols = _symbols(one, other)
     looks = []
     for point in _points(symbols) if symbols else iter([{}]):
@@ -105,14 +107,15 @@ def is_constant_multiple(one: Any, other: Any, positive: bool = False) -> bool:
 
 
 def _proportional(
-    one: Any, other: Any, looks: list[tuple[Point, _Values]], positive: bool, enough: int, decimal: bool
+    one: Expr, other: Expr, looks: list[tuple[Point, _Values]], positive: bool, enough: int, decimal: bool
 ) -> bool:
     span = max((quick.span for _, quick in looks), default=0)
     coarse = any(quick.coarse for _, quick in looks)
     if span > (_COARSE_SPAN if coarse else _MAX_SPAN):
         raise Unscorable(_TOO_FAR_APART)
     known = _COARSE_KNOWN if coarse else 6 * span + 30
-    ratios: list[Any] = []  # as pairs of numbers, with the decimal exponent of what was added up to them
+    # Pairs of numbers with the same ratio, each with the decimal exponent of the largest number on the way to them.
+    ratios: list[tuple[MpNumber, MpNumber, int]] = []
     with mp.workdps(2 * known + 20):
         for point, _ in looks:
             values = _evaluate((one, other), point, mp.dps)
@@ -133,8 +136,8 @@ def _proportional(
     return True
 
 
-def refuse_immense(*objects: Any) -> None:
-    """`Unscorable` where a power, factorial or the like is too large or too small to be written out, as sympy would."""
+def refuse_immense(*objects: MathObject) -> None:
+    """Raise `Unscorable` where sympy would write out a power, factorial or the like that is too large or too small."""
     for one in objects:
         for constant in one.atoms(sympy.Pow, sympy.factorial, sympy.binomial, sympy.exp):
             if constant.free_symbols:
@@ -147,7 +150,7 @@ def refuse_immense(*objects: Any) -> None:
                 raise Unscorable(_TOO_FAR_APART)
 
 
-def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
+def _equal_constants(one: Expr, other: Expr, decimal: bool) -> bool:
     left, right = exactly(one), exactly(other)
     try:
         if left is None or right is None:
@@ -159,12 +162,12 @@ def _equal_constants(one: Any, other: Any, decimal: bool) -> bool:
     return same_number(PlainNumber(left, decimal), PlainNumber(right, decimal))
 
 
-def _are_real(*sides: Any) -> bool:
+def _are_real(*sides: Expr) -> bool:
     return all(not mp.im(_evaluate([side], {}, _QUICK_DIGITS).numbers[0]) for side in sides)
 
 
-def _fraction(expr: Any) -> Fraction:
-    """The value of a real constant, to more digits than two decimals may differ by."""
+def _fraction(expr: Expr) -> Fraction:
+    """Return the value of a real constant, to more digits than two decimals may differ by."""
     quick = _evaluate([expr], {}, _QUICK_DIGITS)
     if quick.span > _MAX_SPAN:
         raise Unscorable(_TOO_FAR_APART)
@@ -172,7 +175,7 @@ def _fraction(expr: Any) -> Fraction:
     return Fraction(*to_rational(mp.re(number)._mpf_))
 
 
-def _equal_at(one: Any, other: Any, point: Point) -> bool:
+def _equal_at(one: Expr, other: Expr, point: Point) -> bool:
     quick = _evaluate((one, other), point, _QUICK_DIGITS)
     if quick.span <= _COARSE_SPAN and _apart(quick, _COARSE_KNOWN):
         return False
@@ -186,27 +189,27 @@ def _equal_at(one: Any, other: Any, point: Point) -> bool:
 
 
 def _apart(values: _Values, known: int) -> bool:
-    """Whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
+    """Tell whether two numbers differ by more than what is unknown when `known` digits of the largest number are."""
     with mp.workdps(_QUICK_DIGITS):
         return abs(values.gap) > mp.mpf(10) ** (values.high - known)
 
 
-def _surely_apart(one: Any, other: Any, point: Point) -> bool:
-    """Whether the values differ, and by the same when computed to more digits."""
+def _surely_apart(one: Expr, other: Expr, point: Point) -> bool:
+    """Tell whether the values differ, and by the same when computed to more digits."""
     rough, fine = (_evaluate((one, other), point, digits) for digits in (2 * _QUICK_DIGITS, 4 * _QUICK_DIGITS))
     scale = max(map(abs, fine.numbers))
     return abs(fine.gap) > scale / 10**10 and abs(fine.gap - rough.gap) * 1000 < abs(fine.gap)
 
 
-def _close_decimals(one: Any, other: Any, point: Point) -> bool | None:
-    """None where the values agree, but a part of them is too small to be seen."""
+def _close_decimals(one: Expr, other: Expr, point: Point) -> bool | None:
+    """Tell whether decimals agree; None where they do, but a part of them is too small to be seen."""
     values = _evaluate((one, other), point, _QUICK_DIGITS)
     if abs(values.gap) > _CLOSE_DECIMAL * max(map(abs, values.numbers)):
         return False
     return None if values.absorbed else True
 
 
-def _evaluate(sides: Sequence[Any], point: Point, digits: int) -> _Values:
+def _evaluate(sides: Sequence[Basic], point: Point, digits: int) -> _Values:
     with mp.workdps(digits):
         arithmetic = Approximate(point)
         numbers = [arithmetic.of(side) for side in sides]
@@ -215,7 +218,7 @@ def _evaluate(sides: Sequence[Any], point: Point, digits: int) -> _Values:
         return _Values(numbers, numbers[0] - numbers[-1], high - low, high + 1, absorbed, arithmetic.coarse)
 
 
-def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[dict[Symbol, Fraction]]:
+def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[Point]:
     step = Fraction(1) if numbers is _COUNTS else Fraction(1, 7)
     for index in range(len(numbers)):
         yield {
@@ -224,7 +227,7 @@ def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator
         }
 
 
-def _simplifies_to_zero(one: Any, other: Any) -> bool:
+def _simplifies_to_zero(one: Expr, other: Expr) -> bool:
     refuse_immense(one, other)
     try:
         return sympy.simplify(one - other).is_zero is True
@@ -234,13 +237,13 @@ def _simplifies_to_zero(one: Any, other: Any) -> bool:
         return False
 
 
-def _symbols(*sides: Any) -> list[Symbol]:
+def _symbols(*sides: Expr) -> list[Symbol]:
     return sorted({symbol for side in sides for symbol in side.free_symbols if isinstance(symbol, Symbol)}, key=str)
 
 
-def _has_decimals(*sides: Any) -> bool:
+def _has_decimals(*sides: Expr) -> bool:
     return any(side.atoms(sympy.Float) for side in sides)
 
 
-def _is_infinite(expr: Any) -> bool:
+def _is_infinite(expr: object) -> bool:
     return expr in (S.Infinity, S.NegativeInfinity, S.ComplexInfinity, S.NaN)

@@ -1,4 +1,4 @@
-"""The thread behind a pool: one loop that waits for all workers at once, keeps their time and has them replaced."""
+"""The thread behind a pool: one loop that waits for all scorer processes, keeps their time and has them replaced."""
 
 import contextlib
 import itertools
@@ -11,27 +11,28 @@ import threading
 import time
 import traceback
 from collections import deque
-from typing import Any
+from typing import Never
 
 from rewards.result import Outcome, Status
-from rewards.sandbox.tasks import Attempt, Job
-from rewards.sandbox.worker import FUNCTIONS, LOAD_SECONDS, VERIFIERS
+from rewards.sandbox.attempts import Attempt, Job
+from rewards.sandbox.tasks import FUNCTIONS, VERIFIERS, Failed, Ready, Reply, Scored, Started
+from rewards.sandbox.worker import LOAD_SECONDS
 from rewards.sandbox.worker_handle import State, WorkerHandle
 from rewards.sandbox.zygote_client import ZygoteClient
 
-_START_SECONDS = 60.0  # for a worker to say that it is ready, the imports of its zygote included
-_END_SECONDS = 0.2  # from a closed connection to the notice that the process ended, before it is killed
-_KILL_SECONDS = 5.0  # from the order to kill to the notice, before the zygote counts as broken
-_LONGEST_WAIT = 3600.0  # select refuses what its milliseconds cannot hold
+_START_SECONDS = 60.0  # a new process must be ready after this time, which includes the imports of its zygote
+_END_SECONDS = 0.2  # a process that closed its connection is killed when it has not ended after this time
+_KILL_SECONDS = 5.0  # the zygote counts as broken when a process that it should kill has not ended after this time
+_LONGEST_WAIT = 3600.0  # seconds; select refuses a wait that its milliseconds cannot hold
 _MAX_FAILED_STARTS = 3
 
 
-def unscorable(kind: str, reason: str, trace: str = "", seconds: float = 0.0) -> Outcome:
+def unscorable(kind: str, reason: str, trace: str = "", seconds: float = 0.0) -> Outcome[Never]:
     return Outcome(None, Status.unscorable, f"{kind}{reason}", trace, seconds)
 
 
 class _Lane:
-    """Workers of one kind, the process that forks them, and the attempts that wait for them, each in its turn."""
+    """The scorer processes of one kind, the zygote that forks them, and the attempts that wait for them in turn."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -67,7 +68,7 @@ class _Lane:
 
 
 class Dispatcher(threading.Thread):
-    """Started by its first run. At most `num_workers` tasks run at once."""
+    """Deals tasks to scorer processes. At most `num_workers` tasks run at once."""
 
     def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int) -> None:
         super().__init__(name="scoring-pool", daemon=True)
@@ -84,10 +85,10 @@ class Dispatcher(threading.Thread):
         self._wake_write.setblocking(False)
         self._selector.register(self._wake_read, selectors.EVENT_READ, self._drain_wake)
 
-    # Called from other threads.
+    # These methods are called from other threads.
 
     def submit(self, attempt: Attempt) -> bool:
-        """False when the dispatcher has ended meanwhile."""
+        """Take tasks in; False when the dispatcher has ended meanwhile."""
         with self._lock:
             if self._stopping:
                 return False
@@ -96,11 +97,11 @@ class Dispatcher(threading.Thread):
         return True
 
     def serves(self) -> bool:
-        """Not after `stop`, and not in a fork of the process that started it: threads stay behind there."""
+        """Tell whether it still works: not after `stop`, and not in a fork of its process, which has no threads."""
         return os.getpid() == self.pid and not self._stopping
 
     def stop(self) -> None:
-        if os.getpid() != self.pid:  # a fork of the process that owns the workers
+        if os.getpid() != self.pid:  # this is a fork; the scorer processes belong to the original
             return
         with self._lock:
             self._stopping = True
@@ -109,10 +110,10 @@ class Dispatcher(threading.Thread):
             self.join()
 
     def _wake(self) -> None:
-        with contextlib.suppress(OSError):  # a full buffer wakes as well
+        with contextlib.suppress(OSError):  # a buffer that is full wakes the thread as well
             self._wake_write.send(b"!")
 
-    # The thread.
+    # The methods below run in the thread.
 
     def run(self) -> None:
         while not self._stopping:
@@ -175,12 +176,12 @@ class Dispatcher(threading.Thread):
         self._selector.register(connection, selectors.EVENT_READ, lambda mask: self._on_ready(lane, handle, mask))
 
     def _send(self, lane: _Lane, handle: WorkerHandle, job: Job) -> None:
-        seconds = job.task.get("timeout_seconds", self._timeout)
+        seconds = self._seconds(job)
         if not isinstance(seconds, int | float) or not 0 < seconds < math.inf:
             job.finish(unscorable("error", f": timeout_seconds: expected a positive number, found {seconds!r}"))
             return
         try:
-            handle.put({"id": next(self._numbers), "task": job.task, "seconds": seconds})
+            handle.put(next(self._numbers), seconds, job.task)
         except (TypeError, ValueError, RecursionError) as error:
             job.finish(unscorable("error", f": the task is not plain JSON data: {error}"))
             return
@@ -189,14 +190,17 @@ class Dispatcher(threading.Thread):
         handle.begin(job, State.loading if loading else State.running, now, LOAD_SECONDS if loading else seconds)
         self._flush(lane, handle)
 
+    def _seconds(self, job: Job) -> float:
+        return self._timeout if job.task.timeout_seconds is None else job.task.timeout_seconds
+
     def _flush(self, lane: _Lane, handle: WorkerHandle) -> None:
-        """Hand over what the connection takes without waiting."""
+        """Send as much of the request as the connection takes without waiting."""
         more = handle.flush()
         events = selectors.EVENT_READ | (selectors.EVENT_WRITE if more else 0)
         with contextlib.suppress(KeyError, ValueError):
             self._selector.modify(handle.connection, events, lambda mask: self._on_ready(lane, handle, mask))
 
-    # Events.
+    # The methods below handle events.
 
     def _drain_wake(self, _mask: int) -> None:
         with contextlib.suppress(OSError):
@@ -204,7 +208,7 @@ class Dispatcher(threading.Thread):
 
     def _on_ready(self, lane: _Lane, handle: WorkerHandle, mask: int) -> None:
         if lane.handles.get(handle.number) is not handle or handle.state in (State.dying, State.closed):
-            return  # an earlier event of this round ended it
+            return  # an earlier event of this round ended the process
         if mask & selectors.EVENT_WRITE:
             self._flush(lane, handle)
         if mask & selectors.EVENT_READ:
@@ -220,30 +224,30 @@ class Dispatcher(threading.Thread):
         except ValueError as error:
             self._kill(lane, handle, unscorable("died", f": {error}", seconds=handle.elapsed()))
             return
-        if not is_open:  # the notice of its end says more; it comes at once unless the worker only closed its side
+        if not is_open:  # the notice of its end says more; it comes at once, unless only the connection was closed
             self._selector.unregister(handle.connection)
             handle.state, handle.limit = State.closed, time.monotonic() + _END_SECONDS
 
-    def _on_reply(self, lane: _Lane, handle: WorkerHandle, reply: dict[str, Any]) -> None:
-        if handle.state is State.starting and reply.get("ready"):
+    def _on_reply(self, lane: _Lane, handle: WorkerHandle, reply: Reply) -> None:
+        if handle.state is State.starting and isinstance(reply, Ready):
             handle.state, handle.limit = State.idle, None
             lane.failed_starts = 0
             return
         job = handle.job
-        if job is None or not handle.expects(reply):
-            if job is not None and not job.tried:  # a late word about another task: this one is not to blame
+        if job is None or not isinstance(reply, Started | Scored | Failed) or not handle.expects(reply):
+            if job is not None and not job.tried:  # an earlier task may have sent this: the present one is tried again
                 job.tried, handle.job = True, None
                 lane.put_back(job)
             self._kill(lane, handle, unscorable("died", ": answered out of turn", seconds=handle.elapsed()))
             return
-        if "started" in reply:
-            handle.begin(job, State.running, time.monotonic(), job.task.get("timeout_seconds", self._timeout))
+        if isinstance(reply, Started):
+            handle.begin(job, State.running, time.monotonic(), self._seconds(job))
             return
         if handle.has_more():
             raise ValueError("answered more than once")
         job.finish(handle.outcome(reply))
         handle.rest()
-        if reply.get("retire"):
+        if reply.retire:
             self._kill(lane, handle, None)
 
     def _on_limit(self, lane: _Lane, handle: WorkerHandle) -> None:
@@ -260,8 +264,8 @@ class Dispatcher(threading.Thread):
             case State.dying:
                 self._lose_zygote(lane, f"no worker killed within {_KILL_SECONDS:g} s")
 
-    def _kill(self, lane: _Lane, handle: WorkerHandle, outcome: Outcome | None) -> None:
-        """The outcome is given once the process is gone."""
+    def _kill(self, lane: _Lane, handle: WorkerHandle, outcome: Outcome[Never] | None) -> None:
+        """Have a process killed. Its task gets `outcome` once the process is gone."""
         if handle.state is not State.closed:
             self._selector.unregister(handle.connection)
         handle.connection.close()
@@ -293,7 +297,7 @@ class Dispatcher(threading.Thread):
                 handle.job.finish(handle.report_of_exit(code))
 
     def _lose_zygote(self, lane: _Lane, why: str) -> None:
-        """Its workers die with it. What they worked on is tried once more."""
+        """Give up a zygote, whose scorer processes die with it. Their tasks are tried once more."""
         for handle in lane.handles.values():
             if handle.state not in (State.dying, State.closed):
                 self._selector.unregister(handle.connection)
@@ -317,8 +321,8 @@ class Dispatcher(threading.Thread):
             while (job := lane.next_job()) is not None:
                 job.finish(unscorable("died", f": scoring processes cannot be started: {why}; stderr may say more"))
 
-    def _abandon(self, outcome: Outcome) -> None:
-        """End all processes; whatever is open gets `outcome`."""
+    def _abandon(self, outcome: Outcome[Never]) -> None:
+        """End all processes; tasks that are still open get `outcome`."""
         with self._lock:
             attempts = list(self._arrived)
             self._arrived.clear()

@@ -1,7 +1,8 @@
-"""Limits that a scoring worker puts on itself, and whether it ran into the one on memory.
+"""Limits that a scorer process puts on itself, and whether it ran out of memory.
 
-Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and its kin swallow it and go on to
-call the answer wrong. `_MemoryProbe` notices such an exception after the fact.
+Where memory runs out Python raises `MemoryError`, which is an `Exception`: sympy and other libraries swallow it and go
+on to call the answer wrong. `_MemoryProbe` notices such an exception after the fact. The size of the process would not
+show it: a request that is refused leaves no trace there (DESIGN.md, 2026-11-30).
 """
 
 import contextlib
@@ -11,23 +12,23 @@ import resource
 import sys
 import time
 from collections.abc import Iterator
-from typing import Any
 
 _PAGE = resource.getpagesize()
-_LONGEST = 1e9  # seconds: no limit, and still one that the system call takes
-_MARGIN_SECONDS = 2  # beyond the deadline the parent kills; this limit is for a parent that cannot
+_LONGEST = 1e9  # seconds; in effect no limit, and the system call still takes it
+_MARGIN_SECONDS = 2  # the parent kills at the deadline; this later limit is there for a parent that cannot
 
 
 class _MemoryProbe:
-    """Was a `MemoryError` raised since `arm`, even if nobody let it through?
+    """Tells whether a `MemoryError` was raised since `arm`, even if something swallowed it.
 
-    CPython keeps up to 16 dead MemoryErrors for the next time memory is short. While that store is empty, one that was
-    raised and dropped must lie in it afterwards: making a new one then takes no new block of memory. From 3.12 on an
-    interpreter with an empty store raises one immortal instance instead, whose traceback stays. Both are looked at.
+    CPython keeps up to 16 dead MemoryErrors for the next time that memory is short. `arm` empties that store. A
+    MemoryError that is raised and dropped later lies in the store, so that making a new one takes no new block of
+    memory. From 3.12 on an interpreter with an empty store raises one immortal instance instead, whose traceback
+    stays. The probe looks at both.
     """
 
     def __init__(self) -> None:
-        self._kept: list[MemoryError] = [MemoryError() for _ in range(32)]  # empties the store
+        self._kept: list[MemoryError] = [MemoryError() for _ in range(32)]  # more than the store holds
         self._immortal = self._provoke()
         self.arm()
 
@@ -56,7 +57,7 @@ class _MemoryProbe:
 
 
 class Limits:
-    """Of this process. The memory limit counts from the size that the process has when a task begins its work."""
+    """The limits of this process. Its memory limit counts from the size that it has when a task begins its work."""
 
     def __init__(self, memory_bytes: int) -> None:
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
@@ -70,15 +71,17 @@ class Limits:
         self._memory_probe = _MemoryProbe()
 
     def allow_seconds(self, seconds: float) -> None:
-        """So much more CPU time, then SIGXCPU ends this process."""
+        """Allow so much more CPU time; then SIGXCPU ends this process."""
         limit = math.ceil(time.process_time() + min(seconds, _LONGEST)) + _MARGIN_SECONDS
         hard = resource.getrlimit(resource.RLIMIT_CPU)[1]
         resource.setrlimit(resource.RLIMIT_CPU, (limit if hard < 0 else min(limit, hard), hard))
 
     @contextlib.contextmanager
     def memory(self, megabytes: float | None = None) -> Iterator[None]:
-        """Inside, the process may grow by the memory limit, or by `megabytes` (0: at will). Outside it is free, so that
-        it can say what happened."""
+        """Limit the memory of a block: the process may grow by the memory limit, or by `megabytes` (0: without limit).
+
+        Outside of the block there is no limit, so that the process can say what happened.
+        """
         self._memory_probe.arm()
         self._allowed = self._memory_bytes if megabytes is None else int(megabytes * (1 << 20))
         size = self._size() if self._allowed else 0
@@ -93,15 +96,15 @@ class Limits:
                 self._kept += self._size() - size
 
     def ran_out_of_memory(self) -> bool:
-        """Since `memory` was entered."""
+        """Tell whether a MemoryError was raised since `memory` was entered."""
         return self._memory_probe.saw_one()
 
-    def memory_failure(self) -> dict[str, Any]:
-        reason = f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
-        return {"kind": "memory", "reason": reason, "traceback": "", "retire": True}
+    def memory_reason(self) -> str:
+        """Say which limit the task ran into."""
+        return f"ran into the limit of {self._allowed >> 20} MB" if self._allowed else "ran out of memory"
 
     def swollen(self) -> bool:
-        """Whether tasks left more than half of the limit behind."""
+        """Tell whether the process still holds more than half of the limit from tasks that have ended."""
         return self._kept > (self._allowed or self._memory_bytes) // 2
 
     def _size(self) -> int:

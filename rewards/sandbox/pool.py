@@ -1,37 +1,36 @@
 """Scoring in processes that can be killed: every task has a deadline and a memory limit, no task can harm another.
 
-One task at a time per worker. A worker past its deadline, out of memory, dead or talking nonsense is killed with all
-that it started and replaced by a fork of a warm process (`rewards.sandbox.zygote`). Nothing here depends on signals
-or on the main thread, so a pool works from any thread, from asyncio and from actors of other frameworks. Linux is
-needed for the memory limit.
+A scorer process does one task at a time. One that is past its deadline, out of memory, dead or breaks the protocol is
+killed with all that it started, and replaced by a fork of a warm process (`rewards.sandbox.zygote`). Nothing here
+depends on signals or on the main thread, so a pool works from any thread, from asyncio and from actors of other
+frameworks. The memory limit needs Linux.
 """
 
 import asyncio
 import math
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from typing import Any
+from typing import TypeVar
 
 from rewards.result import Outcome
-from rewards.sandbox.dispatcher import Attempt, Dispatcher
+from rewards.sandbox.attempts import Attempt
+from rewards.sandbox.dispatcher import Dispatcher
+from rewards.sandbox.tasks import Task
+
+T = TypeVar("T")
 
 REASON_KINDS = ("timeout", "memory", "died", "error", "load", "refused")
-"""First word of the reason of an unscorable outcome: past the deadline; out of memory; the process ended or broke the
-protocol; an exception; a user's file that does not load; `Unscorable`, raised by a verifier."""
+"""First word of the reason of an unscorable outcome. timeout: past the deadline. memory: out of memory. died: the
+process ended or broke the protocol. error: an exception. load: a user's file does not load. refused: a verifier
+raised `Unscorable`."""
 
 
 class ScoringPool:
-    """Tasks are plain dicts of these kinds, each with an optional `timeout_seconds` of its own:
+    """Runs the tasks of `rewards.sandbox.tasks` in at most `num_workers` scorer processes.
 
-    `{"kind": "verify", "verifier": name, "claim": {fields of Claim}, "options": {...}}`
-    `{"kind": "load", "function": spec}` imports a user's function; the value says how to call it
-    `{"kind": "call", "function": spec, "input": {fields of RewardInput}, "options": {...}}` one completion
-    `{"kind": "call", "function": spec, "inputs": [...], "options": {...}}` a prompt's completions,
-    with the trainer's `step` and `max_steps` for functions that ask
-    `options` in a load are checked against the function's parameters; `index` in a call of one completion is named
-    where its value is refused; `memory_mb` in a call replaces the memory limit (0: none).
+    A task may have a deadline and a memory limit of its own; the pool's are for the others.
     """
 
     def __init__(self, num_workers: int, timeout_seconds: float, memory_mb: int = 2048) -> None:
@@ -45,27 +44,29 @@ class ScoringPool:
         self._dispatcher: Dispatcher | None = None
         self._at_end: weakref.finalize | None = None
 
-    def run(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """Outcomes in task order, from any thread. What goes wrong with a task is its outcome, never an exception."""
+    def run(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
+        """Run tasks and give their outcomes in task order, from any thread. A task that fails has an outcome that says
+        so; it never raises an exception here."""
         future = self.submit(tasks)
         try:
             return future.result()
-        except BaseException:  # KeyboardInterrupt: tasks that have not begun need not
+        except BaseException:  # KeyboardInterrupt: tasks that have not begun are not wanted any more
             future.cancel()
             raise
 
-    async def run_async(self, tasks: Sequence[Mapping[str, Any]]) -> list[Outcome]:
-        """As `run`, without blocking the event loop. Cancelling it drops the tasks that have not begun."""
+    async def run_async(self, tasks: Sequence[Task[T]]) -> list[Outcome[T]]:
+        """Run tasks without blocking the event loop. Cancelling it drops the tasks that have not begun."""
         return await asyncio.wrap_future(self.submit(tasks))
 
-    def submit(self, tasks: Sequence[Mapping[str, Any]]) -> "Future[list[Outcome]]":
-        run = Attempt(tasks)
-        while tasks and not self._running_dispatcher().submit(run):
+    def submit(self, tasks: Sequence[Task[T]]) -> Future[list[Outcome[T]]]:
+        """Hand in tasks and return at once; the future gives their outcomes in task order."""
+        attempt = Attempt(tasks)
+        while tasks and not self._running_dispatcher().submit(attempt):
             pass
-        return run.future
+        return attempt.future
 
     def close(self) -> None:
-        """End all processes. What is still open is unscorable. A later run starts the pool again."""
+        """End all processes. Tasks that are still open become unscorable. A later `run` starts the pool again."""
         dispatcher = self._dispatcher
         if dispatcher is not None:
             dispatcher.stop()
@@ -82,7 +83,7 @@ class ScoringPool:
             with self._lock:
                 if self._dispatcher is None or not self._dispatcher.serves():
                     fresh = Dispatcher(*self._settings)
-                    fresh.start()  # may fail, where no thread is to be had: then there is none to hand tasks to
+                    fresh.start()  # this may fail for want of a thread; then no dispatcher is kept
                     self._dispatcher = fresh
                     if self._at_end is not None:
                         self._at_end.detach()

@@ -1,4 +1,4 @@
-"""What a zygote does before its first fork: import what verifiers need and run it once."""
+"""Preparation of scorer processes: a zygote imports what verifiers need and runs it once before its first fork."""
 
 import contextlib
 import importlib
@@ -21,16 +21,16 @@ _PAIRS = (
     ("a_1 \\cdot b^{n-1}", "-f(x)"),
     ("x^2 + \\frac{x}{", "3"),
 )
-"""Forms of answers whose first reading is slow; the first four are run again in every worker."""
+"""Forms of answers whose first reading is slow; the first four are run again in every scorer process."""
 
 
-_MAX_VARIABLES = 16
+_MAX_VARIABLES = 16  # polynomials in more variables are not prepared
 _LAZY = ("sympy.integrals.heurisch", "sympy.integrals.manualintegrate", "sympy.integrals.risch", "sympy.sets.setexpr")
-"""What sympy imports when it is first needed, which would open files in a worker."""
+"""Modules that sympy imports when it first needs them, which would open files in a scorer process."""
 
 
 def warm_verifiers() -> None:
-    """For seconds, once."""
+    """Prepare a zygote; this takes seconds."""
     for module in _LAZY:
         importlib.import_module(module)
     _make_monomial_code()
@@ -45,7 +45,7 @@ def warm_verifiers() -> None:
 
 
 def touch_verifiers() -> None:
-    """In a new worker: the first use copies the pages that it shares with the zygote, which is not a task's time."""
+    """Prepare a new scorer process: the first use copies pages that it shares with the zygote, outside of any task."""
     from rewards.mathematics.answer import verify_symbolic
 
     for answer, reference in _PAIRS[:4]:
@@ -53,7 +53,7 @@ def touch_verifiers() -> None:
 
 
 def _make_monomial_code() -> None:
-    """sympy's polynomials generate code by the number of variables, whatever they are; later it is at hand."""
+    """Make sympy generate the code of its polynomials now, a piece for each number of variables."""
     from sympy.polys.monomials import MonomialOps
 
     for num_variables in range(1, _MAX_VARIABLES):

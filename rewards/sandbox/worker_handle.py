@@ -1,29 +1,35 @@
-"""One worker as the parent sees it: its connection, what it works on, until when."""
+"""One scorer process as its parent sees it: its connection, its present task, and until when it may take."""
 
-import json
-import math
 import signal
 import socket
 import time
 from collections.abc import Iterator
 from enum import Enum, auto
-from typing import Any
+from typing import Never
 
 from rewards.result import Outcome, Status
-from rewards.sandbox.tasks import Job
-from rewards.sandbox.worker import MAX_REPLY_BYTES
+from rewards.sandbox.attempts import Job
+from rewards.sandbox.tasks import (
+    MAX_REPLY_BYTES,
+    Failed,
+    Reply,
+    Scored,
+    Started,
+    Task,
+    decode_reply,
+    encode_request,
+)
 
 _CHUNK = 1 << 16
-_KINDS = ("memory", "error", "load", "refused")
 
 
 class State(Enum):
-    starting = auto()  # forked or about to be, has not said that it is ready
+    starting = auto()  # it is forked or about to be, and has not said that it is ready
     idle = auto()
-    loading = auto()  # imports a user's file
+    loading = auto()  # it imports a user's file
     running = auto()
-    closed = auto()  # its side of the connection is closed; its end is awaited
-    dying = auto()  # ordered to be killed; its end is awaited
+    closed = auto()  # it closed its side of the connection; the notice of its end is awaited
+    dying = auto()  # the order to kill it is given; the notice of its end is awaited
 
     @classmethod
     def working(cls) -> tuple["State", ...]:
@@ -34,20 +40,20 @@ class WorkerHandle:
     def __init__(self, number: int, connection: socket.socket, limit: float) -> None:
         self.number, self.connection = number, connection
         self.state = State.starting
-        self.limit: float | None = limit  # on the monotonic clock, None while nothing is awaited
+        self.limit: float | None = limit  # time on the monotonic clock; None while nothing is awaited
         self.job: Job | None = None
-        self.seconds = 0.0  # allowed for the present task
-        self.exit_report: Outcome | None = None  # of a dying worker's task
+        self.seconds = 0.0  # time that the present task may take
+        self.exit_report: Outcome[Never] | None = None  # outcome of the task of a process that is being killed
         self._since = 0.0
         self._id = 0
         self._inbox = bytearray()
         self._outbox = memoryview(b"")
         self._was_loading = False
 
-    def put(self, request: dict[str, Any]) -> None:
-        """Queue a request. TypeError, ValueError or RecursionError when it is not plain JSON data."""
-        self._outbox = memoryview(json.dumps(request).encode() + b"\n")
-        self._id = request["id"]
+    def put(self, number: int, seconds: float, task: Task[object]) -> None:
+        """Queue a request. TypeError, ValueError or RecursionError when the task is not plain JSON data."""
+        self._outbox = memoryview(encode_request(number, seconds, task))
+        self._id = number
 
     def begin(self, job: Job, state: State, now: float, seconds: float) -> None:
         self.job, self.state, self.seconds = job, state, seconds
@@ -61,7 +67,7 @@ class WorkerHandle:
         return time.monotonic() - self._since if self.job is not None else 0.0
 
     def flush(self) -> bool:
-        """Send without waiting; whether something is left. A dead worker shows when reading."""
+        """Send without waiting; True when something is left. That the process is dead shows when reading."""
         try:
             while self._outbox:
                 self._outbox = self._outbox[self.connection.send(self._outbox) :]
@@ -72,7 +78,7 @@ class WorkerHandle:
         return False
 
     def receive(self) -> bool:
-        """Take in what is there, at most one reply's worth; False at the end of the connection."""
+        """Take in the bytes that are there, at most those of one reply; False at the end of the connection."""
         try:
             while len(self._inbox) <= MAX_REPLY_BYTES:
                 chunk = self.connection.recv(_CHUNK)
@@ -87,53 +93,37 @@ class WorkerHandle:
             return False
         return True
 
-    def replies(self) -> Iterator[dict[str, Any]]:
-        """Complete lines received so far. ValueError for what is no reply or too long."""
+    def replies(self) -> Iterator[Reply]:
+        """Return the replies received so far. ValueError for a line that is no reply or too long."""
         while (end := self._inbox.find(b"\n")) >= 0:
             line = bytes(self._inbox[:end])
             del self._inbox[: end + 1]
-            yield _parse(line)
+            yield decode_reply(line)
         if len(self._inbox) > MAX_REPLY_BYTES:
             raise ValueError(f"a reply has at most {MAX_REPLY_BYTES} bytes, found more than that")
 
     def has_more(self) -> bool:
         return bool(self._inbox)
 
-    def expects(self, reply: dict[str, Any]) -> bool:
-        if self.job is None or reply.get("id") != self._id or self.state not in (State.loading, State.running):
+    def expects(self, reply: Reply) -> bool:
+        """Tell whether it is this process's turn to say that, about the task that it has."""
+        if not isinstance(reply, Started | Scored | Failed) or self.job is None or reply.id != self._id:
             return False
-        if "started" in reply:
-            return self.state is State.loading
-        return ("value" in reply) != (reply.get("kind") in _KINDS)
+        return self.state is State.loading or (self.state is State.running and not isinstance(reply, Started))
 
-    def outcome(self, reply: dict[str, Any]) -> Outcome:
+    def outcome(self, reply: Scored | Failed) -> Outcome[object]:
+        """Return the outcome of the present task. `ValueError` for a value that the task cannot have."""
         seconds = self.elapsed()
-        if "value" not in reply:
-            reason, trace = reply.get("reason"), reply.get("traceback") or ""
-            return Outcome(None, Status.unscorable, f"{reply['kind']}: {reason}", str(trace), seconds)
-        return Outcome(reply["value"], seconds=seconds)
+        if isinstance(reply, Failed):
+            return Outcome(None, Status.unscorable, f"{reply.kind}: {reply.reason}", reply.traceback, seconds)
+        assert self.job is not None
+        return Outcome(self.job.task.read_value(reply.value), seconds=seconds)
 
-    def report_of_exit(self, code: int) -> Outcome:
-        """Outcome of the task that this worker ended on; `code` is its exit code or minus the signal."""
+    def report_of_exit(self, code: int) -> Outcome[Never]:
+        """Return the outcome of the task that this process ended on; `code` is its exit code or minus the signal."""
         outcome = self.exit_report
         if outcome is None:
             cause = f"with exit code {code}" if code >= 0 else f"by {signal.Signals(-code).name}"
             text = f"load: the process died {cause}" if self._was_loading else f"died {cause}"
             outcome = Outcome(None, Status.unscorable, text)
         return Outcome(None, outcome.status, outcome.reason, outcome.traceback, self.elapsed())
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        reply = json.loads(line, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError):
-        reply = None
-    if not isinstance(reply, dict):
-        raise ValueError(f"sent what is no reply: {line[:60]!r}")
-    if isinstance(reply.get("value"), float) and not math.isfinite(reply["value"]):
-        raise ValueError(f"expected a finite value, found {reply['value']}")
-    return reply
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(name)

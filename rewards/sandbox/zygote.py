@@ -1,12 +1,13 @@
-"""The process that forks scoring workers: `python -P -m rewards.sandbox.zygote SOCKET LANE MEMORY_BYTES`.
+"""The process that forks scorer processes: `python -P -m rewards.sandbox.zygote SOCKET LANE MEMORY_BYTES`.
 
 Importing sympy and warming math-verify's parser takes seconds, forking a process that has done so takes milliseconds.
-It has one thread, so that a fork is safe, and never runs a task itself.
+It has one thread, so that a fork is safe, and never runs a task itself. Its children are called workers here.
 
-Orders arrive on the socket, `ORDER` each: FORK carries the worker's end of its connection along (SCM_RIGHTS), KILL ends
-a worker with all that it started. Every worker's end is reported with one `NOTICE`. Workers go by the caller's numbers:
-a process id is used here alone, and only while its process is not reaped, so none can be mistaken for a later one.
-When the caller goes away (end of file, or another parent process) everything here is killed.
+Orders of the form `ORDER` arrive on the socket: FORK carries the worker's end of its connection along (SCM_RIGHTS),
+KILL ends a worker with all that it started. The end of every worker is reported with one `NOTICE`. The caller numbers
+the workers: process ids are used in this file alone, and only until the process is reaped, so that no id can be
+mistaken for that of a later process. When the caller goes away (end of file, or another parent process) everything is
+killed.
 """
 
 import contextlib
@@ -20,14 +21,15 @@ import struct
 import sys
 
 from rewards.sandbox import worker
+from rewards.sandbox.tasks import VERIFIERS
 from rewards.sandbox.warm_up import warm_verifiers
 
-ORDER = struct.Struct("!cQ")  # what, worker number
-NOTICE = struct.Struct("!Qi")  # worker number, exit code or minus the signal
+ORDER = struct.Struct("!cQ")  # FORK or KILL, number of the worker
+NOTICE = struct.Struct("!Qi")  # number of the worker, its exit code or minus the signal
 FORK, KILL = b"F", b"K"
 
 _PR_SET_PDEATHSIG, _PR_SET_CHILD_SUBREAPER = 1, 36
-_LOOK_AROUND_MS = 1000  # how often the parent process is looked at, should the socket stay open in a copy of it
+_LOOK_AROUND_MS = 1000  # how often to check that the parent lives; a copy of it may hold the socket open
 
 
 def _prctl(option: int, value: int) -> None:
@@ -40,7 +42,7 @@ class Zygote:
         self._control = control
         self._lane, self._memory_bytes = lane, memory_bytes
         self._parent, self._own_pid = os.getppid(), os.getpid()
-        self._numbers: dict[int, int] = {}  # process id -> number, until reaped
+        self._numbers: dict[int, int] = {}  # number of each process id, until the process is reaped
         self._received = b""
         self._descriptors: list[int] = []
         self._wake_read, self._wake_write = os.pipe()
@@ -48,7 +50,7 @@ class Zygote:
             os.set_blocking(descriptor, False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(self._wake_write, warn_on_full_buffer=False)
-        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # what workers leave behind becomes ours, to be ended
+        _prctl(_PR_SET_CHILD_SUBREAPER, 1)  # processes that workers leave behind become ours, so that we can end them
 
     def run(self) -> None:
         """Serve until the caller is gone."""
@@ -122,18 +124,18 @@ class Zygote:
         for pid in list(self._numbers):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
                 self._bury(pid)
-        for pid in self._children() - set(self._numbers):  # left behind by a worker that lives on
+        for pid in self._children() - set(self._numbers):  # processes that a living worker left behind
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
     def _bury(self, pid: int) -> None:
-        """`pid` has ended and still holds its id: end its group, then give the id back and report."""
+        """Report the end of `pid`, which has ended and still holds its id: end its group, then give the id back."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)
         _, status = os.waitpid(pid, 0)
         number = self._numbers.pop(pid)
         self._kill_strays()
-        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # the caller's end shows when reading
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # that the caller is gone shows when reading
             self._control.sendall(NOTICE.pack(number, os.waitstatus_to_exitcode(status)))
 
     def _kill_strays(self) -> None:
@@ -159,8 +161,8 @@ class Zygote:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     lane, memory_bytes = sys.argv[2], int(sys.argv[3])
-    os.dup2(2, 1)  # what user code prints goes to stderr
-    if lane == worker.VERIFIERS:
+    os.dup2(2, 1)  # prints of user code go to stderr
+    if lane == VERIFIERS:
         warm_verifiers()
     gc.collect()
     gc.freeze()  # collections in a worker leave these pages shared

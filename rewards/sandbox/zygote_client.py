@@ -1,4 +1,4 @@
-"""The caller's handle of a `rewards.sandbox.zygote` process: order forks and kills, hear of ends."""
+"""The caller's handle of a zygote process: it orders forks and kills, and hears which scorer processes ended."""
 
 import contextlib
 import os
@@ -7,14 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
-from rewards.sandbox.worker import VERIFIERS
+from rewards.sandbox.tasks import VERIFIERS
 from rewards.sandbox.zygote import FORK, KILL, NOTICE, ORDER
 
 _MODULE = "rewards.sandbox.zygote"
 
 
 class ZygoteClient:
-    """Starts its process at once and does not wait for it. Any OSError from a method means that it is gone."""
+    """Starts its process at once and does not wait for it. An OSError from a method means that it is gone."""
 
     def __init__(self, lane: str, memory_mb: int) -> None:
         self._received = b""
@@ -31,7 +31,7 @@ class ZygoteClient:
             )
 
     def fork(self) -> tuple[int, socket.socket]:
-        """Number of a new worker, and our end of its connection."""
+        """Order a new scorer process; its number, and our end of its connection."""
         ours, theirs = socket.socketpair()
         self._last += 1
         with theirs:
@@ -43,7 +43,7 @@ class ZygoteClient:
         self.control.sendall(ORDER.pack(KILL, number))
 
     def read_notices(self) -> list[tuple[int, int]] | None:
-        """(worker, exit code or minus the signal) of workers that ended; None when the process itself did."""
+        """Return (number, exit code or minus the signal) of processes that ended; None when the zygote itself did."""
         try:
             data = self.control.recv(1 << 16)
         except OSError:
@@ -57,7 +57,7 @@ class ZygoteClient:
         return notices
 
     def stop(self, patience: float = 1.0) -> int:
-        """End the process and with it all workers; its exit code."""
+        """End the zygote, and with it all its scorer processes; its exit code."""
         self.control.close()
         with contextlib.suppress(subprocess.TimeoutExpired):
             return self._process.wait(patience)
@@ -73,5 +73,5 @@ def _environment(lane: str) -> dict[str, str]:
     }
     if lane == VERIFIERS:  # a user's reward model may want the GPU
         changes["CUDA_VISIBLE_DEVICES"] = ""
-    # Another allocator than Python's own would blind rewards.sandbox.limits to swallowed memory errors.
+    # Under another allocator than Python's own, rewards.sandbox.limits could not see swallowed memory errors.
     return {key: value for key, value in os.environ.items() if key != "PYTHONMALLOC"} | changes

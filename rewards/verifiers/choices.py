@@ -3,7 +3,6 @@
 import re
 import string
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.answers import complete_boxes
 from rewards.mathematics.answer import compare_plainly
@@ -52,7 +51,7 @@ _MARKUP = re.compile(
 
 
 def judge_choice(claim: Claim, options: Options) -> float:
-    """1 when the answer picks the reference's option. `Unscorable` when the reference names no option."""
+    """Give 1 when the answer picks the reference's option. `Unscorable` when the reference names no option."""
     given = _options(claim.columns.get("options", claim.columns.get("choices")))
     expected = _reference_keys(claim.reference, given)
     if claim.answer is None or len(claim.answer) > _MAX_CHARACTERS:
@@ -63,7 +62,7 @@ def judge_choice(claim: Claim, options: Options) -> float:
 
 
 def pick(answer: str, given: Mapping[str, str]) -> str | None:
-    """The key of the option that a text picks, None when none or several come into question."""
+    """Return the key of the option that a text picks, None when none or several come into question."""
     text = _plain(answer)
     if not text:
         return None
@@ -86,7 +85,7 @@ def pick(answer: str, given: Mapping[str, str]) -> str | None:
 
 
 def _confirmed(key: str, rest: str, given: Mapping[str, str]) -> str | None:
-    """A key followed by words: they must not be another option's, name another key or take the key back."""
+    """Return a key that words follow, which must not be another option's, name another key or take the key back."""
     if given.get(key) and _same_text(given[key], rest):
         return key
     if any(option and other != key and _same_text(option, rest) for other, option in given.items()):
@@ -121,8 +120,8 @@ def _from_prose(text: str, given: Mapping[str, str]) -> str | None:
     return key
 
 
-def _options(column: Any) -> dict[str, str]:
-    """Key -> text from a list (A, B, ... in order; "A. text" as well) or a mapping."""
+def _options(column: object) -> dict[str, str]:
+    """Return the text of each key from a list (A, B, ... in order; "A. text" as well) or a mapping."""
     if column is None:
         return {}
     if isinstance(column, Mapping):
@@ -141,7 +140,7 @@ def _options(column: Any) -> dict[str, str]:
     }
 
 
-def _reference_keys(reference: Any, given: Mapping[str, str]) -> set[str]:
+def _reference_keys(reference: object, given: Mapping[str, str]) -> set[str]:
     several = reference if isinstance(reference, (list, tuple)) else [reference]
     keys = {_reference_key(str(one), given) for one in several if one is not None}
     if not keys:
@@ -205,12 +204,12 @@ def _same_text(one: str, other: str) -> bool:
 
 
 def _without(text: str, option: str) -> str:
-    """The text without the picked option's own words, which may hold a "not"."""
+    """Return the text without the picked option's own words, which may hold a "not"."""
     return text.casefold().replace(_normal(option), " ") if _normal(option) else text
 
 
 def _mentioned_keys(text: str, given: Mapping[str, str]) -> list[str]:
-    """Capital letters that stand alone; the article A and the pronoun I only in brackets."""
+    """Return the capital letters that stand alone; the article A and the pronoun I only in brackets."""
     keys = []
     for match in re.finditer(r"(?<![\w'.$\\^_-])([(\[（]?)([A-Z])([)\]）]?)(?![\w'^_=+])", text):
         word_follows = re.match(r"\s+[a-z]", text[match.end() : match.end() + 8]) is not None
@@ -223,7 +222,7 @@ def _mentioned_keys(text: str, given: Mapping[str, str]) -> list[str]:
 
 
 def _mentioned_texts(text: str, given: Mapping[str, str]) -> list[str]:
-    """Keys of the options whose texts occur as whole words; one inside a longer one that occurs does not count."""
+    """Return the keys of options whose texts occur as whole words, but not inside a longer option that occurs."""
     text, keys = _normal(text), []
     for key, option in sorted(given.items(), key=lambda item: -len(item[1])):
         needle = _normal(option)

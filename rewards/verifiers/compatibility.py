@@ -1,4 +1,4 @@
-"""What users of verl know: `gsm8k`, `math_dapo`, `geo3k`. They read the whole completion, thinking included."""
+"""Verifiers that score as verl does: `gsm8k`, `math_dapo`, `geo3k`. They read the completion with its thinking."""
 
 import re
 
@@ -6,7 +6,7 @@ from rewards.mathematics.answer import compare_plainly, verify_symbolic
 from rewards.result import Claim
 from rewards.verifiers.verifier import UNDECIDED, Option, Options, Undecided, Verifier, reference_text
 
-_TAIL = 300  # characters at the end that verl's gsm8k and math_dapo look at
+_TAIL = 300  # verl's gsm8k and math_dapo look at so many characters at the end
 _AFTER_HASHES = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBERS = re.compile(r"-?[0-9.,]+")
 _SAID = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
@@ -23,7 +23,7 @@ _DROPPED = [
 
 
 def judge_gsm8k(claim: Claim, options: Options) -> float:
-    """1 when the number behind the last `####` (flexible: the last number) is the reference to the letter."""
+    """Give 1 when the number behind the last `####` (flexible: the last number) is the reference to the letter."""
     reference = reference_text(claim)
     answer = _gsm8k_answer(claim.completion[-_TAIL:], options["method"])
     if answer is None:
@@ -32,14 +32,14 @@ def judge_gsm8k(claim: Claim, options: Options) -> float:
 
 
 def judge_math_dapo(claim: Claim, options: Options) -> float:
-    """1 when the text behind the last "Answer:" equals the reference after verl's normalisation, else -1."""
+    """Give 1 when the text behind the last "Answer:" equals the reference after verl's normalisation, else -1."""
     reference = _normal(reference_text(claim))
     said = _SAID.findall(claim.completion[-_TAIL:])
     return 1.0 if _normal(said[-1] if said else "[INVALID]") == reference else -1.0
 
 
 def judge_geo3k(claim: Claim, options: Options) -> float:
-    """(1 - w) for a right last box plus w for `<think>...</think>` before a box, w = format_score."""
+    """Give (1 - w) for a right last box plus w for `<think>...</think>` before a box, w = format_score."""
     reference = reference_text(claim)
     return _geo3k(claim, options, float(verify_symbolic(_last_box(claim.completion), reference)))
 
@@ -76,7 +76,7 @@ def _geo3k(claim: Claim, options: Options, accuracy: float) -> float:
 
 
 def _has_form(text: str) -> float:
-    """verl's `<think>.*</think>.*\\boxed\\{.*\\}.*` over the whole text, without its backtracking."""
+    """Match verl's `<think>.*</think>.*\\boxed\\{.*\\}.*` on the whole text, without its backtracking."""
     if not text.startswith("<think>"):
         return 0.0
     position = 0
@@ -89,7 +89,7 @@ def _has_form(text: str) -> float:
 
 
 def _last_box(text: str) -> str | None:
-    """Like MathRuler's `extract_boxed_content`: the last box of the whole text, none if that one does not close."""
+    """Find the last box of the whole text, none if that one does not close, as MathRuler's `extract_boxed_content`."""
     start = text.rfind("\\boxed{")
     if start < 0:
         return None

@@ -29,7 +29,7 @@ def judge_format(claim: Claim, options: Options) -> float:
 
 
 def judge_overlong(claim: Claim, options: Options) -> float:
-    """0 up to max_tokens - cache_tokens, then a straight line to -1 at max_tokens."""
+    """Give 0 up to max_tokens - cache_tokens, from there a straight line to -1 at max_tokens."""
     start = options["max_tokens"] - options["cache_tokens"]
     over = claim.num_tokens - start
     if over <= 0:
@@ -38,7 +38,7 @@ def judge_overlong(claim: Claim, options: Options) -> float:
 
 
 def judge_repetition(claim: Claim, options: Options) -> float:
-    """-(1 - distinct n-grams / n-grams) of the whole completion; 0 when it is shorter than one n-gram."""
+    """Give -(1 - distinct n-grams / n-grams) of the whole completion, and 0 when it is shorter than one n-gram."""
     words = _WORD.findall(claim.completion.lower())
     size = int(options["ngram"])
     total = len(words) - size + 1
@@ -49,7 +49,7 @@ def judge_repetition(claim: Claim, options: Options) -> float:
 
 
 def judge_language(claim: Claim, options: Options) -> float | None:
-    """Share of the letters that belong to the script; formulas, commands, tags and links do not count."""
+    """Give the share of the letters that belong to the script; formulas, commands, tags and links do not count."""
     letters = [character for character in _NOT_PROSE.sub(" ", claim.completion) if character.isalpha()]
     if len(letters) < options["min_letters"]:
         return None

@@ -3,7 +3,6 @@
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Option, Options, Verifier, parse_json
@@ -18,7 +17,7 @@ _SCALES = ("auto", "unit", "thousand")
 
 
 def judge_box_iou(claim: Claim, options: Options) -> float:
-    """Overlap of two boxes by their union; with a threshold 1 or 0. An answer with several boxes or none is 0."""
+    """Give the overlap of two boxes by their union, or 1 or 0 by a threshold. Several boxes, or none, give 0."""
     reference = _reference_box(claim, options)
     numbers = _scaled(_numbers(claim.answer, 4), options["answer_scale"])
     if numbers is None or not _is_box(numbers):
@@ -28,7 +27,7 @@ def judge_box_iou(claim: Claim, options: Options) -> float:
 
 
 def judge_point_in_box(claim: Claim, options: Options) -> float:
-    """1 when the answer is one point and lies in the reference box, its border included."""
+    """Give 1 when the answer is one point and lies in the reference box, its border included."""
     left, top, right, bottom = _reference_box(claim, options)
     point = _scaled(_numbers(claim.answer, 2), options["answer_scale"])
     return float(point is not None and left <= point[0] <= right and top <= point[1] <= bottom)
@@ -44,8 +43,8 @@ def _reference_box(claim: Claim, options: Options) -> list[float]:
     return box
 
 
-def _numbers(value: Any, count: int) -> list[float] | None:
-    """Exactly `count` numbers: a (nested) list, JSON, an object with a known key, `<box>` tags, or bare numbers."""
+def _numbers(value: object, count: int) -> list[float] | None:
+    """Read exactly `count` numbers: a (nested) list, JSON, an object with a known key, `<box>` tags, bare numbers."""
     if isinstance(value, str):
         if len(value) > _MAX_CHARACTERS:
             return None
@@ -73,7 +72,7 @@ def _numbers(value: Any, count: int) -> list[float] | None:
     return flat if len(flat) == count else None
 
 
-def _from_text(text: str) -> Any:
+def _from_text(text: str) -> object:
     text = text.strip().removeprefix("```json").removeprefix("```").removesuffix("```").strip()
     tagged = _TAGGED.findall(text)
     if tagged:
@@ -91,7 +90,7 @@ def _from_text(text: str) -> Any:
 
 
 def _scaled(numbers: list[float] | None, scale: str) -> list[float] | None:
-    """Coordinates as shares of the image's width and height; None when one lies outside the image."""
+    """Turn coordinates into shares of the image's width and height; None when one lies outside the image."""
     if numbers is None or min(numbers) < 0:
         return None
     if scale == "thousand" or (scale == "auto" and max(numbers) > 1):

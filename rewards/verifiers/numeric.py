@@ -27,17 +27,17 @@ _LARGER_WORD = re.compile(
 _CALCULATION = re.compile(
     r"\^|\\(?:[dt]?frac|sqrt|binom|times|cdot|div)\b|[0-9}]\s*[-+*/×÷=]\s*[0-9\\{]|^\W*[0-9]+!+\W*$", re.ASCII
 )
-"""What is still to be worked out names no count: 2^2 and 3+3 are not 2 and 3."""
+"""A calculation names no count: 2^2 and 3+3 are not 2 and 3."""
 _CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
 
 
 def read_number(text: str) -> Fraction | None:
-    """The number that a whole text is: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
+    """Read a whole text as a number: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
     return _read(text)[0]
 
 
 def judge_numeric(claim: Claim, options: Options) -> float:
-    """Like `math.isclose`: within the absolute tolerance, or the relative one of the reference."""
+    """Give 1 within the absolute tolerance, or within the relative one of the reference, as `math.isclose` does."""
     reference, unit, percent = _read(reference_text(claim))
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not a number")
@@ -52,13 +52,13 @@ def judge_numeric(claim: Claim, options: Options) -> float:
 
 
 def judge_relaxed(claim: Claim, options: Options) -> float:
-    """ChartQA: numbers within `tolerance` of the reference, all else equal but for case; the best reference counts."""
+    """Judge as ChartQA does: numbers within `tolerance`, other texts equal but for case; the best reference counts."""
     references = reference_texts(claim)
     return max(_relaxed(claim.answer, reference, Fraction(options["tolerance"])) for reference in references)
 
 
 def judge_count(claim: Claim, options: Options) -> float:
-    """1 when the answer names exactly one number, in digits or words, and it is the reference."""
+    """Give 1 when the answer names exactly one number, in digits or words, and it is the reference."""
     reference = _counted(reference_text(claim))
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not one whole number")
@@ -90,7 +90,7 @@ def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
 
 
 def _chart_number(text: str) -> Fraction | None:
-    """As the official script reads it: 50% is 0.5. Grouped digits and a currency sign are read as well."""
+    """Read a number as the official script does: 50% is 0.5. Grouped digits and a currency sign are read as well."""
     text = text.strip().replace("\\%", "%").strip("$€£ ")
     share = text.endswith("%")
     text = text.rstrip("% ")

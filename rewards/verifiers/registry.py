@@ -2,8 +2,7 @@
 
 import difflib
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping
 
 from rewards.result import Claim
 from rewards.verifiers.choices import CHOICE
@@ -15,7 +14,7 @@ from rewards.verifiers.symbolic import MATH
 from rewards.verifiers.texts import ANLS, BOOLEAN, EXACT, JSON_FIELDS, ORDERED_LIST
 from rewards.verifiers.verifier import QUICK_CHARACTERS, UNDECIDED, Option, Undecided, Verifier
 
-__all__ = ["UNDECIDED", "VERIFIERS", "check_options", "decide_quickly", "verify"]
+__all__ = ["UNDECIDED", "VERIFIERS", "Undecided", "check_options", "decide_quickly", "verify"]
 
 VERIFIERS: dict[str, Verifier] = {
     "math": MATH,
@@ -40,18 +39,18 @@ VERIFIERS: dict[str, Verifier] = {
 }
 
 
-def verify(name: str, claim: Claim, options: Mapping[str, Any]) -> float | None:
-    """The verifier's value, here and now; None where it does not apply.
+def verify(name: str, claim: Claim, options: Mapping[str, object]) -> float | None:
+    """Return the verifier's value, here and now; None where it does not apply.
 
     Raises `Unscorable` where the claim cannot be judged, `ValueError` for an unknown name or option. `math` and `geo3k`
-    run sympy, which has no time limit of its own: call them in a worker process.
+    run sympy, which has no time limit of its own: call them in a scorer process.
     """
     settings = check_options(name, options)
     return VERIFIERS[name].judge(claim, settings)
 
 
-def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float | Undecided | None:
-    """What `verify` would return, or `UNDECIDED` where that may take long. Linear time on any input; no sympy.
+def decide_quickly(name: str, claim: Claim, options: Mapping[str, object]) -> float | Undecided | None:
+    """Return the result of `verify`, or `UNDECIDED` where that may take long. Takes linear time and no sympy.
 
     Raises like `verify`.
     """
@@ -62,8 +61,8 @@ def decide_quickly(name: str, claim: Claim, options: Mapping[str, Any]) -> float
     return (verifier.quick or verifier.judge)(claim, settings)
 
 
-def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """All options of the verifier, defaults filled in. `ValueError` naming verifier, option and mend."""
+def check_options(name: str, options: Mapping[str, object]) -> dict[str, float | str]:
+    """Return all options of the verifier, defaults filled in. `ValueError` names verifier, option and remedy."""
     if name not in VERIFIERS:
         raise ValueError(f"unknown verifier {name!r}{_nearest(name, VERIFIERS)}; known: {', '.join(VERIFIERS)}")
     known = VERIFIERS[name].options
@@ -74,10 +73,10 @@ def check_options(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return {key: _checked(name, key, option, options.get(key, option.default)) for key, option in known.items()}
 
 
-def _checked(name: str, key: str, option: Option, value: Any) -> Any:
+def _checked(name: str, key: str, option: Option, value: object) -> float | str:
     where = f"verifier {name!r}: option {key!r}"
     if option.choices:
-        if value not in option.choices:
+        if not isinstance(value, str) or value not in option.choices:
             raise ValueError(f"{where}: expected one of {', '.join(option.choices)}, found {value!r}")
         return value
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
@@ -87,6 +86,6 @@ def _checked(name: str, key: str, option: Option, value: Any) -> Any:
     return value
 
 
-def _nearest(word: str, known: Mapping[str, Any]) -> str:
+def _nearest(word: str, known: Iterable[str]) -> str:
     near = difflib.get_close_matches(word, known, n=1)
     return f"; did you mean {near[0]!r}?" if near else ""

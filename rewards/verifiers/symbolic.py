@@ -6,12 +6,12 @@ from rewards.verifiers.verifier import UNDECIDED, Options, Undecided, Verifier, 
 
 
 def judge_math(claim: Claim, options: Options) -> float:
-    """1 when the answer equals the reference as mathematics, else 0; runs sympy, so only in a worker process."""
+    """Give 1 when the answer equals the reference as mathematics, else 0. Runs sympy, so only in a scorer process."""
     return float(verify_symbolic(claim.answer, reference_text(claim)))
 
 
 def decide_math(claim: Claim, options: Options) -> float | Undecided:
-    """Equal numbers and words are decided here; a missing answer only when the reference is known to be readable."""
+    """Decide equal numbers and words; a missing answer only when the reference is known to be readable."""
     reference = reference_text(claim)
     refuse_long(claim.answer, reference)
     verdict = compare_plainly(claim.answer or "", reference)

@@ -3,7 +3,6 @@
 import re
 import unicodedata
 from collections.abc import Mapping
-from typing import Any
 
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.numeric import read_number
@@ -39,7 +38,7 @@ def judge_exact(claim: Claim, options: Options) -> float:
 
 
 def judge_boolean(claim: Claim, options: Options) -> float:
-    """The answer begins with yes or no (or a word for it) and does not say the other one later."""
+    """Give 1 when the answer begins with the reference's yes or no (or a word for it) and never says the other."""
     expected = _truth(reference_text(claim))
     if expected is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is neither yes nor no")
@@ -47,7 +46,7 @@ def judge_boolean(claim: Claim, options: Options) -> float:
 
 
 def judge_anls(claim: Claim, options: Options) -> float:
-    """1 - edit distance / longer length for the best reference; 0 below the threshold."""
+    """Give 1 - edit distance / longer length for the best reference, and 0 below the threshold."""
     references = [" ".join(text.lower().split()) for text in reference_texts(claim)]
     if claim.answer is None:
         return 0.0
@@ -57,13 +56,13 @@ def judge_anls(claim: Claim, options: Options) -> float:
 
 
 def decide_anls(claim: Claim, options: Options) -> float | Undecided:
-    """Long texts take a worker: the edit distance costs the product of their lengths."""
+    """Judge short texts. Long ones take a scorer process: the edit distance costs the product of their lengths."""
     cost = max(len(text) for text in reference_texts(claim)) ** 2
     return judge_anls(claim, options) if cost < 250_000 and len(claim.answer or "") < 20_000 else UNDECIDED
 
 
 def judge_ordered_list(claim: Claim, options: Options) -> float:
-    """The same items in the same order; score=share: the share of right places of the longer list."""
+    """Give 1 for the same items in the same order; with score=share, the share of right places of the longer list."""
     expected = _items(claim.reference)
     if not expected:
         raise Unscorable("expected a list as reference, found nothing")
@@ -74,7 +73,7 @@ def judge_ordered_list(claim: Claim, options: Options) -> float:
 
 
 def judge_json_fields(claim: Claim, options: Options) -> float:
-    """The share of the reference's fields that the answer's object holds with the same value."""
+    """Give the share of the reference's fields that the answer's object holds with the same value."""
     expected = claim.reference
     if isinstance(expected, str):
         try:
@@ -138,7 +137,7 @@ def _edit_distance(one: str, other: str) -> int:
     return previous[-1]
 
 
-def _items(value: Any) -> list[Any] | None:
+def _items(value: object) -> list[object] | None:
     if isinstance(value, (list, tuple)):
         return list(value)
     text = str(value).strip()
@@ -153,7 +152,7 @@ def _items(value: Any) -> list[Any] | None:
     return [part.strip(" \"'()[]") for part in parts if part.strip(" \"'()[]")]
 
 
-def _same_item(one: Any, other: Any) -> bool:
+def _same_item(one: object, other: object) -> bool:
     if isinstance(one, (str, int, float)) and isinstance(other, (str, int, float)):
         left, right = (" ".join(str(side).casefold().split()) for side in (one, other))
         if left == right:
@@ -163,8 +162,8 @@ def _same_item(one: Any, other: Any) -> bool:
     return _same_json(one, other)
 
 
-def _same_json(one: Any, other: Any, depth: int = 0) -> bool:
-    """Texts without regard to case and spaces; numbers by value, not as their text; true is not 1."""
+def _same_json(one: object, other: object, depth: int = 0) -> bool:
+    """Compare texts without regard to case and spaces, and numbers by value, not as their text; true is not 1."""
     if depth > _MAX_NESTING:
         return False
     if isinstance(one, bool) or isinstance(other, bool):

@@ -1,19 +1,22 @@
-"""What a verifier is, and how its options and references are read."""
+"""The type of a verifier, and how its options and references are read."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.result import Claim, Unscorable
 
 Options = Mapping[str, Any]
+"""A verifier's settings by name, texts and numbers, as its own `Option`s allow them."""
+
+T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
-QUICK_CHARACTERS = 20_000  # what a cheap verifier may be given outside a worker
+QUICK_CHARACTERS = 20_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
 
 class Undecided:
-    """The type of `UNDECIDED`: it takes a worker process."""
+    """The type of `UNDECIDED`, which says that a verdict takes a scorer process."""
 
     def __repr__(self) -> str:
         return "UNDECIDED"
@@ -24,9 +27,9 @@ UNDECIDED = Undecided()
 
 @dataclass(frozen=True)
 class Option:
-    """One setting: its default, what it may be, and what it means."""
+    """One setting of a verifier: its default, the values that it may have, and its meaning."""
 
-    default: Any
+    default: float | str
     doc: str
     choices: tuple[str, ...] = ()
     at_least: float | None = None
@@ -38,15 +41,15 @@ class Verifier:
     """`judge` gives a value or None (not applicable) and raises `Unscorable`; `quick` decides cheap cases anywhere."""
 
     judge: Judge
-    rule: str  # what earns the value, in a sentence
-    source: str  # where the rule comes from
+    rule: str  # how the value is earned, in a sentence
+    source: str  # the paper, library or data set that the rule comes from
     options: Mapping[str, Option] = field(default_factory=dict)
     quick: Callable[[Claim, Options], "float | Undecided | None"] | None = None  # None: `judge` itself is cheap
     needs_sympy: bool = False
 
 
 def reference_text(claim: Claim) -> str:
-    """The reference as text; `Unscorable` when there is none."""
+    """Return the reference as text; `Unscorable` when there is none."""
     reference = claim.reference
     if isinstance(reference, bool):
         reference = str(reference).lower()
@@ -60,7 +63,7 @@ def reference_text(claim: Claim) -> str:
 
 
 def reference_texts(claim: Claim) -> list[str]:
-    """One text or several (a list in the row), at least one and none of them empty."""
+    """Return one text or several (a list in the row), at least one and none of them empty."""
     reference = claim.reference
     several = reference if isinstance(reference, (list, tuple)) else [reference]
     if not several:
@@ -68,25 +71,25 @@ def reference_texts(claim: Claim) -> list[str]:
     return [reference_text(Claim(claim.completion, claim.answer, one)) for one in several]
 
 
-def parse_json(text: str) -> Any:
-    """The JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
+def parse_json(text: str) -> object:
+    """Return the JSON value of a text. `ValueError` when it is none, repeats a key, or holds NaN or infinity."""
     try:
         return json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 
 
-def only(values: Sequence[Any]) -> Any | None:
-    """The one distinct value, None when there are none or several."""
+def only(values: Sequence[T]) -> T | None:
+    """Return the one distinct value, None when there are none or several."""
     distinct = set(values)
     return next(iter(distinct)) if len(distinct) == 1 else None
 
 
-def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len({key for key, _ in pairs}) < len(pairs):
         raise ValueError("a key occurs twice")
     return dict(pairs)
 
 
-def _refuse(constant: str) -> Any:
+def _refuse(constant: str) -> object:
     raise ValueError(f"{constant} is no number")

@@ -68,7 +68,8 @@ class Algorithm(Generic[Config]):
         length = len(rollout.completion_ids)
         if rollout.finish_reason is FinishReason.stop and length == self.max_completion_tokens:
             length -= 1  # it ended by itself on the last token; only an unfinished one takes the whole penalty
-        return value - overlong_penalty(length, self.max_completion_tokens, rule.buffer, rule.penalty)
+        buffer = rule.buffer or max(1, self.max_completion_tokens // 5)
+        return value - overlong_penalty(length, self.max_completion_tokens, buffer, rule.penalty)
 
     def drop_reason(self, group: Group) -> str:
         """Empty when the group trains."""

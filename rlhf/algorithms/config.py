@@ -117,8 +117,9 @@ class CorrectionConfig:
 class OverlongConfig:
     rule: OverlongRule = OverlongRule.keep
     """what happens to completions that hit rollouts.max_completion_tokens"""
-    buffer: int = 8
-    """completion tokens before the limit in which the punishment grows from 0 to `penalty`"""
+    buffer: int = 0
+    """completion tokens before the limit in which the punishment grows from 0 to `penalty`; 0: a fifth of the limit, as
+    in DAPO's paper"""
     penalty: float = 1.0
     """reward taken from a completion that reaches the limit"""
 
@@ -240,7 +241,7 @@ class DrGrpoConfig(AlgorithmConfig):
 class DapoConfig(AlgorithmConfig):
     """DAPO (arXiv 2503.14476): clip-higher, token-level loss, dynamic sampling, soft overlong punishment, no KL.
 
-    Ours: the buffer (the paper's 4,096 of 20,480 tokens do not fit a short limit).
+    The punishment's buffer is a fifth of the limit, the paper's 4,096 of 20,480 tokens.
     """
 
     name: str = "dapo"

@@ -39,6 +39,10 @@ class Answers:
             [length for part in parts for length in part.lengths],
         )
 
+    def only(self, numbers: Sequence[int]) -> "Answers":
+        """What the prompts of these numbers were answered, right or wrong alone."""
+        return Answers([self.right[number] for number in numbers], [], [])
+
     @property
     def accuracy(self) -> float:
         """pass@1: share of right completions among the scorable ones."""
@@ -59,12 +63,12 @@ def ask(
     worker: RolloutWorker,
     rubric: Rubric,
     processor: Processor,
-    samples: int = 1,
+    num_samples: int = 1,
     greedy: bool = False,
     first_group_index: int = 0,
 ) -> Answers:
-    """Put every task, `samples` completions each."""
-    requests = [task.request(first_group_index + number, samples, greedy) for number, task in enumerate(tasks)]
+    """Put every task, `num_samples` completions each."""
+    requests = [task.request(first_group_index + number, num_samples, greedy) for number, task in enumerate(tasks)]
     rollouts = generate(worker, requests)
     name_failures(rollouts)
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
@@ -73,7 +77,7 @@ def ask(
     results = [SAMPLER_FAILED.get(r.finish_reason) or next(scored) for _, r in pairs]
     right = [result.correct if result.value is not None else None for result in results]
     return Answers(
-        right=[right[start : start + samples] for start in range(0, len(right), samples)],
+        right=[right[start : start + num_samples] for start in range(0, len(right), num_samples)],
         formatted=[result.parts.get("format") or 0.0 for result in results if result.value is not None],
         lengths=[len(rollout.completion_ids) for _, rollout in pairs],
     )
@@ -85,21 +89,23 @@ def evaluate_modes(
     worker: RolloutWorker,
     rubric: Rubric,
     processor: Processor,
-    samples: int = 1,
+    num_samples: int = 1,
     first_group_index: int = 0,
+    group_by: str = "",
 ) -> dict[str, Any]:
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
     Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
-    accuracy of always giving the most common reference. `ValueError` when nothing could be scored.
+    accuracy of always giving the most common reference. With `group_by` the values of that column are told apart.
+    `ValueError` when nothing could be scored.
     """
     direct, asked = prompts.direct(), list[Prompt]()
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
         index = first_group_index + len(asked)
         greedy = ask(tasks, worker, rubric, processor, greedy=True, first_group_index=index)
-        drawn = ask(tasks, worker, rubric, processor, samples, first_group_index=index)
+        drawn = ask(tasks, worker, rubric, processor, num_samples, first_group_index=index)
         plain = [direct.by_id(task.prompt.id) for task in tasks]
         answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_group_index=index)))
         asked += [task.prompt for task in tasks]
@@ -109,13 +115,10 @@ def evaluate_modes(
     if thinking.num_unscorable == len(asked):
         raise ValueError(f"evaluation: none of {len(asked)} completions could be scored")
     references = [prompt.reference for prompt in asked]
-    by_family: dict[str, Counter[str]] = {}
-    for prompt in asked:
-        by_family.setdefault(str(prompt.meta.get("family", "")), Counter())[prompt.reference] += 1
     return {
         "accuracy_think": thinking.accuracy,
         "accuracy_think_sampled": sampled.accuracy,
-        **({f"pass_at_{samples}": sampled.pass_at_k} if samples > 1 else {}),
+        **({f"pass_at_{num_samples}": sampled.pass_at_k} if num_samples > 1 else {}),
         "accuracy_direct": answered.accuracy,
         "format_rate": _mean(thinking.formatted),
         "mean_length": _mean(thinking.lengths),
@@ -124,7 +127,27 @@ def evaluate_modes(
         "num_eval": len(references),
         "num_unscorable": thinking.num_unscorable + sampled.num_unscorable + answered.num_unscorable,
         "majority_answer_rate": Counter(references).most_common(1)[0][1] / len(references),
-        "majority_answer_rate_per_family": sum(c.most_common(1)[0][1] for c in by_family.values()) / len(references),
+        **({"by_group": _by_group(asked, thinking, answered, group_by)} if group_by else {}),
+    }
+
+
+def _by_group(
+    asked: Sequence[Prompt], thinking: Answers, answered: Answers, column: str
+) -> dict[str, dict[str, float]]:
+    """For each value of a column: its accuracies, number of prompts, and that of its most common answer."""
+    members: dict[str, list[int]] = {}
+    for number, prompt in enumerate(asked):
+        members.setdefault(str(prompt.meta.get(column, "")), []).append(number)
+    if list(members) == [""]:
+        raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {column!r}")
+    return {
+        value: {
+            "accuracy_think": thinking.only(numbers).accuracy,
+            "accuracy_direct": answered.only(numbers).accuracy,
+            "num_eval": len(numbers),
+            "majority_answer_rate": Counter(asked[n].reference for n in numbers).most_common(1)[0][1] / len(numbers),
+        }
+        for value, numbers in sorted(members.items())
     }
 
 
@@ -175,8 +198,9 @@ class Evaluator:
             self._worker,
             self._rubric,
             self._processor,
-            self.config.samples,
+            self.config.num_samples,
             FIRST_GROUP_INDEX,
+            self.config.group_by,
         )
         self._rubric.take_metrics()  # of these completions, which are no part of the step
         value = result[f"accuracy_{self.config.metric.value}"]
@@ -193,7 +217,10 @@ class Evaluator:
                 file=sys.stderr,
             )
         run.append("evaluations.jsonl", step, [result])
-        kept = {name: float(number) for name, number in result.items() if not name.startswith("majority")}
+        by_group = result.get("by_group", {})
+        kept = {name: float(n) for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
+        for value, numbers in by_group.items():
+            kept |= {f"{value}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
         return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> dict[str, Any]:

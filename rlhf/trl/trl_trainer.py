@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import mean
@@ -41,30 +42,28 @@ from rollouts.rollout import Rollout
 
 
 def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | None = None) -> None:
-    """Train and write `run.dir/final`, like `rlhf.train.run_stage`. A run that was cut short is not continued."""
-    checkpoint, sampler, limits = Path(config.checkpoint), config.rollouts, config.trainer
-    algorithm = build_algorithm(config.algorithm, sampler.max_completion_tokens)
+    """Train and write `run.dir/final`, like `rlhf.stage.run_stage`. A run that was cut short is not continued."""
+    checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
-    sampler.check_context(processor.config.language.max_position_embeddings)
-    with (
-        (rubric_class or Rubric)(config.reward) as rubric,
-        StageProgress("rl", limits.max_steps) as progress,
-        RunFolder(config.run, resolved) as run,
-    ):
+    config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
+    algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
+    with (rubric_class or Rubric)(config.reward) as rubric, RunFolder(config.run, resolved) as run:
         rubric.check_functions()
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
         _begin(run)
         prompts, _ = open_prompts(config, processor, run.folder)
-        progress.say(switched_off(config))
-        prepare_cpu(config.engine.num_threads)
-        rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
-        reporter = StepReporter(progress, processor.tokenizer, limits.show_every)
-        policy = load_policy(checkpoint, processor, config.engine)
-        trainer = build_trainer(config, policy, prompts, rewards, processor)
-        trainer.add_callback(StepRecorder(run, rewards, reporter))
-        trainer.train()
+        config = replace(config, trainer=config.trainer.complete(len(prompts)))
+        with StageProgress("rl", config.trainer.max_steps) as progress:
+            progress.say(switched_off(config))
+            prepare_cpu(config.engine.num_threads)
+            rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
+            reporter = StepReporter(progress, processor.tokenizer, config.trainer.show_every)
+            policy = load_policy(checkpoint, processor, config.engine)
+            trainer = build_trainer(config, policy, prompts, rewards, processor)
+            trainer.add_callback(StepRecorder(run, rewards, reporter))
+            trainer.train()
         save_policy(run.final_folder, policy, checkpoint)
         run.finish({"updates": trainer.state.global_step})
 

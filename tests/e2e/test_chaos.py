@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 import rollouts.pool.processes
 from conf.cli import load_config
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 from rollouts.pool.processes import ProcessLauncher, ProcessMember
 from tests.conftest import require_extra
 from tests.rlhf.test_train import LengthRubric

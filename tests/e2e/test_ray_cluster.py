@@ -7,7 +7,7 @@ import pytest
 from safetensors.torch import load_file
 
 from conf.cli import load_config
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 from tests.conftest import require_extra
 from tests.rlhf.test_train import LengthRubric
 

@@ -1,13 +1,13 @@
 """Completions to score, and a file of reward functions that behave and misbehave."""
 
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from rewards.answers import parse_completion
-from rewards.result import RewardInput
+from rewards.result import Claim, RewardInput
+from rewards.sandbox.tasks import CallOne, Verify
 
 FUNCTIONS = """
 import ctypes, fractions, json, os, signal, socket, subprocess, sys, time
@@ -94,7 +94,7 @@ def request_id():
     frame = sys._getframe()
     while frame is not None:
         if "request" in frame.f_locals:
-            return frame.f_locals["request"]["id"]
+            return frame.f_locals["request"].id
         frame = frame.f_back
 
 def say_garbage(completion):
@@ -226,9 +226,8 @@ def make_input() -> Callable[..., RewardInput]:
 def call(functions, make_input):
     """A task that calls one of the functions on a completion."""
 
-    def make(name: str, completion: str = "x", **changes) -> dict:
-        item = make_input(completion, **changes)
-        return {"kind": "call", "function": f"{functions}:{name}", "input": asdict(item)}
+    def make(name: str, completion: str = "x", **changes) -> CallOne:
+        return CallOne(f"{functions}:{name}", make_input(completion, **changes))
 
     return make
 
@@ -237,8 +236,7 @@ def call(functions, make_input):
 def verify():
     """A task that runs a verifier."""
 
-    def make(answer: str | None, reference: str = "3", verifier: str = "math", **options) -> dict:
-        claim = {"completion": f"\\boxed{{{answer}}}", "answer": answer, "reference": reference}
-        return {"kind": "verify", "verifier": verifier, "claim": claim, "options": options}
+    def make(answer: str | None, reference: str = "3", verifier: str = "math", **options) -> Verify:
+        return Verify(verifier, Claim(f"\\boxed{{{answer}}}", answer, reference), options)
 
     return make

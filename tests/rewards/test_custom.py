@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from rewards.custom import Malformed, Style, call_one, call_siblings, describe, load_function, style_of
+from rewards.result import CallStyle
 
 SOURCE = """
 import asyncio
@@ -99,7 +100,7 @@ def spec(tmp_path_factory):
 
 
 def values(found):
-    return [(result["value"], result["reason"]) for result in found["results"]]
+    return [(result.value, result.reason) for result in found.results]
 
 
 @pytest.mark.parametrize(
@@ -130,7 +131,7 @@ def test_trl_function_sees_columns_state_and_metrics_and_may_abstain(spec, make_
     ]
     found = call_siblings(spec("trl"), inputs, {}, step=7)
     assert values(found) == [(1.0, ""), (0.0, ""), (None, "")]
-    assert found["metrics"] == {"seen": [3.0]}
+    assert found.metrics == {"seen": [3.0]}
 
 
 def test_verl_function_gets_its_four_arguments(spec, make_input):
@@ -143,10 +144,10 @@ def test_coroutines_run_together_and_one_failure_is_one_failure(spec, make_input
 
     inputs = [make_input("good")] * 9 + [make_input("bad")]
     start = time.perf_counter()
-    found = call_siblings(spec("slow"), inputs, {})["results"]
+    found = call_siblings(spec("slow"), inputs, {}).results
     assert time.perf_counter() - start < 1.5  # ten sleeps of 0.2 s one after the other take 2 s
-    assert [result["value"] for result in found] == [0.5] * 9 + [None]
-    assert found[9]["reason"] == "LookupError('not found')" and "Traceback" in found[9]["traceback"]
+    assert [result.value for result in found] == [0.5] * 9 + [None]
+    assert found[9].reason == "LookupError('not found')" and "Traceback" in found[9].traceback
     assert values(call_siblings(spec("batch_async"), inputs[:2], {})) == [(1.0, "")] * 2
 
 
@@ -158,10 +159,10 @@ def test_wrong_shape_is_refused_by_name(spec, make_input, case):
 
 @pytest.mark.parametrize("case", ["nan", "none", "bool", "text"])
 def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
-    found = call_siblings(spec("returns"), [make_input(case), make_input("b")], {})["results"]
-    assert found[0]["value"] in (0.5, 1.0) and found[0]["reason"] == ""
-    assert found[1]["value"] is None
-    assert "styles.py:returns: completion 1: expected a finite number" in found[1]["reason"]
+    found = call_siblings(spec("returns"), [make_input(case), make_input("b")], {}).results
+    assert found[0].value in (0.5, 1.0) and found[0].reason == ""
+    assert found[1].value is None
+    assert "styles.py:returns: completion 1: expected a finite number" in found[1].reason
 
 
 def test_a_value_of_one_completion_is_refused_by_name_and_index(spec, make_input):
@@ -183,13 +184,13 @@ def test_verl_function_sees_the_column_extra_info_as_its_own(spec, make_input):
 
 
 def test_an_object_with_an_async_call_is_a_coroutine_function(spec, make_input):
-    assert describe(spec("called")) == {"one_by_one": 0.0}
+    assert describe(spec("called")) == CallStyle(one_by_one=False)
     assert values(call_siblings(spec("called"), [make_input("a")], {})) == [(0.5, "")]
 
 
 def test_a_metric_of_nothing_costs_no_reward(spec, make_input):
     found = call_siblings(spec("trl_metrics"), [make_input("a")], {})
-    assert (values(found), found["metrics"]) == ([(1.0, "")], {"full": [2.0]})
+    assert (values(found), found.metrics) == ([(1.0, "")], {"full": [2.0]})
 
 
 @pytest.mark.parametrize(
@@ -221,8 +222,8 @@ def test_a_file_may_import_its_neighbour_and_a_module_may_lie_in_the_working_dir
 def test_tensors_are_refused(spec, make_input):
     with pytest.raises(TypeError, match="found tensor"):
         call_siblings(spec("tensors"), [make_input("tensor"), make_input("b")], {})
-    found = call_siblings(spec("tensors"), [make_input("a"), make_input("b")], {})["results"]
-    assert all(result["value"] is None and "found tensor" in result["reason"] for result in found)
+    found = call_siblings(spec("tensors"), [make_input("a"), make_input("b")], {}).results
+    assert all(result.value is None and "found tensor" in result.reason for result in found)
 
 
 @pytest.mark.parametrize("name", ["too_many", "nothing"])
@@ -259,7 +260,7 @@ def test_entry_points_are_found(monkeypatch):
 
 
 def test_description_says_how_to_call_a_function(spec):
-    assert describe(spec("one")) == {"one_by_one": 1.0, "timeout_seconds": 30.0}
-    assert describe(spec("siblings")) == describe(spec("slow")) == {"one_by_one": 0.0}
-    assert describe(spec("verl")) == {"one_by_one": 1.0}
-    assert describe("rewards.reward_model:preference")["memory_mb"] == 0.0
+    assert describe(spec("one")) == CallStyle(one_by_one=True, timeout_seconds=30.0)
+    assert describe(spec("siblings")) == describe(spec("slow")) == CallStyle(one_by_one=False)
+    assert describe(spec("verl")) == CallStyle(one_by_one=True)
+    assert describe("rewards.reward_model:preference").memory_mb == 0.0

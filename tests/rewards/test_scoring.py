@@ -1,7 +1,6 @@
-"""The way of a claim: decided at once, remembered, or judged by a worker once."""
+"""The way of a claim: decided at once, remembered, or judged by a scorer process once."""
 
 import asyncio
-import json
 import threading
 from collections import Counter
 from types import MappingProxyType
@@ -10,6 +9,7 @@ import pytest
 
 from rewards.result import Claim, Outcome, Status
 from rewards.sandbox.pool import ScoringPool
+from rewards.sandbox.tasks import Verify
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import VERIFIERS
 
@@ -19,7 +19,7 @@ class CountingPool(ScoringPool):
 
     def __init__(self, *settings) -> None:
         super().__init__(*settings)
-        self.asked: list[dict] = []
+        self.asked: list[Verify] = []
 
     def submit(self, tasks):
         self.asked += tasks
@@ -56,7 +56,7 @@ def test_duplicates_are_judged_once_and_the_order_is_kept(scorer, pool):
     answers = ["\\sqrt{9}", "3", "\\sqrt{8}", "\\sqrt{9}", "\\frac{6}{2}", "\\sqrt{8}", "\\sqrt{9}"]
     outcomes = scorer.score("math", [claim(a, completion=f"text {n}") for n, a in enumerate(answers)])
     assert values(outcomes) == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0]
-    asked = Counter(task["claim"]["answer"] for task in pool.asked)
+    asked = Counter(task.claim.answer for task in pool.asked)
     assert set(asked.values()) == {1} and set(asked) <= {"\\sqrt{9}", "\\sqrt{8}", "\\frac{6}{2}"}
 
 
@@ -68,7 +68,7 @@ def test_verdicts_are_remembered_and_failures_are_not(scorer, pool):
     asked = len(pool.asked)
     again = scorer.score("math", claims)
     assert values(again) == [1.0, None, 0.0] and again[1].reason == first[1].reason
-    assert [task["claim"]["answer"] for task in pool.asked[asked:]] == ["x"]
+    assert [task.claim.answer for task in pool.asked[asked:]] == ["x"]
 
 
 def test_another_reference_is_another_verdict(scorer):
@@ -128,7 +128,7 @@ def test_columns_of_any_mapping_type(scorer):
 
 @pytest.mark.parametrize("verifier", sorted(VERIFIERS))
 def test_the_fast_path_and_the_worker_agree(scorer, pool, verifier):
-    """Every verifier, on claims of every shape: what the scorer says is what a worker says."""
+    """Every verifier, on claims of every shape: what the scorer says is what a scorer process says."""
     references = ["3", "\\frac{1}{2}", "B", "yes", "[0, 0, 500, 500]", '{"a": 1}', "no solution", ""]
     answers = ["3", "0.5", "B", "yes", "[0, 0, 500, 500]", '{"a": 1}', "\\sqrt{9}", "no solution", "x y", "", None]
     claims = [
@@ -138,8 +138,7 @@ def test_the_fast_path_and_the_worker_agree(scorer, pool, verifier):
     ]
     options = {name: 64 for name, option in VERIFIERS[verifier].options.items() if option.required}
     ours = scorer.score(verifier, claims, options)
-    tasks = [{"kind": "verify", "verifier": verifier, "claim": vars(each), "options": options} for each in claims]
-    theirs = pool.run(json.loads(json.dumps(tasks)))
+    theirs = pool.run([Verify(verifier, each, options) for each in claims])
     assert values(ours) == values(theirs)
     assert [one.reason for one in ours] == [other.reason for other in theirs]
     assert not [outcome.reason for outcome in ours if outcome.reason.startswith(("error", "died", "timeout"))]

@@ -18,7 +18,7 @@ from rlhf.algorithms.registry import build_algorithm
 from rlhf.collect import Collector
 from rlhf.config import TrainerConfig
 from rlhf.prompts import PromptSet
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 from rollouts.config import RolloutConfig
 from tests.rlhf.test_collect import ScriptedRubric
 from tests.rlhf.test_train import LengthRubric, rows

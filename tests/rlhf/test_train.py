@@ -13,7 +13,7 @@ from model.run.interrupt import Interrupted
 from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.collect import BudgetExhausted
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 
 
 class LengthRubric(Rubric):

@@ -1,4 +1,4 @@
-"""No completion makes a worker evaluate code, start a process, open a file or a socket: an audit hook listens."""
+"""No completion makes a scorer process evaluate code, start a process, open a file or a socket: an audit hook listens."""
 
 import ast
 import json
@@ -6,13 +6,13 @@ import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from rewards.result import RewardInput
+from rewards.result import Claim, RewardInput
 from rewards.sandbox.pool import ScoringPool
+from rewards.sandbox.tasks import CallOne, Load, Verify
 from rewards.verifiers.registry import VERIFIERS
 
 EVENTS = (
@@ -27,7 +27,7 @@ log = os.open({log!r}, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
 heard = {events}
 
 def listen(event, arguments):
-    # A worker sets its CPU limit when a task begins.
+    # A scorer process sets its CPU limit when a task begins.
     if event == "resource.setrlimit" and arguments[0] == 0:
         os.write(log, repr((os.getpid(), "task", "")).encode() + b"\\n")
     elif event.startswith(heard):
@@ -123,16 +123,14 @@ def listened(log: Path) -> dict[int, set[str]]:
     return heard
 
 
-def all_tasks() -> Iterable[dict]:
+def all_tasks() -> Iterable[Verify]:
     for name, verifier in VERIFIERS.items():
         options = {key: 64 for key, option in verifier.options.items() if option.required}
         for number, text in enumerate(PYTHON + LATEX):
             wrapped = f"<think>{text}</think>\\boxed{{{text}}} <answer>{text}</answer> #### {text}\nAnswer: {text}"
             references = [REFERENCES[number % len(REFERENCES)], text if number % 2 else REFERENCES[-number % 7]]
             for reference in references:
-                columns = {"options": [text, "3"]}
-                claim = {"completion": wrapped, "answer": text, "reference": reference, "columns": columns}
-                yield {"kind": "verify", "verifier": name, "claim": claim, "options": options}
+                yield Verify(name, Claim(wrapped, text, reference, {"options": [text, "3"]}), options)
 
 
 @pytest.fixture
@@ -148,13 +146,12 @@ def test_no_completion_causes_anything_but_arithmetic(listening_pool, tmp_path):
     log = tmp_path / "log"
     source = "".join(f"def {name}(completion):\n    {code}\n    return 1.0\n" for name, (code, _) in CONTROLS.items())
     (tmp_path / "controls.py").write_text(source)
-    item = asdict(RewardInput("", [], [], "", "", "", None, [], "stop", {}))
+    item = RewardInput("", [], [], "", "", "", None, [], "stop", {})
     specs = {name: f"controls.py:{name}" for name in CONTROLS}
-    listening_pool.run([{"kind": "load", "function": spec} for spec in specs.values()])
+    listening_pool.run([Load(spec) for spec in specs.values()])
     for name, (_, expected) in CONTROLS.items():
         log.write_text("")
-        task = {"kind": "call", "function": specs[name], "input": item, "timeout_seconds": 30}
-        (outcome,) = listening_pool.run([task])
+        (outcome,) = listening_pool.run([CallOne(specs[name], item, timeout_seconds=30)])
         assert outcome.value == 1.0, outcome
         heard = {line.split()[0] for lines in listened(log).values() for line in lines}
         assert expected <= heard, f"the listener is deaf to {name}: it heard {heard}"
@@ -207,7 +204,7 @@ print(json.dumps([control, heard[control:], len(tasks)]))
 def test_nor_does_what_is_decided_in_the_callers_process():
     done = subprocess.run(
         [sys.executable, "-c", CALLER.format(events=EVENTS)],
-        input=json.dumps(list(all_tasks())),
+        input=json.dumps([json.loads(task.encoded) for task in all_tasks()]),
         capture_output=True,
         text=True,
         cwd=Path(__file__).resolve().parents[3],

@@ -27,7 +27,7 @@ from rewards.rubric import Rubric
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.draws import DrawOrder
 from rlhf.prompts import PromptSet
-from rlhf.train import run_stage
+from rlhf.stage import run_stage
 from rlhf.trl.reward import trl_reward
 from rlhf.trl.settings import check, trl_arguments
 from rollouts.config import RolloutConfig

@@ -1,17 +1,16 @@
-"""From the columns of a row to a prompt: what is the question, what the answer, which images belong to it."""
+"""From the columns of a row to messages: what is the question, what the answer, which images belong to it."""
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.data.config import TableConfig
 from model.data.media import MediaError, inside
 from model.data.media_store import MediaStore
-from model.data.tables import PromptFile, RawRow, from_base64
-from rlhf.config import DataConfig
-from rollouts.rollout import Prompt
+from model.data.tables import RawRow, Table, from_base64
 
 _ID = ("id", "index")
 _QUESTION = ("messages", "question", "problem", "prompt")
@@ -28,20 +27,23 @@ MediaSource = str | bytes
 
 
 @dataclass(frozen=True)
-class PromptRow:
-    """A prompt, where its image files lie, and where it came from."""
+class ChatRow:
+    """Messages, what is known about them, where their image files lie, and where the row came from."""
 
-    prompt: Prompt
+    id: str
+    messages: list[Message]
+    reference: str | None  # None where the row has no such column
+    meta: dict[str, Any]  # all other columns, as JSON data
     root: Path
     dataset: str
     file: Path
     number: int
 
 
-class RowReader:
+class ChatReader:
     """Reads rows as `config` says; bytes of images go to `media`."""
 
-    def __init__(self, config: DataConfig, media: MediaStore) -> None:
+    def __init__(self, config: TableConfig, media: MediaStore) -> None:
         self._config, self._media = config, media
         self._id = _names(config.id_column, _ID)
         self._question = _names(config.question_column, _QUESTION)
@@ -49,8 +51,8 @@ class RowReader:
         self._image = _names(config.image_column, _IMAGE)
         self._dataset = _names(config.dataset_column, _DATASET)
 
-    def read(self, raw: RawRow, source: PromptFile, ordinal: int, prefix: str = "") -> PromptRow:
-        """The prompt of a row, the `ordinal`-th of its source. `prefix` goes before its id.
+    def read(self, raw: RawRow, table: Table, ordinal: int, prefix: str = "") -> ChatRow:
+        """The messages of a row, the `ordinal`-th of its table. `prefix` goes before its id.
 
         `ValueError` says why it cannot be used.
         """
@@ -62,19 +64,41 @@ class RowReader:
         id_column, row_id = _first(columns, self._id)
         reference_column, reference = _first(columns, self._reference)
         dataset_column, dataset = _first(columns, self._dataset)
-        sources = [_source(value) for value in (images if isinstance(images, list) else [images])] if images else []
-        messages, used = _messages(question_column, question, sources)
-        messages, root = self._with_files(messages, source.root)
+        messages, used = _messages(question_column, question, _sources(images))
+        messages, root = self._with_files(messages, table.root)
         own = {id_column, question_column, reference_column, image_column if used else ""}
         meta = {key: _plain(value) for key, value in columns.items() if key not in own}
         if dataset_column != "data_source":
-            meta["dataset"] = source.name if dataset is None else dataset
-        prompt = Prompt(prefix + _id(row_id, f"{source.name}-{ordinal}"), messages, _reference_text(reference), meta)
-        return PromptRow(prompt, root, source.name if dataset is None else str(dataset), raw.file, raw.number)
+            meta["dataset"] = table.name if dataset is None else dataset
+        return ChatRow(
+            id=prefix + _id(row_id, f"{table.name}-{ordinal}"),
+            messages=messages,
+            reference=None if reference is None else _reference_text(reference),
+            meta=meta,
+            root=root,
+            dataset=table.name if dataset is None else str(dataset),
+            file=raw.file,
+            number=raw.number,
+        )
+
+    def id_of(self, raw: RawRow, table: Table, ordinal: int) -> str:
+        """The id of a row that need not hold messages. `ValueError` where it is no text or number."""
+        if raw.problem:
+            raise ValueError(raw.problem)
+        return _id(_first(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
+
+    def images(self, columns: Mapping[str, Any], root: Path) -> tuple[list[str], Path]:
+        """(file names, the one folder they are relative to) of the row's image column, checked."""
+        parts = [{"type": "image", "image": source} for source in _sources(_first(columns, self._image)[1])]
+        folder = self._put_files(parts, root)
+        return [part["image"] for part in parts], folder
 
     def _with_files(self, messages: list[Message], root: Path) -> tuple[list[Message], Path]:
         """Messages whose images are file names, and the one folder that these are relative to."""
-        images = [part for part in _parts(messages) if part.get("type") == "image"]
+        return messages, self._put_files([part for part in _parts(messages) if part.get("type") == "image"], root)
+
+    def _put_files(self, images: Sequence[Message], root: Path) -> Path:
+        """Make the images of these parts file names; the folder they are relative to."""
         held = any(isinstance(part["image"], bytes) for part in images)
         for part in images:
             source = part["image"]
@@ -84,7 +108,7 @@ class RowReader:
             else:
                 self._check_size(len(source), f"image of {len(source)} bytes")
                 part["image"] = self._media.put(source)
-        return messages, self._media.folder if held else root
+        return self._media.folder if held else root
 
     def _checked_file(self, root: Path, name: str) -> Path:
         path = inside(root, name)
@@ -103,7 +127,14 @@ def _names(configured: str, known: Sequence[str]) -> Sequence[str]:
     return (configured,) if configured else known
 
 
-def _first(columns: dict[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+def require_reference(row: ChatRow) -> str:
+    """`ValueError` for a row without one."""
+    if row.reference is None:
+        raise ValueError("reference: expected str, found None")
+    return row.reference
+
+
+def _first(columns: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
     """(name, value) of the first of these columns that a row has; a dot leads into an object."""
     for name in names:
         value: Any = columns
@@ -128,6 +159,13 @@ def _reference_text(value: Any) -> str:
     if not str(value).strip():
         raise ValueError("reference: expected an answer, found nothing")
     return str(value)
+
+
+def _sources(images: Any) -> list[MediaSource]:
+    """An image cell, or a list of them."""
+    if not images:
+        return []
+    return [_source(value) for value in (images if isinstance(images, list) else [images])]
 
 
 def _source(value: Any) -> MediaSource:

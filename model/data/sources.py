@@ -1,0 +1,165 @@
+"""Rows to train on: sources that build them one by one, a bounded cache, and which rows belong to which step."""
+
+from array import array
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Generic, Protocol, TypeVar
+
+from model.batch import Row
+from model.data.bad_rows import BadRows
+from model.data.chat_rows import ChatReader
+from model.data.config import TableConfig
+from model.data.media import MediaError
+from model.data.media_store import MediaStore
+from model.data.order import KeyedOrder
+from model.data.tables import RawRow, Table
+
+Item = TypeVar("Item")
+_BYTES_OF_ID = 36  # a Python int and its place in a list
+
+
+class RowSource(Protocol):
+    """Rows by number. What they say is checked at opening; pixels are decoded when a row is built."""
+
+    def __len__(self) -> int: ...
+
+    def build(self, index: int) -> Row:
+        """`MediaError` for a row whose images cannot be read."""
+        ...
+
+    def length(self, index: int) -> int:
+        """Packed tokens of the row, without building it."""
+        ...
+
+    def name_bad(self, index: int, reason: str) -> None:
+        """Count and name a row that could not be built. `ValueError` past `data.max_bad_rows`."""
+        ...
+
+
+@dataclass(frozen=True)
+class DataFolders:
+    """Where a run keeps what its data needs."""
+
+    media: Path | None = None  # images that come as bytes; None: a temporary folder
+    report: Path | None = None  # JSONL that names bad rows
+
+    def named(self, name: str) -> "DataFolders":
+        """For another table of the same run: a report of its own."""
+        return replace(self, report=self.report and self.report.with_stem(f"{self.report.stem}_{name}"))
+
+
+class TableSource(Generic[Item]):
+    """The usable rows of one table, each kept as what `admit` makes of it: text, not ids or pixels."""
+
+    def __init__(self, path: Path, config: TableConfig, folders: DataFolders) -> None:
+        """`ValueError` for a file that is missing or not what its name says, and past `data.max_bad_rows`."""
+        self.table = Table(path)
+        self.reader = ChatReader(config, MediaStore(folders.media))
+        self.items: list[Item] = []
+        self._lengths = array("q")
+        self._places: list[tuple[Path, int]] = []
+        self._ids: dict[str, int] = {}
+        self._bad = BadRows(config.max_bad_rows, folders.report)
+        total = 0
+        for ordinal, raw in enumerate(self.table.rows(), 1):
+            total = ordinal
+            try:
+                self._take(raw, ordinal)
+            except ValueError as error:
+                self._bad.add(raw.file, raw.number, str(error))
+        self._bad.opened(total)
+
+    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Item, int] | None:
+        """(id, what is kept, packed tokens) of a row, None for one that is not wanted. `ValueError` says why it cannot
+        be used."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def length(self, index: int) -> int:
+        return self._lengths[index]
+
+    def name_bad(self, index: int, reason: str) -> None:
+        file, number = self._places[index]
+        self._bad.add_later(file, number, list(self._ids)[index], reason)
+
+    def _take(self, raw: RawRow, ordinal: int) -> None:
+        admitted = self.admit(raw, ordinal)
+        if admitted is None:
+            return
+        row_id, item, length = admitted
+        if row_id in self._ids:
+            raise ValueError(f"id: expected a unique value, found {row_id!r} again")
+        self._ids[row_id] = len(self.items)
+        self.items.append(item)
+        self._lengths.append(length)
+        self._places.append((raw.file, raw.number))
+
+
+class BoundedCache(Generic[Item]):
+    """The items that were used last, as many as `capacity` bytes hold."""
+
+    def __init__(self, capacity: int, size: Callable[[Item], int]) -> None:
+        """`size` tells the bytes of an item."""
+        self._capacity, self._size, self.num_bytes = capacity, size, 0
+        self._items: OrderedDict[object, Item] = OrderedDict()
+
+    def get(self, key: object, build: Callable[[], Item]) -> Item:
+        if key in self._items:
+            self._items.move_to_end(key)
+            return self._items[key]
+        item = self._items[key] = build()
+        self.num_bytes += self._size(item)
+        while self.num_bytes > self._capacity:
+            self.num_bytes -= self._size(self._items.popitem(last=False)[1])
+        return item
+
+
+def bytes_of_row(row: Row) -> int:
+    """Memory of a built row, mostly pixels."""
+    return sum(image.nbytes for image in row.images) + _BYTES_OF_ID * row.num_tokens
+
+
+@dataclass(frozen=True)
+class StepPart:
+    """How many rows of a source are in every step, in which order they come."""
+
+    source: RowSource
+    per_step: int
+    order: KeyedOrder
+
+    @classmethod
+    def keyed(cls, source: RowSource, per_step: int, seed: int, name: str) -> "StepPart":
+        """Rows in an order that the seed and `name` decide."""
+        return cls(source, per_step, KeyedOrder(len(source), seed, name))
+
+
+class StepRows:
+    """The rows of each step, as a function of the step's number alone."""
+
+    def __init__(self, parts: Sequence[StepPart], cache_mib: int) -> None:
+        self._parts = [part for part in parts if part.per_step]
+        self._cache = BoundedCache[Row](cache_mib * 2**20, bytes_of_row)
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps after which every row was there once."""
+        return max(-(-len(part.source) // part.per_step) for part in self._parts)
+
+    def __call__(self, step: int) -> list[Row]:
+        """Rows of one step. One whose images cannot be read is named and left out. `ValueError` when none is left."""
+        rows = []
+        for number, part in enumerate(self._parts):
+            for index in part.order.rows(step * part.per_step, part.per_step):
+                try:
+                    rows.append(
+                        self._cache.get((number, index), lambda part=part, index=index: part.source.build(index))
+                    )
+                except MediaError as error:
+                    part.source.name_bad(index, str(error))
+        if not rows:
+            raise ValueError(f"data: no row of step {step + 1} can be used; see the bad rows named above")
+        return rows

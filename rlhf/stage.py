@@ -1,0 +1,126 @@
+"""Reinforcement learning as a stage: what may be wrong is looked at first, then the parts are put together."""
+
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from pathlib import Path
+
+from model.checkpoint import load_model, load_processor
+from model.config import MoeLanguageConfig
+from model.engine.local import LocalEngine
+from model.processing.processor import Processor
+from model.run.folder import RunFolder
+from model.run.progress import StageProgress
+from rewards.rubric import Rubric
+from rlhf.ahead import AheadCollector
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.registry import build_algorithm
+from rlhf.collect import Collector
+from rlhf.config import RlConfig, TrlTrainerConfig
+from rlhf.console import StepReporter
+from rlhf.evaluation.evaluator import Evaluator
+from rlhf.mismatch import MismatchWatch
+from rlhf.prompts import PromptSet, open_prompts
+from rlhf.trainer import Parts, train
+from rlhf.update import Policy
+from rollouts.build import build_worker
+
+
+def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubric) -> None:
+    """Train and write `run.dir/final`; continues where an earlier call stopped.
+
+    `rubric_class` replaces the rubric, for control experiments.
+    """
+    if isinstance(config.trainer, TrlTrainerConfig):
+        from rlhf.trl.settings import check
+        from rlhf.trl.trl_trainer import run_with_trl
+
+        check(config)
+        return run_with_trl(config, resolved, rubric_class)
+    processor = load_processor(Path(config.checkpoint))
+    config, algorithm = checked(config, processor)
+    with rubric_class(config.reward) as rubric, RunFolder(config.run, resolved) as run:
+        rubric.check_functions()
+        if run.is_done:
+            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            return
+        prompts, held_out = open_prompts(config, processor, run.folder)
+        config = replace(config, trainer=config.trainer.complete(len(prompts)))
+        print(describe(config, len(prompts)), flush=True)
+        _train(config, algorithm, prompts, held_out, rubric, run)
+
+
+def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm]:
+    """The config with limits that fit the model, and its algorithm. `ValueError` where they do not go together."""
+    language = processor.config.language
+    config = replace(config, rollouts=config.rollouts.within(language.max_position_embeddings))
+    algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
+    if config.trainer.balance_coefficient and not isinstance(language, MoeLanguageConfig):
+        raise ValueError(
+            f"trainer.balance_coefficient: expected 0 for {config.checkpoint}, whose decoder has no routers, found "
+            f"{config.trainer.balance_coefficient}"
+        )
+    return config, algorithm
+
+
+def describe(config: RlConfig, num_prompts: int) -> str:
+    """The limits of a run in two lines."""
+    trainer, rollouts = config.trainer, config.rollouts
+    return (
+        f"limits: {rollouts.max_prompt_tokens} + {rollouts.max_completion_tokens} tokens "
+        f"(rollouts.max_prompt_tokens + rollouts.max_completion_tokens), learning rate "
+        f"{config.optimizer.learning_rate:g}, {config.algorithm.name}\n"
+        f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
+        f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts"
+    )
+
+
+def _train(
+    config: RlConfig,
+    algorithm: Algorithm,
+    prompts: PromptSet,
+    held_out: PromptSet | None,
+    rubric: Rubric,
+    run: RunFolder,
+) -> None:
+    """Load the model, put the parts together, run the loop, write the final model."""
+    trainer_config, rollout_config, seed = config.trainer, config.rollouts, config.run.seed
+    model, processor = load_model(Path(config.checkpoint))
+    last = trainer_config.max_steps
+    total_updates = last * config.updates_per_step
+    engine = LocalEngine(
+        model, config.engine, config.optimizer, total_updates, rollout_config.temperature, processor.barred_ids
+    )
+    reference = engine.frozen() if algorithm.needs_reference else None
+    num_ahead = rollout_config.max_staleness // config.updates_per_step
+    with (
+        closing(build_worker(engine.compute_model, processor, rollout_config, seed)) as worker,
+        StageProgress("rl", last) as progress,
+        ExitStack() as ends,
+    ):
+        collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
+        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out)
+        ahead = None
+        if num_ahead:
+            ahead = AheadCollector(
+                collector,
+                worker,
+                rubric,
+                num_ahead,
+                last,
+                lambda step: run.is_due(step, last) or evaluator.is_due(step, last),
+            )
+            ends.callback(ahead.close_thread)
+        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens)
+        parts = Parts(
+            policy=policy,
+            collector=ahead or collector,
+            rubric=ahead.rubric if ahead else rubric,
+            algorithm=algorithm,
+            evaluator=evaluator,
+            watch=MismatchWatch(policy, trainer_config.max_sampler_gap),
+            reporter=StepReporter(progress, processor.tokenizer, trainer_config.show_every),
+        )
+        train(trainer_config, parts, run)
+    with run.space_for("final"):
+        engine.export(run.final_folder, processor)
+    run.finish({"updates": engine.step_count})

@@ -1,0 +1,157 @@
+"""Stages of a pipeline as data: from a recipe's list to command lines that are all checked before the first starts."""
+
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from conf.cli import assign, command_of, entry_of, load_config
+from rewards.rubric import Rubric
+from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
+
+_FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides")
+_EVALUATE = "evaluate"
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One process of the pipeline."""
+
+    name: str
+    entry: str  # entry point of conf/
+    module: str
+    overrides: list[str]
+    files: dict[str, Path] = field(default_factory=dict)  # input key -> what must be there before it starts
+    writes_model: bool = False
+
+    @property
+    def command(self) -> list[str]:
+        """Arguments behind the Python interpreter."""
+        return ["-m", self.module, *self.overrides]
+
+
+def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]:
+    """(the stages, the evaluation after each stage by the stage's name), with complete command lines.
+
+    `ValueError` names the stage and its field where one would be refused.
+    """
+    if not config.stages:
+        raise ValueError("stages: expected at least one stage, found none; choose a recipe, such as recipe=quickstart")
+    stages: list[StagePlan] = []
+    for number, fields in enumerate(config.stages):
+        stages.append(_stage(config, number, fields, stages))
+    if config.prepare and importlib.util.find_spec(config.prepare) is None:
+        raise ValueError(
+            f"prepare: expected a module that can be imported, found {config.prepare!r}; the examples are in the "
+            "checkout, not in the installed package"
+        )
+    return stages, _evaluations(config, stages)
+
+
+def check_inputs(stages: Sequence[StagePlan]) -> None:
+    """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
+    for stage in stages:
+        for key, path in stage.files.items():
+            if not path.exists():
+                raise ValueError(f"stages.{stage.name}: {key}: expected a file or folder at {path}, found none")
+
+
+def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earlier: Sequence[StagePlan]) -> StagePlan:
+    name = fields.get("name")
+    if not isinstance(name, str) or not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"stages: stage {number}: name: expected letters, digits, _ and -, found {name!r}")
+    if unknown := [key for key in fields if key not in _FIELDS]:
+        raise ValueError(f"stages.{name}: expected the fields {', '.join(_FIELDS)}, found {unknown[0]!r}")
+    if name in (_EVALUATE, "evaluations", "export") or name in [stage.name for stage in earlier]:
+        raise ValueError(f"stages: expected names of their own, found {name!r} again; rename one")
+    entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command")
+    values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
+    common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
+    common.append(assign("run.dir", Path(config.run.dir) / name))
+    if start := str(fields.get("from") or ""):
+        values["checkpoint"], file = _start(config, start, earlier, f"stages.{name}.from")
+        files |= {"from": file} if file else {}
+    if entry == _EVALUATE:
+        common = _common_of_evaluation(config, name)
+    recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
+    own = [str(override) for override in fields.get("overrides") or []]
+    overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
+    planned = StagePlan(name, entry, command_of(entry), overrides, files, entry != _EVALUATE)
+    _check(planned, f"stages.{name}")
+    return planned
+
+
+def _check(stage: StagePlan, where: str) -> None:
+    """Compose the stage's own config, and load the reward functions that it names."""
+    try:
+        config, _ = load_config(stage.entry, stage.overrides)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
+    if isinstance(config, RlConfig | EvaluateConfig) and config.reward.functions:
+        with Rubric(config.reward) as rubric:
+            rubric.check_functions()
+
+
+def _inputs(
+    config: PipelineConfig, given: Mapping[str, Any], earlier: Sequence[StagePlan], where: str
+) -> tuple[dict[str, Any], dict[str, Path]]:
+    """(key -> value, key -> path that must be there). `@STAGE/...` is in the folder of an earlier stage; other relative
+    paths are in the pipeline's data folder."""
+    values: dict[str, Any] = {}
+    files: dict[str, Path] = {}
+    for key, value in given.items():
+        text = str(value)
+        if text.startswith("@"):
+            name, _, rest = text[1:].partition("/")
+            _require_earlier(name, earlier, f"{where}.inputs.{key}")
+            values[key] = Path(config.run.dir) / name / rest
+        else:
+            values[key] = files[key] = Path(config.data) / text
+    return values, files
+
+
+def _start(config: PipelineConfig, start: str, earlier: Sequence[StagePlan], where: str) -> tuple[Path, Path | None]:
+    """(the checkpoint to start from, what must be there). `from` is base, an earlier stage, or a folder."""
+    if start == "base":
+        if not config.base:
+            raise ValueError(f"{where}: base: expected the folder of a model in the pipeline's `base`, found nothing")
+        return Path(config.base), Path(config.base)
+    if "/" in start:
+        return Path(start), Path(start)
+    _require_earlier(start, earlier, where)
+    return Path(config.run.dir) / start / "final", None
+
+
+def _require_earlier(name: str, earlier: Sequence[StagePlan], where: str) -> None:
+    names = [stage.name for stage in earlier if stage.writes_model]
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise ValueError(f"{where}: expected base, a folder, or an earlier stage ({known}), found {name!r}")
+
+
+def _common_of_evaluation(config: PipelineConfig, name: str) -> list[str]:
+    output = Path(config.run.dir) / "evaluations" / f"{name}.json"
+    settings = [assign("output", output), f"seed={config.run.seed}", f"num_threads={config.num_threads}"]
+    return [*settings, f"num_prompts={config.num_eval}"] if config.num_eval else settings
+
+
+def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[str, StagePlan]:
+    evaluation = config.evaluation
+    if not evaluation.inputs:
+        return {}
+    models = [stage.name for stage in stages if stage.writes_model]
+    if unknown := [name for name in evaluation.after if name not in models]:
+        raise ValueError(
+            f"evaluation.after: expected stages that write a model ({', '.join(models)}), found {unknown[0]!r}"
+        )
+    planned = {}
+    for name in evaluation.after or models:
+        values, files = _inputs(config, evaluation.inputs, stages, "evaluation")
+        values["checkpoint"] = Path(config.run.dir) / name / "final"
+        recipe = [f"recipe={evaluation.recipe}"] if evaluation.recipe else []
+        overrides = [*recipe, *(assign(key, value) for key, value in values.items())]
+        overrides += [*_common_of_evaluation(config, name), *evaluation.overrides]
+        planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, files)
+        _check(planned[name], "evaluation")
+    return planned
