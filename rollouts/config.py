@@ -92,7 +92,7 @@ class RolloutConfig:
     name: str = "embedded"
     """kind of sampler: embedded is our own model, vllm is vLLM"""
     max_prompt_tokens: int = 0
-    """longest prompt in tokens, visual ones included. 0 means the report's 16,384, or what the model's context leaves"""
+    """longest prompt in tokens, visual ones included. 0 means the report's 16,384 or what the model's context leaves"""
     max_completion_tokens: int = 0
     """longest completion in tokens; a completion that reaches it is overlong. 0 means the report's 4,096, or a fifth of
     the model's context where that is less"""
