@@ -20,7 +20,7 @@ def command(tiny_folder, easy_prompts, tmp_path):
     """Runs the command on the easy prompts; returns the lines of its file."""
 
     def run(*overrides: str, prompts=easy_prompts) -> list[dict]:
-        limits = ["rollouts.max_completion_tokens=6", "num_threads=1", "samples=2"]
+        limits = ["rollouts.max_completion_tokens=6", "num_threads=1", "num_samples=2"]
         required = [f"checkpoint={tiny_folder}", f"prompts={prompts}", f"out={tmp_path}/out/o.jsonl"]
         generate_file(*load_config("generate", [*required, *limits, *overrides]))
         return [json.loads(line) for line in (tmp_path / "out" / "o.jsonl").read_text().split("\n")[:-1]]
