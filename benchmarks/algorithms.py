@@ -49,7 +49,7 @@ def train(arm: str, checkpoint: Path, data: Path, seed: int) -> dict[str, Any]:
     begin = time.monotonic()
     paths = [assign("checkpoint", checkpoint), assign("prompts", data / "train.jsonl"), assign("run.dir", folder)]
     fresh = not (folder / "done.json").exists()
-    run("rlhf.train", [*ARMS[arm], *paths, f"run.seed={seed}", "engine.num_threads=1"])
+    run("rlhf.train", ["recipe=quickstart", *ARMS[arm], *paths, f"run.seed={seed}", "engine.num_threads=1"])
     seconds = {"seconds": round(time.monotonic() - begin, 1)} if fresh else {}
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     completions = sum(row["completion_tokens"] for row in rows)

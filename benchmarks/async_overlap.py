@@ -44,6 +44,7 @@ def run(folder: Path, name: str, steps: int, seconds: float, staleness: int) -> 
 
     rollouts.build.build_worker = build
     overrides = [
+        "recipe=quickstart",
         f"checkpoint={folder / 'model'}",
         f"prompts={folder / 'data' / 'train.jsonl'}",
         f"run.dir={folder / name}",

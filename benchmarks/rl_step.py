@@ -22,9 +22,10 @@ from typing import Any
 
 from benchmarks.parts.measure import environment
 from benchmarks.parts.rl_step_arm import Arm
-from conf.cli import assign
+from conf.cli import assign, load_config
 
 THREADS, BAR, POINTS_OF_ACCURACY, MARGIN = 2, 4.0, 4, 3.0
+COMPLETION_TOKENS = 48  # the quickstart's limit
 FEWEST_STEPS = 4  # the first warms up, quartiles need some
 SIDES = ("ours", "trl")
 MICRO_BATCHES = (8, 32, 128)  # of TRL's 128 rows of a step
@@ -49,14 +50,13 @@ def module(name: str, arguments: list[str]) -> None:
 
 def longcot_checkpoint(folder: Path, data: Path, seed: int) -> Path:
     """Made by the first two stages of the quickstart's pipeline, if it is not there."""
-    from model.run.config import RunConfig
-    from rlhf.config import PipelineConfig
-    from rlhf.pipeline import plan
+    from rlhf.stages import plan
 
     checkpoint = folder / "longcot_sft" / "final"
     if not checkpoint.exists():
-        config = PipelineConfig(run=RunConfig(dir=str(folder), seed=seed), data=str(data), num_threads=THREADS)
-        for stage in plan(config)[:2]:
+        settings = [assign("run.dir", folder), f"run.seed={seed}", assign("data", data), f"num_threads={THREADS}"]
+        stages, _ = plan(load_config("pipeline", ["recipe=quickstart", *settings])[0])
+        for stage in stages[:2]:
             module(stage.module, stage.overrides)
     return checkpoint
 
@@ -67,11 +67,10 @@ def visual_checkpoint(folder: Path) -> Path:
     from benchmarks.parts.sampling_models import SIZES, planted_model
     from benchmarks.sampling import LIMIT_OVER_MEAN
     from model.checkpoint import save_model
-    from rollouts.config import RolloutConfig
 
     if not folder.exists():
         size = replace(SIZES["T"], vision_width=128, vision_layers=3)
-        save_model(folder, *planted_model(size, 256, LIMIT_OVER_MEAN / RolloutConfig().max_completion_tokens))
+        save_model(folder, *planted_model(size, 256, LIMIT_OVER_MEAN / COMPLETION_TOKENS))
     return folder
 
 

@@ -190,11 +190,14 @@ def _take_stage_overrides(entry: str, overrides: Sequence[str]) -> tuple[list[st
 
 def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> None:
     """Append them to what the recipe's stages say themselves."""
+    from omegaconf import OmegaConf
+
     stages = {str(stage.get("name")): stage for stage in pipeline.stages}
     for name, extra in by_stage.items():
         if name not in stages:
             raise UsageError(f"stages.{name}.{extra[0]}: no stage {name!r}; {_nearest(name, list(stages))}")
-        stages[name]["overrides"] = [*(stages[name].get("overrides") or []), *extra]
+        own = [*(stages[name].get("overrides") or []), *extra]
+        OmegaConf.update(stages[name], "overrides", own, force_add=True)
 
 
 @contextmanager

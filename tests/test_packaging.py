@@ -88,7 +88,13 @@ def test_installed_package_trains_from_another_directory(installed, tmp_path):
         {"id": "2", "kind": "worked", "images": [], "prefix": "What is 1+2?", "texts": ["1+2=3"]},
     ]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    overrides = ["max_steps=1", "data.path=data.jsonl", "data.mixture={caption: 1, worked: 1, direct: 0}"]
+    overrides = [
+        "model=tiny",
+        "optimizer.learning_rate=1e-3",
+        "max_steps=1",
+        "data.path=data.jsonl",
+        "data.mixture={caption: 1, worked: 1, direct: 0}",
+    ]
     process = subprocess.run(
         [sys.executable, "-c", START, *overrides, "run.dir=run", "engine.num_threads=1"],
         cwd=tmp_path,

@@ -12,12 +12,12 @@ import conf.cli
 from conf.schema import ENTRIES
 
 REQUIRED = {
-    "pretrain": [],
+    "pretrain": ["model=tiny", "data.path=d", "optimizer.learning_rate=1e-3"],
     "sft": ["checkpoint=c", "data.demonstrations=d", "data.prompts=p"],
     "rlhf": ["checkpoint=c", "prompts=p"],
     "evaluate": ["checkpoint=c", "prompts=p"],
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
-    "pipeline": [],
+    "pipeline": ["recipe=quickstart"],
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],
     "chat": ["checkpoint=c"],

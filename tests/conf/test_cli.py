@@ -87,10 +87,14 @@ def test_what_the_schema_does_not_have_is_refused(run, required, entry, argument
         ("rlhf", ["rollouts.temperature=0"], ["rollouts.temperature", "positive", "found 0.0"]),
         ("rlhf", ["optimizer.learning_rate=nan"], ["optimizer.learning_rate", "positive", "found nan"]),
         ("rlhf", ["run.dir="], ["run.dir", "expected a folder", "found nothing"]),
+        ("rlhf", ["optimizer.learning_rate=0"], ["optimizer.learning_rate", "positive", "found 0"]),
         ("rlhf", ["checkpoint="], ["checkpoint", "expected a path", "found nothing"]),
         ("rlhf", ["reward.functions=[a.py]"], ["reward.functions", "FILE.py:NAME", "'a.py'"]),
         ("evaluate", ["num_prompts=-1"], ["num_prompts", "at least 0", "found -1"]),
-        ("pretrain", ["data.mixture.caption=-1"], ["data.mixture", "at least one kind", "-1"]),
+        ("pretrain", ["data.mixture.caption=-1"], ["data.mixture", "0 or more", "-1"]),
+        ("pretrain", ["model=null"], ["model", "one of tiny, tiny_moe", "found none"]),
+        ("pretrain", ["data.path="], ["data.path", "expected a file", "found nothing"]),
+        ("pretrain", ["optimizer.learning_rate=0"], ["optimizer.learning_rate", "there is no default"]),
         ("sft", ["data.rollouts=r"], ["data.demonstrations", "data.rollouts", "found both"]),
         ("sft", ["data.direct_share=2"], ["data.direct_share", "between 0 and 1", "found 2.0"]),
     ],
@@ -124,7 +128,7 @@ class TestTypoInYaml:
     def test_section_of_a_recipe(self, run, own_conf):
         recipe = own_conf / "pretrain" / "recipe" / "quickstart.yaml"
         recipe.write_text(recipe.read_text().replace("optimizer:", "optimiser:"))
-        outcome = run("pretrain")
+        outcome = run("pretrain", "recipe=quickstart", "data.path=d")
         assert outcome.code == 2
         assert "recipe/quickstart.yaml: optimiser: no such key" in outcome.err and "'optimizer" in outcome.err
 
@@ -158,12 +162,16 @@ class TestOverrides:
         assert load_config("rlhf", overrides) == load_config("rlhf", overrides[::-1])
 
     def test_a_mapping_takes_new_keys(self):
-        config, _ = load_config("pretrain", ["data.mixture.web=5"])
+        config, _ = load_config("pretrain", ["recipe=quickstart", "data.path=d", "data.mixture.web=5"])
         assert config.data.mixture["web"] == 5 and len(config.data.mixture) > 1
 
     def test_of_a_stage_come_after_the_recipes(self, run):
-        config = run("pipeline", "stages.rl.trainer.max_steps=7", "stages.rl.algorithm=grpo").config
-        assert config.stages.rl[-2:] == ["trainer.max_steps=7", "algorithm=grpo"] and len(config.stages.rl) > 2
+        overrides = ["stages.rl.trainer.max_steps=7", "stages.rl.algorithm=grpo", "stages.pretrain.max_steps=5"]
+        stages = {
+            stage["name"]: stage for stage in run("pipeline", "recipe=quickstart_smoke", *overrides).config.stages
+        }
+        assert stages["rl"]["overrides"] == ["trainer.max_steps=7", "algorithm=grpo"]
+        assert stages["pretrain"]["overrides"] == ["max_steps=2", "max_steps=5"]
 
     @pytest.mark.parametrize(
         ("override", "parts"),
@@ -176,37 +184,84 @@ class TestOverrides:
     )
     def test_of_a_stage_are_checked_before_any_stage_runs(self, run, tmp_path, override, parts):
         folder, data = tmp_path / "run", tmp_path / "data"
-        outcome = run("pipeline", f"run.dir={folder}", f"data={data}", override, function=run_pipeline)
+        outcome = run(
+            "pipeline", "recipe=quickstart", f"run.dir={folder}", f"data={data}", override, function=run_pipeline
+        )
         assert outcome.code == 2 and not [part for part in parts if part not in outcome.err], outcome.err
         assert not folder.exists() and not data.exists()
 
 
 class TestExitCodes:
-    def test_refusal_by_the_function(self, run):
+    def test_refusal_by_the_function(self, run, required):
         def refuse(config, resolved):
             raise ValueError("data: expected more")
 
-        outcome = run("pretrain", function=refuse)
+        outcome = run("pretrain", *required["pretrain"], function=refuse)
         assert (outcome.code, outcome.err) == (2, "error: data: expected more\n")
 
-    def test_interruption(self, run):
+    def test_interruption(self, run, required):
         def interrupt(config, resolved):
             raise KeyboardInterrupt
 
-        outcome = run("pretrain", function=interrupt)
+        outcome = run("pretrain", *required["pretrain"], function=interrupt)
         assert outcome.code == 130 and "continues from the newest checkpoint" in outcome.err
 
-    def test_failure_of_a_stage_keeps_its_code(self, run):
+    def test_failure_of_a_stage_keeps_its_code(self, run, required):
         def fail(config, resolved):
             error = RuntimeError("stage rl ended")
             error.exit_code = 9
             raise error
 
-        assert run("pretrain", function=fail).code == 9
+        assert run("pretrain", *required["pretrain"], function=fail).code == 9
 
-    def test_a_bug_of_ours_is_not_the_users_error(self, run):
+    def test_a_bug_of_ours_is_not_the_users_error(self, run, required):
         def crash(config, resolved):
             raise RuntimeError("bug")
 
         with pytest.raises(RuntimeError, match="bug"):
-            run("pretrain", function=crash)
+            run("pretrain", *required["pretrain"], function=crash)
+
+
+class TestRecipes:
+    def test_what_runs_without_one_is_said_in_the_first_line(self, run, required):
+        for entry in ("rlhf", "pretrain"):
+            outcome = run(entry, *required[entry])
+            assert outcome.out.splitlines()[0].startswith("recipe: none; keys that are not given have the report's")
+        assert run("rlhf", *required["rlhf"], "recipe=quickstart").out.splitlines()[0] == "recipe: quickstart"
+        assert "recipe" not in run("evaluate", *required["evaluate"]).out
+
+    def test_without_one_the_reports_values_hold(self, required):
+        """Section 4.2 and table 4 of the report; what it does not state is neutral: constant rate, no warm-up."""
+        rl, _ = load_config("rlhf", required["rlhf"])
+        assert rl.trainer.groups_per_step * rl.algorithm.group_size == 2048
+        assert (rl.trainer.mini_batch_size, rl.updates_per_step) == (512, 8)
+        assert (rl.optimizer.learning_rate, rl.optimizer.schedule.value, rl.optimizer.warmup_steps) == (
+            1e-6,
+            "constant",
+            0,
+        )
+        sft, _ = load_config("sft", ["checkpoint=c", "data.demonstrations=d"])
+        assert (sft.batch_size, sft.optimizer.learning_rate, sft.optimizer.schedule.value) == (1024, 1e-6, "cosine")
+        for context, limits in ((40960, (16384, 4096)), (512, (410, 102))):
+            found = rl.rollouts.within(context)
+            assert (found.max_prompt_tokens, found.max_completion_tokens) == limits
+
+    def test_may_be_a_file_of_ones_own(self, tmp_path, required):
+        path = tmp_path / "my recipe.yaml"
+        path.write_text("defaults:\n  - override /algorithm: grpo\ntrainer:\n  max_steps: 7\n")
+        config, _ = load_config("rlhf", [*required["rlhf"], f"recipe={path}", "trainer.passes=3"])
+        assert (config.algorithm.name, config.trainer.max_steps, config.trainer.passes) == ("grpo", 7, 3)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            (None, r"recipe: expected a readable YAML file at .*mine\.yaml, found"),
+            ("trainer:\n  max_stepz: 7\n", "trainer.max_stepz: no such key; did you mean 'trainer.max_steps'"),
+        ],
+    )
+    def test_a_bad_file_is_named(self, tmp_path, required, text, message):
+        path = tmp_path / "mine.yaml"
+        if text is not None:
+            path.write_text(text)
+        with pytest.raises(ValueError, match=message):
+            load_config("rlhf", [*required["rlhf"], f"recipe={path}"])

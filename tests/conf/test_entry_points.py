@@ -55,5 +55,6 @@ def test_folders_that_merely_bear_our_names_do_not_hide_us(tmp_path):
     """A run folder beside `model/` and `data/` is common; without __init__.py they are no packages."""
     for name in ("model", "rewards", "conf", "data"):
         (tmp_path / name).mkdir()
-    process = start(["-m", "model.pretrain.train", "--cfg", "job"], tmp_path)
+    given = ["model=tiny", "data.path=d", "optimizer.learning_rate=1e-3"]
+    process = start(["-m", "model.pretrain.train", *given, "--cfg", "job"], tmp_path)
     assert process.returncode == 0 and "max_steps" in process.stdout, process.stderr

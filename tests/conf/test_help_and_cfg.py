@@ -38,7 +38,7 @@ def test_help_shows_the_entry_points_own_defaults(run):
     """Not those of the section's class, which other entry points share."""
     shown = run("rlhf", "--help").out
     for line in (
-        "optimizer.schedule: constant|linear|cosine = 'linear'",
+        "optimizer.schedule: constant|linear|cosine = 'constant'",
         "run.dir: str = 'runs/rl'",
         "algorithm.kl.coefficient: float = 0.04",
         "algorithm.clip_high: float = 0.28",
@@ -57,7 +57,7 @@ def test_help_wins_over_a_broken_rest(run):
 @pytest.mark.parametrize(
     ("entry", "overrides"),
     [
-        ("pretrain", ["data.mixture.web=5", "normalise=samples"]),
+        ("pretrain", ["data.mixture.web=5", "normalisation=samples"]),
         ("sft", ["recipe=quickstart_fusion", "max_steps=3"]),
         ("rlhf", ["algorithm=grpo", "algorithm.advantage_scale=none", "reward.functions=[a.py:f]"]),
         ("rlhf", ["algorithm=dapo", "algorithm.overlong.buffer=3", "run.dir='a: b #c'"]),

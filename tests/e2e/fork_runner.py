@@ -11,7 +11,7 @@ import sys
 import torch
 
 torch.set_num_threads(1)
-for name in ("model.pretrain.train", "sft.train", "rlhf.train", "model.checkpoint", "model.supervised"):
+for name in ("model.pretrain.train", "sft.train", "rlhf.train", "model.pretrain.stage", "sft.stage", "rlhf.stage"):
     importlib.import_module(name)
 for name in ("rlhf.trainer", "rollouts.embedded", "sft.data", "model.pretrain.documents", "hydra", "rich.progress"):
     importlib.import_module(name)

@@ -68,7 +68,9 @@ def run(folder: Path, checkpoint: Path, prompts: Path, *overrides: str) -> None:
     sizes = ["algorithm.group_size=4", "rollouts.max_completion_tokens=16", "trainer.max_draws=12"]
     pool = ["rollouts.pool.workers=3", "rollouts.pool.placement=process", "engine.num_threads=1", "run.save_every=30"]
     required = [f"checkpoint={checkpoint}", f"prompts={prompts}", f"run.dir={folder}", "algorithm.group_filter=none"]
-    run_stage(*load_config("rlhf", [*required, *settings, *sizes, *pool, *overrides]), LengthRubric)
+    run_stage(
+        *load_config("rlhf", ["recipe=quickstart", *required, *settings, *sizes, *pool, *overrides]), LengthRubric
+    )
 
 
 def completions(folder: Path) -> dict[tuple[int, int], list[int]]:

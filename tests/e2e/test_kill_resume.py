@@ -81,7 +81,7 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         f"evaluation.prompts={digits_folder / 'validation.jsonl'}",
         "evaluation.every=3",
         "evaluation.num_prompts=4",
-        "evaluation.samples=2",
+        "evaluation.num_samples=2",
         f"reward.functions=[{evenness}:even]",
         "rollouts.max_completion_tokens=16",
     ]
@@ -99,9 +99,9 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         "max_steps=6",
     ]
     return {
-        "rl": ("rlhf.train", [*rl, *common]),
-        "sft": ("sft.train", [*sft, *common]),
-        "pretrain": ("model.pretrain.train", [*pretrain, *common]),
+        "rl": ("rlhf.train", ["recipe=quickstart", *rl, *common]),
+        "sft": ("sft.train", ["recipe=quickstart_longcot", *sft, *common]),
+        "pretrain": ("model.pretrain.train", ["recipe=quickstart", *pretrain, *common]),
     }
 
 

@@ -66,7 +66,12 @@ def launch(environment: dict[str, str], log: Path, *overrides: str) -> int:
 @pytest.mark.slow
 def test_a_job_of_two_nodes_trains(environment, tiny_folder, digits_folder, tmp_path):
     folder = tmp_path / "run"
-    required = [f"checkpoint={tiny_folder}", f"prompts={digits_folder / 'train.jsonl'}", f"run.dir={folder}"]
+    required = [
+        "recipe=quickstart",
+        f"checkpoint={tiny_folder}",
+        f"prompts={digits_folder / 'train.jsonl'}",
+        f"run.dir={folder}",
+    ]
     sizes = ["trainer.max_steps=2", "trainer.groups_per_step=4", "trainer.mini_batch_size=16", "trainer.max_draws=8"]
     sampling = ["algorithm.group_size=4", "rollouts.max_completion_tokens=16", "rollouts.kv_cache_gib=0.25"]
     others = ["algorithm.group_filter=none", "engine.num_threads=1", "rollouts.pool.transfer=broadcast"]

@@ -46,7 +46,12 @@ def test_two_nodes_give_the_run_of_one_process(cluster, tiny_folder, digits_fold
         ],
     }
     for name, pool in pools.items():
-        run_stage(*load_config("rlhf", [*required, *limits, *sizes, *pool, f"run.dir={tmp_path / name}"]), LengthRubric)
+        run_stage(
+            *load_config(
+                "rlhf", ["recipe=quickstart", *required, *limits, *sizes, *pool, f"run.dir={tmp_path / name}"]
+            ),
+            LengthRubric,
+        )
     alone, nodes = (load_file(tmp_path / name / "final" / "model.safetensors") for name in pools)
     assert all(alone[name].equal(nodes[name]) for name in alone)
     begin = load_file(tiny_folder / "model.safetensors")

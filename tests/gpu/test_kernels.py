@@ -113,7 +113,7 @@ def test_log_probs_do_not_depend_on_whether_gradients_are_wanted():
     """Old log-probs are made without, new ones with them: the first ratio is exactly 1."""
     model = SailVL2(flavour_config(Flavour.tiny))
     model.initialise(5)
-    engine = LocalEngine(model, EngineConfig(), OptimizerConfig(), 10)
+    engine = LocalEngine(model, EngineConfig(), OptimizerConfig(learning_rate=1e-3), 10)
     inputs, found = pack_rows(make_rows(3), PLACEHOLDER, PIXELS_PER_TOKEN), []
     old = engine.logprobs([inputs])[0].logprobs
 

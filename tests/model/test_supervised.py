@@ -7,7 +7,7 @@ from model.batch import Row
 from model.checkpoint import build_flavour
 from model.config import Flavour
 from model.engine.balance import BalancedLoss
-from model.engine.config import EngineConfig, OptimizerConfig
+from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.local import LocalEngine
 from model.moe import activation_entropy
 from model.supervised import cross_entropy, make_train_batch
@@ -18,7 +18,12 @@ DENOMINATOR = 40.0
 @pytest.fixture
 def moe():
     model, processor = build_flavour(Flavour.tiny_moe, 2)
-    return LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=3e-3), 40), processor
+    return LocalEngine(
+        model,
+        EngineConfig(num_threads=1),
+        OptimizerConfig(3e-3, 10, Schedule.cosine, 0.1, beta2=0.95, weight_decay=0.05),
+        40,
+    ), processor
 
 
 def rows(seed: int) -> list[Row]:

@@ -77,7 +77,7 @@ def gradient(
     model, processor = parts
     copy = SailVL2(model.config).double()
     copy.load_state_dict(model.state_dict())
-    engine = LocalEngine(copy, EngineConfig(num_threads=1), OptimizerConfig(), 10)
+    engine = LocalEngine(copy, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 10)
     config = TrainerConfig(mini_batch_size=96, passes=2, balance_coefficient=balance, skip_zero_advantage=skips)
     one = prepare(algorithm.assign_advantages(groups), Policy(engine, None, processor, budget), algorithm, config)[0]
     assert (len(one.batches) > 1) == (budget < 1000)
@@ -155,9 +155,9 @@ def test_nor_with_load_balancing(parts, name, coefficient):
 
 def num_passed(parts, algorithm, groups: list[Group], skips: bool) -> int:
     """Tokens of the only update."""
-    engine = LocalEngine(parts[0], EngineConfig(num_threads=1), OptimizerConfig(), 10)
+    engine = LocalEngine(parts[0], EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 10)
     config, policy = (
-        TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips),
+        TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips, passes=1),
         Policy(engine, None, parts[1], 100_000),
     )
     (one,) = prepare(algorithm.assign_advantages(groups), policy, algorithm, config)
@@ -199,9 +199,9 @@ def test_an_optimizer_goes_on_where_nothing_has_an_advantage(parts, silent):
     for skips in (True, False):
         model = SailVL2(parts[0].config).double()
         model.load_state_dict(parts[0].state_dict())
-        engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(warmup_steps=0), 10)
+        engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 10)
         policy = Policy(engine, None, parts[1], 100_000)
-        config = TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips)
+        config = TrainerConfig(mini_batch_size=96, skip_zero_advantage=skips, passes=1)
         for part in (groups, quiet):
             (one,) = prepare(algorithm.assign_advantages(part), policy, algorithm, config)
             (batch,) = one.batches

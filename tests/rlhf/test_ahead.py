@@ -160,7 +160,7 @@ def run(tiny_folder, prompts, folder, *overrides, rubric=LengthRubric):
     sizes = ["algorithm.group_size=4", "algorithm.overlong.buffer=2", "rollouts.max_completion_tokens=5"]
     other = ["engine.num_threads=1", "run.save_every=3", "rollouts.pool.workers=1"]
     required = [f"checkpoint={tiny_folder}", f"prompts={prompts}", f"run.dir={folder}"]
-    run_stage(*load_config("rlhf", [*required, *limits, *sizes, *other, *overrides]), rubric)
+    run_stage(*load_config("rlhf", ["recipe=quickstart", *required, *limits, *sizes, *other, *overrides]), rubric)
 
 
 def test_a_run_ahead_trains_saves_and_continues(tiny_folder, easy_prompts, tmp_path, monkeypatch):
@@ -211,4 +211,4 @@ def measured(line: dict) -> dict:
 )
 def test_what_cannot_run_ahead_is_refused(overrides, message):
     with pytest.raises(ValueError, match=message):
-        load_config("rlhf", ["checkpoint=c", "prompts=p", *overrides])
+        load_config("rlhf", ["recipe=quickstart", "checkpoint=c", "prompts=p", *overrides])

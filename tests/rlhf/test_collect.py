@@ -301,7 +301,7 @@ def test_bad_prompt_rows_are_named(tiny, tmp_path, row, message):
     path = tmp_path / "prompts.jsonl"
     path.write_text(row + "\n")
     with pytest.raises(ValueError, match=message):
-        PromptSet(path, tiny[1], Mode.think, RolloutConfig())
+        PromptSet(path, tiny[1], Mode.think, RolloutConfig(max_prompt_tokens=96))
 
 
 def test_duplicate_ids_and_missing_files(tiny, tmp_path):

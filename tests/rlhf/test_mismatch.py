@@ -35,7 +35,9 @@ class Samplers:
 def scene(tiny, digits_folder):
     """(policy, its model, worker, requests) that agree."""
     model, processor = copy.deepcopy(tiny[0]), tiny[1]
-    engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(), 1, 1.0, barred_ids=processor.barred_ids)
+    engine = LocalEngine(
+        model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 1, 1.0, barred_ids=processor.barred_ids
+    )
     worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0), model)
     prompts = PromptSet(digits_folder / "train.jsonl", processor, Mode.think, RolloutConfig())
     return Policy(engine, None, processor, 8192), model, worker, [prompts[i].request(i, 3) for i in range(3)]

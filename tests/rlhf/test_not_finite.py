@@ -46,7 +46,7 @@ class Bench:
     def __init__(self, folder, max_skipped: int = 3) -> None:
         model, self.processor = build_flavour(Flavour.tiny_moe, seed=1)
         settings = EngineConfig(num_threads=1, max_skipped_updates=max_skipped)
-        self.engine = LocalEngine(model, settings, OptimizerConfig(warmup_steps=0), 100)
+        self.engine = LocalEngine(model, settings, OptimizerConfig(learning_rate=1e-3), 100)
         self.policy = Policy(self.engine, self.engine.frozen(), self.processor, 60)
         self.run = RunFolder(RunConfig(dir=str(folder)), "a: 1\n")
         self.run.restore(self.engine)

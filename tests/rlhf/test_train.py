@@ -39,6 +39,7 @@ def run(tiny_folder, prompts, folder, rubric=LengthRubric, *overrides):
     config, resolved = load_config(
         "rlhf",
         [
+            "recipe=quickstart",
             f"checkpoint={tiny_folder}",
             f"prompts={prompts}",
             f"run.dir={folder}",
@@ -124,7 +125,12 @@ def test_sigterm_saves_and_the_same_command_continues(
 
 def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_folder, tmp_path, capsys):
     held_out = digits_folder / "validation.jsonl"
-    watch = [f"evaluation.prompts={held_out}", "evaluation.every=1", "evaluation.num_prompts=4", "evaluation.samples=2"]
+    watch = [
+        f"evaluation.prompts={held_out}",
+        "evaluation.every=1",
+        "evaluation.num_prompts=4",
+        "evaluation.num_samples=2",
+    ]
     run(
         tiny_folder,
         digits_folder / "train.jsonl",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from model.data.sources import DataFolders
 from model.interface import THINKING_INSTRUCTION, Mode
 from sft.config import SftConfig, SftDataConfig
-from sft.data import build_samples, select_rollouts
+from sft.data import open_samples, select_rollouts
 
 
 def rollout(prompt: str, ids: list[int], **changes) -> dict:
@@ -55,7 +56,7 @@ def test_only_correct_wellformed_complete_rollouts_once_each(tmp_path):
 def fusion(tiny, easy_prompts, tmp_path):
     store(tmp_path / "rollouts", 1, [rollout(f"p{i}", [10 + i, tiny[1].tokenizer.end_id]) for i in range(5)])
     data = SftDataConfig(rollouts=str(tmp_path / "rollouts"), prompts=str(easy_prompts), direct_share=0.75)
-    return build_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1])
+    return open_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1], DataFolders())
 
 
 def test_fusion_mixes_modes_by_instruction(fusion, tiny):
@@ -86,7 +87,7 @@ def test_samples_are_a_function_of_the_step(fusion):
 
 def test_demonstrations_share_their_prompt(tiny, digits_folder):
     data = SftDataConfig(demonstrations=str(digits_folder / "demonstrations.jsonl"))
-    rows = build_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1])(0)
+    rows = open_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1], DataFolders())(0)
     tokenizer = tiny[1].tokenizer
     for row in rows:
         texts = [tokenizer.decode(completion) for completion in row.completions]
@@ -99,7 +100,7 @@ def test_rollouts_of_unknown_prompts_are_refused(tiny, easy_prompts, tmp_path):
     store(tmp_path / "rollouts", 1, [rollout("elsewhere", [1])])
     data = SftDataConfig(rollouts=str(tmp_path / "rollouts"), prompts=str(easy_prompts))
     with pytest.raises(ValueError, match=r"found no row for \['elsewhere'\]"):
-        build_samples(SftConfig(checkpoint="-", data=data), tiny[1])
+        open_samples(SftConfig(checkpoint="-", data=data), tiny[1], DataFolders())
 
 
 @pytest.mark.parametrize(
@@ -119,9 +120,9 @@ def test_contradictory_sources(data, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"completions": []}, "row d: completions: expected at least one text"),
-        ({"completions": [5]}, "row d: completions: expected at least one text"),
-        ({"mode": "thinking"}, "row d: mode: expected think or direct"),
+        ({"completions": []}, r"demonstrations\.jsonl:1: completions: expected a list of at least one text"),
+        ({"completions": [5]}, r"demonstrations\.jsonl:1: completions: expected a list of at least one text"),
+        ({"mode": "thinking"}, r"demonstrations\.jsonl:1: mode: expected think or direct"),
         ({"messages": []}, "ends with a user message"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "image": "gone.png"}]}]},
@@ -134,7 +135,7 @@ def test_bad_demonstrations_are_refused_before_training(tiny, tmp_path, change, 
     path = tmp_path / "demonstrations.jsonl"
     path.write_text(json.dumps(row | change) + "\n")
     with pytest.raises(ValueError, match=message):
-        build_samples(SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path))), tiny[1])
+        open_samples(SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path))), tiny[1], DataFolders())
 
 
 def test_line_separators_inside_strings_do_not_split_rows(tiny, tmp_path):

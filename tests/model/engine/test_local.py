@@ -18,7 +18,12 @@ from model.supervised import cross_entropy
 def make_engine(tiny, engine: EngineConfig | None = None, **optimizer) -> LocalEngine:
     model = SailVL2(tiny[0].config)
     model.load_state_dict(tiny[0].state_dict())
-    return LocalEngine(model, engine or EngineConfig(num_threads=1), OptimizerConfig(**optimizer), total_steps=10)
+    return LocalEngine(
+        model,
+        engine or EngineConfig(num_threads=1),
+        OptimizerConfig(**{"learning_rate": 1e-3, **optimizer}),
+        total_steps=10,
+    )
 
 
 def make_batch(seed: int, count: int = 2) -> TrainBatch:
@@ -155,10 +160,10 @@ def test_save_and_load_continue_to_the_bit(tiny, tmp_path):
 def test_resume_refuses_another_thread_count_or_length(tiny, tmp_path):
     make_engine(tiny).save(tmp_path)
     model = make_engine(tiny).model
-    other = LocalEngine(model, EngineConfig(num_threads=2), OptimizerConfig(), 10)
+    other = LocalEngine(model, EngineConfig(num_threads=2), OptimizerConfig(learning_rate=1e-3), 10)
     with pytest.raises(ValueError, match="num_threads: the checkpoint was made with 1, this run has 2"):
         other.load(tmp_path)
-    longer = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(), 11)
+    longer = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 11)
     with pytest.raises(ValueError, match="total_steps"):
         longer.load(tmp_path)
 

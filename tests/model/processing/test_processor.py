@@ -13,7 +13,7 @@ from PIL import Image
 from examples.digits.task import Family
 from model.config import FLAVOUR_FOLDER, SailVL2Config
 from model.data.media import MediaError
-from model.data.records import read_records
+from model.data.tables import Table
 from model.interface import CONTROL_TOKENS, DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION, Mode
 from model.processing.processor import Processor
 from model.processing.settings import IMAGENET_MEAN, IMAGENET_STD
@@ -115,8 +115,8 @@ class TestTemplate:
     def test_thinking_prompts_of_the_digits_task_fit_its_limit(self, digits_folder):
         seen = set()
         for split in ("train", "validation", "test", "demonstrations"):
-            for record in read_records(digits_folder / f"{split}.jsonl", {"messages": list}):
-                prompt = PROCESSOR.prompt(record["messages"], Mode.think)
+            for row in Table(digits_folder / f"{split}.jsonl").rows():
+                prompt = PROCESSOR.prompt(row.columns["messages"], Mode.think)
                 assert prompt.ids.count(CONTROL["<IMG_CONTEXT>"]) == 4 and len(prompt.ids) <= 96
                 seen.add(tuple(prompt.ids))
         assert len(seen) == len(Family)  # the image apart, a prompt is its question

@@ -247,7 +247,7 @@ def test_frozen_towers(trl, tiny, tiny_folder):
     policy = trl.load_policy(tiny_folder, tiny[1], engine)
     trained = {name for name, parameter in policy.named_parameters() if parameter.requires_grad}
     assert trained == {name for name, _ in policy.named_parameters() if name.startswith("model.mlp1.")}
-    optimizer, _ = trl.build_optimizer(policy, OptimizerConfig(), 1)
+    optimizer, _ = trl.build_optimizer(policy, OptimizerConfig(learning_rate=1e-3), 1)
     assert sum(len(group["params"]) for group in optimizer.param_groups) == len(trained)
 
 
