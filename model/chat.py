@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from model.config import ChatConfig
+from model.json_values import JsonObject
 
 if TYPE_CHECKING:
     import torch
@@ -21,10 +22,10 @@ def chat(config: ChatConfig, resolved: str) -> None:
     from model.checkpoint import load_model
 
     model, processor = load_model(Path(config.checkpoint))
-    messages: list[dict[str, Any]] = []
+    messages: list[JsonObject] = []
     question = config.question or _typed()
     while question:
-        content: list[dict[str, Any]] = [{"type": "text", "text": question}]
+        content: list[JsonObject] = [{"type": "text", "text": question}]
         if config.image and not messages:
             content.insert(0, {"type": "image", "image": Path(config.image).name})
         messages.append({"role": "user", "content": content})
@@ -48,7 +49,7 @@ def _typed() -> str:
         return ""
 
 
-def _row(config: ChatConfig, processor: "Processor", messages: list[dict[str, Any]]) -> "Row":
+def _row(config: ChatConfig, processor: "Processor", messages: list[JsonObject]) -> "Row":
     from model.batch import Row
 
     root = Path(config.image).parent

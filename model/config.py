@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from model.interface import Mode
+from model.json_values import JsonObject
 
 FLAVOUR_FOLDER = Path(__file__).parent / "flavours"
 
@@ -168,7 +169,7 @@ class SailVL2Config:
     min_dynamic_patch: int = 1
     max_dynamic_patch: int = 12
     use_thumbnail: bool = True
-    published: dict[str, Any] = field(default_factory=dict, compare=False)
+    published: JsonObject = field(default_factory=dict, compare=False)
     """The dictionary this was read from; an export keeps its keys that this code does not read."""
 
     def __post_init__(self) -> None:
@@ -194,7 +195,7 @@ class SailVL2Config:
         """Visual tokens of one square tile: 256 at 448 pixels and patch 14."""
         return self.vision.num_patches // self.merge_side**2
 
-    def to_published(self) -> dict[str, Any]:
+    def to_published(self) -> JsonObject:
         """The `config.json` dictionary of a checkpoint folder."""
         vision_kind = _kind(_VISION_KINDS, self.vision)
         language_kind = _kind(_LANGUAGE_KINDS, self.language)
@@ -229,7 +230,7 @@ class SailVL2Config:
         return deepcopy(written)
 
     @classmethod
-    def from_published(cls, raw: dict[str, Any], where: str = "config.json") -> "SailVL2Config":
+    def from_published(cls, raw: JsonObject, where: str = "config.json") -> "SailVL2Config":
         """Parse a published `config.json`; `where` names the file in errors."""
         found = raw.get("model_type") if isinstance(raw, dict) else raw
         if found != "sailvl":
@@ -256,7 +257,7 @@ class SailVL2Config:
         return cls.from_published(read_json_config(folder), str(Path(folder) / "config.json"))
 
 
-def read_json_config(folder: Path) -> dict[str, Any]:
+def read_json_config(folder: Path) -> JsonObject:
     """`folder/config.json` of any model. `ValueError` if it is missing or no JSON object."""
     path = Path(folder) / "config.json"
     try:
@@ -278,12 +279,12 @@ def flavour_config(flavour: Flavour) -> SailVL2Config:
     return SailVL2Config.from_folder(FLAVOUR_FOLDER / flavour.value)
 
 
-def language_section(raw: dict[str, Any], where: str) -> LanguageConfig:
+def language_section(raw: JsonObject, where: str) -> LanguageConfig:
     """A decoder's own published dictionary (a Qwen3 or Qwen3-MoE `config.json`)."""
     return _section(_LANGUAGE_KINDS, {"llm_config": raw}, "llm_config", where)
 
 
-def vision_section(raw: dict[str, Any], where: str) -> VisionConfig:
+def vision_section(raw: JsonObject, where: str) -> VisionConfig:
     """A vision tower's own published dictionary (an AIMv2 or SAIL-ViT `config.json`)."""
     if not isinstance(raw, dict):
         raise ValueError(f"{where}: vision_config: expected an object, found {raw!r:.80}")
@@ -294,7 +295,7 @@ def vision_section(raw: dict[str, Any], where: str) -> VisionConfig:
     return _section(_VISION_KINDS, {"vision_config": own}, "vision_config", where)
 
 
-def _section(kinds: dict[str, type], raw: dict[str, Any], name: str, where: str) -> Any:
+def _section(kinds: dict[str, type], raw: JsonObject, name: str, where: str) -> Any:
     section = raw.get(name)
     if not isinstance(section, dict):
         raise ValueError(f"{where}: {name}: expected an object, found {type(section).__name__}")
@@ -325,14 +326,14 @@ def _section(kinds: dict[str, type], raw: dict[str, Any], name: str, where: str)
         raise ValueError(f"{where}: {name}: {error}") from None
 
 
-def _check_fixed(section: dict[str, Any], name: str, where: str, fixed: dict[str, Any] | None = None) -> None:
+def _check_fixed(section: JsonObject, name: str, where: str, fixed: JsonObject | None = None) -> None:
     for key, expected in (_FIXED[name] if fixed is None else fixed).items():
         if key in section and section[key] != expected and not (expected is None and not section[key]):
             dotted = f"{name}.{key}".lstrip(".")
             raise ValueError(f"{where}: {dotted}: expected {expected!r}, found {section[key]!r}; this is another model")
 
 
-def _kept(section: dict[str, Any]) -> dict[str, Any]:
+def _kept(section: JsonObject) -> JsonObject:
     """Keys that stay true in an export: not who wrote the folder, in which dtype, nor code that is not beside it."""
     return {k: v for k, v in section.items() if k not in ("auto_map", "torch_dtype", "dtype", "transformers_version")}
 

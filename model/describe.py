@@ -6,10 +6,11 @@ A table by tower on the meta device; the last line is one JSON object.
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from model.config import DescribeConfig, SailVL2Config, Tower, flavour_config
+from model.json_values import JsonObject
 
 if TYPE_CHECKING:
     from model.sail_vl2 import SailVL2
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 _BF16_BYTES = 2
 
 
-def describe(config: SailVL2Config) -> dict[str, Any]:
+def describe(config: SailVL2Config) -> JsonObject:
     """Parameter counts of the model and of each tower.
 
     *Stored*: every tensor of a checkpoint, so both head and embedding. *Trainable*: a tied pair once. *Active*: what

@@ -36,6 +36,7 @@ from transformers.utils.generic import ModelOutput
 import model.hf_processor  # noqa: F401  (registers image processor and processor)
 from model.checkpoint import StoredTensors, fitting_config
 from model.hf_configuration import SailVLConfig
+from model.json_values import JsonObject
 from model.kernels.sdpa_attention import sdpa
 from model.language import Decoder
 from model.moe import Experts
@@ -280,7 +281,7 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
 
     def _expand_inputs_for_generation(
         self, expand_size: int = 1, is_encoder_decoder: bool = False, input_ids: Any = None, **model_kwargs: Any
-    ) -> tuple[Any, dict[str, Any]]:
+    ) -> tuple[Any, JsonObject]:
         """Repeat prompts with their images: transformers would repeat single tiles."""
         pixels = model_kwargs.pop("pixel_values", None)
         if pixels is not None and expand_size > 1:

@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 
 from model.config import SailVL2Config
+from model.json_values import JsonObject
 
 
 @strict
@@ -48,7 +49,7 @@ class SailVLConfig(PreTrainedConfig):
     """
 
     model_type = "sailvl"
-    sub_configs: ClassVar[dict[str, Any]] = {"vision_config": AutoConfig, "llm_config": AutoConfig}
+    sub_configs: ClassVar[JsonObject] = {"vision_config": AutoConfig, "llm_config": AutoConfig}
     auto_map: ClassVar[dict[str, str]] = {}  # TRL asks for it when it loads a reference model
 
     vision_config: dict | PreTrainedConfig | None = None

@@ -16,6 +16,7 @@ from transformers.image_processing_utils import BaseImageProcessor
 
 from model.hf_configuration import SailVLConfig
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Mode
+from model.json_values import JsonObject
 from model.processing.processor import Processor
 from model.processing.settings import FILE
 
@@ -41,7 +42,7 @@ class SAILVLImageProcessor(BaseImageProcessor):
         self.processor.save(Path(save_directory))
         return [str(Path(save_directory) / FILE)]
 
-    def to_dict(self) -> dict[str, Any]:
+    def to_dict(self) -> JsonObject:
         return {
             "image_processor_type": type(self).__name__,
             **self.processor.settings.to_published(self.processor.config),
@@ -120,7 +121,7 @@ class SAILVLProcessor(ProcessorMixin):
             mask = [[1] * len(row) for row in ids]
         if not kwargs.get("return_dict", True):
             return ids[0] if single else ids
-        features: dict[str, Any] = {"input_ids": ids, "attention_mask": mask}
+        features: JsonObject = {"input_ids": ids, "attention_mask": mask}
         if batch.pixels:
             features["pixel_values"] = _joined(batch.pixels)
         return BatchFeature(features)
@@ -140,7 +141,7 @@ class SAILVLProcessor(ProcessorMixin):
             tiles += opened
         options = {name: kwargs[name] for name in ("padding", "padding_side", "return_tensors") if name in kwargs}
         encoded = self.tokenizer(expanded, add_special_tokens=False, **options)
-        features: dict[str, Any] = {name: encoded[name] for name in ("input_ids", "attention_mask")}
+        features: JsonObject = {name: encoded[name] for name in ("input_ids", "attention_mask")}
         if tiles:
             features["pixel_values"] = _joined(tiles)
         return BatchFeature(features)
@@ -151,7 +152,7 @@ class SAILVLProcessor(ProcessorMixin):
     def decode(self, *args: Any, **kwargs: Any) -> str:
         return self.tokenizer.decode(*args, **kwargs)
 
-    def _text(self, messages: Sequence[dict[str, Any]], mode: Mode, generation: bool) -> str:
+    def _text(self, messages: Sequence[JsonObject], mode: Mode, generation: bool) -> str:
         messages = [_with_pictures(message) for message in messages]
         ends = _is_answered(messages)
         tokens = (self.processor.conversation if ends else self.processor.prompt)(messages, mode)
@@ -193,7 +194,7 @@ def _joined(tiles: Sequence[Tensor]) -> Tensor | list[Tensor]:
     return torch.cat(list(tiles)) if len(sizes) == 1 else list(tiles)
 
 
-def _with_pictures(message: dict[str, Any]) -> dict[str, Any]:
+def _with_pictures(message: JsonObject) -> JsonObject:
     """A message whose image parts all have an image: the rendered text does not depend on which."""
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message

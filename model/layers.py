@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from model.kernels.autograd import FunctionContext
 from model.kernels.available import WIDE, fits_decode_kernels, for_sampling, has_triton
 
 
@@ -57,14 +58,14 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 class _RMSNorm(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    def forward(ctx: FunctionContext, x: Tensor, weight: Tensor, eps: float) -> Tensor:
         scale = (x.square().mean(-1, keepdim=True) + eps).rsqrt_()
         normed = x * scale
         ctx.save_for_backward(normed, scale, weight)
         return normed * weight
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, Tensor, None]:
         (grad,) = grads
         normed, scale, weight = ctx.saved_tensors
         product = grad * normed
@@ -161,14 +162,14 @@ class _SiluProduct(torch.autograd.Function):
     """Its backward writes both halves in place: autograd would make them apart and copy them together."""
 
     @staticmethod
-    def forward(ctx: Any, joint: Tensor) -> Tensor:
+    def forward(ctx: FunctionContext, joint: Tensor) -> Tensor:
         gate, up = joint.chunk(2, dim=-1)
         activation = F.silu(gate)
         ctx.save_for_backward(joint, activation)
         return activation * up
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> Tensor:
         (grad,) = grads
         joint, activation = ctx.saved_tensors
         gate, up = joint.chunk(2, dim=-1)
@@ -231,12 +232,12 @@ def apply_rope(x: Tensor, rope: tuple[Tensor, Tensor]) -> Tensor:
 
 class _Rotate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def forward(ctx: FunctionContext, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
         return _rotate(x, cos, sin, 1.0)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return _rotate(grads[0], cos, sin, -1.0), None, None
 

@@ -7,12 +7,13 @@ fits the cache costs no memory traffic.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.autograd import FunctionContext
 from model.kernels.available import has_triton
 from model.moe import Routing
 
@@ -90,7 +91,7 @@ class _BlockedScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionContext,
         hidden: Tensor,
         head: Tensor,
         targets: Tensor,
@@ -123,7 +124,9 @@ class _BlockedScores(torch.autograd.Function):
         return chosen - normaliser, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: FunctionContext, *grads: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, head, targets, barred_ids, normaliser, entropy, kept = ctx.saved_tensors
         grad_logprobs, grad_entropy = grads
         constant = _constant(entropy, grad_logprobs, grad_entropy)
@@ -163,7 +166,7 @@ class _KernelScores(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
+        ctx: FunctionContext,
         hidden: Tensor,
         head: Tensor,
         targets: Tensor,
@@ -183,7 +186,9 @@ class _KernelScores(torch.autograd.Function):
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
+    def backward(
+        ctx: FunctionContext, *grads: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None, None, None, None, None]:
         hidden, head, normaliser, entropy = ctx.saved_tensors
         of_logprob, of_entropy = (torch.zeros_like(entropy) if grad is None else grad.contiguous() for grad in grads)
         factors = _constant(entropy, of_logprob, of_entropy), of_entropy, of_logprob

@@ -1,13 +1,14 @@
 """Qwen3-MoE feed-forward: a softmax router in fp32, top-k experts per token, experts stacked in memory."""
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoeLanguageConfig
+from model.kernels.autograd import FunctionContext
 from model.layers import silu_product
 
 
@@ -102,13 +103,13 @@ class _Dispatch(torch.autograd.Function):
     """tokens[token_of_row]; the backward gathers each token's k rows and adds them, in a fixed order."""
 
     @staticmethod
-    def forward(ctx: Any, tokens: Tensor, token_of_row: Tensor, place: Tensor, top_k: int) -> Tensor:
+    def forward(ctx: FunctionContext, tokens: Tensor, token_of_row: Tensor, place: Tensor, top_k: int) -> Tensor:
         ctx.save_for_backward(place)
         ctx.top_k = top_k
         return tokens.index_select(0, token_of_row)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, None, None, None]:
         (place,) = ctx.saved_tensors
         return grads[0].index_select(0, place).unflatten(0, (-1, ctx.top_k)).sum(1), None, None, None
 
@@ -117,11 +118,11 @@ class _Permute(torch.autograd.Function):
     """rows[index] for a permutation, whose backward is the inverse gather."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: FunctionContext, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         return grads[0].index_select(0, inverse), None, None

@@ -1,6 +1,5 @@
 """The RL data set: prompts of one or several files, checked when it is opened, ready as ids and pixels when drawn."""
 
-import copy
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,7 +108,7 @@ class PromptSet:
 
     def __getitem__(self, index: int) -> Task:
         """`MediaError` for a row whose media cannot be read."""
-        return self._cache.get(index, lambda: self._build(index))
+        return self._in_mode(index, self._mode)
 
     def task(self, index: int) -> Task | None:
         """None for a row whose media cannot be read; it is named. `ValueError` past `data.max_bad_rows`."""
@@ -132,15 +131,9 @@ class PromptSet:
             if usable := [task for task in tasks if task is not None]:
                 yield usable
 
-    def by_id(self, prompt_id: str) -> Task:
-        return self[self._index[prompt_id]]
-
-    def direct(self) -> "PromptSet":
-        """The same rows asked without thinking, which takes no more tokens; bad rows are counted together."""
-        other = copy.copy(self)
-        other._mode = Mode.direct
-        other._cache = BoundedCache[Task](self._data.cache_mib * 2**20, lambda task: task.num_bytes)
-        return other
+    def by_id(self, prompt_id: str, mode: Mode | None = None) -> Task:
+        """The prompt asked in another mode than it was opened for; without thinking it takes no more tokens."""
+        return self._in_mode(self._index[prompt_id], mode or self._mode)
 
     def state(self) -> list[dict[str, Any]]:
         """What a checkpoint keeps: rows that turned out bad when they were drawn."""
@@ -195,9 +188,12 @@ class PromptSet:
         if not any(weight and row.prompt.id not in self._bad.ids for row, weight in rows):
             raise ValueError("data: no row is left whose images can be read; see the bad rows named above")
 
-    def _build(self, index: int) -> Task:
+    def _in_mode(self, index: int, mode: Mode) -> Task:
+        return self._cache.get((index, mode), lambda: self._build(index, mode))
+
+    def _build(self, index: int, mode: Mode) -> Task:
         row = self._rows[index]
-        tokens = self._processor.prompt(row.prompt.messages, self._mode, row.root)
+        tokens = self._processor.prompt(row.prompt.messages, mode, row.root)
         if _num_visual_tokens(tokens) != self._visual_tokens[index]:
             raise MediaError(
                 f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "

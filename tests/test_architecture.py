@@ -55,7 +55,7 @@ OPTIONAL = {
 
 SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     # name: (its modules, the sub-rooms that they may import beside their own)
-    "model types": ("model.interface model.config model.layout", set()),
+    "model types": ("model.interface model.json_values model.config model.layout", set()),
     "model batch": ("model.batch model.padded", {"model types"}),
     "model run": ("model.run.*", set()),
     "model data": ("model.data.*", {"model types", "model batch", "model run"}),

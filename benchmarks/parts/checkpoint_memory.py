@@ -1,5 +1,7 @@
 """Extra memory of saving, loading and exporting an engine, in a process of its own: peaks of resident memory."""
 
+import dataclasses
+from collections.abc import Callable
 from pathlib import Path
 
 from model.checkpoint import build_flavour
@@ -14,8 +16,6 @@ _MIB = 2**20
 
 def measure(folder: Path, width: int = 512) -> dict[str, float]:
     """MiB by which a model of this width makes the process grow at most, beside its own size and largest tensor."""
-    import dataclasses
-
     config = flavour_config(Flavour.tiny)
     language = dataclasses.replace(
         config.language, hidden_size=width, intermediate_size=8 * width, num_hidden_layers=3, head_dim=64
@@ -30,18 +30,23 @@ def measure(folder: Path, width: int = 512) -> dict[str, float]:
     engine.load(folder / "warm")
     engine.export(folder / "warm", processor)
     found = {"model_mib": sum(sizes) / _MIB, "largest_tensor_mib": max(sizes) / _MIB}
-    found["save_mib"] = _peak_of(lambda: write_folder(folder / "saved", {}, engine.save))
-    found["load_mib"] = _peak_of(lambda: engine.load(folder / "saved"))
-    found["export_mib"] = _peak_of(lambda: engine.export(folder / "exported", processor, "bfloat16"))
+    found["save_mib"] = peak_of(lambda: write_folder(folder / "saved", {}, engine.save))
+    found["load_mib"] = peak_of(lambda: engine.load(folder / "saved"))
+    found["export_mib"] = peak_of(lambda: engine.export(folder / "exported", processor, "bfloat16"))
     return {name: round(value, 1) for name, value in found.items()}
 
 
-def _peak_of(work) -> float:
+def peak_of(work: Callable[[], None]) -> float:
     """MiB between what the process has now and its peak during the work."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew from here
-    before = _status("VmRSS")
+    before = resident()
     work()
     return (_status("VmHWM") - before) / _MIB
+
+
+def resident() -> int:
+    """Bytes of memory that the process has now."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:

@@ -4,8 +4,8 @@ import json
 import sys
 from collections.abc import Collection
 from pathlib import Path
-from typing import Any
 
+from model.json_values import JsonObject
 from model.run.durable import write_file
 
 _NUM_SHOWN = 5
@@ -23,8 +23,8 @@ class BadRows:
         """
         self._limit, self._report = limit, report
         self._total = 0
-        self._at_opening: list[dict[str, Any]] = []
-        self._later: dict[str, dict[str, Any]] = {}  # by id
+        self._at_opening: list[JsonObject] = []
+        self._later: dict[str, JsonObject] = {}  # by id
 
     def __len__(self) -> int:
         return len(self._at_opening) + len(self._later)
@@ -60,11 +60,11 @@ class BadRows:
         print(f"bad row: {_named(self._later[prompt_id])}", file=sys.stderr)
         self._check()
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[JsonObject]:
         """What a checkpoint keeps."""
         return list(self._later.values())
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
+    def restore(self, state: list[JsonObject]) -> None:
         self._later = {record["id"]: record for record in state}
         self._write()
 
@@ -96,5 +96,5 @@ class BadRows:
             self._report.unlink(missing_ok=True)
 
 
-def _named(record: dict[str, Any]) -> str:
+def _named(record: JsonObject) -> str:
     return f"{record['file']}:{record['row']}: {record['reason']}"

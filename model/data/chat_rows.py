@@ -11,6 +11,7 @@ from model.data.config import TableConfig
 from model.data.media import MediaError, inside
 from model.data.media_store import MediaStore
 from model.data.tables import RawRow, Table, from_base64
+from model.json_values import JsonObject
 
 _ID = ("id", "index")
 _QUESTION = ("messages", "question", "problem", "prompt")
@@ -21,7 +22,7 @@ _PLACE = re.compile(r"<image>\n?")  # the template puts a line break behind ever
 _LONGEST_NAME = 64
 """A longer text without a dot is no file name but base64: its alphabet has no dot."""
 
-Message = dict[str, Any]
+Message = JsonObject
 MediaSource = str | bytes
 """A file name under the data's folder, or an image's bytes."""
 
@@ -33,7 +34,7 @@ class ChatRow:
     id: str
     messages: list[Message]
     reference: str | None  # None where the row has no such column
-    meta: dict[str, Any]  # all other columns, as JSON data
+    meta: JsonObject  # all other columns, as JSON data
     root: Path
     dataset: str
     file: Path
@@ -87,7 +88,7 @@ class ChatReader:
             raise ValueError(raw.problem)
         return _id(_first(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
 
-    def images(self, columns: Mapping[str, Any], root: Path) -> tuple[list[str], Path]:
+    def images(self, columns: Mapping[str, object], root: Path) -> tuple[list[str], Path]:
         """(file names, the one folder they are relative to) of the row's image column, checked."""
         parts = [{"type": "image", "image": source} for source in _sources(_first(columns, self._image)[1])]
         folder = self._put_files(parts, root)
@@ -134,10 +135,10 @@ def require_reference(row: ChatRow) -> str:
     return row.reference
 
 
-def _first(columns: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
+def _first(columns: Mapping[str, object], names: Sequence[str]) -> tuple[str, Any]:
     """(name, value) of the first of these columns that a row has; a dot leads into an object."""
     for name in names:
-        value: Any = columns
+        value: object = columns
         for key in [name] if name in columns else name.split("."):
             value = value.get(key) if isinstance(value, dict) else None
         if value is not None:
@@ -145,7 +146,7 @@ def _first(columns: Mapping[str, Any], names: Sequence[str]) -> tuple[str, Any]:
     return "", None
 
 
-def _id(value: Any, default: str) -> str:
+def _id(value: object, default: str) -> str:
     if value is None:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
@@ -153,7 +154,7 @@ def _id(value: Any, default: str) -> str:
     return str(value)
 
 
-def _reference_text(value: Any) -> str:
+def _reference_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"reference: expected str, found {value!r:.80}")
     if not str(value).strip():
@@ -161,14 +162,14 @@ def _reference_text(value: Any) -> str:
     return str(value)
 
 
-def _sources(images: Any) -> list[MediaSource]:
+def _sources(images: object) -> list[MediaSource]:
     """An image cell, or a list of them."""
     if not images:
         return []
     return [_source(value) for value in (images if isinstance(images, list) else [images])]
 
 
-def _source(value: Any) -> MediaSource:
+def _source(value: object) -> MediaSource:
     """An image cell: a file name, bytes, base64, or the struct of `datasets`, whose bytes count before its path."""
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
@@ -180,7 +181,7 @@ def _source(value: Any) -> MediaSource:
     return from_base64(value) if is_encoded else value
 
 
-def _messages(column: str, question: Any, sources: list[MediaSource]) -> tuple[list[Message], bool]:
+def _messages(column: str, question: object, sources: list[MediaSource]) -> tuple[list[Message], bool]:
     """(messages with an image behind every image part, whether `sources` are among them).
 
     `<image>` in a user's text is a place for an image where the row has an image column; without any place, images come
@@ -194,7 +195,7 @@ def _messages(column: str, question: Any, sources: list[MediaSource]) -> tuple[l
         kind = "list" if column == "messages" else "text or list"
         raise ValueError(f"{column}: expected {kind}, found {question!r:.80}")
     plain = column == "messages" and not sources
-    messages = [dict(m) if isinstance(m, dict) else m for m in question]
+    messages: list[Message] = [dict(m) if isinstance(m, dict) else m for m in question]
     for message in messages:
         if isinstance(message, dict) and isinstance(message.get("content"), str | list):
             message["content"] = _content(message, plain)
@@ -215,13 +216,13 @@ def _messages(column: str, question: Any, sources: list[MediaSource]) -> tuple[l
     return messages, bool(sources)
 
 
-def _content(message: Message, plain: bool) -> str | list[Any]:
+def _content(message: Message, plain: bool) -> str | list[object]:
     """Copied content: image parts as sources, and a user's `<image>` places taken out of the text unless `plain`."""
     content = message["content"]
     splits = message.get("role") == "user" and not plain
     if isinstance(content, str) and not (splits and _PLACE.search(content)):
         return content
-    parts: list[Any] = []
+    parts: list[object] = []
     for part in _as_parts(content):
         if not isinstance(part, dict):
             parts.append(part)
@@ -242,19 +243,19 @@ def _split(text: str) -> Iterator[Message]:
             yield {"type": "text", "text": piece}
 
 
-def _as_parts(content: Any) -> list[Any]:
+def _as_parts(content: object) -> list[object]:
     if isinstance(content, str):
         return [{"type": "text", "text": content}] if content else []
     return content if isinstance(content, list) else [content]
 
 
-def _parts(messages: Sequence[Any]) -> Iterator[Message]:
+def _parts(messages: Sequence[object]) -> Iterator[Message]:
     for message in messages:
         if isinstance(message, dict) and isinstance(message.get("content"), list):
             yield from (part for part in message["content"] if isinstance(part, dict))
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> object:
     """Rewards get columns as JSON data: dates and the like become text, bytes their number."""
     if value is None or isinstance(value, str | int | float):
         return value

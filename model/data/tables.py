@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.media import inside
+from model.json_values import JsonObject
 
 _ROWS_AT_ONCE = 64  # of a columnar file; a row may carry megabytes of images
 _LONGEST_REFERENCE = 64
@@ -28,7 +29,7 @@ class RawRow:
 
     file: Path
     number: int  # line of a JSONL file, else row, from 1
-    columns: dict[str, Any] = field(default_factory=dict)
+    columns: JsonObject = field(default_factory=dict)
     problem: str = ""
 
 
@@ -138,14 +139,18 @@ def _batched_rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:
     for batch in batches:
         for columns in batch.to_pylist():
             number += 1
-            yield RawRow(file, number, without_nulls(columns))
+            yield RawRow(file, number, _filled(columns))
 
 
-def without_nulls(value: Any) -> Any:
+def _filled(columns: JsonObject) -> JsonObject:
     """Columnar files give every row, and every part of a message, all fields of its kin: those it lacks are null."""
+    return {key: _without_nulls(value) for key, value in columns.items() if value is not None}
+
+
+def _without_nulls(value: object) -> object:
     if isinstance(value, dict):
-        return {key: without_nulls(inner) for key, inner in value.items() if inner is not None}
-    return [without_nulls(inner) for inner in value] if isinstance(value, list) else value
+        return _filled(value)
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
 def _pyarrow(path: Path) -> Any:
@@ -200,9 +205,9 @@ def _is_reference(cell: str) -> bool:
     return 0 < len(cell) <= _LONGEST_REFERENCE
 
 
-def _tsv_columns(cells: dict[str, str], shared: dict[str, str]) -> dict[str, Any]:
+def _tsv_columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
     """Question with its lettered options, the images' bytes or names, and every other cell."""
-    columns: dict[str, Any] = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
+    columns: JsonObject = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
     if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
         hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
         listed = "".join(f"{key}. {text}\n" for key, text in options.items())

@@ -37,6 +37,7 @@ class LocalScorer:
     ) -> None:
         """`temperature` and `barred_ids` are the sampler's."""
         self.model = model
+        self._settings = temperature, barred_ids, attention
         self._temperature, self._attention = temperature, attention
         self._barred_ids = torch.tensor(barred_ids, device=model.device) if barred_ids else None
 
@@ -51,9 +52,7 @@ class LocalScorer:
 
     def frozen(self) -> "LocalScorer":
         """A scorer with a copy of the weights."""
-        frozen = copy.copy(self)
-        frozen.model = copy.deepcopy(self.model).requires_grad_(False)
-        return frozen
+        return LocalScorer(copy.deepcopy(self.model).requires_grad_(False), *self._settings)
 
 
 class LocalEngine:

@@ -4,12 +4,12 @@ does in two or three."""
 # What is a tl.constexpr to a kernel is a number to its caller, and launches take num_warps.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+
+from model.kernels.autograd import FunctionContext
 
 _TILE = 1024  # numbers of a row that are worked on at once
 
@@ -61,7 +61,7 @@ class Gated(torch.autograd.Function):
     """silu(gate) * up, each [..., width]."""
 
     @staticmethod
-    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+    def forward(ctx: FunctionContext, gate: Tensor, up: Tensor) -> Tensor:
         ctx.save_for_backward(gate, up)
         shape, width = gate.shape, gate.shape[-1]
         gate, up = _rows(gate), _rows(up)
@@ -72,7 +72,7 @@ class Gated(torch.autograd.Function):
         return out.view(shape)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = map(_rows, ctx.saved_tensors)
         shape, width = grads[0].shape, grads[0].shape[-1]
         of_gate, of_up = (torch.empty(gate.shape, dtype=gate.dtype, device=gate.device) for _ in range(2))

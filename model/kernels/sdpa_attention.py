@@ -3,12 +3,11 @@
 Packed rows are padded here and unpadded again; exact for values and gradients on every device.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from model.kernels.autograd import FunctionContext
 from model.kernels.available import WIDE
 from model.layout import Layout
 
@@ -81,12 +80,12 @@ class _Regroup(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
+    def forward(ctx: FunctionContext, rows: Tensor, index: Tensor, inverse: Tensor) -> Tensor:
         ctx.save_for_backward(inverse)
         return rows.index_select(0, index)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, None, None]:
         (inverse,) = ctx.saved_tensors
         (grad,) = grads
         # One zero row stands behind the real ones: padding slots point at it.

@@ -10,12 +10,12 @@ products do gain, and Python threads that issue many of them wait for each other
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from model.kernels import dense_attention
+from model.kernels.autograd import FunctionContext
 from model.kernels.available import WIDE
 from model.kernels.threads import each_on_one_thread
 from model.layout import Layout, Piece, Span
@@ -55,7 +55,13 @@ class _SplitAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, long_spans: Sequence[Span], pieces: Sequence[Piece], is_trained: bool
+        ctx: FunctionContext,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        long_spans: Sequence[Span],
+        pieces: Sequence[Piece],
+        is_trained: bool,
     ) -> Tensor:
         given, share = (q, k, v), q.shape[1] // k.shape[1]
         q, k, v = _by_head(q), _by_head(k, share), _by_head(v, share)
@@ -88,7 +94,7 @@ class _SplitAttention(torch.autograd.Function):
         return out.transpose(0, 1)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         q, k, v, out, log_mass, *weights = ctx.saved_tensors
         q, k, v, grad = _by_head(q), _by_head(k, ctx.share), _by_head(v, ctx.share), _by_head(grads[0])
         grad_q, grad_k, grad_v = (torch.empty_like(x) for x in (q, k, v))

@@ -8,11 +8,11 @@ kernel's backward gives each part's share of the gradient.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from model.kernels.autograd import FunctionContext
 from model.kernels.available import on_ampere
 from model.layout import Layout
 
@@ -85,7 +85,7 @@ class VarlenAttention:
 
 class _VarlenAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan) -> Tensor:
+    def forward(ctx: FunctionContext, q: Tensor, k: Tensor, v: Tensor, plan: VarlenPlan) -> Tensor:
         out, log_mass = flash_forward(q, k, v, plan.own, plan.own, True)
         if plan.branches:
             queries, keys, values = plan.continuing(q), plan.continued(k), plan.continued(v)
@@ -97,7 +97,7 @@ class _VarlenAttention(torch.autograd.Function):
         return out
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: FunctionContext, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         plan, (q, k, v, out, log_mass), (grad,) = ctx.plan, ctx.saved_tensors, grads
         grad_q, grad_k, grad_v = flash_backward(grad, q, k, v, out, log_mass, plan.own, plan.own, True)
         if plan.branches:

@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from PIL import Image
 
 from model.interface import DEFAULT_SYSTEM_TEXT
+from model.json_values import JsonObject
 
 ROLES = ("system", "user", "assistant")
 DEFAULT_NUM_FRAMES = 16
@@ -30,7 +30,7 @@ class Turn:
     parts: list[str | Media]
 
 
-def read_turns(messages: Sequence[Any]) -> list[Turn]:
+def read_turns(messages: Sequence[object]) -> list[Turn]:
     """Turns of a conversation, the default system text first where there is none. `ValueError` names what is wrong."""
     turns = [_turn(message, f"messages[{index}]") for index, message in enumerate(messages)]
     if not turns or turns[0].role != "system":
@@ -38,17 +38,16 @@ def read_turns(messages: Sequence[Any]) -> list[Turn]:
     return turns
 
 
-def require_last_role(messages: Sequence[Any], role: str) -> None:
+def require_last_role(messages: Sequence[object], role: str) -> None:
     """`ValueError` unless the last message has this role."""
-    for index, message in enumerate(messages):
-        _require_object(message, f"messages[{index}]")
-    if not messages or messages[-1].get("role") != role:
+    objects = [_object(message, f"messages[{index}]") for index, message in enumerate(messages)]
+    if not objects or objects[-1].get("role") != role:
         wanted = {"user": "a user", "assistant": "an assistant"}[role]
         raise ValueError(f"messages: expected a list that ends with {wanted} message")
 
 
-def _turn(message: Any, where: str) -> Turn:
-    _require_object(message, where)
+def _turn(given: object, where: str) -> Turn:
+    message = _object(given, where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
         raise ValueError(f"{where}.role: expected system, user or assistant, found {role!r:.80}")
@@ -62,20 +61,21 @@ def _turn(message: Any, where: str) -> Turn:
     return Turn(role, parts)
 
 
-def _part(part: Any, where: str) -> str | Media:
+def _part(part: object, where: str) -> str | Media:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": "image", "image": str() | Image.Image() as source}:
             return Media(source)
-        case {"type": "video", "video": str(name)}:
-            num_frames = part.get("num_frames", DEFAULT_NUM_FRAMES)
+        case {"type": "video", "video": str(name), **rest}:
+            num_frames = rest.get("num_frames", DEFAULT_NUM_FRAMES)
             if type(num_frames) is not int or not 1 <= num_frames <= MAX_NUM_FRAMES:
                 raise ValueError(f"{where}: num_frames: expected 1 to {MAX_NUM_FRAMES}, found {num_frames!r:.80}")
             return Media(name, num_frames)
     raise ValueError(f"{where}: expected parts of type text, image or video, found {part!r:.200}")
 
 
-def _require_object(message: Any, where: str) -> None:
+def _object(message: object, where: str) -> JsonObject:
     if not isinstance(message, dict):
         raise ValueError(f"{where}: expected an object with role and content, found {message!r:.80}")
+    return message

@@ -5,7 +5,6 @@ Template (report section 1.6 facts): ChatML roles, no newline between turns; an 
 thinking mode appends the published instruction.
 """
 
-import copy
 import dataclasses
 import json
 from collections.abc import Iterable, Sequence
@@ -31,6 +30,7 @@ from model.interface import (
     Mode,
     verify_interface_strings,
 )
+from model.json_values import JsonObject
 from model.padded import PaddedBatch, pad_rows
 from model.processing import chat_template
 from model.processing.messages import ImageSource, Media, Turn, read_turns, require_last_role
@@ -83,9 +83,7 @@ class Processor:
 
     def with_settings(self, **changes: Any) -> "Processor":
         """A processor that differs in these `ProcessorSettings`, for example `use_msac=True`."""
-        other = copy.copy(self)
-        other.settings = dataclasses.replace(self.settings, **changes)
-        return other
+        return Processor(self.config, self.tokenizer, dataclasses.replace(self.settings, **changes))
 
     @property
     def chat_template(self) -> str:
@@ -104,7 +102,7 @@ class Processor:
         return sorted({*control.values(), *unused} - spoken)
 
     def prompt(
-        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+        self, messages: Sequence[JsonObject], mode: Mode, root: Path | None = None, max_tiles: int | None = None
     ) -> PromptTokens:
         """Token ids up to and including the assistant's header.
 
@@ -126,7 +124,7 @@ class Processor:
         return PromptTokens(self._expand(placeholder_ids, images), placeholder_ids, images)
 
     def conversation(
-        self, messages: Sequence[dict[str, Any]], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+        self, messages: Sequence[JsonObject], mode: Mode, root: Path | None = None, max_tiles: int | None = None
     ) -> ConversationTokens:
         """Token ids of a whole conversation that ends with the assistant, and which of them train.
 
@@ -154,7 +152,7 @@ class Processor:
 
     def batch(
         self,
-        conversations: Sequence[Sequence[dict[str, Any]]],
+        conversations: Sequence[Sequence[JsonObject]],
         mode: Mode,
         root: Path | None = None,
         padding_side: str = "left",

@@ -7,10 +7,10 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.config import AnyResVisionConfig, SailVL2Config
 from model.interface import DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION
+from model.json_values import JsonObject
 from model.processing.tiling import Cutter, OwnSize, Tiling
 
 FILE = "preprocessor_config.json"
@@ -66,7 +66,7 @@ class ProcessorSettings:
             raise ValueError(f"{path}: {error}") from None
 
     @classmethod
-    def _from_published(cls, raw: dict[str, Any], config: SailVL2Config) -> "ProcessorSettings":
+    def _from_published(cls, raw: JsonObject, config: SailVL2Config) -> "ProcessorSettings":
         size = raw.get("image_size", config.vision.image_size)
         if size != config.vision.image_size:
             raise ValueError(
@@ -89,7 +89,7 @@ class ProcessorSettings:
             instruction_on_new_line=raw.get("instruction_on_new_line", False),
         )
 
-    def to_published(self, config: SailVL2Config) -> dict[str, Any]:
+    def to_published(self, config: SailVL2Config) -> JsonObject:
         """The released keys, then ours."""
         return {
             "image_size": config.vision.image_size,

@@ -34,7 +34,13 @@ class Algorithm(Generic[Config]):
     """Whether the bounds of the ratio hold whatever the advantage's sign, which is how clipped tokens are counted."""
     advantage_scales_objective = True
     """Whether the objective is the advantage times something, and so has no gradient where that is 0. A class that
-    replaces `objective` or `loss` has to say so itself."""
+    replaces `objective` or `loss` has to say so itself; it is False until then."""
+
+    def __init_subclass__(cls) -> None:
+        bases = [base for base in cls.__bases__ if issubclass(base, Algorithm)]
+        replaced = any(cls.objective is not base.objective or cls.loss is not base.loss for base in bases)
+        if replaced and "advantage_scales_objective" not in vars(cls):
+            cls.advantage_scales_objective = False
 
     def __init__(self, config: Config, max_completion_tokens: int) -> None:
         self.config = config
@@ -52,12 +58,8 @@ class Algorithm(Generic[Config]):
     @property
     def zero_advantage_is_silent(self) -> bool:
         """Whether a trajectory whose advantage is 0 adds exactly nothing to the gradient of the loss."""
-        # Of the classes that it is made of, the first that has a say.
-        having_a_say = {"advantage_scales_objective", "objective", "loss"}
-        says = next(vars(one) for one in type(self).__mro__ if having_a_say & vars(one).keys())
         has_kl_term = self.needs_reference and self.config.kl.place is KlPlace.loss
-        scales = says.get("advantage_scales_objective", False)
-        return scales and not (has_kl_term or self.config.entropy_coefficient)
+        return self.advantage_scales_objective and not (has_kl_term or self.config.entropy_coefficient)
 
     def shape_reward(self, reward: RewardResult, rollout: Rollout) -> float:
         """The reward after the algorithm's own terms."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.engine.base import TrainEngine
+from model.interface import Mode
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from rewards.rubric import Rubric
@@ -100,13 +101,13 @@ def evaluate_modes(
     accuracy of always giving the most common reference. With `group_by` the values of that column are told apart.
     `ValueError` when nothing could be scored.
     """
-    direct, asked = prompts.direct(), list[Prompt]()
+    asked: list[Prompt] = []
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
         index = first_group_index + len(asked)
         greedy = ask(tasks, worker, rubric, processor, greedy=True, first_group_index=index)
         drawn = ask(tasks, worker, rubric, processor, num_samples, first_group_index=index)
-        plain = [direct.by_id(task.prompt.id) for task in tasks]
+        plain = [prompts.by_id(task.prompt.id, Mode.direct) for task in tasks]
         answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_group_index=index)))
         asked += [task.prompt for task in tasks]
     if not asked:

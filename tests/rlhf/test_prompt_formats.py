@@ -283,8 +283,10 @@ def test_an_image_that_comes_beside_bytes_is_kept_with_them(tmp_path, opened):
 
 def test_direct_asks_the_same_rows(opened, easy_prompts):
     think = opened(easy_prompts)
-    assert_same(think.direct(), opened(easy_prompts, mode=Mode.direct))
-    assert think.direct()[0].tokens.ids != think[0].tokens.ids
+    direct = opened(easy_prompts, mode=Mode.direct)
+    for name in think.ids:
+        assert think.by_id(name, Mode.direct).tokens.ids == direct.by_id(name).tokens.ids
+        assert think.by_id(name, Mode.direct).tokens.ids != think.by_id(name).tokens.ids
 
 
 class TestWrongFiles:
