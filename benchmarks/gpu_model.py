@@ -36,6 +36,7 @@ from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 
 REPEATS = 5
 
@@ -127,10 +128,10 @@ def sampler_rate(model: SailVL2, row: Row, placeholder: int, args: argparse.Name
     tokenizer = SimpleNamespace(end_id=model.config.language.vocab_size)  # none ends before the limit
     stand_in: Any = SimpleNamespace(placeholder_id=placeholder, barred_ids=[placeholder], tokenizer=tokenizer)
     limits = RolloutConfig(max_prompt_tokens=len(row.prefix_ids), max_completion_tokens=args.completion)
-    worker = EmbeddedWorker(model, stand_in, limits, 0)
+    worker = fill_worker(EmbeddedWorker(model, stand_in, limits, 0), model)
     requests = [
-        RolloutRequest(draw, str(draw), row.prefix_ids, row.prefix_ids, row.images, args.group)
-        for draw in range(num_prompts)
+        RolloutRequest(number, str(number), row.prefix_ids, row.prefix_ids, row.images, args.group)
+        for number in range(num_prompts)
     ]
     taken = seconds(lambda: generate(worker, requests), model.device, repeats=1, warm_up=1)
     return round(num_prompts * args.group * args.completion / taken)

@@ -40,14 +40,13 @@ from benchmarks.sampling import (
     screen_rivals,
 )
 from model.batch import Row, pack_rows
-from model.checkpoint import released_tensors
 from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, VllmRolloutConfig
 from rollouts.pool.processes import ProcessMember
 from rollouts.rollout import RolloutRequest, generate
-from rollouts.weights.sync import sync_weights
+from rollouts.weights.sync import fill_worker
 
 BARS = {"vllm": 8.0, "embedded": 5.0}
 PARITY_TOKENS = 2048
@@ -63,11 +62,11 @@ def vllm_config(requests: Sequence[RolloutRequest], limit: int, rows: int, worke
 
 
 def vllm(model: SailVL2, processor: Processor, requests: list[RolloutRequest], config: VllmRolloutConfig) -> Sample:
-    worker = build_worker(model, processor, config, run_seed=0)
+    worker = fill_worker(build_worker(model, processor, config, run_seed=0), model)
 
     def sample(seed: int) -> int:
         first = seed * len(requests)
-        rollouts = generate(worker, [replace(request, draw=first + n) for n, request in enumerate(requests)])
+        rollouts = generate(worker, [replace(request, group_index=first + n) for n, request in enumerate(requests)])
         return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
 
     sample(10_000)  # the first pass of an engine takes several times as long as the next
@@ -79,7 +78,7 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
     """vLLM's draws and, at each of their places, its most likely token, against our own model in the same dtype."""
     barred = torch.tensor(processor.barred_ids)
     config = vllm_config(requests, limit, 64, 0)
-    worker: Any = build_worker(model, processor, config, run_seed=0)
+    worker: Any = fill_worker(build_worker(model, processor, config, run_seed=0), model)
     best: dict[int, list[int]] = {}
     parameters, finish = worker._parameters, worker._finish
 
@@ -90,16 +89,16 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
 
     def noted(opened: Any, sample: int, output: Any) -> None:
         places = output.outputs[0].logprobs
-        best[opened.request.draw] = [max(place, key=lambda token: place[token].logprob) for place in places]
+        best[opened.request.group_index] = [max(place, key=lambda token: place[token].logprob) for place in places]
         finish(opened, sample, output)
 
     worker._parameters, worker._finish = with_best, noted
     gaps: list[float] = []
-    mismatches = ties = draw = 0
+    mismatches = ties = first_index = 0
     with closing(worker):
         while len(gaps) < PARITY_TOKENS:
-            asked = [replace(request, draw=draw + n, group_size=1) for n, request in enumerate(requests)]
-            draw += len(asked)
+            asked = [replace(request, group_index=first_index + n, group_size=1) for n, request in enumerate(requests)]
+            first_index += len(asked)
             for one, (rollout,) in zip(asked, generate(worker, asked), strict=True):
                 row = Row(one.prompt_ids, [rollout.completion_ids], one.images)
                 inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
@@ -108,7 +107,7 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
                 hidden = model.hidden_states(inputs)[0].index_select(0, inputs.source_index)
                 logits = (hidden @ model.language_model.lm_head.weight.T).float()
                 top = logits.index_fill(-1, barred, float("-inf")).topk(2)
-                differs = top.indices[:, 0] != torch.tensor(best[one.draw])
+                differs = top.indices[:, 0] != torch.tensor(best[one.group_index])
                 mismatches += int(differs.sum())
                 ties += int((differs & (top.values[:, 0] - top.values[:, 1] < NEAR_TIE)).sum())
     return {
@@ -125,12 +124,13 @@ def upkeep(model: SailVL2, processor: Processor, config: VllmRolloutConfig, requ
     begin = time.perf_counter()
     worker = build_worker(model, processor, replace(config, pool=PoolConfig(Placement.process)), run_seed=0)
     with closing(worker):
+        fill_worker(worker, model)
         generate(worker, [request])
         started = time.perf_counter() - begin
         seconds = []
         for version in range(1, 7):
             begin = time.perf_counter()
-            sync_weights(lambda v=version: (v, released_tensors(model)), worker)
+            fill_worker(worker, model, version)
             seconds.append(time.perf_counter() - begin)
         (member,) = [slot.member for slot in worker._slots]  # pyright: ignore
         assert isinstance(member, ProcessMember)

@@ -31,6 +31,7 @@ from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 
 THREADS, PROCESSES, GROUP, BAR = 2, 2, 8, 5.0
 LIMIT_OVER_MEAN = 2.5  # for the geometric law before the limit cuts it: leaves a mean of 0.37 limits, 8 % are cut
@@ -72,19 +73,19 @@ def ours(
         max_rows=max_rows,
         pool=PoolConfig(Placement.process if processes > 1 else Placement.trainer, processes),
     )
-    worker = build_worker(model, processor, config, run_seed=0)
+    worker = fill_worker(build_worker(model, processor, config, run_seed=0), model)
 
     def sample(seed: int) -> int:
         first = seed * len(requests)
-        rollouts = generate(worker, [at_draw(request, first + n) for n, request in enumerate(requests)])
+        rollouts = generate(worker, [at_index(request, first + n) for n, request in enumerate(requests)])
         return sum(len(rollout.completion_ids) for group in rollouts for rollout in group)
 
     generate(worker, requests[:processes])  # processes load their libraries before anything is timed
     return sample
 
 
-def at_draw(request: RolloutRequest, draw: int) -> RolloutRequest:
-    return replace(request, draw=draw)
+def at_index(request: RolloutRequest, group_index: int) -> RolloutRequest:
+    return replace(request, group_index=group_index)
 
 
 def check_same(model: SailVL2, processor: Processor, requests: list[RolloutRequest], rivals: Rivals) -> dict[str, Any]:
@@ -93,7 +94,7 @@ def check_same(model: SailVL2, processor: Processor, requests: list[RolloutReque
     config = RolloutConfig(
         max_prompt_tokens=max(len(r.prompt_ids) for r in requests), max_completion_tokens=rivals.limit
     )
-    worker, few = EmbeddedWorker(model, processor, config, run_seed=0), requests[:2]
+    worker, few = fill_worker(EmbeddedWorker(model, processor, config, run_seed=0), model), requests[:2]
     most_likely = [replace(r, group_size=1, greedy=True) for r in few]
     forced = greedy = 0.0
     for prompt, drawn, (best,) in zip(

@@ -8,7 +8,7 @@ holds a later step's draws; no step is sampled ahead across one that ends with a
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from itertools import chain
@@ -22,8 +22,6 @@ from rlhf.collect import Collected, Collector, Result, book
 from rlhf.ledger import Ledger
 from rollouts.rollout import MOMENT, RolloutWorker
 from rollouts.weights.sync import sync_weights
-
-Publish = Callable[[], tuple[int, dict[str, Tensor]]]
 
 
 class _Abandoned(Exception):
@@ -64,7 +62,8 @@ class AheadCollector:
         self._step = 0  # that the trainer asked for last
         self._ready: dict[int, _Ready] = {}
         self._current: _Ready | None = None
-        # (draw, end, reason) of the latest steps: a state that is still to come may have been copied before them.
+        # (group index, end, reason) of the latest steps. A collected step's saved state may be older than these ends,
+        # so they are replayed on it.
         self._closes: deque[list[tuple[int, str, str]]] = deque(maxlen=num_ahead + 1)
         self._is_busy = self._is_stopped = False
         self._mail: Callable[[], None] | None = None
@@ -90,9 +89,9 @@ class AheadCollector:
         with self._changed:
             ready = self._current = self._ready.pop(self._step)
             self.ledger = Ledger.from_state(ready.state["ledger"])
-            for draw, end, reason in chain.from_iterable(self._closes):
-                if draw in self.ledger.in_flight:
-                    self.ledger.end(draw, end, reason)
+            for index, end, reason in chain.from_iterable(self._closes):
+                if index in self.ledger.in_flight:
+                    self.ledger.end(index, end, reason)
             self.ledger.take_closed()  # they were reported when they were closed
         self.rubric.show(ready.reward_metrics, ready.reward_state)
         now = time.monotonic()
@@ -107,9 +106,9 @@ class AheadCollector:
         """See `Collector.close`."""
         with self._changed:
             ends = book(self.ledger, collected, untrained)
-            self.ledger.check({group.draw for group in collected.kept})
-            for draw, end, reason in ends:
-                self._collector.ledger.end(draw, end, reason)
+            self.ledger.check({group.group_index for group in collected.kept})
+            for index, end, reason in ends:
+                self._collector.ledger.end(index, end, reason)
             self._collector.ledger.take_closed()
             self._closes.append(ends)
 
@@ -117,9 +116,12 @@ class AheadCollector:
         """How much of the step the trainer waited for samplers, and these for leave to go on."""
         return {**self._shares, **self._collector.metrics()}
 
-    def sync(self, publish: Publish) -> None:
-        """Bring the policy's weights to the samplers, within a moment if they are at work."""
-        self.with_worker(lambda worker: sync_weights(publish, worker))
+    def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Bring the policy's weights to the samplers, within a moment if they are at work.
+
+        `tensors` is drawn in the thread that the samplers belong to, while the caller waits.
+        """
+        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
 
     def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
         """Do something with the samplers, in the thread that they belong to."""

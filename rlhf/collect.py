@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -23,7 +23,6 @@ from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.trajectory import Group, Trajectory
-from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weights.sync import sync_weights
 
@@ -43,7 +42,7 @@ class BudgetExhausted(CleanStop):
 
 @dataclass(frozen=True)
 class Collected:
-    """The groups of one step: `groups` train, `dropped` ones have a reason, useful ones are `kept` for later."""
+    """What one step has: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
 
     groups: list[Group]
     dropped: list[tuple[Group, str]]
@@ -53,8 +52,8 @@ class Collected:
 
     @property
     def sampled(self) -> list[Group]:
-        """Everything that is not waiting, in draw order; groups that were kept earlier among them."""
-        return sorted([*self.groups, *(group for group, _ in self.dropped)], key=lambda group: group.draw)
+        """Everything that is not waiting, by group index; groups that were kept earlier among them."""
+        return sorted([*self.groups, *(group for group, _ in self.dropped)], key=lambda group: group.group_index)
 
 
 class Collector:
@@ -113,26 +112,24 @@ class Collector:
         return Collected(useful, dropped, list(self.kept), num_drawn, self._coverage())
 
     def close(self, collected: Collected, untrained: set[int]) -> None:
-        """Book the step's groups, of which `untrained` draws had numbers that were not finite in every update."""
+        """Book the step's groups. Those in `untrained`, by index, had numbers that were not finite in every update."""
         book(self.ledger, collected, untrained)
-        self.ledger.check({group.draw for group in self.kept})
+        self.ledger.check({group.group_index for group in self.kept})
 
-    def sync(self, publish: Callable[[], tuple[int, dict[str, Tensor]]]) -> None:
+    def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring the policy's weights to the samplers."""
-        self.with_worker(lambda worker: sync_weights(publish, worker))
+        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
 
     def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
         """Do something with the samplers."""
         return work(self._worker)
 
     def metrics(self) -> dict[str, float]:
-        """Figures of the sampling itself, beside those of the groups."""
-        if not isinstance(self._worker, WorkerPool):
-            return {}
-        return {"pool/replaced": float(self._worker.num_replaced), "pool/repeated": float(self._worker.num_repeated)}
+        """Counts that the samplers report beside their groups."""
+        return self._worker.metrics()
 
     def state(self) -> dict[str, Any]:
-        """JSON data that a checkpoint keeps; `restore` takes it back."""
+        """What a checkpoint keeps, as JSON data."""
         kept = [stored_group(group) for group in self.kept]
         order, bad_rows = self.order.state(), self._prompts.state()
         return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows}
@@ -149,9 +146,9 @@ class Collector:
         for _ in range(count):
             check()
             tasks.append(self._next_task())
-        draws = [self.ledger.draw(task.prompt.id) for task in tasks]
+        indices = [self.ledger.draw(task.prompt.id) for task in tasks]
         size = self._algorithm.config.group_size
-        requests = [task.request(draw, size) for task, draw in zip(tasks, draws, strict=True)]
+        requests = [task.request(index, size) for task, index in zip(tasks, indices, strict=True)]
         groups = self._score_while_sampling(tasks, requests, check)
         check()
         for group in groups:
@@ -162,7 +159,7 @@ class Collector:
     def _score_while_sampling(
         self, tasks: Sequence[Task], requests: Sequence[RolloutRequest], check: Callable[[], None]
     ) -> list[Group]:
-        """Groups in draw order. A second thread scores what is complete while the sampler goes on."""
+        """Groups by group index. A second thread scores what is complete while the sampler goes on."""
         groups: list[Group] = []
         scored: list[Future[list[Group]]] = []
         sampled: list[list[Rollout]] = []
@@ -174,7 +171,7 @@ class Collector:
                 scored.append(
                     scorer.submit(score_groups, own_tasks, piece, self._rubric, self._tokenizer, self._algorithm)
                 )
-                while scored and scored[0].done():  # an error of the rewards ends the sampling
+                while scored and scored[0].done():  # what rewards raise ends the sampling
                     groups += scored.pop(0).result()
             self._num_failed = name_failures(sampled, self._num_failed)
             for future in scored:
@@ -220,13 +217,13 @@ class Collector:
 
 
 def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tuple[int, str, str]]:
-    """Close the draws of a step: trained, or dropped for a reason. Returns (draw, end, reason) of each."""
-    ends = [(group.draw, "dropped", reason) for group, reason in collected.dropped]
+    """Close the groups of a step: trained, or dropped for a reason. Returns (group index, end, reason) of each."""
+    ends = [(group.group_index, "dropped", reason) for group, reason in collected.dropped]
     for group in collected.groups:
-        lost = group.draw in untrained
-        ends.append((group.draw, "dropped", "not_finite") if lost else (group.draw, "trained", ""))
-    for draw, end, reason in ends:
-        ledger.end(draw, end, reason)
+        lost = group.group_index in untrained
+        ends.append((group.group_index, "dropped", "not_finite") if lost else (group.group_index, "trained", ""))
+    for index, end, reason in ends:
+        ledger.end(index, end, reason)
     return ends
 
 
@@ -279,12 +276,12 @@ def score_groups(
     for task, group in zip(tasks, rollouts, strict=True):
         rewarded = [(r, SAMPLER_FAILED.get(r.finish_reason) or next(results)) for r in group]
         trajectories = tuple(Trajectory(r, reward, algorithm.shape_reward(reward, r)) for r, reward in rewarded)
-        groups.append(Group(group[0].draw, task.prompt, task.images, trajectories))
+        groups.append(Group(group[0].group_index, task.prompt, task.images, trajectories))
     return groups
 
 
 def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardInput:
-    """Everything that a reward may look at. The text is decoded from the sampled ids."""
+    """What a reward may look at. The text is decoded from the sampled ids."""
     text = tokenizer.decode(rollout.completion_ids)
     parsed = parse_completion(text)
     return RewardInput(
@@ -298,5 +295,5 @@ def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardIn
         token_ids=rollout.completion_ids,
         finish_reason=rollout.finish_reason.value,
         meta=task.prompt.meta,
-        draw=rollout.draw,
+        draw=rollout.group_index,
     )

@@ -11,7 +11,7 @@ from rollouts.rollout import FinishReason, Rollout
 def stored_group(group: Group) -> dict[str, Any]:
     """Floats go through JSON unchanged to the bit."""
     return {
-        "draw": group.draw,
+        "draw": group.group_index,
         "prompt_id": group.prompt.id,
         "trajectories": [_stored(trajectory) for trajectory in group.trajectories],
     }
@@ -40,9 +40,9 @@ def _stored(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _restored(record: dict[str, Any], draw: int, task: Task) -> Trajectory:
+def _restored(record: dict[str, Any], group_index: int, task: Task) -> Trajectory:
     rollout = Rollout(
-        draw=draw,
+        group_index=group_index,
         prompt_id=task.prompt.id,
         sample_index=record["sample_index"],
         prompt_ids=task.tokens.ids,

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from rlhf.algorithms.loss_metrics import GAP_POSITIONS
 from rlhf.collect import Collected, Collector
 from rlhf.trajectory import Group
 from rlhf.update import UpdateResult
+from rollouts.records import StoredRollout
 
 
 class LossTotals:
@@ -29,15 +29,15 @@ class LossTotals:
 
     @property
     def untrained(self) -> set[int]:
-        """Draws none of whose updates was applied."""
+        """Indices of the groups none of whose updates was applied."""
         return self._tried - self._trained
 
     def add_update(self, update: UpdateResult) -> None:
         self.updates.append(update.result)
-        draws = {group.draw for group in update.groups}
-        self._tried |= draws
+        indices = {group.group_index for group in update.groups}
+        self._tried |= indices
         if update.result.applied:
-            self._trained |= draws
+            self._trained |= indices
         for trajectory in (t for group in update.groups for t in group.trajectories):
             self._tokens[trajectory.has_advantage] += trajectory.num_trained_tokens
         self._sums += update.sums
@@ -159,25 +159,25 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
     }
 
 
-def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Every sampled rollout as plain data, dropped groups included."""
-    reasons = {group.draw: reason for group, reason in collected.dropped}
+def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, object]]:
+    """Every sampled rollout as JSON data, dropped groups included."""
+    reasons = {group.group_index: reason for group, reason in collected.dropped}
     return [
-        {
-            "draw": group.draw,
-            "prompt_id": group.prompt.id,
-            "sample_index": trajectory.rollout.sample_index,
-            "text": tokenizer.decode(trajectory.rollout.completion_ids),
-            "reference": group.prompt.reference,
-            "reward": trajectory.reward.value,
-            "parts": trajectory.reward.parts,
-            "status": trajectory.reward.status.value,
-            "reason": trajectory.reward.reason,
-            "dropped": reasons.get(group.draw, ""),
-            "finish_reason": trajectory.rollout.finish_reason.value,
-            "policy_version": trajectory.rollout.policy_versions[0][1],
-            "completion_ids": trajectory.rollout.completion_ids,
-        }
+        StoredRollout(
+            group_index=group.group_index,
+            prompt_id=group.prompt.id,
+            sample_index=trajectory.rollout.sample_index,
+            text=tokenizer.decode(trajectory.rollout.completion_ids),
+            reference=group.prompt.reference,
+            reward=trajectory.reward.value,
+            parts=trajectory.reward.parts,
+            status=trajectory.reward.status.value,
+            reason=trajectory.reward.reason,
+            dropped=reasons.get(group.group_index, ""),
+            finish_reason=trajectory.rollout.finish_reason.value,
+            policy_version=trajectory.rollout.policy_versions[0][1],
+            completion_ids=trajectory.rollout.completion_ids,
+        ).to_json()
         for group in collected.sampled
         for trajectory in group.trajectories
     ]

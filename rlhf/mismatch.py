@@ -55,7 +55,7 @@ class MismatchWatch:
             metrics[f"mismatch/cause_{cause}"] = 1.0
             print(
                 f"step {step}: sampler and trainer differ by {worst.value:.3g} nats at prompt {group.prompt.id}, "
-                f"draw {group.draw} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
+                f"draw {group.group_index} (trainer.max_sampler_gap = {self._limit:g}); {detail}",
                 file=sys.stderr,
             )
         return metrics
@@ -76,7 +76,7 @@ class MismatchWatch:
         placeholder = self._processor.placeholder_id
         ids = list(rollout.prompt_ids)
         short = [one for one, before in zip(ids, [-1, *ids], strict=False) if not one == before == placeholder]
-        request = RolloutRequest(rollout.draw, rollout.prompt_id, ids, short, group.images, 1)
+        request = RolloutRequest(rollout.group_index, rollout.prompt_id, ids, short, group.images, 1)
         ours = probe_engine(self._policy.engine, request, placeholder, self._processor.config.pixels_per_token)
         for name, theirs in collector.with_worker(lambda worker: worker.probe(request)):
             if difference := first_difference(ours, theirs):

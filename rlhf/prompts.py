@@ -39,9 +39,11 @@ class Task:
         ids = len(self.tokens.ids) + len(self.tokens.placeholder_ids)
         return sum(image.nbytes for image in self.images) + _BYTES_OF_ID * ids
 
-    def request(self, draw: int, group_size: int, greedy: bool = False) -> RolloutRequest:
+    def request(self, group_index: int, group_size: int, greedy: bool = False) -> RolloutRequest:
         tokens = self.tokens
-        return RolloutRequest(draw, self.prompt.id, tokens.ids, tokens.placeholder_ids, self.images, group_size, greedy)
+        return RolloutRequest(
+            group_index, self.prompt.id, tokens.ids, tokens.placeholder_ids, self.images, group_size, greedy
+        )
 
 
 @dataclass(frozen=True)

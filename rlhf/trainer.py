@@ -43,7 +43,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     else:
         state = {"step": 0, **collector.state(), **evaluator.state(), **rubric.state()}
     rubric.max_steps = config.max_steps
-    collector.sync(lambda: (engine.step_count, dict(engine.weights())))
+    collector.sync(engine.step_count, engine.weights())
     with run.saved_on_stop(engine, lambda: state) as stop:
         evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
@@ -59,7 +59,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 for number, one in enumerate(updates):
                     totals.add_update(update(one, policy, algorithm, step, number, run))
             with run.timed("sync"):
-                collector.sync(lambda: (engine.step_count, dict(engine.weights())))
+                collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
             metrics = {**step_metrics(collected, totals, collector), **agreement, **rubric.take_metrics()}
             with run.timed("evaluate"):

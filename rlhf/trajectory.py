@@ -42,9 +42,9 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class Group:
-    """Siblings of one draw."""
+    """The completions of one prompt that were sampled together."""
 
-    draw: int
+    group_index: int  # number of the group within the run
     prompt: Prompt
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]

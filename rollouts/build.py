@@ -1,34 +1,34 @@
-"""The samplers that a config asks for."""
+"""Builds the samplers that a config asks for."""
 
 import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 
 import torch
 from torch import Tensor
 
-from model.checkpoint import released_tensors
 from model.processing.processor import Processor
-from model.sail_vl2 import SailVL2
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer, VllmRolloutConfig
-from rollouts.pool.session import StartMessage
+from rollouts.pool.messages import StartMessage
 from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
-from rollouts.weights.senders import FileSender, MemorySender, WeightSender
-from rollouts.weights.sync import tensor_checksum
+from rollouts.weights.senders import FileSender, HostSender, MemorySender, WeightSender
+from rollouts.weights.template import ModelTemplate, template_tensors
 
 
-def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
-    """With weights as `model` has them now, at policy version 0. Close it when done.
+def build_worker(template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
+    """Build a worker without weights: `load_weights` brings the first ones too. Close it when done.
 
-    Our own sampler of a model on a GPU is always in the trainer's process, as is all that would be a process of its own
-    where there is no Linux. `ModuleNotFoundError` names a missing extra.
+    `template` may be a model, whose weights are not looked at, or a `ModelShape`. Our own sampler of a model on a GPU
+    is always in the trainer's process, and so is every sampler where there is no Linux. `ModuleNotFoundError` names a
+    missing extra.
     """
-    is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), model.device.type == "cpu"
+    config = config.within(template.config.language.max_position_embeddings)
+    is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), template.device.type == "cpu"
     num_gpus, placement = torch.cuda.device_count(), config.pool.placement
     apart = placement is Placement.ray or (placement is Placement.process and sys.platform == "linux")
     if config.max_staleness and not (apart and (is_vllm or on_cpu)):
@@ -41,10 +41,9 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
             f"rollouts.pool.transfer: expected memory for a model on CPU in {config.num_processes} processes, found ipc"
         )
     if not apart or not (is_vllm or on_cpu):
-        return build_sampler(model, processor, config.alone(), run_seed)
-    start = StartMessage(model.config, processor, config.share_of_worker(), run_seed, model.dtype)
-    weights = released_tensors(model)
-    manifest = {name: tensor_checksum(tensor) for name, tensor in weights.items()}
+        return build_sampler(template, processor, config.alone(), run_seed)
+    start = StartMessage(template.config, processor, config.share_of_worker(), run_seed, template.dtype)
+    weights = template_tensors(template)
     if placement is Placement.ray:
         ray_pool = _ray_pool(config.pool)
         launcher = ray_pool.RayLauncher(start, sum(tensor.nbytes for tensor in weights.values()), num_gpus)
@@ -55,22 +54,23 @@ def build_worker(model: SailVL2, processor: Processor, config: RolloutConfig, ru
         launcher = ProcessLauncher(start, num_gpus, is_first_taken=not on_cpu)
         address, memory = "127.0.0.1", MemorySender
     try:
-        sender = _sender(config, weights, memory, address, on_gpu=launcher.on_gpu and not on_cpu)
+        device = template.device if launcher.on_gpu else torch.device("cpu")
+        sender = _sender(config, weights, memory, address, device)
     except BaseException:
         launcher.close()
         raise
     allowed = set(range(processor.tokenizer.num_entries)) - set(processor.barred_ids)
-    return WorkerPool(launcher, sender, config, allowed, manifest)
+    return WorkerPool(launcher, sender, config, allowed)
 
 
 def _sender(
     config: RolloutConfig,
-    weights: dict[str, Tensor],
-    memory: Callable[[dict[str, Tensor]], WeightSender],
+    weights: Mapping[str, Tensor],
+    memory: Callable[[Mapping[str, Tensor]], HostSender],
     address: str,
-    on_gpu: bool,
+    device: torch.device,
 ) -> WeightSender:
-    """What `rollouts.pool.transfer` names. `memory` is for samplers that a broadcast does not reach, too."""
+    """Make the sender that `rollouts.pool.transfer` names. `memory` also serves samplers that no broadcast reaches."""
     folder = os.path.abspath(config.pool.transfer_folder) if config.pool.transfer_folder else ""
     match config.pool.transfer:
         case Transfer.files:
@@ -79,13 +79,13 @@ def _sender(
             from rollouts.weights.broadcast import BroadcastSender
 
             other, patience = memory(weights), config.pool.patience_s
-            return BroadcastSender(other, config.num_processes, patience, on_gpu, address, folder)
+            return BroadcastSender(other, config.num_processes, patience, device, address, folder)
         case _:
             return memory(weights)
 
 
 def _ray_pool(config: PoolConfig) -> ModuleType:
-    # Ray reads this as it is imported. With a token, other users of this host cannot speak to the run's cluster.
+    # Ray reads these as it is imported. With a token, other users of this host cannot speak to the run's cluster.
     if not config.ray_address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     try:

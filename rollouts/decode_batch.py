@@ -1,4 +1,4 @@
-"""Completions that were started together: what each has drawn so far, and which are still going."""
+"""Completions that were started together: the tokens of each so far, and which are unfinished."""
 
 from collections.abc import Sequence
 
@@ -14,7 +14,11 @@ from rollouts.transit import to_device
 
 
 class DecodeBatch:
-    """N requests of one group size. A *cell* is a completion, n * G + sibling; dropped ones have no row."""
+    """Decodes N requests of one group size G side by side.
+
+    A *cell* is a completion, with the number n * G + sibling. A *row* is a completion that is still decoded; the row of
+    a finished one is dropped now and then.
+    """
 
     def __init__(
         self,
@@ -25,19 +29,19 @@ class DecodeBatch:
         limit: int,
         version: int,
     ) -> None:
-        """`logits` [N * G, V] are those of the first token; completions end at `limit` tokens."""
+        """`logits` [N * G, V] are those of the first token. Completions end at `limit` tokens."""
         self.cache, self.logits = cache, logits
         self._requests, self._limit = list(requests), limit
         self._group_size = requests[0][1].group_size
         cells = [(request, sibling) for _, request in requests for sibling in range(self._group_size)]
-        self._seeds = np.array([sample_seed(run_seed, r.draw, sibling) for r, sibling in cells], dtype=np.uint64)
+        self._seeds = np.array([sample_seed(run_seed, r.group_index, sibling) for r, sibling in cells], dtype=np.uint64)
         self._greedy = np.array([request.greedy for request, _ in cells])
         self._tokens = np.zeros((len(cells), limit), dtype=np.int64)
         self._logprobs = np.zeros((len(cells), limit))
         self._lengths = np.zeros(len(cells), dtype=np.int64)
         self._live = np.ones(len(cells), dtype=bool)
-        self._ended = np.zeros(len(cells), dtype=bool)  # by the end of turn
-        self._open = np.ones(len(requests), dtype=bool)  # not given out yet
+        self._ended = np.zeros(len(cells), dtype=bool)  # the completion came to its end of turn
+        self._open = np.ones(len(requests), dtype=bool)  # the group was not returned yet
         self._cell_of_row = np.arange(len(cells))
         self._step = 0
         self._versions = [(0, version)]
@@ -56,12 +60,12 @@ class DecodeBatch:
         return self._step + 1 < self._limit
 
     def points(self) -> Tensor:
-        """The uniform number of each row's next token, or GREEDY; [R]."""
+        """Return the uniform number of each row's next token, or GREEDY. [R]"""
         rows = self._cell_of_row
         return torch.from_numpy(np.where(self._greedy[rows], GREEDY, uniforms(self._seeds[rows], self._step)))
 
     def record(self, chosen: Tensor, logprobs: Tensor, end_id: int) -> list[tuple[int, list[Rollout]]]:
-        """Take the next token of every row [R]; returns the requests that are then complete, by handle."""
+        """Take the next token of every row [R] and return the requests that are then complete, by handle."""
         live = self._live[self._cell_of_row]
         cells, tokens = self._cell_of_row[live], chosen.numpy()[live]
         self._tokens[cells, self._step] = tokens
@@ -75,11 +79,11 @@ class DecodeBatch:
         return [(self._requests[n][0], self._rollouts(n)) for n in np.flatnonzero(complete)]
 
     def next_tokens(self) -> Tensor:
-        """What every row of the cache has drawn last, [R]."""
+        """Return the latest token of every row of the cache. [R]"""
         return torch.from_numpy(self._tokens[self._cell_of_row, self._step - 1])
 
     def drop_finished(self, has_next: bool) -> None:
-        """Free the rows of finished completions; whether logits of the next token are there already."""
+        """Free the rows of finished completions. `has_next` says whether the next token's logits are there already."""
         rows = np.flatnonzero(self._live[self._cell_of_row])
         self._cell_of_row = self._cell_of_row[rows]
         kept = to_device(torch.from_numpy(rows), self.cache.cells.device)
@@ -88,8 +92,10 @@ class DecodeBatch:
             self.logits = self.logits.index_select(0, kept)
 
     def change_version(self, version: int) -> None:
-        """Other weights from here on. The next token's logits are already those of the old ones, and so are the keys
-        and values of what was drawn."""
+        """Note that other weights come from here on.
+
+        The next token's logits still come from the old weights, and so do the keys and values of earlier tokens.
+        """
         start = self._step + 1
         self._versions = [run for run in self._versions if run[0] < start] + [(start, version)]
 
@@ -108,7 +114,7 @@ class DecodeBatch:
         logprobs = self._logprobs[cell, :length]
         reason = FinishReason.stop if self._ended[cell] else FinishReason.length
         return Rollout(
-            draw=request.draw,
+            group_index=request.group_index,
             prompt_id=request.prompt_id,
             sample_index=sibling,
             prompt_ids=request.prompt_ids,

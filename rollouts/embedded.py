@@ -1,74 +1,79 @@
-"""The reference sampler: in this process, with our own model; one prefill and one vision pass per group.
+"""The reference sampler: in this process, with our own model, and with one prefill and one vision pass per group.
 
 Batching is continuous: a finished completion frees its place, and waiting prompts move in while others go on.
 """
 
 import time
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
-from model.checkpoint import fill, released_tensors
+from model.checkpoint import empty_model, fill, released_tensors
 from model.decoding.decoder import PromptDecoder
 from model.decoding.graph import DecodeGraph
 from model.decoding.group_cache import prefix_room
 from model.processing.processor import Processor
-from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
 from rollouts.decode_batch import DecodeBatch
+from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_model
-from rollouts.rollout import MOMENT, Rollout, RolloutRequest
-from rollouts.sampling import Draw
+from rollouts.rollout import MOMENT, NO_WEIGHTS, Proof, Rollout, RolloutRequest
+from rollouts.sampling import TokenSampler
 from rollouts.transit import HostCopies, to_device
+from rollouts.weights.buffer import lay_out
 from rollouts.weights.handles import TensorHandle
-from rollouts.weights.sync import tensor_checksum
+from rollouts.weights.sync import streamed, tensor_checksum
+from rollouts.weights.template import ModelTemplate
 
-_PREFILL_TOKENS = (8192, 32768)  # of prompts run side by side, on CPU and GPU
-_FULL_ENOUGH = (0.875, 0.5)  # share of a batch's rows that is live, on CPU and GPU; leaving records a graph anew
+_PREFILL_TOKENS = (8192, 32768)
+"""Tokens of prompts that are run side by side, on CPU and on GPU."""
+
+_FULL_ENOUGH = (0.875, 0.5)
+"""A batch gives the rows of finished completions up once its share of live rows falls to this, on CPU and on GPU. It
+is lower on a GPU, because a batch of another size is recorded anew."""
 
 
 class EmbeddedWorker:
-    """`RolloutWorker` in the trainer's process. Owns a copy of the weights; `model` is only read at construction."""
+    """`RolloutWorker` in the trainer's process. It owns its weights, and has none until they are loaded."""
 
-    def __init__(self, model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
-        self.config = config = config.within(model.config.language.max_position_embeddings)
+    def __init__(self, template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
+        self.config = config = config.within(template.config.language.max_position_embeddings)
         self.run_seed = run_seed
-        self.version = 0
+        self.version = NO_WEIGHTS
         self._processor = processor
-        own = SailVL2(model.config).to(model.device, model.dtype)
-        own.load_state_dict(model.state_dict())
+        self._device = template.device
+        own = empty_model(template.config, template.dtype).to(self._device)
         self._decoder = PromptDecoder(own)
-        self._device = model.device
-        self._runs_ahead = DecodeGraph.fits(own)  # other decoding waits for the device anyway
+        self._runs_ahead = DecodeGraph.fits(own)  # all other decoding waits for the device
         self._decode = DecodeGraph(self._decoder).decode if self._runs_ahead else self._decoder.decode
         self._full_enough = _FULL_ENOUGH[self._device.type == "cuda"]
         self._prefill_tokens = _PREFILL_TOKENS[self._device.type == "cuda"]
-        self._draw = Draw(
+        self._sample = TokenSampler(
             processor.barred_ids,
-            model.config.language.vocab_size,
+            template.config.language.vocab_size,
             config.temperature,
             processor.tokenizer.end_id,
             self._device,
         )
+        self._intake = Intake(config)
         self._queue: dict[int, RolloutRequest] = {}
         self._batches: list[DecodeBatch] = []
-        self._next_handle = 0
-        self._manifest: dict[str, int] = {}
-        self._received: dict[str, Tensor] = {}
 
     @property
     def is_idle(self) -> bool:
         return not (self._queue or self._batches)
 
     def submit(self, request: RolloutRequest) -> int:
-        self.config.check_length(request.prompt_id, len(request.prompt_ids))
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        handle = self._intake.accept(request, self.version)
         self._queue[handle] = request
         return handle
 
     @torch.inference_mode()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
+        if not self.is_idle:
+            require_weights(self.version)
         done: list[tuple[int, list[Rollout]]] = []
         end = time.monotonic() + MOMENT
         while not done and not self.is_idle and time.monotonic() < end:
@@ -82,41 +87,39 @@ class EmbeddedWorker:
             batch.abort(handle)
         self._batches = [batch for batch in self._batches if not batch.is_done]
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        self._manifest, self._received = manifest, {}
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        """Copy each tensor into the model as it comes. If one is missing, sampling is refused until all have come."""
+        places, _ = lay_out(released_tensors(self._decoder.model))
+        sent: dict[str, int] = {}
+        return self._fill(version, streamed(version, tensors, places, sent), sent)
 
-    def load(self, name: str, tensor: Tensor) -> None:
-        self._received[name] = tensor
+    def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
+        """See `rollouts.sampler.Sampler`. All tensors are here before the first is copied into the model."""
+        tensors = dict(tensor_handle.open())
+        return self._fill(version, tensors.items(), manifest)
 
-    def finish_update(self, version: int) -> dict[str, int]:
-        missing = self._manifest.keys() - self._received.keys()
-        if missing:
-            raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        fill(self._decoder.model, self._received.items())
-        self._received = {}
+    def _fill(self, version: int, tensors: Iterable[tuple[str, Tensor]], sent: Mapping[str, int]) -> Proof:
+        self.version = NO_WEIGHTS
+        fill(self._decoder.model, tensors)
         self.version = version
         for batch in self._batches:
             batch.change_version(version)
         held = released_tensors(self._decoder.model)
-        return {name: tensor_checksum(held[name]) for name in self._manifest}
-
-    def receive(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> dict[str, int]:
-        """As an update with the tensors of a handle. `WeightsLost` if they did not come."""
-        self.begin_update(version, manifest)
-        for name, tensor in tensor_handle.open():
-            self.load(name, tensor)
-        return self.finish_update(version)
+        return Proof(version, sent, {name: tensor_checksum(held[name]) for name in sent})
 
     @torch.inference_mode()
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         return [("sampler", probe_model(self._decoder.model, request, self._processor.placeholder_id))]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._queue.clear()
         self._batches.clear()
 
     def _admit(self) -> None:
-        """Start waiting prompts once a quarter of the rows is free: batches are then few, and prefills large."""
+        """Start waiting prompts once a quarter of the rows is free, so that batches are few and prefills large."""
         live = sum(batch.num_live for batch in self._batches)
         free = self.config.max_rows - live
         if not self._queue or (live and free < max(self.config.max_rows // 4, self._next_group_size())):
@@ -139,7 +142,7 @@ class EmbeddedWorker:
         return next(iter(self._queue.values())).group_size if self._queue else 0
 
     def _start(self, requests: list[tuple[int, RolloutRequest]], room: int) -> None:
-        """Prefill prompts that share group size and room."""
+        """Prefill prompts that share a group size and the room of their prefix cache."""
         rows = [Row(request.prompt_ids, [], request.images) for _, request in requests]
         inputs = pack_rows(rows, self._processor.placeholder_id, self._decoder.model.config.pixels_per_token)
         logits, cache = self._decoder.prefill(inputs.to(self._device), requests[0][1].group_size, room)
@@ -147,15 +150,15 @@ class EmbeddedWorker:
         self._batches.append(DecodeBatch(requests, cache, logits, self.run_seed, limit, self.version))
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
-        """One token of every completion; returns the groups that are then complete.
+        """Sample one token of every completion and return the groups that are then complete.
 
-        Recorded decoding goes on before the host has seen who has finished: neither waits for the other, and what a
-        finished completion would have said next is thrown away.
+        Recorded decoding goes on before the host has seen which completions have finished, so neither waits for the
+        other. The next token of a finished completion is thrown away.
         """
         batches = self._batches
         logits = torch.cat([batch.logits for batch in batches]) if len(batches) > 1 else batches[0].logits
         points = torch.cat([batch.points() for batch in batches])
-        chosen, logprobs = self._draw(logits, to_device(points, self._device))
+        chosen, logprobs = self._sample(logits, to_device(points, self._device))
         sizes = [batch.cache.num_rows for batch in batches]
         copies = HostCopies(chosen, logprobs)
         if self._runs_ahead:
@@ -171,7 +174,7 @@ class EmbeddedWorker:
         return done
 
     def _decode_next(self, drawn: list[tuple[DecodeBatch, Tensor]]) -> None:
-        """Logits of the token after these [R] of each batch."""
+        """Compute the logits of the token after `drawn`, which has the latest tokens [R] of each batch."""
         if not drawn:
             return
         batches, tokens = zip(*drawn, strict=True)
@@ -180,7 +183,7 @@ class EmbeddedWorker:
             batch.logits = own
 
     def _leave(self) -> None:
-        """Finished completions free their rows, when it pays for the copy of the cache."""
+        """Free the rows of finished completions where that is worth the copy of the cache."""
         self._batches = [batch for batch in self._batches if not batch.is_done]
         for batch in self._batches:
             if batch.num_live <= self._full_enough * batch.cache.num_rows:

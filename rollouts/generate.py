@@ -1,7 +1,7 @@
 """Batch inference: `python -m rollouts.generate checkpoint=DIR prompts=FILE out=FILE rollouts=embedded|vllm`.
 
 A line of `prompts` is an object with `messages` and optionally `id`; images lie beside the file. A line of `out` is one
-completion, or the error of a prompt that cannot be asked. The same command goes on where it was cut off.
+completion, or the error of a prompt that cannot be used. The same command goes on where it was cut off.
 """
 
 import fcntl
@@ -11,26 +11,28 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from rollouts.config import Decoding, GenerateConfig
 
 if TYPE_CHECKING:
     from model.processing.processor import Processor
-    from rollouts.rollout import Rollout, RolloutRequest, RolloutWorker
+    from rollouts.rollout import Json, Rollout, RolloutRequest, RolloutWorker
 
 PORTION = 64
-"""Prompts whose pixels are held at once, at least; twice what the sampler decodes side by side where that is more."""
+"""The pixels of this many prompts are held at once, or of twice as many as the sampler decodes side by side, if that is
+more."""
 
 
 @dataclass(frozen=True)
 class GenerateRow:
-    """A line of the prompts file. Its number is the draw: what is sampled does not depend on what was done before."""
+    """A line of the prompts file. Its number is the group index, so that an interrupted file goes on with the same
+    completions."""
 
     number: int
     id: str
-    messages: list[dict[str, Any]]
+    messages: "list[Json]"
 
 
 def generate_file(config: GenerateConfig, resolved: str) -> None:
@@ -49,12 +51,13 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
 
 
 def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Processor") -> None:
-    """Write what comes of each row behind what the file has."""
+    """Append the completions of each row to the file."""
     from model.checkpoint import load_model
     from model.engine.config import ComputeDtype
     from model.engine.device import pick_device, pick_dtype, prepare_cpu
     from model.run.progress import StageProgress
     from rollouts.build import build_worker
+    from rollouts.weights.sync import fill_worker
 
     prepare_cpu(config.num_threads)
     model, _ = load_model(Path(config.checkpoint))
@@ -66,6 +69,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Pro
         StageProgress("generate", len(rows)) as progress,
         Path(config.out).open("a", encoding="utf-8") as out,
     ):
+        fill_worker(worker, model)
         for row, lines in _answers(rows, config, processor, worker):
             out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
             out.flush()
@@ -77,7 +81,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Pro
 
 
 def read_rows(path: Path) -> list[GenerateRow]:
-    """`ValueError` names the line that is wrong, or the id that stands twice."""
+    """Read the prompts file. `ValueError` names the line that is wrong, or the id that stands twice."""
     if not path.is_file():
         raise ValueError(f"prompts: expected a JSONL file at {path}, found none")
     rows: dict[str, GenerateRow] = {}
@@ -99,7 +103,7 @@ def read_rows(path: Path) -> list[GenerateRow]:
 
 @contextmanager
 def _hold(out: Path) -> Iterator[None]:
-    """Only one run may write the file: two would cut off each other's lines."""
+    """Let only this run write the file, because two would cut off each other's lines."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with _settings_of(out).open("a", encoding="utf-8") as file:
         try:
@@ -114,8 +118,10 @@ def _settings_of(out: Path) -> Path:
 
 
 def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
-    """Ids that are done. Cuts off a line that was not finished, and the completions of a prompt that has not all, or
-    that the sampler failed at."""
+    """Return the ids that are done.
+
+    Cuts off an unfinished last line, and the completions of a prompt that lacks some or that the sampler failed at.
+    """
     from model.run.durable import write_file
 
     settings = _settings_of(out)
@@ -130,7 +136,7 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
     *lines, rest = out.read_text(encoding="utf-8").split("\n")
     records = [json.loads(line) for line in lines]
     counts: dict[str, int] = {}
-    failed = {record["id"] for record in records if "error" in record and "sample" in record}  # by the sampler: again
+    failed = {record["id"] for record in records if "error" in record and "sample" in record}  # asked again
     for record in records:
         counts[record["id"]] = counts.get(record["id"], 0) + (config.num_samples if "error" in record else 1)
     done = {name for name, count in counts.items() if count >= config.num_samples and name not in failed}
@@ -142,8 +148,8 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
 
 def _answers(
     rows: Sequence[GenerateRow], config: GenerateConfig, processor: "Processor", worker: "RolloutWorker"
-) -> Iterator[tuple[GenerateRow, list[dict[str, Any]]]]:
-    """The lines of each row, as they come."""
+) -> "Iterator[tuple[GenerateRow, list[Json]]]":
+    """Yield the lines of each row, as they come."""
     from rollouts.rollout import generate_in_pieces
 
     portion = max(PORTION, 2 * config.rollouts.max_rows // config.num_samples)
@@ -152,7 +158,7 @@ def _answers(
         for row in rows[start : start + portion]:
             try:
                 asked.append((row, _request(row, config, processor)))
-            except ValueError as error:  # of messages and media that somebody else wrote
+            except ValueError as error:  # the messages and media are the user's
                 yield row, [{"error": str(error)}]
         waiting = iter(asked)
         for piece in generate_in_pieces(worker, [request for _, request in asked]):
@@ -172,7 +178,7 @@ def _request(row: GenerateRow, config: GenerateConfig, processor: "Processor") -
     return RolloutRequest(row.number, row.id, tokens.ids, tokens.placeholder_ids, images, samples, greedy)
 
 
-def _line(rollout: "Rollout", processor: "Processor") -> dict[str, Any]:
+def _line(rollout: "Rollout", processor: "Processor") -> "Json":
     if rollout.finish_reason.is_failure:
         return {"sample": rollout.sample_index, "error": f"the sampler failed: {rollout.finish_reason.value}"}
     return {

@@ -1,4 +1,4 @@
-"""What a model makes of a prompt, stage by stage: where two of them part is where their log-probabilities part."""
+"""How a model sees a prompt, stage by stage. Where two models differ first is why their log-probabilities differ."""
 
 from collections.abc import Mapping, Sequence
 
@@ -13,16 +13,16 @@ from rollouts.rollout import RolloutRequest
 from rollouts.weights.sync import tensor_checksum
 
 Probe = dict[str, Tensor]
-"""Stage -> values on CPU: `ids`, `pixels.N`, `dtype` (an empty tensor of it), `weights.NAME` (a checksum), `visual.N`
-[tokens, D], `embeddings`."""
+"""Stage -> values on CPU. Stages are `ids`, `pixels.N`, `dtype` (an empty tensor of it), `weights.NAME` (a checksum),
+`visual.N` [tokens, D] and `embeddings`."""
 
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
-"""Of the largest value: two implementations of the same sums."""
+"""Largest difference of two implementations of the same sums, as a share of the largest value."""
 
 
 @torch.no_grad()
 def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) -> Probe:
-    """Every stage of our own model."""
+    """Return every stage of our own model."""
     images = [image.to(model.device) for image in request.images]
     inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, model.config.pixels_per_token)
     visual = [model.visual_tokens([image.to(model.dtype)])[0].flatten(0, 1) for image in images]
@@ -35,7 +35,7 @@ def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) ->
 
 
 def probe_engine(engine: TrainEngine, request: RolloutRequest, placeholder_id: int, pixels_per_token: int) -> Probe:
-    """Every stage of the model that an engine trains."""
+    """Return every stage of the model that an engine trains."""
     inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, pixels_per_token)
     embeddings = engine.embeddings(inputs).cpu()
     sums, dtype = {}, embeddings.dtype
@@ -62,8 +62,10 @@ def probe_weights(tensors: Mapping[str, Tensor], dtype: torch.dtype) -> Probe:
 
 
 def first_difference(ours: Probe, theirs: Probe) -> str:
-    """The first stage at which they differ beyond rounding, and by how much; empty if there is none. Stages that one
-    of them does not have are passed over."""
+    """Say at which stage they differ first beyond rounding, and by how much; empty if they agree.
+
+    Stages that one of them lacks are passed over.
+    """
     for name, mine in ours.items():
         other = theirs.get(name)
         if other is None:
@@ -87,6 +89,6 @@ def first_difference(ours: Probe, theirs: Probe) -> str:
 
 
 def cause_of(difference: str) -> str:
-    """The kind of cause behind a first difference."""
+    """Return the kind of cause behind a first difference."""
     stage = difference.partition(":")[0].partition(".")[0]
     return "embeddings" if stage == "visual" else stage

@@ -1,4 +1,4 @@
-"""Randomness keyed by what is drawn, not by when: neither restarts nor batch composition change a draw."""
+"""Randomness that depends on which token is sampled, not on when: restarts and batch composition change nothing."""
 
 import hashlib
 
@@ -8,16 +8,16 @@ _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _MIX_1, _MIX_2 = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
 
 
-def sample_seed(run_seed: int, draw: int, sample_index: int) -> int:
-    """A 63-bit seed of one completion; also the seed of its request to an external sampler."""
-    key = f"{run_seed}/{draw}/{sample_index}".encode()
+def sample_seed(run_seed: int, group_index: int, sample_index: int) -> int:
+    """Return the 63-bit seed of one completion, which is also the seed of its request to an external sampler."""
+    key = f"{run_seed}/{group_index}/{sample_index}".encode()
     return int.from_bytes(hashlib.blake2b(key, digest_size=8).digest(), "little") >> 1
 
 
 def uniforms(seeds: np.ndarray, position: int) -> np.ndarray:
-    """Uniform numbers in [0, 1) for token `position` of the completions with `seeds` (uint64), any shape.
+    """Return uniform numbers in [0, 1) for token `position` of the completions with `seeds` (uint64, any shape).
 
-    SplitMix64 (Steele, Lea, Flood 2014) as a counter-based generator; 53 random bits.
+    The generator is SplitMix64 (Steele, Lea, Flood 2014), counter-based, with 53 random bits.
     """
     with np.errstate(over="ignore"):
         z = seeds + _GOLDEN * np.uint64(position + 1)

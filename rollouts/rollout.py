@@ -1,22 +1,25 @@
-"""What samplers take and give, as plain data."""
+"""Plain data that samplers take and give, and the protocol that every sampler follows."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
 from torch import Tensor
 
+Json = dict[str, Any]
+"""A JSON object that a user wrote."""
+
 
 class FinishReason(Enum):
     stop = "stop"  # the policy ended its turn
-    length = "length"  # overlong: the token limit came first
-    error = "error"  # the sampler's numbers were not finite; the completion is worth nothing
-    deadline = "deadline"  # the sampler was not done in time; the completion is worth nothing
+    length = "length"  # the token limit came first, so the completion is overlong
+    error = "error"  # the sampler's numbers were not finite, so the completion is worth nothing
+    deadline = "deadline"  # the sampler was not done in time, so the completion is worth nothing
 
     @property
     def is_failure(self) -> bool:
-        """The sampler's, not the policy's: such a completion is unscorable."""
+        """Whether the sampler failed and not the policy. Such a completion is unscorable."""
         return self in (FinishReason.error, FinishReason.deadline)
 
 
@@ -25,19 +28,19 @@ class Prompt:
     """Messages, images and the reference answer of one data row."""
 
     id: str
-    messages: list[dict[str, Any]]
+    messages: list[Json]
     reference: str
-    meta: dict[str, Any] = field(default_factory=dict)
+    meta: Json = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class RolloutRequest:
-    """G completions of one prompt. `draw` is the ordinal that, with the run seed, keys all randomness."""
+    """Asks for `group_size` completions of one prompt, which form a group."""
 
-    draw: int
+    group_index: int  # number of the group within the run; with the run seed it determines all randomness
     prompt_id: str
-    prompt_ids: Sequence[int]  # expanded form
-    placeholder_ids: Sequence[int]  # one placeholder per image or frame, for samplers that expand themselves
+    prompt_ids: Sequence[int]  # token ids in which every image is expanded to its visual tokens
+    placeholder_ids: Sequence[int]  # token ids with one placeholder per image or frame, for samplers that expand them
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
@@ -45,25 +48,50 @@ class RolloutRequest:
 
 @dataclass(frozen=True)
 class Rollout:
-    """One completion as sampled. The ids are the only truth: text is decoded from them, never encoded back."""
+    """One completion as sampled. The ids are the only truth: text is decoded from them and never encoded back."""
 
-    draw: int
+    group_index: int
     prompt_id: str
     sample_index: int
     prompt_ids: Sequence[int]
     completion_ids: list[int]  # includes the end of turn when finish_reason is stop
-    completion_mask: list[int]  # 1 where the policy wrote
-    rollout_logprobs: list[float]  # of each completion token, at the sampling temperature
-    policy_versions: tuple[tuple[int, int], ...]  # (first token, policy version) runs
+    completion_mask: list[int]  # 1 where the policy wrote the token
+    rollout_logprobs: list[float]  # one per completion token, at the sampling temperature
+    policy_versions: tuple[tuple[int, int], ...]  # (first token, policy version) of each run of tokens
     finish_reason: FinishReason
 
 
+NO_WEIGHTS = -1
+"""The policy version of a sampler that holds no weights, or that may hold tensors of two versions."""
+
 MOMENT = 0.2
-"""Seconds that `poll` works at most, give or take a step: how soon a sampler takes new work and new weights."""
+"""`poll` works for about this many seconds at most, so a sampler takes new work and new weights that soon."""
+
+
+@dataclass(frozen=True)
+class Proof:
+    """Says which weights a sampler holds after a transfer. Checksums are CRC-32 by released tensor name."""
+
+    version: int
+    sent: Mapping[str, int]  # checksums of the tensors as they were read from the trainer
+    held: Mapping[str, int]  # checksums of the tensors as the sampler holds them now
+
+    @property
+    def wrong(self) -> list[str]:
+        """Names of the tensors whose bytes at the sampler differ from those that were sent."""
+        return sorted(name for name, value in self.sent.items() if self.held.get(name) != value)
+
+    @classmethod
+    def of_all(cls, version: int, sent: Mapping[str, int], held: Iterable[Mapping[str, int]]) -> "Proof":
+        """Join the proofs of several processes: a tensor is right only if every process holds it as it was sent."""
+        found = dict(sent)
+        for one in held:
+            found |= {name: one.get(name, -1) for name in sent if one.get(name) != sent[name]}
+        return cls(version, sent, found)
 
 
 class RolloutWorker(Protocol):
-    """Samples completions. `finish_update` proves which weights it holds before sampling goes on."""
+    """Samples completions. A worker is built without weights, and `load_weights` must come before the first poll."""
 
     @property
     def is_idle(self) -> bool:
@@ -71,31 +99,31 @@ class RolloutWorker(Protocol):
         ...
 
     def submit(self, request: RolloutRequest) -> int:
-        """Queue a request; returns its handle."""
+        """Queue a request and return its handle. `RuntimeError` if no weights were loaded yet."""
         ...
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
-        """Work for a moment; return the requests that were completed, as soon as there is one."""
+        """Work for a moment and return the completed requests, as soon as there is one."""
         ...
 
     def abort(self, handle: int) -> None:
         """Forget a queued request."""
         ...
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        """Announce weights: tensor name -> checksum."""
-        ...
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        """Take all tensors of a policy version, by released name, and prove what is held afterwards.
 
-    def load(self, name: str, tensor: Tensor) -> None:
-        """Receive one announced tensor."""
-        ...
-
-    def finish_update(self, version: int) -> dict[str, int]:
-        """Switch to the new weights; returns the checksums of what is now held."""
+        Each tensor is read once and may change as soon as the next one is drawn. `RuntimeError` names tensors that
+        never came. The caller compares the proof: `rollouts.weights.sync.sync_weights` does both.
+        """
         ...
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
-        """(name, `rollouts.probe.Probe`) of every sampler: what it makes of the prompt, stage by stage."""
+        """Return (name, `rollouts.probe.Probe`) of every sampler: how it sees the prompt, stage by stage."""
+        ...
+
+    def metrics(self) -> dict[str, float]:
+        """Counts that a step's metrics report about the samplers; empty if there are none."""
         ...
 
     def close(self) -> None: ...
@@ -104,14 +132,14 @@ class RolloutWorker(Protocol):
 def generate(
     worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
 ) -> list[list[Rollout]]:
-    """Rollouts of every request, in request order. `check` is called between polls and may raise to give up."""
+    """Return the rollouts of every request, in request order. `check` is called between polls and may raise."""
     return [group for piece in generate_in_pieces(worker, requests, check) for group in piece]
 
 
 def generate_in_pieces(
     worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
 ) -> Iterator[list[list[Rollout]]]:
-    """As `generate`, each time with the next requests, once they and all before them are complete."""
+    """Yield what `generate` returns in pieces: the next requests, once they and all before them are complete."""
     order = {worker.submit(request): position for position, request in enumerate(requests)}
     done: dict[int, list[Rollout]] = {}
     given = 0
@@ -125,5 +153,5 @@ def generate_in_pieces(
             if given > first:
                 yield [done.pop(position) for position in range(first, given)]
     finally:
-        for handle in order:  # none, unless the caller gave up
+        for handle in order:  # empty unless the caller gave up
             worker.abort(handle)

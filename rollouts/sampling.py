@@ -1,14 +1,16 @@
-"""How tokens are drawn from logits: inverse CDF at a uniform number."""
+"""Sampling of tokens from logits: the inverse of the cumulative distribution at a uniform number."""
 
 import torch
-from model.kernels.available import has_triton
 from torch import Tensor
 
-GREEDY = -1.0  # in the place of a uniform number: the most likely token
+from model.kernels.available import has_triton
+
+GREEDY = -1.0
+"""Stands in place of a uniform number and asks for the most likely token."""
 
 
-class Draw:
-    """Draws tokens of a vocabulary without its barred ids."""
+class TokenSampler:
+    """Samples tokens from logits. Barred ids of the vocabulary are never chosen."""
 
     def __init__(
         self, barred_ids: list[int], vocab_size: int, temperature: float, end_id: int, device: torch.device
@@ -19,17 +21,17 @@ class Draw:
         self._has_kernels = has_triton(device)
 
     def __call__(self, logits: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-        """Token ids [R] and their log-probabilities [R] in float64 from logits [R, V]; `points` [R] in float64 are
-        uniform in [0, 1), or GREEDY.
+        """Return token ids [R] and their log-probabilities [R] in float64 for logits [R, V].
 
-        Where logits are not finite: the end of turn, and NaN.
+        `points` [R] in float64 are uniform in [0, 1), or GREEDY. A row whose logits are not finite gives the end of
+        turn and NaN.
         """
         if self._has_kernels:
-            from rollouts.sampling_kernels import draw  # where there is Triton
+            from rollouts.sampling_kernels import sample_tokens  # needs Triton
 
-            return draw(logits, points, self._barred, self._temperature, self._end_id)
+            return sample_tokens(logits, points, self._barred, self._temperature, self._end_id)
         logits = logits.float().masked_fill(self._barred, float("-inf")).div_(self._temperature)
-        # Softmax works row by row; exp of a whole tensor would round by where in it a number stands.
+        # Softmax works row by row. The exp of a whole tensor rounds a number by where it stands in the tensor.
         cumulative = logits.softmax(-1).cumsum(-1, dtype=torch.float64)
         mass, greedy = cumulative[:, -1:], points == GREEDY
         chosen = torch.searchsorted(cumulative, points[:, None] * mass, right=True)

@@ -1,7 +1,10 @@
-"""Drawing tokens on a GPU, in Triton: two launches and one reading of the logits, where torch takes twenty launches and
-a running sum over the whole vocabulary by one block a row."""
+"""Sampling of tokens on a GPU, in Triton.
 
-# What is a tl.constexpr to a kernel is a number to its caller, and launches take num_warps.
+It takes two launches and reads the logits once. Torch takes twenty launches, and one block per row sums up the whole
+vocabulary.
+"""
+
+# A tl.constexpr of a kernel is a number to its caller, and launches take num_warps.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch
@@ -9,12 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_TILE = 2048  # logits of a row that are worked on at once
+_TILE = 2048  # a block works on this many logits of a row at once
 
 
 @triton.jit
 def _drawable_logits(logits_at, barred_at, row, first, vocabulary, stride, temperature, TILE: tl.constexpr):
-    """A tile of logits / temperature; -inf where nothing can be drawn."""
+    """Return a tile of logits / temperature, with -inf for barred ids and beyond the vocabulary."""
     column = first + tl.arange(0, TILE)
     there = column < vocabulary
     allowed = there & (tl.load(barred_at + column, mask=there, other=1) == 0)
@@ -24,7 +27,7 @@ def _drawable_logits(logits_at, barred_at, row, first, vocabulary, stride, tempe
 
 @triton.jit
 def _shares(logits, top):
-    """exp(logits - top), and 0 for -inf whatever `top` is."""
+    """Return exp(logits - top), and 0 for -inf whatever `top` is."""
     return tl.where(logits == float("-inf"), 0.0, tl.exp(logits - top))
 
 
@@ -32,7 +35,7 @@ def _shares(logits, top):
 def _weigh_tiles(
     logits_at, barred_at, top_at, mass_at, vocabulary, stride, temperature, num_tiles, TILE: tl.constexpr
 ):  # fmt: skip
-    """A block: one tile of one row. Its largest logit, and the sum of exp(logit - largest)."""
+    """Store the largest logit of a tile and the sum of exp(logit - largest). Each block takes one tile of one row."""
     row, tile = tl.program_id(0).to(tl.int64), tl.program_id(1)
     logits = _drawable_logits(logits_at, barred_at, row, tile * TILE, vocabulary, stride, temperature, TILE)
     top = tl.max(logits, 0)
@@ -42,8 +45,10 @@ def _weigh_tiles(
 
 @triton.jit
 def _find(weights, share, number):
-    """Index of the first of `number` whose running sum of weights goes beyond `share` of their sum, and the sum before
-    it. Sums in another order may differ in the last bit: what weighs nothing is not found for all that."""
+    """Return the first index whose running sum of weights exceeds `share` of their sum, and the sum before it.
+
+    Sums in another order may differ in the last bit, so an index of weight 0 is replaced by the heaviest one.
+    """
     running = tl.cumsum(weights, 0)
     beyond = share * tl.max(running, 0)
     found = tl.sum((running <= beyond).to(tl.int32), 0)
@@ -58,7 +63,8 @@ def _choose(
     logits_at, barred_at, top_at, mass_at, points_at, chosen_at, logprob_at, vocabulary, stride, temperature, end_id,
     num_tiles, TILE: tl.constexpr, TILES: tl.constexpr,
 ):  # fmt: skip
-    """A block: one row. TILES is a power of two, at least num_tiles."""
+    """Choose the token of a row and store its log-probability. Each block takes one row. TILES is a power of two, at
+    least num_tiles."""
     row, number = tl.program_id(0).to(tl.int64), tl.arange(0, TILES)
     at = row * num_tiles + number
     tops = tl.load(top_at + at, mask=number < num_tiles, other=float("-inf"))
@@ -81,8 +87,10 @@ def _choose(
     tl.store(logprob_at + row, tl.where(finite, logprob, float("nan")))
 
 
-def draw(logits: Tensor, points: Tensor, barred: Tensor, temperature: float, end_id: int) -> tuple[Tensor, Tensor]:
-    """As `rollouts.sampling.Draw`; barred [V] booleans."""
+def sample_tokens(
+    logits: Tensor, points: Tensor, barred: Tensor, temperature: float, end_id: int
+) -> tuple[Tensor, Tensor]:
+    """Do what `rollouts.sampling.TokenSampler` does; barred [V] booleans."""
     num_rows, vocabulary = logits.shape
     num_tiles = triton.cdiv(vocabulary, _TILE)
     top, mass = torch.empty(2, num_rows, num_tiles, dtype=torch.float32, device=logits.device)

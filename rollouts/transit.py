@@ -1,16 +1,16 @@
-"""Small tensors on their way between the host and a GPU that goes on working meanwhile."""
+"""Small tensors on their way between the host and a GPU that keeps working meanwhile."""
 
 import torch
 from torch import Tensor
 
 
 def to_device(x: Tensor, device: torch.device) -> Tensor:
-    """Without waiting for what the device is at; on CPU as it is."""
+    """Move a tensor without waiting for the device. On CPU it is returned as it is."""
     return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x
 
 
 class HostCopies:
-    """Copies that are made while the device goes on; tensors on CPU are their own."""
+    """Copies tensors to the host while the device keeps working. Tensors on CPU are not copied."""
 
     def __init__(self, *tensors: Tensor) -> None:
         self._copies, self._made = tensors, None

@@ -1,7 +1,7 @@
-"""SAIL-VL2 inside vLLM: our vision tower and adapter, vLLM's own Qwen3 or Qwen3-MoE decoder.
+"""SAIL-VL2 inside vLLM: our vision tower and adapter before vLLM's own Qwen3 or Qwen3-MoE decoder.
 
-A prompt has one placeholder for each image or frame; vLLM expands it. An image comes as PIL image (a server's) or as
-pixels [tiles, 3, height, width] that our processor has made (a rollout's): then sampler and trainer see the same bytes.
+A prompt has one placeholder for each image or frame, which vLLM expands. A server gives images as PIL images. A rollout
+gives pixels [tiles, 3, height, width] that our processor has made, so that sampler and trainer see the same bytes.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -41,7 +41,7 @@ _BARRED = float("-inf")
 
 
 class _TileProcessor:
-    """Images of one prompt -> tiles; in the place of a transformers processor."""
+    """Turns the images of one prompt into tiles. It stands in place of a transformers processor."""
 
     def __init__(self, processor: Processor) -> None:
         self._processor = processor
@@ -67,7 +67,7 @@ class _Info(BaseProcessingInfo):
     def processor(self) -> Processor:
         return Processor.from_folder(Path(self.model_id))
 
-    def get_hf_processor(self, **kwargs: object) -> Any:
+    def get_hf_processor(self, **kwargs: object) -> _TileProcessor:
         return _TileProcessor(self.processor)
 
     def get_supported_mm_processor_kwargs(self) -> dict[str, set[str]]:
@@ -81,7 +81,7 @@ class _Info(BaseProcessingInfo):
 
     @property
     def max_tokens(self) -> int:
-        """Visual tokens that one image can take."""
+        """Most visual tokens that one image can take."""
         config, settings = self.processor.config, self.processor.settings
         if isinstance(config.vision, AnyResVisionConfig):
             return config.vision.max_patches // config.merge_side**2
@@ -92,8 +92,10 @@ class _DummyInputs(BaseDummyInputsBuilder[_Info]):
     def get_dummy_text(self, mm_counts: Mapping[str, int]) -> str:
         return IMAGE_CONTEXT * mm_counts.get("image", 0)
 
-    def get_dummy_mm_data(self, seq_len: int, mm_counts: Mapping[str, int], mm_options: Any) -> dict[str, Any]:
-        """Images of as many visual tokens as can be."""
+    def get_dummy_mm_data(
+        self, seq_len: int, mm_counts: Mapping[str, int], mm_options: object
+    ) -> dict[str, list[Tensor]]:
+        """Return images that take as many visual tokens as any can."""
         config, count = self.info.processor.config, mm_counts.get("image", 0)
         side = config.pixels_per_token
         if isinstance(config.vision, AnyResVisionConfig):
@@ -131,8 +133,8 @@ class _Processor(BaseMultiModalProcessor[_Info]):
 
         return [PromptReplacement(modality="image", target=[placeholder], replacement=expanded)]
 
-    def _cached_apply_hf_processor(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> Any:
-        # Multi-scale tiling asks whether an image is alone in its prompt, which the cache would not know.
+    def _cached_apply_hf_processor(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> object:
+        # Multi-scale tiling depends on whether an image is alone in its prompt, which the cache does not know.
         if self.info.processor.settings.use_msac:
             return self._apply_hf_processor(inputs, timing_ctx)
         return super()._cached_apply_hf_processor(inputs, timing_ctx)
@@ -140,9 +142,9 @@ class _Processor(BaseMultiModalProcessor[_Info]):
 
 @MULTIMODAL_REGISTRY.register_processor(_Processor, info=_Info, dummy_inputs=_DummyInputs)
 class SailVL2ForVllm(nn.Module, SupportsMultiModal):
-    """Module names are the released ones. Barred tokens have no probability, as with our own sampler."""
+    """The model that vLLM runs. Its modules have the released names, and barred tokens have no probability."""
 
-    packed_modules_mapping = {  # noqa: RUF012  (vLLM's custom)
+    packed_modules_mapping = {  # noqa: RUF012  (as vLLM's models have it)
         "qkv_proj": ["q_proj", "k_proj", "v_proj"],
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
@@ -176,7 +178,7 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
 
     def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
-        """[visual tokens, D] of each image."""
+        """Return [visual tokens, D] for each image."""
         pixels, counts = kwargs.get("pixel_values"), kwargs.get("num_patches")
         if pixels is None:
             return []
@@ -191,7 +193,7 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         positions: Tensor,
         intermediate_tensors: IntermediateTensors | None = None,
         inputs_embeds: Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: object,
     ) -> Tensor | IntermediateTensors:
         if intermediate_tensors is not None:
             inputs_embeds = None
@@ -205,15 +207,16 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         return AutoWeightsLoader(self).load_weights(weights)
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
-        """[tiles, tokens per tile, D]."""
+        """Return the visual tokens of an image. [tiles, tokens per tile, D]"""
         pixels, shapes = pixels.to(next(self.mlp1.parameters()).dtype), self.shapes
         return visual_tokens(self.vision_model, self.mlp1, [pixels], shapes.vision.patch_size, shapes.merge_side)[0]
 
 
 def _fitting_shapes(hf_config: Any, folder: Path) -> SailVL2Config:
-    """The folder's shapes; the head is tied exactly when it is stored equal to the embedding, and vLLM is told so.
+    """Return the folder's shapes, and tell vLLM whether the head is tied.
 
-    `ValueError` names every tensor that does not fit. A folder without weights is filled later, as its config says.
+    It is tied exactly when it is stored equal to the embedding, or in a folder without weights, which is filled later,
+    as its config says. `ValueError` names every tensor that does not fit.
     """
     shapes = hf_config.shapes()
     if any(folder.glob("*.safetensors")):

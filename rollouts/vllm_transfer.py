@@ -1,6 +1,7 @@
-"""Weights on their way into vLLM: a backend of its weight-transfer interface that opens our handles in each of its
-processes. Every tensor is compared with its checksum before any is loaded, so vLLM holds all of an update or stops by
-name.
+"""Weights on their way into vLLM: a backend of its weight-transfer interface that opens our handles in its processes.
+
+Every process compares every tensor with its checksum before it loads any, so vLLM holds all of an update or stops with
+the names of the tensors that are wrong.
 """
 
 import logging
@@ -19,10 +20,11 @@ from vllm.model_executor.model_loader.reload import finalize_layerwise_reload, i
 from model.checkpoint import released_tensors
 from model.sail_vl2 import SailVL2
 from rollouts.probe import probe_weights
+from rollouts.rollout import NO_WEIGHTS, Proof
 from rollouts.weights.handles import TensorHandle, WeightsLost
 from rollouts.weights.sync import tensor_checksum
 
-# vLLM warns of layers that have no weights at all; what is missing is found by name here.
+# vLLM warns about layers that have no weights at all. Missing tensors are found by name here instead.
 logging.getLogger("vllm.model_executor.model_loader.reload.layerwise").addFilter(
     lambda record: "Failed to load weights" not in record.getMessage()
 )
@@ -35,22 +37,24 @@ class NoInit(WeightTransferInitInfo):
 
 @dataclass
 class WeightUpdate(WeightTransferUpdateInfo):
-    """What was fetched, as its sender announced it."""
+    """The version and the checksums of the tensors that were fetched."""
 
     version: int
     checksums: dict[str, int]  # released name -> CRC-32 of its bytes
 
 
 class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
-    """Loads what `WorkerExtension.fetch_weights` brought. `version` and `checksums` say what this process's model was
-    last filled with."""
+    """Loads what `WorkerExtension.fetch_weights` brought.
+
+    `version` and `checksums` say which weights this process's model was filled with last.
+    """
 
     init_info_cls = NoInit
     update_info_cls = WeightUpdate
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.version = -1
+        self.version = NO_WEIGHTS
         self.checksums: dict[str, int] = {}
         self.fetched: dict[str, Tensor] = {}
         self._model: Any = self.model
@@ -61,24 +65,26 @@ class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         pass
 
     def start_weight_update(self) -> None:
-        self.version, self.checksums = -1, {}
+        self.version, self.checksums = NO_WEIGHTS, {}
 
-    def update_weights(self, update_info: dict[str, Any]) -> None:
+    def update_weights(self, update_info: dict[str, object]) -> None:
         self.receive_weights(self.parse_update_info(update_info))
         if self.device.type != "cpu":  # the sender may change its tensors when this returns
             torch.accelerator.synchronize()
 
     def receive_weights(self, update_info: WeightUpdate) -> None:
-        """`RuntimeError` names the tensors that are missing, misshapen or have other bytes; nothing is loaded then."""
+        """Load an update. `RuntimeError` names tensors that are missing, misshapen or have other bytes than were sent;
+        nothing is loaded then."""
         found, self.fetched = self.fetched, {}
         sums = {name: tensor_checksum(tensor) for name, tensor in found.items()}
         missing = sorted(self.expected.keys() - found.keys())
         shapes = [n for n in found.keys() & self.expected.keys() if found[n].shape != self.expected[n]]
-        other = [name for name in found if sums[name] != update_info.checksums.get(name)]
+        sent = {name: update_info.checksums.get(name, -1) for name in found}
+        other = Proof(update_info.version, sent, sums).wrong
         if missing or shapes or other:
             raise RuntimeError(
                 f"weight sync to policy version {update_info.version}: missing {missing}, of another shape "
-                f"{sorted(shapes)}, with other bytes than were sent {sorted(other)}"
+                f"{sorted(shapes)}, with other bytes than were sent {other}"
             )
         if self.device.type == "cpu":
             self._forget_packed_experts()
@@ -90,20 +96,20 @@ class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
         self.version, self.checksums = update_info.version, sums
 
     def finish_weight_update(self) -> None:
-        if self.version < 0:
+        if self.version == NO_WEIGHTS:
             raise RuntimeError("weight sync: finished before any weights came")
 
     def shutdown(self) -> None:
         pass
 
     def _refresh_head(self) -> None:
-        """A head that is tied to the embedding keeps a packed copy of it, which reloading leaves as it was."""
+        """Pack a head that is tied to the embedding anew. It keeps a packed copy, which reloading leaves as it was."""
         head = self._model.language_model.lm_head
         if self._model.shapes.language.tie_word_embeddings:
             head.quant_method.process_weights_after_loading(head)
 
     def _forget_packed_experts(self) -> None:
-        """vLLM 0.32 packs experts for its kernel when it makes that kernel, once: reloaded ones would stay unpacked."""
+        """Drop the kernel of packed experts, because vLLM 0.32 packs them only when it makes their kernel."""
         for layer in self.model.modules():
             method = getattr(layer, "quant_method", None)
             if getattr(method, "moe_kernel", None) is not None:
@@ -111,14 +117,16 @@ class HandleTransfer(WeightTransferEngine[NoInit, WeightUpdate]):
 
 
 class WorkerExtension:
-    """Methods that vLLM mixes into each of its workers."""
+    """Has the methods that vLLM mixes into each of its workers."""
 
     weight_transfer_engine: Any
     model_runner: Any
 
     def fetch_weights(self, tensor_handle: TensorHandle) -> str:
-        """Hold what is in a handle, for the update that follows; the model stays as it is. Returns why it was lost, if
-        it was: exceptions lose their type on the way from a process of vLLM."""
+        """Hold the tensors of a handle for the update that follows. The model stays as it is.
+
+        Returns why the handle was lost, or nothing, because exceptions from a process of vLLM lose their type.
+        """
         engine = self.weight_transfer_engine
         try:
             engine.fetched = dict(tensor_handle.open(engine.parallel_config.rank))
@@ -127,16 +135,16 @@ class WorkerExtension:
         return ""
 
     def forget_weights(self) -> None:
-        """No update follows: another process's handle was lost."""
+        """Drop what was fetched. No update follows, because another process's handle was lost."""
         self.weight_transfer_engine.fetched = {}
 
     def weight_proof(self) -> tuple[int, dict[str, int]]:
-        """(policy version, checksums) of what this worker's model was last filled with."""
+        """Return (policy version, checksums) of the weights that this worker's model was filled with last."""
         return self.weight_transfer_engine.version, self.weight_transfer_engine.checksums
 
     @torch.inference_mode()
     def probe(self, images: list[Tensor]) -> dict[str, Tensor]:
-        """Weights that stand as they were sent, and visual tokens."""
+        """Return checksums of the weights that are laid out as they were sent, and the visual tokens."""
         model = self.model_runner.get_model()
         expected = self.weight_transfer_engine.expected
         held = {n: p for n, p in model.named_parameters() if n in expected and p.shape == expected[n]}

@@ -1,8 +1,9 @@
-"""vLLM as a sampler: its engine in this process, fed with our prompts and seeds, filled through its weight transfer."""
+"""vLLM as a sampler: its engine in this process samples our prompts with our seeds, and takes weights by transfer."""
 
 import hashlib
 import math
 import time
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,21 +15,22 @@ from vllm.config import WeightTransferConfig
 from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
-from model.checkpoint import description_files, released_tensors
+from model.checkpoint import description_files
 from model.processing.processor import Processor
 from model.run.durable import write_file
-from model.sail_vl2 import SailVL2
 from rollouts.config import Transfer, VllmRolloutConfig
+from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
-from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import MOMENT, NO_WEIGHTS, FinishReason, Proof, Rollout, RolloutRequest
 from rollouts.vllm_plugin import BACKEND, register
 from rollouts.weights.handles import TensorHandle, WeightsLost
 from rollouts.weights.senders import DirectSender, IpcSender, MemorySender, WeightSender
-from rollouts.weights.sync import tensor_checksum
+from rollouts.weights.sync import send
+from rollouts.weights.template import ModelShape, ModelTemplate, template_tensors
 
 _PREFILL_TOKENS = 32768
-"""Of a step on CPU, where a seeded request must not be prefilled in pieces."""
+"""Tokens of a step on CPU, where a request with a seed must not be prefilled in pieces."""
 
 
 @dataclass
@@ -38,62 +40,49 @@ class _Open:
     request: RolloutRequest
     deadline: float
     version: int
-    waiting: set[int]  # samples
+    waiting: set[int]  # numbers of the samples that are not complete
     done: dict[int, Rollout] = field(default_factory=dict)
-    versions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # of samples that saw an update
+    versions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # sample -> (first token, policy version)
 
 
 class VllmWorker:
-    """`RolloutWorker` in front of a vLLM engine in this process. Its weights are its own; `model` is only read here.
+    """`RolloutWorker` in front of a vLLM engine in this process. It has no weights until they are loaded.
 
-    Completions are keyed by draw and sample like those of our own sampler, but they are other ones. Greedy ones have
-    log-probabilities at temperature 1.
+    The same group index and sample give the same completion each time, but another one than our own sampler gives.
+    Greedy completions have log-probabilities at temperature 1.
     """
 
-    def __init__(
-        self,
-        model: SailVL2,
-        processor: Processor,
-        config: VllmRolloutConfig,
-        run_seed: int,
-        is_filled: bool = True,
-    ) -> None:
-        """With the weights of `model`, or with none until `receive` brings the first if not `is_filled`."""
-        self.config, self.run_seed, self.version = config, run_seed, 0
+    def __init__(self, template: ModelTemplate, processor: Processor, config: VllmRolloutConfig, run_seed: int) -> None:
+        context = template.config.language.max_position_embeddings
+        self.config = config = config.within(context)
+        self.run_seed, self.version = run_seed, NO_WEIGHTS
+        self._shape = ModelShape(template.config, template.dtype, template.device)
         self._end_id = processor.tokenizer.end_id
-        dtype = str(model.dtype).removeprefix("torch.")
+        dtype = str(template.dtype).removeprefix("torch.")
         register()
-        self._on_gpu = model.device.type == "cuda" or _sees_gpu()
-        context = model.config.language.max_position_embeddings
+        self._on_gpu = template.device.type == "cuda" or _sees_gpu()
         set_num_threads = torch.set_num_threads
-        folder = _description_folder(description_files(model.config, processor, dtype))
+        folder = _description_folder(description_files(template.config, processor, dtype))
         self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))
-        torch.set_num_threads = set_num_threads  # which vLLM replaces on CPU, for the whole process
+        torch.set_num_threads = set_num_threads  # vLLM replaces it on CPU, for the whole process
+        self._intake = Intake(config)
         self._queue: dict[int, RolloutRequest] = {}
         self._open: dict[int, _Open] = {}
-        self._next_handle = 0
         self._is_asleep = False
-        self._pending: dict[str, int] = {}
-        self._received: set[str] = set()
-        self._sender: WeightSender | None = None
-        if is_filled:
-            tensors = released_tensors(model)
-            self._sender = _sender_of(config)(tensors)
-            self.receive(0, {name: tensor_checksum(t) for name, t in tensors.items()}, self._sender.tensor_handle(self))
-            self._sender.settle()
+        self._sender: WeightSender | None = None  # made by the first `load_weights`; a sampler of a pool has none
 
     @property
     def is_idle(self) -> bool:
         return not (self._queue or self._open)
 
     def submit(self, request: RolloutRequest) -> int:
-        self.config.check_length(request.prompt_id, len(request.prompt_ids))
-        self.config.check_images(request.prompt_id, len(request.images))
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        handle = self._intake.accept(request, self.version)
         self._queue[handle] = request
         return handle
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
+        if not self.is_idle:
+            require_weights(self.version)
         done: list[tuple[int, list[Rollout]]] = []
         end = time.monotonic() + MOMENT
         while not done and not self.is_idle and time.monotonic() < end:
@@ -108,36 +97,30 @@ class VllmWorker:
         if opened := self._open.pop(handle, None):
             self._engine.abort_request([_request_id(handle, sample) for sample in opened.waiting])
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        self._pending, self._received = manifest, set()
-
-    def load(self, name: str, tensor: Tensor) -> None:
-        self._own_sender.put(name, tensor)
-        self._received.add(name)
-
-    def finish_update(self, version: int) -> dict[str, int]:
-        """`RuntimeError` for tensors that never came or that a process of vLLM found other than announced."""
-        missing = self._pending.keys() - self._received
-        if missing:
-            raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        self._own_sender.publish([self])
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        """Send weights to every process of vLLM. `RuntimeError` also names tensors with other bytes than were sent."""
+        if self._sender is None:
+            self._sender = _sender_of(self.config, self._shape)
+        manifest = send(self._sender, version, tensors, on_host=isinstance(self._sender, MemorySender))
+        self._sender.publish([self])
         try:
-            return self.receive(version, self._pending, self._own_sender.tensor_handle(self))
+            return self.receive(version, self._sender.tensor_handle(self), manifest)
         finally:
-            self._own_sender.settle()
+            self._sender.settle()
 
-    def receive(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> dict[str, int]:
-        """As an update with the tensors of a handle, which every process of vLLM opens for itself. `WeightsLost` if one
-        could not."""
+    def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
+        """See `rollouts.sampler.Sampler`. Each process of vLLM opens the handle; if one cannot, none loads anything."""
         begin = time.monotonic()
         self._wake()
         try:
             lost = [why for why in self._engine.collective_rpc("fetch_weights", args=(tensor_handle,)) if why]
-            if lost:  # by one of them: then all stay as they are
+            if lost:
                 self._engine.collective_rpc("forget_weights")
                 raise WeightsLost(lost[0])
+            self.version = NO_WEIGHTS  # until every process has proven the new ones
             self._engine.collective_rpc("start_weight_update")
-            self._engine.collective_rpc("update_weights", args=({"version": version, "checksums": manifest},))
+            update = {"version": version, "checksums": dict(manifest)}
+            self._engine.collective_rpc("update_weights", args=(update,))
             self._engine.collective_rpc("finish_weight_update")
             self._note_versions(version)
             return self._prove(version, manifest)
@@ -147,15 +130,19 @@ class VllmWorker:
             self._rest()
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
-        """Ids are those that vLLM expands the prompt to; on CPU, weights that it packs cannot be looked at."""
+        """See `RolloutWorker`. The ids are those that vLLM expands the prompt to. Weights that vLLM packs, as it does
+        on CPU, cannot be looked at."""
         self._wake()
-        prompt: dict[str, Any] = {"prompt_token_ids": list(request.placeholder_ids)}
+        prompt: dict[str, object] = {"prompt_token_ids": list(request.placeholder_ids)}
         if request.images:
             prompt["multi_modal_data"] = {"image": list(request.images)}
         (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
         found = self._engine.collective_rpc("probe", args=(list(request.images),))[0]
         self._rest()
         return [("vLLM", {**probe_inputs(rendered["prompt_token_ids"], request.images), **found})]
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         if self._engine is not None:
@@ -166,31 +153,24 @@ class VllmWorker:
         if self._sender is not None:
             self._sender.close()
 
-    @property
-    def _own_sender(self) -> WeightSender:
-        if self._sender is None:
-            raise RuntimeError("a sampler of a pool gets its weights by `receive`")
-        return self._sender
-
-    def _prove(self, version: int, manifest: dict[str, int]) -> dict[str, int]:
-        """What all processes of vLLM now hold. Nothing computed with older weights is met from here on."""
+    def _prove(self, version: int, manifest: Mapping[str, int]) -> Proof:
+        """Prove what all processes of vLLM now hold, and drop everything that was computed with older weights."""
         proofs: list[tuple[int, dict[str, int]]] = self._engine.collective_rpc("weight_proof")
         wrong = [(rank, held) for rank, (held, _) in enumerate(proofs) if held != version]
         if wrong:
             raise RuntimeError(f"weight sync to policy version {version}: (rank, version) {wrong} of vLLM's processes")
         self.version = version
-        if not self._open:  # otherwise they are told apart by the version in every key
+        if not self._open:  # otherwise the version in every key tells them apart
             self._engine.reset_prefix_cache()
             self._engine.reset_mm_cache()
             self._engine.reset_encoder_cache()
-        held = dict(manifest)
-        for _, sums in proofs:
-            held |= {name: sums.get(name, -1) for name in manifest if sums.get(name) != manifest[name]}
-        return held
+        return Proof.of_all(version, manifest, [sums for _, sums in proofs])
 
     def _start(self) -> None:
-        """Hand queued requests to vLLM, one for each sample with a seed of its own, as long as it has rows for them:
-        what waits here has all of its time before it."""
+        """Hand queued requests to vLLM while it has free rows, as one request per sample with a seed of its own.
+
+        The time limit of a group starts when it is handed over.
+        """
         num_open = sum(len(opened.waiting) for opened in self._open.values())
         while self._queue and num_open < self.config.max_rows:
             handle = next(iter(self._queue))
@@ -199,9 +179,9 @@ class VllmWorker:
             limit = self.config.deadline_s
             deadline = time.monotonic() + limit if limit else math.inf
             self._open[handle] = _Open(request, deadline, self.version, set(range(request.group_size)))
-            prompt: dict[str, Any] = {
+            prompt: dict[str, object] = {
                 "prompt_token_ids": list(request.placeholder_ids),
-                "cache_salt": str(self.version),  # keys and values of other weights are never met
+                "cache_salt": str(self.version),  # so that keys and values of other weights are never used
             }
             if request.images:
                 names = [f"{self.version}/{_digest(pixels)}" for pixels in request.images]
@@ -215,9 +195,9 @@ class VllmWorker:
         return SamplingParams(
             temperature=0.0 if request.greedy else self.config.temperature,
             max_tokens=self.config.max_completion_tokens,
-            seed=sample_seed(self.run_seed, request.draw, sample),
+            seed=sample_seed(self.run_seed, request.group_index, sample),
             logprobs=0,
-            flat_logprobs=True,  # lists of numbers instead of a dictionary for each token
+            flat_logprobs=True,  # gives lists of numbers instead of a dictionary for each token
             stop_token_ids=[self._end_id],
             ignore_eos=True,
             detokenize=False,
@@ -225,7 +205,7 @@ class VllmWorker:
         )
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
-        """One token of every completion; returns the groups that are then complete."""
+        """Sample one token of every completion and return the groups that are then complete."""
         for output in self._engine.step():
             if output.finished:
                 handle, sample = map(int, output.request_id.split("/"))
@@ -252,7 +232,9 @@ class VllmWorker:
                 f"  trainer {list(request.prompt_ids)}\n  vLLM    {list(output.prompt_token_ids)}"
             )
         ids, found = list(completion.token_ids), completion.logprobs
-        logprobs = [found.logprobs[first] for first in found.start_indices]  # the drawn one is the first of its place
+        logprobs = [
+            found.logprobs[first] for first in found.start_indices
+        ]  # the sampled token is the first of its place
         assert len(logprobs) == len(ids)
         finite = [math.isfinite(value) for value in logprobs]
         if not all(finite):
@@ -265,7 +247,7 @@ class VllmWorker:
         request = opened.request
         opened.waiting.discard(sample)
         opened.done[sample] = Rollout(
-            draw=request.draw,
+            group_index=request.group_index,
             prompt_id=request.prompt_id,
             sample_index=sample,
             prompt_ids=request.prompt_ids,
@@ -277,7 +259,7 @@ class VllmWorker:
         )
 
     def _note_versions(self, version: int) -> None:
-        """Which tokens of unfinished completions come from here on from other weights."""
+        """Note for unfinished completions that their next tokens come from other weights."""
         states = {state.external_req_id: state for state in self._engine.output_processor.request_states.values()}
         for handle, opened in self._open.items():
             for sample in opened.waiting:
@@ -286,7 +268,7 @@ class VllmWorker:
                 opened.versions.setdefault(sample, []).append((count, version))
 
     def _rest(self) -> None:
-        """On a GPU that the trainer shares, leave it the memory when idle. Not verified: no GPU ran it yet."""
+        """Leave a GPU's memory to a trainer that shares it, when idle. Not verified: it has not run on a GPU yet."""
         if self.is_idle and self._on_gpu and self.config.sleeps and not self._is_asleep:
             self._engine.sleep(level=1)
             self._is_asleep = True
@@ -297,15 +279,17 @@ class VllmWorker:
             self._is_asleep = False
 
 
-def _sender_of(config: VllmRolloutConfig) -> type[MemorySender | DirectSender | IpcSender]:
-    """For an engine in the trainer's process."""
+def _sender_of(config: VllmRolloutConfig, template: ModelTemplate) -> WeightSender:
+    """Make the sender for an engine in the trainer's process."""
+    tensors = template_tensors(template)
     if config.pool.transfer is not Transfer.ipc:
-        return MemorySender
-    return IpcSender if config.tensor_parallel > 1 else DirectSender
+        return MemorySender(tensors)
+    return IpcSender(tensors, template.device) if config.tensor_parallel > 1 else DirectSender(tensors)
 
 
 def _description_folder(files: dict[str, bytes]) -> str:
-    """A folder of these files beside vLLM's own cache, which it tells models apart by: the same for the same files."""
+    """Return a folder with these files, beside vLLM's own cache. The same files give the same folder, because vLLM
+    tells models apart by it."""
     digest = hashlib.sha256(repr(sorted(files.items())).encode()).hexdigest()[:32]
     folder = Path(envs.VLLM_CACHE_ROOT) / "sailvl2" / digest
     folder.mkdir(parents=True, exist_ok=True)
@@ -320,7 +304,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
     devices: dict[str, Any] = {"enable_sleep_mode": config.sleeps}
     if not on_gpu:
         tokens = max(_PREFILL_TOKENS, length)
-        # Blocks of 32 tokens instead of 128: siblings then share short prompts too.
+        # Blocks have 32 tokens instead of 128, so that siblings share short prompts too.
         devices = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
         devices["block_size"] = 32
     return EngineArgs(

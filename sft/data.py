@@ -4,10 +4,8 @@ The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sample
 thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from model.batch import Row
 from model.data.chat_rows import ChatRow, require_reference
@@ -16,6 +14,7 @@ from model.data.tables import RawRow
 from model.interface import Mode
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
+from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig, SftDataConfig
 
 
@@ -119,7 +118,7 @@ class StoredSamples:
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         """`ValueError` where a rollout's prompt is not among `data.prompts`."""
         self._chosen = select_rollouts(Path(config.rollouts), config.last_rollout_steps)
-        used = {rollout["prompt_id"] for rollout in self._chosen}
+        used = {rollout.prompt_id for rollout in self._chosen}
         self._prompts = _RolloutPrompts(used, config, processor, folders)
         self._number = {sample.chat.id: number for number, sample in enumerate(self._prompts.items)}
         if unknown := used - self._number.keys():
@@ -133,29 +132,28 @@ class StoredSamples:
 
     def build(self, index: int) -> Row:
         rollout = self._chosen[index]
-        prompt = self._prompts.build(self._number[rollout["prompt_id"]])
-        return Row(prompt.prefix_ids, [rollout["completion_ids"]], prompt.images)
+        prompt = self._prompts.build(self._number[rollout.prompt_id])
+        return Row(prompt.prefix_ids, [rollout.completion_ids], prompt.images)
 
     def length(self, index: int) -> int:
         rollout = self._chosen[index]
-        return self._prompts.length(self._number[rollout["prompt_id"]]) + len(rollout["completion_ids"])
+        return self._prompts.length(self._number[rollout.prompt_id]) + len(rollout.completion_ids)
 
     def name_bad(self, index: int, reason: str) -> None:
-        self._prompts.name_bad(self._number[self._chosen[index]["prompt_id"]], reason)
+        self._prompts.name_bad(self._number[self._chosen[index].prompt_id], reason)
 
 
-def select_rollouts(folder: Path, last_steps: int) -> list[dict[str, Any]]:
+def select_rollouts(folder: Path, last_steps: int) -> list[StoredRollout]:
     """Rejection sampling: stored rollouts of the last steps that are correct, well-formed and complete, once each."""
     files = sorted(folder.glob("step_*.jsonl"))[-last_steps:]
     if not files:
         raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
-    chosen: dict[tuple[str, tuple[int, ...]], dict[str, Any]] = {}
+    chosen: dict[tuple[str, tuple[int, ...]], StoredRollout] = {}
     for file in files:
-        for line in file.read_text(encoding="utf-8").split("\n")[:-1]:
-            rollout = json.loads(line)
-            parts = rollout["parts"]
-            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout["finish_reason"] == "stop":
-                chosen.setdefault((rollout["prompt_id"], tuple(rollout["completion_ids"])), rollout)
+        for rollout in read_rollouts(file):
+            parts = rollout.parts
+            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout.finish_reason == "stop":
+                chosen.setdefault((rollout.prompt_id, tuple(rollout.completion_ids)), rollout)
     if not chosen:
         raise ValueError(f"data.rollouts: expected correct, well-formed rollouts in {folder}, found none")
     return list(chosen.values())

@@ -1,14 +1,14 @@
 """A sampler that writes what a hash says and takes as long as it is told: for what is measured around samplers."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 from torch import Tensor
 
 from rollouts.randomness import sample_seed, uniforms
-from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import MOMENT, FinishReason, Proof, Rollout, RolloutRequest
 
 
 @dataclass
@@ -20,16 +20,15 @@ class _Open:
 
 class ScriptedSampler:
     """`RolloutWorker`: each request is complete `seconds` after it was submitted, all side by side. Completions depend
-    on draw and sample alone; an update in flight marks the rest of them with the new version."""
+    on group index and sample alone; an update in flight marks the rest of them with the new version."""
 
     def __init__(self, allowed_ids: Sequence[int], end_id: int, length: int, seconds: float, run_seed: int = 0) -> None:
         self.seconds, self.version = seconds, 0
         self.num_updates = 0
-        self.versions_seen: list[tuple[int, int]] = []  # (draw, version at its start)
+        self.versions_seen: list[tuple[int, int]] = []  # (group index, version at its start)
         self._allowed, self._end_id, self._length, self._seed = sorted(allowed_ids), end_id, length, run_seed
         self._open: dict[int, _Open] = {}
         self._next = 0
-        self._manifest: dict[str, int] = {}
 
     @property
     def is_idle(self) -> bool:
@@ -38,7 +37,7 @@ class ScriptedSampler:
     def submit(self, request: RolloutRequest) -> int:
         handle, self._next = self._next, self._next + 1
         self._open[handle] = _Open(request, time.monotonic() + self.seconds, [(0, self.version)])
-        self.versions_seen.append((request.draw, self.version))
+        self.versions_seen.append((request.group_index, self.version))
         return handle
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
@@ -53,23 +52,22 @@ class ScriptedSampler:
     def abort(self, handle: int) -> None:
         self._open.pop(handle, None)
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        self._manifest = manifest
-
-    def load(self, name: str, tensor: Tensor) -> None:
-        pass
-
-    def finish_update(self, version: int) -> dict[str, int]:
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        for _ in tensors:
+            pass
         self.version = version
         self.num_updates += 1
         for one in self._open.values():
             share = 1.0 - (one.ready_at - time.monotonic()) / max(self.seconds, 1e-9)
             written = min(self._length - 1, max(one.spans[-1][0] + 1, round(share * self._length)))
             one.spans.append((written, version))
-        return dict(self._manifest)
+        return Proof(version, {}, {})
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
         return []
+
+    def metrics(self) -> dict[str, float]:
+        return {}
 
     def close(self) -> None:
         self._open.clear()
@@ -78,12 +76,12 @@ class ScriptedSampler:
         request = one.request
         rollouts = []
         for sample in range(request.group_size):
-            seed = np.array([sample_seed(self._seed, request.draw, sample)], np.uint64)
+            seed = np.array([sample_seed(self._seed, request.group_index, sample)], np.uint64)
             places = [int(uniforms(seed, position)[0] * len(self._allowed)) for position in range(self._length - 1)]
             ids = [*(self._allowed[place] for place in places), self._end_id]
             rollouts.append(
                 Rollout(
-                    draw=request.draw,
+                    group_index=request.group_index,
                     prompt_id=request.prompt_id,
                     sample_index=sample,
                     prompt_ids=request.prompt_ids,

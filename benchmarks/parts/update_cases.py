@@ -106,7 +106,7 @@ def build_group(
     trajectories = []
     for index, (length, advantage) in enumerate(zip(lengths, advantages.tolist(), strict=True)):
         rollout = Rollout(
-            draw=number,
+            group_index=number,
             prompt_id=f"p{number}",
             sample_index=index,
             prompt_ids=prompt_ids,

@@ -16,8 +16,8 @@ from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
 from rollouts.rollout import Prompt, RolloutWorker, generate
 
-FIRST_DRAW = 2**40
-"""Draw ordinals of evaluations during training start here, so that no training draw shares their randomness."""
+FIRST_GROUP_INDEX = 2**40
+"""Group indices of evaluations during training start here, so that no group of training shares their randomness."""
 
 PORTION = 128
 """Prompts whose pixels are held at once."""
@@ -66,10 +66,10 @@ def ask(
     processor: Processor,
     num_samples: int = 1,
     greedy: bool = False,
-    first_draw: int = 0,
+    first_group_index: int = 0,
 ) -> Answers:
     """Put every task, `num_samples` completions each."""
-    requests = [task.request(first_draw + number, num_samples, greedy) for number, task in enumerate(tasks)]
+    requests = [task.request(first_group_index + number, num_samples, greedy) for number, task in enumerate(tasks)]
     rollouts = generate(worker, requests)
     name_failures(rollouts)
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
@@ -91,7 +91,7 @@ def evaluate_modes(
     rubric: Rubric,
     processor: Processor,
     num_samples: int = 1,
-    first_draw: int = 0,
+    first_group_index: int = 0,
     group_by: str = "",
 ) -> dict[str, Any]:
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
@@ -104,11 +104,11 @@ def evaluate_modes(
     asked: list[Prompt] = []
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
-        draw = first_draw + len(asked)
-        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_draw=draw)
-        drawn = ask(tasks, worker, rubric, processor, num_samples, first_draw=draw)
+        index = first_group_index + len(asked)
+        greedy = ask(tasks, worker, rubric, processor, greedy=True, first_group_index=index)
+        drawn = ask(tasks, worker, rubric, processor, num_samples, first_group_index=index)
         plain = [prompts.by_id(task.prompt.id, Mode.direct) for task in tasks]
-        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_draw=draw)))
+        answers.append((greedy, drawn, ask(plain, worker, rubric, processor, greedy=True, first_group_index=index)))
         asked += [task.prompt for task in tasks]
     if not asked:
         raise ValueError("evaluation: expected a prompt whose images can be read, found none among those asked for")
@@ -200,7 +200,7 @@ class Evaluator:
             self._rubric,
             self._processor,
             self.config.num_samples,
-            FIRST_DRAW,
+            FIRST_GROUP_INDEX,
             self.config.group_by,
         )
         self._rubric.take_metrics()  # these completions are no part of the step

@@ -15,6 +15,7 @@ from rlhf.config import EvaluateConfig
 from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
+from rollouts.weights.sync import fill_worker
 
 
 def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))
         with closing(build_worker(model, processor, limits, config.seed)) as worker:
+            fill_worker(worker, model)
             count, samples = config.num_prompts, config.num_samples
             result = evaluate_modes(prompts, count, worker, rubric, processor, samples, group_by=config.group_by)
     result["max_completion_tokens"] = limits.max_completion_tokens

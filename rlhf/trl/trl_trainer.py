@@ -190,7 +190,7 @@ class StepRewards:
         tasks: list[Task] = []
         rollouts: list[list[Rollout]] = []
         for ids, index, ordinal in zip(completion_ids, row, draw, strict=True):
-            if not rollouts or rollouts[-1][0].draw != ordinal:
+            if not rollouts or rollouts[-1][0].group_index != ordinal:
                 tasks.append(self._prompts[index])
                 rollouts.append([])
             rollouts[-1].append(self._rollout(tasks[-1], ordinal, len(rollouts[-1]), ids, trainer_state.global_step))
@@ -199,10 +199,11 @@ class StepRewards:
         trajectories = [t for group in self.groups for t in group.trajectories]
         return [t.shaped_reward if t.is_scored else None for t in trajectories]
 
-    def _rollout(self, task: Task, draw: int, index: int, ids: list[int], version: int) -> Rollout:
+    def _rollout(self, task: Task, group_index: int, index: int, ids: list[int], version: int) -> Rollout:
         """Without the sampler's log-probs, which TRL does not keep."""
         mask, reason = [1] * len(ids), finish_reason(ids, self.tokenizer)
-        return Rollout(draw, task.prompt.id, index, task.tokens.ids, ids, mask, [], ((0, version),), reason)
+        prompt_ids, versions = task.tokens.ids, ((0, version),)
+        return Rollout(group_index, task.prompt.id, index, prompt_ids, ids, mask, [], versions, reason)
 
 
 class StepRecorder(TrainerCallback):

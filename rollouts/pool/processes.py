@@ -1,5 +1,8 @@
-"""Samplers in processes of this host, one CPU thread each: small models decode faster so than in one process with as
-many threads (benchmarks/RESULTS.md), and go on while the trainer scores. Linux."""
+"""Samplers in processes of this host, with one CPU thread each. Linux only.
+
+Small models decode faster so than in one process with as many threads (benchmarks/RESULTS.md), and the processes go on
+while the trainer scores.
+"""
 
 import contextlib
 import os
@@ -12,10 +15,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rollouts.config import VllmRolloutConfig
-from rollouts.pool.session import Message, StartMessage
+from rollouts.pool.messages import Answer, Failed, Message, StartMessage
 from rollouts.pool.worker_pool import MemberFailed
 from rollouts.pool.worker_process import HEADER, framed
 
@@ -24,10 +26,11 @@ _CHUNK = 2**20
 
 
 class ProcessLauncher:
-    """`WorkerLauncher` of processes behind sockets that never block."""
+    """Starts samplers as processes behind sockets that never block; a `WorkerLauncher`."""
 
     def __init__(self, start: StartMessage, num_gpus: int = 0, is_first_taken: bool = False) -> None:
-        """`num_gpus` that this process sees, the first of which may be the trainer's; 0 where samplers run on CPU."""
+        """`num_gpus` is the number of GPUs that this process sees, 0 where samplers run on CPU. With `is_first_taken`
+        the first of them is the trainer's."""
         config = start.config
         self._devices = config.tensor_parallel if isinstance(config, VllmRolloutConfig) and num_gpus else 0
         self._first_device = int(is_first_taken)
@@ -44,7 +47,7 @@ class ProcessLauncher:
     def start(self, number: int) -> "ProcessMember":
         first = self._first_device + number * self._devices
         member = ProcessMember(number, visible_gpus(range(first, first + self._devices)))
-        member.call(self._start)
+        member.start(self._start)
         return member
 
     def wait(self, members: Sequence["ProcessMember"], seconds: float) -> list["ProcessMember"]:
@@ -58,7 +61,7 @@ class ProcessLauncher:
                     selector.register(member.channel, member.wanted_events, member)
                 for key, events in selector.select(left):
                     key.data.move(events)
-        for member in members:  # what came meanwhile
+        for member in members:  # take what came meanwhile
             member.move(selectors.EVENT_READ | selectors.EVENT_WRITE)
         return [member for member in members if member.is_ready]
 
@@ -86,7 +89,7 @@ class ProcessMember:
 
     @property
     def is_ready(self) -> bool:
-        """A whole answer is there, or none will come."""
+        """Whether a whole answer is there, or none will come."""
         if self._has_ended:
             return True
         return len(self._incoming) >= HEADER.size and len(self._incoming) >= self._frame_end
@@ -95,18 +98,20 @@ class ProcessMember:
     def wanted_events(self) -> int:
         return selectors.EVENT_READ | (selectors.EVENT_WRITE if self._outgoing else 0)
 
-    def call(self, messages: Any) -> None:
-        self._outgoing = memoryview(framed(messages))
-        self.move(selectors.EVENT_WRITE)
+    def start(self, start: StartMessage) -> None:
+        self._send(framed(start))
+
+    def call(self, messages: list[Message]) -> None:
+        self._send(framed(messages))
 
     def move(self, events: int) -> None:
-        """Send and take what goes without waiting."""
+        """Send and receive as much as goes without waiting."""
         try:
             while events & selectors.EVENT_WRITE and self._outgoing:
                 self._outgoing = self._outgoing[self.channel.send(self._outgoing) :]
         except BlockingIOError:
             pass
-        except OSError:  # what it sent before it ended says why
+        except OSError:  # the process has ended, and what it sent before says why
             self._outgoing = memoryview(b"")
         try:
             while events & selectors.EVENT_READ and not self._has_ended:
@@ -123,17 +128,17 @@ class ProcessMember:
         if self._has_ended:
             raise MemberFailed(self._death())
 
-    def answers(self) -> list[Message]:
+    def answers(self) -> list[Answer]:
         if len(self._incoming) < HEADER.size or len(self._incoming) < self._frame_end:
             raise MemberFailed(self._death())
         end = self._frame_end
         payload, self._incoming = self._incoming[HEADER.size : end], self._incoming[end:]
         try:
             found = pickle.loads(payload)
-        except Exception as error:  # whatever such bytes make of themselves
+        except Exception as error:  # unpickling such bytes may raise anything
             raise MemberFailed(f"answered with bytes that are no message: {error!r}") from None
-        if isinstance(found, str):
-            raise MemberFailed(f"{self._death()}\n{found}".rstrip())
+        if isinstance(found, Failed):
+            raise MemberFailed(f"{self._death()}\n{found.traceback}".rstrip())
         if not isinstance(found, list):
             raise MemberFailed(f"answered garbage: {found!r:.200}")
         return found
@@ -143,14 +148,18 @@ class ProcessMember:
         self.channel.close()
 
     def kill(self) -> None:
-        if self._is_dismissed:  # it cleans up
+        if self._is_dismissed:  # it ends by itself once it has cleaned up
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self.process.wait(_PATIENCE)
         self.channel.close()
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)  # its children too: they hold devices
-        with contextlib.suppress(subprocess.TimeoutExpired):  # in a driver's hands even that may take long
+        with contextlib.suppress(subprocess.TimeoutExpired):  # a process that waits for a driver may take long even so
             self.process.wait(_PATIENCE)
+
+    def _send(self, content: bytes) -> None:
+        self._outgoing = memoryview(content)
+        self.move(selectors.EVENT_WRITE)
 
     @property
     def _frame_end(self) -> int:
@@ -167,14 +176,14 @@ class ProcessMember:
 
 
 def worker_environment(devices: str = "") -> dict[str, str]:
-    """Of a process that samples: our packages, one thread, and these GPUs."""
+    """Return the environment of a process that samples: our packages, one thread, and these GPUs."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
     return {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": devices}
 
 
 def visible_gpus(numbers: Sequence[int]) -> str:
-    """CUDA_VISIBLE_DEVICES for a child that gets these of the GPUs that this process sees."""
+    """Return CUDA_VISIBLE_DEVICES for a child that gets these of the GPUs that this process sees."""
     own = os.environ.get("CUDA_VISIBLE_DEVICES")
     names = own.split(",") if own else None
     return ",".join(names[number] if names else str(number) for number in numbers)

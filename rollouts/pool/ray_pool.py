@@ -1,36 +1,46 @@
-"""Samplers as actors of a Ray cluster, on this host or many, and weights by way of its object store."""
+"""Samplers as actors of a Ray cluster, on one host or many. Their weights come through its object store."""
 
 import logging
 import os
 import warnings
 from collections.abc import Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import ray
 from ray._private import ray_constants
 from ray.exceptions import RayError
 from torch import Tensor
 
 from rollouts.config import RolloutConfig, VllmRolloutConfig
+from rollouts.pool.messages import Answer, Message, StartMessage, Update
 from rollouts.pool.processes import worker_environment
-from rollouts.pool.session import Message, Session, StartMessage
+from rollouts.pool.session import Session
 from rollouts.pool.worker_pool import MemberFailed
 from rollouts.sampler import VLLM_ENVIRONMENT
-from rollouts.weights.buffer import Place, WeightBuffer
+from rollouts.weights.buffer import Place, WeightBuffer, lay_out
 from rollouts.weights.senders import MemorySender
 
-_STORE_BYTES = 256 * 2**20  # of a local object store beside the weights
+_STORE_BYTES = 256 * 2**20
+"""Bytes of a local object store beside those for the weights."""
+
 _PASSED_ON = {"OMP_NUM_THREADS", "PYTHONPATH", "HF_HOME", *VLLM_ENVIRONMENT}
-"""Environment of actors. Ray shows it to whoever looks at the cluster, so no secret may be in it."""
+"""Environment variables of actors. Ray shows them to everybody who looks at the cluster, so none may be a secret."""
 
 
 class RayLauncher:
-    """`WorkerLauncher` of actors. Ray is joined at `rollouts.pool.ray_address`, or started on this host and stopped."""
+    """Starts samplers as actors; a `WorkerLauncher`.
+
+    It joins the Ray cluster at `rollouts.pool.ray_address`, or starts Ray on this host and stops it at the end.
+    """
 
     def __init__(self, start: StartMessage, weight_bytes: int, num_gpus: int = 0) -> None:
-        """Samplers of vLLM get GPUs where the cluster has any. `ValueError` for a cluster that has not what all workers
-        need, and for this host alone with `num_gpus`: Ray would hand out the trainer's."""
+        """Join Ray or start it. Samplers of vLLM get GPUs where the cluster has any.
+
+        `ValueError` for a cluster that lacks what all workers need, and for this host alone if it has `num_gpus`,
+        because Ray would hand out the trainer's GPU.
+        """
         self._start, self._config = start, start.config
         if isinstance(self._config, VllmRolloutConfig) and num_gpus and not self._config.pool.ray_address:
             raise ValueError(
@@ -63,7 +73,7 @@ class RayLauncher:
 
     @property
     def address(self) -> str:
-        """Of this host, as the cluster's other hosts reach it."""
+        """The address of this host as the cluster's other hosts reach it."""
         own = ray.get_runtime_context().get_node_id()
         return next(node["NodeManagerAddress"] for node in ray.nodes() if node["NodeID"] == own)
 
@@ -89,14 +99,14 @@ class RayLauncher:
 class RayMember:
     """The pool's side of one actor."""
 
-    def __init__(self, number: int, actor: Any, reference: Any) -> None:
+    def __init__(self, number: int, actor: Any, reference: ray.ObjectRef) -> None:
         self.name = f"Ray worker {number}"
         self.actor, self.reference = actor, reference
 
     def call(self, messages: list[Message]) -> None:
         self.reference = self.actor.answer.remote(messages)
 
-    def answers(self) -> list[Message]:
+    def answers(self) -> list[Answer]:
         try:
             found = ray.get(self.reference)
         except RayError as error:
@@ -106,7 +116,7 @@ class RayMember:
         return found
 
     def check(self) -> None:
-        pass  # the next call will tell
+        pass  # the next call tells
 
     def dismiss(self) -> None:
         pass
@@ -117,59 +127,65 @@ class RayMember:
 
 @ray.remote
 class _Sampler:
-    """What runs in an actor's process."""
+    """Runs in an actor's process."""
 
-    def start(self, start: StartMessage) -> list[Message]:
+    def start(self, start: StartMessage) -> list[Answer]:
         from model.engine.device import prepare_cpu
 
         prepare_cpu(num_threads=1)
         self._has_processes = isinstance(start.config, VllmRolloutConfig) and start.config.tensor_parallel > 1
         self._memory: MemorySender | None = None
-        self._session = Session(start.build())
+        self._session = Session.begin(start)
         return []
 
-    def answer(self, messages: list[Message]) -> list[Message]:
+    def answer(self, messages: list[Message]) -> list[Answer]:
         return self._session.answer([self._openable(message) for message in messages])
 
     def _openable(self, message: Message) -> Message:
-        """Processes that a sampler started are not Ray's: they get objects of its store through shared memory."""
-        if message[0] != "update" or not (self._has_processes and isinstance(message[3], ObjectHandle)):
+        """Move an update's tensors to shared memory for the processes that a sampler started, which are not Ray's."""
+        if not (self._has_processes and isinstance(message, Update)):
             return message
-        tensors = dict(message[3].open())
+        if not isinstance(message.tensor_handle, ObjectHandle):
+            return message
+        tensors = dict(message.tensor_handle.open())
         if self._memory is None:
             self._memory = MemorySender(tensors)
-        else:
-            for name, tensor in tensors.items():
-                self._memory.put(name, tensor)
-        return (*message[:3], self._memory.tensor_handle(self))
+        for name, tensor in tensors.items():
+            self._memory.put(name, tensor)
+        return replace(message, tensor_handle=self._memory.tensor_handle(self))
 
 
 @dataclass(frozen=True)
 class ObjectHandle:
-    """In Ray's object store, which brings it to each node once."""
+    """Weights in Ray's object store, which brings them to each node once."""
 
-    reference: Any
+    reference: ray.ObjectRef
     places: Mapping[str, Place]
     seconds: float = 0.0
 
     def open(self, rank: int = 0) -> Iterator[tuple[str, Tensor]]:
-        memory = ray.get(self.reference)
+        memory = np.asarray(ray.get(self.reference))
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "The given buffer is not writable")  # and is only read
+            warnings.filterwarnings("ignore", "The given buffer is not writable")  # it is only read
             found = [(name, place.view(memory)) for name, place in self.places.items()]
         return iter(found)
 
 
 class ObjectSender:
-    """Ray's object store; nothing goes there before a sampler needs it."""
+    """Brings weights through Ray's object store. They go there when the first sampler needs them."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
-        self._buffer = WeightBuffer.create(tensors)
-        self._reference: Any = None
+    def __init__(self, template: Mapping[str, Tensor]) -> None:
+        self._buffer = WeightBuffer.create(*lay_out(template))
+        self.places: Mapping[str, Place] = self._buffer.places
+        self._reference: ray.ObjectRef | None = None
 
     def put(self, name: str, tensor: Tensor) -> None:
         self._reference = None
         self._buffer.put(name, tensor)
+
+    def get(self, name: str) -> Tensor:
+        """Return a view of what was put last under this name."""
+        return self._buffer.get(name)
 
     def publish(self, samplers: Sequence[Hashable]) -> None:
         pass
@@ -198,8 +214,8 @@ def _join(config: RolloutConfig, weight_bytes: int) -> None:
         ray.init(address=config.pool.ray_address, log_to_driver=True, logging_level=logging.ERROR)
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    # Ray puts the host's own address in the place of 127.0.0.1 and then listens to everybody, unless it believes that
-    # this system, as Windows, has no clusters.
+    # Ray replaces 127.0.0.1 by the host's own address and then accepts connections from everywhere, unless it believes
+    # that this system has no clusters, as Windows has none.
     has_clusters, ray_constants.ENABLE_RAY_CLUSTER = ray_constants.ENABLE_RAY_CLUSTER, False
     try:
         ray.init(

@@ -1,84 +1,76 @@
-"""A sampler that is driven by messages: what a worker of a pool runs, in whatever process it is."""
+"""A sampler that is driven by messages. Each worker of a pool runs one, in whatever process it is."""
 
 import sys
 import traceback
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 
-from model.checkpoint import empty_model
-from model.config import SailVL2Config
-from model.processing.processor import Processor
-from rollouts.config import RolloutConfig
+from rollouts.pool.messages import (
+    Abort,
+    Answer,
+    Done,
+    Generate,
+    Message,
+    Missed,
+    Probed,
+    ProbePrompt,
+    StartMessage,
+    Update,
+    Updated,
+)
 from rollouts.probe import Probe
 from rollouts.rollout import RolloutRequest
 from rollouts.sampler import Sampler, build_sampler
-from rollouts.weights.handles import TensorHandle, WeightsLost
-
-Message = tuple[Any, ...]
-
-
-@dataclass(frozen=True)
-class StartMessage:
-    """What a worker samples with. Weights come apart from it."""
-
-    model_config: SailVL2Config
-    processor: Processor
-    config: RolloutConfig
-    run_seed: int
-    dtype: torch.dtype
-
-    def build(self) -> Sampler:
-        """A sampler that has no weights yet."""
-        model = empty_model(self.model_config, self.dtype)
-        return build_sampler(model, self.processor, self.config, self.run_seed, is_filled=False)
+from rollouts.weights.handles import WeightsLost
+from rollouts.weights.template import ModelShape
 
 
 class Session:
-    """Messages: ("submit", [(handle, request)]), ("abort", handle), ("update", version, manifest, handle),
-    ("probe", request).
-
-    Answers: ("done", [(handle, rollouts)], groups still open), ("updated", version, checksums) or, if the handle was
-    lost, ("missed", version), ("probed", probe).
-    """
+    """Answers messages with a sampler, which samples for a moment each time."""
 
     def __init__(self, worker: Sampler) -> None:
         self._worker = worker
-        self._handles: dict[int, int] = {}  # ours -> the pool's
+        self._handles: dict[int, int] = {}  # the worker's handle of a request -> the pool's
 
-    def answer(self, messages: Sequence[Message]) -> list[Message]:
+    @classmethod
+    def begin(cls, start: StartMessage) -> "Session":
+        """Build a sampler that has no weights yet."""
+        template = ModelShape(start.model_config, start.dtype, torch.device("cpu"))
+        return cls(build_sampler(template, start.processor, start.config, start.run_seed))
+
+    def answer(self, messages: Sequence[Message]) -> list[Answer]:
         """Take the messages, sample for a moment if there is work, and say what came of it."""
-        answers: list[Message] = []
+        answers: list[Answer] = []
         for message in messages:
             match message:
-                case ("submit", requests):
+                case Generate(requests):
                     self._handles |= {self._worker.submit(request): handle for handle, request in requests}
-                case ("abort", handle):
+                case Abort(handle):
                     for own in [own for own, theirs in self._handles.items() if theirs == handle]:
                         self._worker.abort(own)
                         del self._handles[own]
-                case ("update", version, manifest, tensor_handle):
-                    answers.append(self._update(version, manifest, tensor_handle))
-                case ("probe", request):
-                    answers.append(("probed", self._probe(request)))
+                case Update():
+                    answers.append(self._update(message))
+                case ProbePrompt(request):
+                    answers.append(Probed(self._probe(request)))
         done = [(self._handles.pop(own), rollouts) for own, rollouts in self._worker.poll()]
-        return [*answers, ("done", done, len(self._handles))]
+        return [*answers, Done(done, len(self._handles))]
+
+    def close(self) -> None:
+        self._worker.close()
+
+    def _update(self, update: Update) -> Updated | Missed:
+        try:
+            proof = self._worker.receive(update.version, update.tensor_handle, update.manifest)
+        except WeightsLost as error:
+            print(error, file=sys.stderr)
+            return Missed(update.version)
+        return Updated(proof.version, dict(proof.held))
 
     def _probe(self, request: RolloutRequest) -> Probe:
         try:
             return self._worker.probe(request)[0][1]
-        except Exception:  # a diagnosis must not end what it looks at
+        except Exception:  # a diagnosis must not end the sampler that it looks at
             traceback.print_exc()
             return {}
-
-    def _update(self, version: int, manifest: dict[str, int], tensor_handle: TensorHandle) -> Message:
-        try:
-            return ("updated", version, self._worker.receive(version, manifest, tensor_handle))
-        except WeightsLost as error:
-            print(error, file=sys.stderr)
-            return ("missed", version)
-
-    def close(self) -> None:
-        self._worker.close()

@@ -1,20 +1,36 @@
-"""Many samplers as one that outlives them: a worker that dies, hangs or answers garbage is replaced, its groups are
-sampled again elsewhere. How workers are started and spoken to is a launcher's business."""
+"""Many samplers as one worker that outlives them.
+
+A sampler that dies, hangs or answers garbage is replaced, and its groups are sampled again elsewhere. A launcher knows
+how samplers are started and spoken to.
+"""
 
 import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from torch import Tensor
 
 from rollouts.config import RolloutConfig
-from rollouts.pool.session import Message
+from rollouts.intake import Intake
+from rollouts.pool.messages import (
+    Abort,
+    Answer,
+    Done,
+    Generate,
+    Message,
+    Missed,
+    Probed,
+    ProbePrompt,
+    Update,
+    Updated,
+)
 from rollouts.probe import Probe
-from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.rollout import NO_WEIGHTS, FinishReason, Proof, Rollout, RolloutRequest
 from rollouts.weights.senders import WeightSender
+from rollouts.weights.sync import send
 
 
 class PoolFailed(RuntimeError):
@@ -24,11 +40,11 @@ class PoolFailed(RuntimeError):
 
 
 class MemberFailed(Exception):
-    """A worker is of no use any more; the message is the cause."""
+    """A worker is of no use any more. The message says why."""
 
 
 class Member(Protocol):
-    """A worker as its pool sees it. It is busy from its start until it is `ready`, and again from each `call`."""
+    """A worker as its pool sees it. It is busy from its start until it is ready, and again from each `call`."""
 
     @property
     def name(self) -> str: ...
@@ -37,12 +53,12 @@ class Member(Protocol):
         """Hand it messages for `Session.answer`. `MemberFailed` if it is gone."""
         ...
 
-    def answers(self) -> list[Message]:
-        """Once it is ready: what it answered; nothing after its start. `MemberFailed` if it ended instead."""
+    def answers(self) -> list[Answer]:
+        """Return the answers of a worker that is ready; none after its start. `MemberFailed` if it ended instead."""
         ...
 
     def check(self) -> None:
-        """`MemberFailed` if it is known to be gone, though nobody waits for an answer."""
+        """Raise `MemberFailed` if it is known to be gone, though nobody waits for an answer."""
         ...
 
     def kill(self) -> None:
@@ -57,77 +73,73 @@ class Member(Protocol):
 M = TypeVar("M", bound=Member)
 
 _GROUPS_PER_PATIENCE = 16
-"""Groups whose prompts may take a worker as long again before its next answer."""
+"""Every 16 groups that are handed out at once lengthen the deadline of the next answer by the limit again."""
 
-_ANSWERED = {"update": ("updated", "missed"), "probe": ("probed",)}
-"""Messages that are answered by one of these kinds."""
+_ANSWERED: dict[type[Message], tuple[type[Answer], ...]] = {Update: (Updated, Missed), ProbePrompt: (Probed,)}
+"""The messages that a worker must answer, and the kinds of answer that count."""
 
 
 class WorkerLauncher(Protocol[M]):
     """Starts workers."""
 
     def start(self, number: int) -> M:
-        """Begin to start worker `number`, which has no weights yet. Returns at once."""
+        """Begin to start worker `number`, which has no weights yet, and return at once."""
         ...
 
     def wait(self, members: Sequence[M], seconds: float) -> list[M]:
-        """Those that are ready, after at most `seconds`."""
+        """Return the members that are ready, after at most `seconds`."""
         ...
 
     def close(self) -> None: ...
 
 
 @dataclass
-class _Slot:
-    """A place for a worker, and who fills it."""
+class _Slot(Generic[M]):
+    """A place for a worker, and the worker that fills it."""
 
     number: int
-    member: Any
-    seconds_left: float  # to answer the present call; only those count in which it was waited for
-    seconds_given: float = 0.0  # for the present call
-    limit: str = "start_s"  # of rollouts.pool, that the present call has
+    member: M
+    seconds_left: float  # time to answer the present call; only seconds in which the pool waited for it count
+    seconds_given: float = 0.0  # how much time the present call had at its start
+    limit: str = "start_s"  # which key of rollouts.pool limits the present call: start_s or patience_s
     is_started: bool = False
-    is_called: bool = True  # and has not answered yet
-    is_proven: bool = False  # has completed a group: it is past what only a first call takes
-    failures: int = 0  # since it last completed a group
+    is_called: bool = True  # a call was not answered yet
+    is_proven: bool = False  # the worker has completed a group, so it is past what only a first call takes
+    failures: int = 0  # how often the workers of this slot failed since one last completed a group
     outbox: list[Message] = field(default_factory=list)
     open: dict[int, RolloutRequest] = field(default_factory=dict)
-    proof: dict[str, int] | None = None  # checksums of the present weights, as it holds them
-    probe: Probe | None = None  # its last one
-    owed: set[str] = field(default_factory=set)  # messages of the present call that must be answered
-    joint_seconds: float = 0.0  # of the present call, for others: its weights come to several workers at once
+    proof: dict[str, int] | None = None  # checksums of the present weights as the worker holds them
+    probe: Probe | None = None  # the answer to the latest probe
+    owed: set[type[Message]] = field(default_factory=set)  # messages of the present call that must be answered
+    joint_seconds: float = 0.0  # extra seconds for this call, because a broadcast waits for every sampler
 
 
-class WorkerPool:
+class WorkerPool(Generic[M]):
     """`RolloutWorker` over `config.pool.workers` members of a launcher. Each group goes where the fewest are open."""
 
     def __init__(
         self,
-        launcher: WorkerLauncher[Any],
+        launcher: WorkerLauncher[M],
         sender: WeightSender,
         config: RolloutConfig,
         allowed_ids: Iterable[int],
-        manifest: dict[str, int],
     ) -> None:
-        """`allowed_ids` are those that a policy may sample; an answer with another one is garbage. `manifest` has the
-        checksums of the weights that the sender was made with, policy version 0."""
+        """`allowed_ids` are the ids that a policy may sample. An answer with any other id is garbage."""
         self.config = config
-        self.num_replaced = 0  # workers
+        self.num_replaced = 0  # workers that were replaced
         self.num_repeated = 0  # groups that were handed out again
         self._launcher, self._sender = launcher, sender
         self._allowed = frozenset(allowed_ids)
+        self._intake = Intake(config)
         self._waiting: dict[int, RolloutRequest] = {}
         self._done: list[tuple[int, list[Rollout]]] = []
-        self._losses: dict[int, int] = {}  # of a group: workers that failed while they had it
-        self._next_handle = 0
-        self._version = 0
-        self._manifest = dict(manifest)  # of the present weights
-        self._pending: dict[str, int] = {}  # of the announced one
-        self._received: set[str] = set()
+        self._losses: dict[int, int] = {}  # handle of a group -> how many workers failed while they had it
+        self._version = NO_WEIGHTS
+        self._manifest: dict[str, int] = {}  # checksums of the present weights
         self._is_updating = False
-        self._longest_update = 0.0  # seconds that a worker took for new weights
+        self._longest_update = 0.0  # most seconds that a worker took for new weights
         self._failure: PoolFailed | None = None
-        self._slots: list[_Slot] = []
+        self._slots: list[_Slot[M]] = []
         try:
             for number in range(config.pool.workers):
                 self._slots.append(_Slot(number, launcher.start(number), config.pool.start_s))
@@ -140,14 +152,12 @@ class WorkerPool:
         return not (self._waiting or self._done or any(slot.open for slot in self._slots))
 
     def submit(self, request: RolloutRequest) -> int:
-        self.config.check_length(request.prompt_id, len(request.prompt_ids))
-        self.config.check_images(request.prompt_id, len(request.images))
-        handle, self._next_handle = self._next_handle, self._next_handle + 1
+        handle = self._intake.accept(request, self._version)
         self._waiting[handle] = request
         return handle
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
-        """Returns after a second at the latest, with nothing if nothing is complete. `PoolFailed` ends the run."""
+        """Return after a second at the latest, with nothing if nothing is complete. `PoolFailed` ends the run."""
         end = time.monotonic() + 1.0
         while not self._done and not self.is_idle and time.monotonic() < end:
             self._deal()
@@ -161,25 +171,17 @@ class WorkerPool:
         self._done = [item for item in self._done if item[0] != handle]
         for slot in self._slots:
             if slot.open.pop(handle, None):
-                slot.outbox.append(("abort", handle))
+                slot.outbox.append(Abort(handle))
 
-    def begin_update(self, version: int, manifest: dict[str, int]) -> None:
-        """Waits for newcomers that still read the present weights: they may be written over from here on."""
-        while any(slot.is_started and slot.proof is None for slot in self._slots):
+    def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        """Send weights to every worker. A worker that is being replaced proves the same before it gets work.
+
+        The present weights may be written over, so newcomers that still read them are waited for.
+        """
+        while any(slot.proof is None for slot in self._slots if slot.is_started and self._version != NO_WEIGHTS):
             self._exchange(1.0)
-        self._pending, self._received = manifest, set()
-
-    def load(self, name: str, tensor: Tensor) -> None:
-        self._sender.put(name, tensor)
-        self._received.add(name)
-
-    def finish_update(self, version: int) -> dict[str, int]:
-        """The checksums that every worker found; where one found another, that one. A worker that is being replaced
-        proves the same before it gets work."""
-        missing = self._pending.keys() - self._received
-        if missing:
-            raise RuntimeError(f"weight sync to version {version}: tensors never arrived: {sorted(missing)}")
-        self._version, self._manifest = version, dict(self._pending)
+        manifest = send(self._sender, version, tensors)
+        self._version, self._manifest = version, manifest
         self._remove_dead_workers()
         self._sender.publish([slot.member for slot in self._slots if slot.is_started])
         for slot in self._slots:
@@ -193,20 +195,19 @@ class WorkerPool:
         finally:
             self._is_updating = False
             self._sender.settle()
-        found = dict(self._manifest)
-        for slot in self._slots:
-            if slot.proof is not None:
-                found |= {name: slot.proof.get(name, -1) for name in found if slot.proof.get(name) != found[name]}
-        return found
+        return Proof.of_all(version, manifest, [slot.proof for slot in self._slots if slot.proof is not None])
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         asked = [(slot, slot.member) for slot in self._slots if slot.is_started]
         for slot, _ in asked:
             slot.probe = None
-            slot.outbox.append(("probe", request))
+            slot.outbox.append(ProbePrompt(request))
         while any(slot.probe is None and slot.member is member for slot, member in asked):
             self._exchange(1.0)
         return [(member.name, slot.probe) for slot, member in asked if slot.member is member and slot.probe is not None]
+
+    def metrics(self) -> dict[str, float]:
+        return {"pool/replaced": float(self.num_replaced), "pool/repeated": float(self.num_repeated)}
 
     def close(self) -> None:
         for slot in self._slots:
@@ -218,8 +219,10 @@ class WorkerPool:
         self._launcher.close()
 
     def _deal(self) -> None:
-        """Hand out what waits, the oldest first, to workers that have proven the present weights. All that were not
-        replaced are waited for, so that the first to be up does not get everything."""
+        """Hand waiting groups out, the oldest first, to workers that have proven the present weights.
+
+        All workers that were not replaced are waited for, so that the first to be up does not get every group.
+        """
         ready = [slot for slot in self._slots if slot.proof is not None]
         if not ready or any(slot.proof is None and not slot.failures for slot in self._slots):
             return
@@ -230,7 +233,7 @@ class WorkerPool:
             batches.setdefault(slot.number, []).append((handle, self._waiting[handle]))
         self._waiting = {}
         for number, batch in batches.items():
-            self._slots[number].outbox.append(("submit", batch))
+            self._slots[number].outbox.append(Generate(batch))
 
     def _exchange(self, seconds: float) -> None:
         """Call every worker that is free and has something to do, and take the answers of those that are ready."""
@@ -252,7 +255,7 @@ class WorkerPool:
                 self._replace(slot, f"no answer within rollouts.pool.{slot.limit}")
 
     def _remove_dead_workers(self) -> None:
-        """Replace who ended while it had nothing to do: others would wait for it."""
+        """Replace workers that ended while they had nothing to do. Otherwise the others would wait for them."""
         for slot in self._slots:
             if slot.is_started and not slot.is_called:
                 try:
@@ -260,17 +263,17 @@ class WorkerPool:
                 except MemberFailed as failure:
                     self._replace(slot, str(failure))
 
-    def _call(self, slot: _Slot) -> None:
+    def _call(self, slot: _Slot[M]) -> None:
         messages, slot.outbox = slot.outbox, []
         pool = self.config.pool
-        slot.owed = {message[0] for message in messages} & _ANSWERED.keys()
+        slot.owed = {type(message) for message in messages} & _ANSWERED.keys()
         # New weights, and the first work of all, may take much longer than what follows.
         knows = slot.is_proven and (not slot.owed or self._longest_update)
         slot.limit = "patience_s" if knows else "start_s"
-        num_groups = sum(len(rest[0]) for kind, *rest in messages if kind == "submit")
+        num_groups = sum(len(message.requests) for message in messages if isinstance(message, Generate))
         slot.seconds_left = getattr(pool, slot.limit) * (1 + num_groups / _GROUPS_PER_PATIENCE)
         slot.seconds_left += 10 * self._longest_update if slot.owed else 0.0
-        slot.joint_seconds = sum(message[3].seconds for message in messages if message[0] == "update")
+        slot.joint_seconds = sum(one.tensor_handle.seconds for one in messages if isinstance(one, Update))
         slot.seconds_left += slot.joint_seconds
         slot.seconds_given = slot.seconds_left
         slot.is_called = True
@@ -279,20 +282,20 @@ class WorkerPool:
         except MemberFailed as failure:
             self._replace(slot, str(failure))
 
-    def _take(self, slot: _Slot) -> None:
-        needs_weights = not slot.is_started  # it is up: it takes the present weights before any work
+    def _take(self, slot: _Slot[M]) -> None:
+        needs_weights = not slot.is_started  # a worker that has just started takes the present weights first
         try:
             answers = slot.member.answers()
             slot.is_called = False
             for answer in answers:
                 self._read(slot, answer)
-            kinds = {one[0] for one in answers}
+            kinds = {type(one) for one in answers}
             slot.owed -= {asked for asked, answered in _ANSWERED.items() if kinds.intersection(answered)}
-            if "updated" in kinds and not slot.joint_seconds:
+            if Updated in kinds and not slot.joint_seconds:
                 self._longest_update = max(self._longest_update, slot.seconds_given - slot.seconds_left)
             if slot.owed:
-                raise MemberFailed(f"did not answer {sorted(slot.owed)}")
-            needs_weights |= ("missed", self._version) in answers
+                raise MemberFailed(f"did not answer {sorted(kind.__name__ for kind in slot.owed)}")
+            needs_weights |= Missed(self._version) in answers
         except MemberFailed as failure:
             return self._replace(slot, str(failure))
         except PoolFailed:
@@ -300,56 +303,61 @@ class WorkerPool:
         except Exception as error:  # nothing that another process says is to be trusted
             return self._replace(slot, f"answered garbage: {error!r:.200}")
         slot.is_started = True
-        if needs_weights:
+        if needs_weights and self._version != NO_WEIGHTS:
             slot.outbox.append(self._update_for(slot))
 
-    def _update_for(self, slot: _Slot) -> Message:
-        return ("update", self._version, self._manifest, self._sender.tensor_handle(slot.member))
+    def _update_for(self, slot: _Slot[M]) -> Update:
+        return Update(self._version, self._manifest, self._sender.tensor_handle(slot.member))
 
-    def _read(self, slot: _Slot, answer: Message) -> None:
+    def _read(self, slot: _Slot[M], answer: Answer) -> None:
         match answer:
-            case ("done", list(groups), int(num_open)):
+            case Done(list(groups), int(num_open)):
                 self._miss_nothing(slot, {handle for handle, _ in groups}, num_open)
                 for handle, rollouts in groups:
-                    if request := slot.open.get(handle):  # else it was aborted meanwhile
+                    if request := slot.open.get(handle):  # otherwise it was aborted meanwhile
                         self._check(request, rollouts)
                         del slot.open[handle]
                         self._losses.pop(handle, None)
                         slot.failures, slot.is_proven = 0, True
                         self._done.append((handle, rollouts))
-            case ("updated", int(version), dict(checksums)):
+            case Updated(int(version), dict(checksums)):
                 if version != self._version:
                     raise MemberFailed(f"took weights of version {version}, not {self._version}")
                 self._believe(slot, checksums)
-            case ("missed", int(version)) if slot.joint_seconds and version == self._version:
-                pass  # it is sent them alone
-            case ("probed", dict(probe)):
+            case Missed(int(version)) if slot.joint_seconds and version == self._version:
+                pass  # the worker is sent the weights alone
+            case Probed(dict(probe)):
                 slot.probe = probe
             case _:
                 raise MemberFailed(f"answered garbage: {answer!r:.200}")
 
-    def _miss_nothing(self, slot: _Slot, done: set[int], num_open: int) -> None:
-        """`MemberFailed` if it neither gives nor works on something that it was handed."""
-        waiting = {handle for kind, *rest in slot.outbox if kind == "submit" for handle, _ in rest[0]}
+    def _miss_nothing(self, slot: _Slot[M], done: set[int], num_open: int) -> None:
+        """Raise `MemberFailed` if the worker neither returns nor works on a group that it was handed."""
+        waiting = {handle for one in slot.outbox if isinstance(one, Generate) for handle, _ in one.requests}
         missing = len(slot.open.keys() - waiting - done) - num_open
         if missing > 0:
             raise MemberFailed(f"lost {missing} groups")
 
-    def _believe(self, slot: _Slot, checksums: dict[str, int]) -> None:
-        """Of an update to all the caller judges; a newcomer that holds other weights is of no use."""
-        wrong = sorted(name for name, value in self._manifest.items() if checksums.get(name) != value)
+    def _believe(self, slot: _Slot[M], checksums: dict[str, int]) -> None:
+        """Note what a worker holds. `MemberFailed` for a newcomer with other weights than were sent.
+
+        The caller of `load_weights` judges an update to all workers.
+        """
+        wrong = Proof(self._version, self._manifest, checksums).wrong
         if wrong and not self._is_updating:
             raise MemberFailed(f"holds other bytes of {wrong} than were sent")
         slot.proof = checksums
 
-    def _check(self, request: RolloutRequest, rollouts: Any) -> None:
-        """`MemberFailed` unless these can be the completions that were asked for."""
+    def _check(self, request: RolloutRequest, rollouts: object) -> None:
+        """Raise `MemberFailed` unless these can be the completions that were asked for."""
         problem = _problem(request, rollouts, self.config.max_completion_tokens, self._allowed, self._version)
         if problem:
-            raise MemberFailed(f"answered garbage for prompt {request.prompt_id}, draw {request.draw}: {problem}")
+            raise MemberFailed(
+                f"answered garbage for prompt {request.prompt_id}, draw {request.group_index}: {problem}"
+            )
 
-    def _replace(self, slot: _Slot, cause: str) -> None:
-        """Start another worker in its place and hand its groups out again. `PoolFailed` if that did not help before."""
+    def _replace(self, slot: _Slot[M], cause: str) -> None:
+        """Start another worker in this slot and hand its groups out again. `PoolFailed` if that did not help before."""
         name, slot.failures = slot.member.name, slot.failures + 1
         slot.member.kill()
         lost, slot.open, slot.outbox, slot.owed = slot.open, {}, [], set()
@@ -379,8 +387,8 @@ class WorkerPool:
             raise self._failure from error
 
 
-def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozenset[int], version: int) -> str:
-    """What is wrong with a group; empty if nothing is."""
+def _problem(request: RolloutRequest, rollouts: object, limit: int, allowed: frozenset[int], version: int) -> str:
+    """Say what is wrong with a group; empty if nothing is."""
     if not isinstance(rollouts, list) or not all(isinstance(rollout, Rollout) for rollout in rollouts):
         return f"expected a list of rollouts, found {rollouts!r:.80}"
     if [rollout.sample_index for rollout in rollouts] != list(range(request.group_size)):
@@ -388,8 +396,8 @@ def _problem(request: RolloutRequest, rollouts: Any, limit: int, allowed: frozen
         return f"expected samples 0 to {request.group_size - 1}, found {found}"
     for rollout in rollouts:
         ids, logprobs = rollout.completion_ids, rollout.rollout_logprobs
-        if (rollout.draw, rollout.prompt_id) != (request.draw, request.prompt_id):
-            return f"it belongs to prompt {rollout.prompt_id}, draw {rollout.draw}"
+        if (rollout.group_index, rollout.prompt_id) != (request.group_index, request.prompt_id):
+            return f"it belongs to prompt {rollout.prompt_id}, draw {rollout.group_index}"
         if list(rollout.prompt_ids) != list(request.prompt_ids):
             return "its prompt has other ids"
         if not len(ids) == len(logprobs) == len(rollout.completion_mask) <= limit:

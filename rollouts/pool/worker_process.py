@@ -1,7 +1,7 @@
-"""One sampler in a process of its own: `python -m rollouts.pool.worker_process SOCKET`, by `rollouts.pool.processes`.
+"""One sampler in a process of its own. `rollouts.pool.processes` starts it.
 
-It works when it is asked to, and ends when the other side is gone. A message is its length in 8 bytes and a pickle:
-both ends are processes of one user on one host.
+`python -m rollouts.pool.worker_process SOCKET` works when it is asked to, and ends when the other side is gone. What
+goes over the socket is a length in 8 bytes and a pickle, because both ends are processes of one user on one host.
 """
 
 import os
@@ -11,22 +11,17 @@ import socket
 import struct
 import sys
 import traceback
-from typing import Any
 
 from model.engine.device import prepare_cpu
-from rollouts.pool.session import Session, StartMessage
+from rollouts.pool.messages import Answer, Failed, Message, StartMessage
+from rollouts.pool.session import Session
 
 HEADER = struct.Struct("!Q")
 
 
-def framed(message: Any) -> bytes:
-    payload = pickle.dumps(message, pickle.HIGHEST_PROTOCOL)
+def framed(content: StartMessage | list[Message] | list[Answer] | Failed) -> bytes:
+    payload = pickle.dumps(content, pickle.HIGHEST_PROTOCOL)
     return HEADER.pack(len(payload)) + payload
-
-
-def _receive(channel: socket.socket) -> Any:
-    (length,) = HEADER.unpack(_exactly(channel, HEADER.size))
-    return pickle.loads(_exactly(channel, length))
 
 
 def _exactly(channel: socket.socket, count: int) -> bytearray:
@@ -44,24 +39,30 @@ class _CallerGone(Exception):
     """Nobody is at the other end any more."""
 
 
-def _ask(channel: socket.socket, answer: Any = None) -> Any:
-    """Send an answer, if there is one, and wait for what comes next."""
+def _receive(channel: socket.socket) -> bytearray:
+    """Wait for the next pickle."""
     try:
-        if answer is not None:
-            channel.sendall(framed(answer))
-        return _receive(channel)
+        (length,) = HEADER.unpack(_exactly(channel, HEADER.size))
+        return _exactly(channel, length)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         raise _CallerGone from None
 
 
-def serve(channel: socket.socket) -> None:
-    """The first message is what to sample with, then each is a list for `Session.answer`."""
-    start: StartMessage = _ask(channel)
-    session = Session(start.build())
+def _send(channel: socket.socket, answers: list[Answer]) -> None:
     try:
-        answers: list[Any] = []
+        channel.sendall(framed(answers))
+    except (BrokenPipeError, ConnectionResetError):
+        raise _CallerGone from None
+
+
+def serve(channel: socket.socket) -> None:
+    """Sample as the first message says, and answer every list of messages after it."""
+    start: StartMessage = pickle.loads(_receive(channel))
+    session = Session.begin(start)
+    try:
+        _send(channel, [])  # tells that the sampler is up
         while True:
-            answers = session.answer(_ask(channel, answers))
+            _send(channel, session.answer(pickle.loads(_receive(channel))))
     finally:
         session.close()
 
@@ -69,14 +70,16 @@ def serve(channel: socket.socket) -> None:
 def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(channel.fileno(), False)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # a job's launcher may send it to all: the caller ends this process
+    signal.signal(
+        signal.SIGTERM, signal.SIG_IGN
+    )  # a job's launcher may send it to all processes; the caller ends this one
     prepare_cpu(num_threads=1)
     try:
         serve(channel)
     except _CallerGone:
         return 0
     except Exception:
-        channel.sendall(framed(traceback.format_exc()))
+        channel.sendall(framed(Failed(traceback.format_exc())))
         return 1
     return 0
 

@@ -1,7 +1,8 @@
-"""Weights from the trainer to every process of every sampler by one broadcast: NCCL between GPUs, gloo between CPUs. A
-group of processes lasts as long as the same samplers do; whoever comes later has the weights by other means.
+"""Weights from the trainer to every process of every sampler by one broadcast: NCCL between GPUs, gloo between CPUs.
 
-NCCL is not verified: no GPU ran it yet."""
+The processes of a group stay together as long as the same samplers do. A sampler that is started later has the weights
+by other means. NCCL is not verified: it has not run on a GPU yet.
+"""
 
 import os
 import shutil
@@ -9,39 +10,59 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from threading import Event, Thread
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from rollouts.weights.buffer import Place
 from rollouts.weights.handles import TensorHandle, WeightsLost
-from rollouts.weights.senders import WeightSender
+from rollouts.weights.senders import HostSender
 
-dist: Any = torch.distributed
+dist: Any = torch.distributed  # which classes it has depends on how torch was built
 LOOPBACK = "127.0.0.1"
-_GRACE = 1.0  # seconds for a broadcast that everybody has to end here too
+_GRACE = 1.0  # seconds that a broadcast which every receiver has finished may still take to end in the trainer
+_PORTION_BYTES = 2**30  # bytes of tensors that are broadcast side by side, and of their copies in a GPU
+
+
+class Work(Protocol):
+    """A broadcast under way."""
+
+    def is_completed(self) -> bool: ...
+
+    def wait(self) -> object: ...
+
+
+class Group(Protocol):
+    """A process group of torch, apart from its default one."""
+
+    def broadcast(self, tensors: list[Tensor], options: object) -> Work: ...
+
+    def abort(self) -> None: ...
 
 
 @dataclass(frozen=True)
 class Rendezvous:
-    """Where the processes of a group find each other: whoever can read the file can join."""
+    """Says where the processes of a group find each other. Every process that can read the file can join."""
 
     file: str
-    address: str  # the trainer's, from which each process learns its own
+    address: str  # the trainer's address, from which each process learns its own
     num_ranks: int
-    seconds: float  # to wait for the others
+    seconds: float  # how long a process waits for the others
     on_gpu: bool
 
-    def join(self, rank: int) -> Any:
-        """A group apart from torch's default one. With gloo all have joined when it returns, with NCCL when the first
-        broadcast is done. `RuntimeError` if that does not come about."""
-        if not Path(self.file).parent.is_dir():  # the store would try for five minutes, holding up every thread
+    def join(self, rank: int) -> Group:
+        """Join the group. With gloo all have joined when it returns, with NCCL when the first broadcast is done.
+
+        `RuntimeError` if the others do not come.
+        """
+        if not Path(self.file).parent.is_dir():  # the store would try for five minutes and hold up every thread
             raise RuntimeError(f"{Path(self.file).parent} is not there on this host")
         store = dist.FileStore(self.file, self.num_ranks)
         store.set_timeout(timedelta(seconds=self.seconds))
@@ -62,16 +83,16 @@ class Rendezvous:
             return probe.getsockname()[0]
 
 
-_joined: tuple[Rendezvous, Any] | None = None
-"""The group in which this process last received."""
+_joined: tuple[Rendezvous, Group] | None = None
+"""The group in which this process received last."""
 
 
 @dataclass(frozen=True)
 class BroadcastHandle:
-    """To be opened by all processes of all samplers at about the same time."""
+    """A share in a broadcast. All processes of all samplers open theirs at about the same time."""
 
     rendezvous: Rendezvous
-    first_rank: int  # of the sampler's processes
+    first_rank: int  # the lowest rank among the sampler's processes
     shapes: dict[str, tuple[int, ...]]
     dtypes: dict[str, torch.dtype]
     seconds: float
@@ -85,21 +106,32 @@ class BroadcastHandle:
                 _finish(_broadcast(group, tensor), Event(), self.seconds)
                 yield name, tensor.cpu()  # a GPU has no room for all weights twice
         except (RuntimeError, OSError) as error:
-            _leave()  # whoever waits for this process is told
+            _leave()  # so that processes that wait for this one are told
             raise WeightsLost(f"weights: their broadcast broke off: {error}") from None
 
 
 class BroadcastSender:
-    """One broadcast to the samplers that run; `other` brings the weights to those that are started later, to those that
-    a broadcast did not reach, and to all while an earlier one hangs."""
+    """Sends one broadcast to the samplers that run.
+
+    `other` holds the weights. It brings them to samplers that are started later, to those that a broadcast did not
+    reach, and to all samplers while an earlier broadcast hangs.
+    """
 
     def __init__(
-        self, other: WeightSender, processes_each: int, seconds: float, on_gpu: bool, address: str, folder: str = ""
+        self,
+        other: HostSender,
+        processes_each: int,
+        seconds: float,
+        device: torch.device,
+        address: str,
+        folder: str = "",
     ) -> None:
-        """`processes_each`: those of one sampler. `seconds`: that they wait for each other. `address`: of this host, as
-        the samplers' hosts reach it. They meet in a file of `folder`, which all see; without one they are on this host.
+        """Choose a place to meet: a file of `folder`, which all processes see. Without it they are all on this host.
+
+        `processes_each` is the number of processes of one sampler, `seconds` how long they wait for each other,
+        `device` the device that sends, and `address` this host's address as the samplers' hosts reach it.
         """
-        self._other, self._each, self._seconds, self._on_gpu = other, processes_each, seconds, on_gpu
+        self._other, self._each, self._seconds, self._device = other, processes_each, seconds, device
         self._address = address
         try:
             if folder:
@@ -110,57 +142,60 @@ class BroadcastSender:
                 f"rollouts.pool.transfer_folder: expected a folder that can be written, found {folder}: {error}"
             ) from None
         self._num_rendezvous = 0
-        self._tensors: dict[str, Tensor] = {}
         self._members: list[Hashable] = []
         self._invited: dict[Hashable, BroadcastHandle] = {}
         self._rendezvous: Rendezvous | None = None
-        self._group: Any = None  # of that rendezvous, once it has worked
+        self._group: Group | None = None  # the group of that rendezvous, once a broadcast has worked
         self._thread: Thread | None = None
         self._is_under_way = self._is_broken = False
         self._is_over = Event()
 
+    @property
+    def places(self) -> Mapping[str, Place]:
+        return self._other.places
+
     def put(self, name: str, tensor: Tensor) -> None:
         self._other.put(name, tensor)
-        self._tensors[name] = tensor.detach()
 
     def publish(self, samplers: Sequence[Hashable]) -> None:
         self._other.publish(samplers)
-        tensors, self._tensors = self._tensors, {}
         self._invited = {}
         if not samplers:
             return
         if self._thread is not None and self._thread.is_alive():
             print("weights: an earlier broadcast still hangs; this update goes the other way", file=sys.stderr)
             return
+        on_gpu = self._device.type == "cuda"
         is_first = self._group is None or self._rendezvous is None or self._members != list(samplers)
         if is_first:
             self._leave()
             self._members, self._num_rendezvous = list(samplers), self._num_rendezvous + 1
             file = str(Path(self._folder) / str(self._num_rendezvous))
             num_ranks = 1 + self._each * len(samplers)
-            self._rendezvous = Rendezvous(file, self._address, num_ranks, self._seconds, self._on_gpu)
-            if self._on_gpu:
+            self._rendezvous = Rendezvous(file, self._address, num_ranks, self._seconds, on_gpu)
+            if on_gpu:
                 self._group = self._rendezvous.join(0)
         assert self._rendezvous is not None
-        shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
-        dtypes = {name: tensor.dtype for name, tensor in tensors.items()}
+        shapes = {name: place.shape for name, place in self.places.items()}
+        dtypes = {name: place.dtype for name, place in self.places.items()}
         for number, sampler in enumerate(samplers):
             first = 1 + number * self._each
             self._invited[sampler] = BroadcastHandle(self._rendezvous, first, shapes, dtypes, self._seconds)
         self._is_under_way, self._is_broken, self._is_over = True, False, Event()
-        stream = _side_stream(tensors) if self._on_gpu else None
-        work = (self._rendezvous, list(tensors.values()), stream, self._is_over)
+        # On a stream of its own, so that a broadcast that hangs does not hold up the trainer's other work.
+        stream = torch.cuda.Stream(self._device) if on_gpu else None
+        work = (self._rendezvous, [self._other.get(name) for name in self.places], stream, self._is_over)
         self._thread = Thread(target=self._send, args=work, daemon=True, name="weight broadcast")
         self._thread.start()
 
     def tensor_handle(self, sampler: Hashable) -> TensorHandle:
         if sampler in self._invited:
             return self._invited.pop(sampler)
-        self._is_broken = self._is_under_way  # someone who was to receive has to be helped
+        self._is_broken = self._is_under_way  # a sampler that was to receive the broadcast needs another way
         return self._other.tensor_handle(sampler)
 
     def settle(self) -> None:
-        """A broadcast that goes on longer than its update hangs; a group in which one failed is left."""
+        """End the update. A broadcast that outlasts its update hangs, and a group in which one failed is left."""
         if self._is_under_way and self._thread is not None:
             self._thread.join(_GRACE)
             self._is_over.set()
@@ -183,14 +218,18 @@ class BroadcastSender:
             self._group.abort()
         self._group = None
 
-    def _send(self, rendezvous: Rendezvous, tensors: list[Tensor], stream: Any, is_over: Event) -> None:
+    def _send(
+        self, rendezvous: Rendezvous, tensors: list[Tensor], stream: torch.cuda.Stream | None, is_over: Event
+    ) -> None:
+        """Broadcast tensors in host memory; on a GPU, through copies of one portion at a time."""
         group = self._group
         try:
             with torch.cuda.stream(stream) if stream is not None else nullcontext():
                 group = group or rendezvous.join(0)
-                sent = [(tensor if rendezvous.on_gpu else tensor.cpu()).contiguous() for tensor in tensors]
-                for work in [_broadcast(group, tensor) for tensor in sent]:
-                    _finish(work, is_over, self._seconds)
+                for portion in _portions(tensors):
+                    sent = [tensor.to(self._device) for tensor in portion]  # makes no copy where the sender is on CPU
+                    for work in [_broadcast(group, tensor) for tensor in sent]:
+                        _finish(work, is_over, self._seconds)
             self._group = group
         except Exception as error:
             self._group = None
@@ -199,7 +238,20 @@ class BroadcastSender:
             print(f"weights: a broadcast to {rendezvous.num_ranks - 1} processes broke off: {error}", file=sys.stderr)
 
 
-def _group_of(rendezvous: Rendezvous, rank: int) -> Any:
+def _portions(tensors: Iterable[Tensor]) -> Iterator[list[Tensor]]:
+    """Cut a list into pieces of at most `_PORTION_BYTES`, or of one larger tensor."""
+    portion: list[Tensor] = []
+    num_bytes = 0
+    for tensor in tensors:
+        if portion and num_bytes + tensor.nbytes > _PORTION_BYTES:
+            yield portion
+            portion, num_bytes = [], 0
+        portion.append(tensor)
+        num_bytes += tensor.nbytes
+    yield portion
+
+
+def _group_of(rendezvous: Rendezvous, rank: int) -> Group:
     global _joined
     if _joined is None or _joined[0] != rendezvous:
         _leave()
@@ -214,14 +266,14 @@ def _leave() -> None:
     _joined = None
 
 
-def _broadcast(group: Any, tensor: Tensor) -> Any:
+def _broadcast(group: Group, tensor: Tensor) -> Work:
     options = dist.BroadcastOptions()
     options.rootRank = 0
     return group.broadcast([tensor.view(-1).view(torch.uint8)], options)
 
 
-def _finish(work: Any, is_over: Event, seconds: float) -> None:
-    """Wait for one broadcast, in a way that can be given up: NCCL's own waits cannot."""
+def _finish(work: Work, is_over: Event, seconds: float) -> None:
+    """Wait for one broadcast in a way that can be given up. NCCL's own waits cannot."""
     end = time.monotonic() + seconds
     while not work.is_completed():
         if is_over.wait(0.0002) or time.monotonic() > end:
@@ -229,17 +281,9 @@ def _finish(work: Any, is_over: Event, seconds: float) -> None:
     work.wait()
 
 
-def _side_stream(tensors: dict[str, Tensor]) -> Any:
-    """A broadcast that hangs must not hold up what else the trainer's GPU does."""
-    device = next(iter(tensors.values())).device
-    side = torch.cuda.Stream(device)
-    side.wait_stream(torch.cuda.current_stream(device))  # which wrote the weights
-    return side
-
-
 @contextmanager
 def _without_watchdog() -> Iterator[None]:
-    """NCCL's watchdog would end this process for another one that died; `_finish` gives up instead."""
+    """Switch NCCL's watchdog off. It would end this process because another one died; `_finish` gives up instead."""
     names = ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_ENABLE_MONITORING")
     before = {name: os.environ.get(name) for name in names}
     os.environ |= dict.fromkeys(names, "0")

@@ -11,6 +11,7 @@ from benchmarks.sampling import GROUP, check_same, ours  # noqa: E402
 from rollouts.config import RolloutConfig  # noqa: E402
 from rollouts.embedded import EmbeddedWorker  # noqa: E402
 from rollouts.rollout import generate  # noqa: E402
+from rollouts.weights.sync import fill_worker  # noqa: E402
 
 LIMIT = 32
 
@@ -25,8 +26,9 @@ def planted():
 def test_turns_end_by_the_planted_chance_and_barred_ids_never_come(planted):
     """48 geometric lengths of mean 10 cut at 32, so about 9.7 with a standard error of 1.3."""
     model, processor, requests = planted
-    worker = EmbeddedWorker(
-        model, processor, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=LIMIT), run_seed=0
+    worker = fill_worker(
+        EmbeddedWorker(model, processor, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=LIMIT), run_seed=0),
+        model,
     )
     drawn = [rollout.completion_ids for group in generate(worker, requests) for rollout in group]
     assert 6 < sum(map(len, drawn)) / len(drawn) < 14

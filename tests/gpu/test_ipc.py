@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from rollouts.weights.senders import IpcSender
-from rollouts.weights.sync import tensor_checksum
+from rollouts.weights.sync import send, tensor_checksum
 
 pytestmark = [
     pytest.mark.gpu,
@@ -31,7 +31,9 @@ def test_another_process_opens_them_and_sees_the_next_update():
         "half": torch.randn(17, device="cuda").bfloat16(),
         "bias": torch.randn(5, device="cuda"),
     }
-    sender = IpcSender(tensors)
+    sender = IpcSender(tensors, torch.device("cuda"))
+    send(sender, 0, tensors.items(), on_host=False)
+    sender.publish([])
     command = [sys.executable, "-c", READER]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as reader:
         assert reader.stdin and reader.stdout

@@ -19,6 +19,7 @@ from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 from tests.model.kernels.test_split_attention import ROWS, dense, layout_of
 
 pytestmark = [
@@ -134,7 +135,7 @@ def test_a_sampler_that_runs_ahead_draws_what_one_that_waits_does():
     limits, found = RolloutConfig(max_prompt_tokens=64, max_completion_tokens=150, max_rows=32), []
     requests = [RolloutRequest(n, str(n), [5 + n] * (9 + n), [5 + n] * (9 + n), [], 8) for n in range(12)]
     for runs_ahead in (True, False):
-        worker = EmbeddedWorker(model, processor, limits, 1)
+        worker = fill_worker(EmbeddedWorker(model, processor, limits, 1), model)
         assert worker._runs_ahead
         if not runs_ahead:
             worker._runs_ahead, worker._decode = False, worker._decoder.decode

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from rollouts.sampling import GREEDY, Draw
+from rollouts.sampling import GREEDY, TokenSampler
 from tests.gpu.device import DEVICE, MARKS, ON_GPU
 
 pytestmark = MARKS
@@ -13,12 +13,12 @@ END = 7
 
 
 def draw_both_ways(logits: torch.Tensor, points: torch.Tensor, barred: list[int], temperature: float):
-    from rollouts.sampling_kernels import draw
+    from rollouts.sampling_kernels import sample_tokens
 
-    reference = Draw(barred, logits.shape[1], temperature, END, torch.device("cpu"))
+    reference = TokenSampler(barred, logits.shape[1], temperature, END, torch.device("cpu"))
     mask = torch.zeros(logits.shape[1], dtype=torch.bool, device=DEVICE)
     mask[barred] = True
-    found = draw(logits.to(DEVICE), points.to(DEVICE), mask, temperature, END)
+    found = sample_tokens(logits.to(DEVICE), points.to(DEVICE), mask, temperature, END)
     return reference(logits, points), tuple(x.cpu() for x in found)
 
 

@@ -50,7 +50,7 @@ class Loop:
         oldest = min(group.policy_version for group in collected.groups)
         self.staleness.append(self.version - oldest)
         self.version += 1
-        self.collector.sync(lambda: (self.version, {}))
+        self.collector.sync(self.version, [])
         self.collector.close(collected, set())
         self.lines += self.collector.ledger.take_closed()
         return collected
@@ -85,8 +85,8 @@ def test_staleness_is_bounded_and_every_draw_is_closed_once(loop, num_ahead):
 def test_the_groups_of_each_step_are_those_of_sampling_in_turn(loop, tiny, easy_prompts):
     """Which draws a step gets does not depend on when they were sampled."""
     ahead, turn = loop(2), Loop(tiny, easy_prompts, 0)
-    found = [[group.draw for group in ahead.step().groups] for _ in range(LAST)]
-    assert found == [[group.draw for group in turn.step().groups] for _ in range(LAST)]
+    found = [[group.group_index for group in ahead.step().groups] for _ in range(LAST)]
+    assert found == [[group.group_index for group in turn.step().groups] for _ in range(LAST)]
     assert set(turn.staleness) == {0}
     turn.collector.close_thread()
 

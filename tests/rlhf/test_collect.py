@@ -22,6 +22,7 @@ from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
+from rollouts.weights.sync import fill_worker
 
 SAMPLER = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=4)
 
@@ -50,7 +51,7 @@ class ScriptedRubric(Rubric):
 def collector(tiny, easy_prompts: Path):
     def make(rule, num_groups=4, max_draws=12, algorithm=None, **settings) -> Collector:
         prompts = PromptSet(easy_prompts, tiny[1], Mode.think, RolloutConfig())
-        worker = EmbeddedWorker(*tiny, SAMPLER, 0)
+        worker = fill_worker(EmbeddedWorker(*tiny, SAMPLER, 0), tiny[0])
         config = TrainerConfig(groups_per_step=num_groups, max_draws=max_draws, **settings)
         algorithm = algorithm or build_algorithm(DapoConfig(group_size=4), 4)
         return Collector(config, prompts, worker, ScriptedRubric(rule), tiny[1].tokenizer, algorithm, 0)
@@ -122,7 +123,7 @@ def test_the_next_step_asks_for_more_at_once_and_drops_the_surplus(gather):
     collected, one, _ = gather(lambda p, s: s == 0, num_groups=3, max_draws=12, useful_share=0.5)
     ledger = one.ledger
     assert (len(collected.groups), ledger.dropped, ledger.useful_share) == (3, {"surplus": 3}, 1.0)
-    assert [group.draw for group in collected.groups] == [0, 1, 2]
+    assert [group.group_index for group in collected.groups] == [0, 1, 2]
 
 
 def test_unscorable_rollouts_are_counted_not_scored(gather, tiny):
@@ -208,10 +209,10 @@ class TestKeptSurplus:
     def test_is_trained_first_in_the_next_step(self, collector):
         one = self.make(collector)
         first, lines = one_step(one)
-        assert [g.draw for g in first.groups] == [0, 1, 2] and [g.draw for g in first.kept] == [3, 4, 5]
+        assert [g.group_index for g in first.groups] == [0, 1, 2] and [g.group_index for g in first.kept] == [3, 4, 5]
         assert sorted(one.ledger.in_flight) == [3, 4, 5] and len(lines) == 3 and first.dropped == []
         second, lines = one_step(one)
-        assert [g.draw for g in second.groups] == [3, 4, 5] and second.num_drawn == 0
+        assert [g.group_index for g in second.groups] == [3, 4, 5] and second.num_drawn == 0
         assert one.ledger.trained == one.ledger.next_draw == 6 and not one.ledger.in_flight
 
     def test_survives_a_checkpoint_to_the_bit(self, collector):
@@ -223,7 +224,9 @@ class TestKeptSurplus:
             assert kept.trajectories == restored.trajectories and kept.prompt == restored.prompt
             assert all(torch.equal(a, b) for a, b in zip(kept.images, restored.images, strict=True))
         later, again = one_step(one), one_step(other)
-        assert [g.draw for g in later[0].groups] == [g.draw for g in again[0].groups] and later[1] == again[1]
+        assert [g.group_index for g in later[0].groups] == [g.group_index for g in again[0].groups] and later[
+            1
+        ] == again[1]
 
     def test_its_age_is_reported(self, collector):
         one = self.make(collector)
@@ -251,7 +254,7 @@ def test_an_interruption_leaves_the_round(collector):
 def test_updates_that_were_skipped_drop_their_groups(collector):
     one = collector(lambda p, s: s == 0)
     collected = one.collect()
-    one.close(collected, {collected.groups[0].draw})
+    one.close(collected, {collected.groups[0].group_index})
     assert (one.ledger.trained, one.ledger.dropped) == (3, {"not_finite": 1})
 
 
@@ -328,7 +331,7 @@ class PatientWorker(EmbeddedWorker):
 
 def test_groups_are_scored_while_others_are_sampled(collector, tiny):
     one = collector(lambda prompt, sample: sample % 2 == 0)
-    one._worker = worker = PatientWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    one._worker = worker = fill_worker(PatientWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0), tiny[0])
     score = one._rubric.score
 
     def tell(inputs):
@@ -337,12 +340,12 @@ def test_groups_are_scored_while_others_are_sampled(collector, tiny):
 
     one._rubric.score = tell
     collected, _ = one_step(one)
-    assert [group.draw for group in collected.groups] == [0, 1, 2, 3]
+    assert [group.group_index for group in collected.groups] == [0, 1, 2, 3]
 
 
 def test_what_rewards_raise_ends_the_sampling(collector, tiny):
     one = collector(lambda prompt, sample: 1 / 0, num_groups=8)
-    one._worker = worker = EmbeddedWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0)
+    one._worker = worker = fill_worker(EmbeddedWorker(*tiny, dataclasses.replace(SAMPLER, max_rows=4), 0), tiny[0])
     done, poll = [], worker.poll
     worker.poll = lambda: done.extend(found := poll()) or found
     with pytest.raises(ZeroDivisionError):

@@ -18,6 +18,7 @@ from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.probe import first_difference, probe_model
 from rollouts.rollout import Prompt, generate
+from rollouts.weights.sync import fill_worker
 
 
 class Samplers:
@@ -37,7 +38,7 @@ def scene(tiny, digits_folder):
     engine = LocalEngine(
         model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 1, 1.0, barred_ids=processor.barred_ids
     )
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0)
+    worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0), model)
     prompts = PromptSet(digits_folder / "train.jsonl", processor, Mode.think, RolloutConfig())
     return Policy(engine, None, processor, 8192), model, worker, [prompts[i].request(i, 3) for i in range(3)]
 
@@ -46,7 +47,7 @@ def groups_of(worker, requests) -> list[Group]:
     reward = RewardResult(1.0, {"answer": 1.0})
     return [
         Group(
-            one.draw,
+            one.group_index,
             dataclasses.replace(PROMPT, id=one.prompt_id),
             one.images,
             tuple(Trajectory(rollout, reward, 1.0) for rollout in rollouts),

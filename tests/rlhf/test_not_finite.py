@@ -25,6 +25,7 @@ from rlhf.update import Policy, Update, prepare, update, with_reference
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import FinishReason, Prompt, Rollout, RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 
 NAN, INF = float("nan"), float("inf")
 GROUP = 4
@@ -210,7 +211,7 @@ def test_pixels_that_are_not_finite_are_refused_before_the_model_with_their_prom
 def test_a_sampler_that_meets_nan_gives_errors_and_never_a_reward(tiny, monkeypatch):
     """The visual tokens of one prompt are spoilt: its completions end as errors, its neighbour's are what they were."""
     model, processor = tiny
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
+    worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0), model)
     ids = [5, 6, *[processor.placeholder_id] * 4, 7]
     short = [5, 6, processor.placeholder_id, 7]
     requests = [
@@ -226,7 +227,7 @@ def test_a_sampler_that_meets_nan_gives_errors_and_never_a_reward(tiny, monkeypa
 
 
 def test_one_prompt_that_the_sampler_cannot_do_never_ends_a_run_but_several_in_a_row_do(tiny, monkeypatch, capsys):
-    worker = EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=2), 0)
+    worker = fill_worker(EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=2), 0), tiny[0])
     good, bad = generate(worker, [RolloutRequest(draw, name, [5], [5], [], 2) for draw, name in enumerate("ab")])
     bad = [replace(rollout, finish_reason=FinishReason.error) for rollout in bad]
     assert name_failures([good, bad]) == 0

@@ -24,6 +24,7 @@ from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
+from rollouts.weights.sync import fill_worker
 from tests.rlhf.prompt_data import base64_of, plain_row, png, write_jsonl
 
 GIF = b"GIF89a\x01\x00\x01\x00\x80\x00\x00\x00\x00\x00\xff\xff\xff!\xf9\x04\x01\x00\x00\x00\x00,\x00\x00\x00\x00\x01\x00\x01\x00\x00\x02\x02D\x01\x00;"
@@ -258,7 +259,9 @@ class TestDamagedPixels:
 
     def test_the_collector_draws_others(self, half_bad, tiny):
         prompts = half_bad(3)
-        worker = EmbeddedWorker(*tiny, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=2), 0)
+        worker = fill_worker(
+            EmbeddedWorker(*tiny, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=2), 0), tiny[0]
+        )
         config = TrainerConfig(groups_per_step=3, max_draws=3)
         with Rubric(RewardConfig()) as rubric:
             algorithm = build_algorithm(DapoConfig(group_size=2), 2)
@@ -270,7 +273,9 @@ class TestDamagedPixels:
             assert other.state() == one.state() and one.state()["bad_rows"]
 
     def test_an_evaluation_leaves_them_out(self, half_bad, tiny, monkeypatch):
-        worker = EmbeddedWorker(*tiny, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=2), 0)
+        worker = fill_worker(
+            EmbeddedWorker(*tiny, RolloutConfig(max_prompt_tokens=96, max_completion_tokens=2), 0), tiny[0]
+        )
         results = []
         with Rubric(RewardConfig()) as rubric:
             for portion in (128, 2, 1):

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from model.batch import Row, pack_rows
-from model.checkpoint import load_model
+from model.checkpoint import fill, load_model
 from model.interface import Mode
 from model.sail_vl2 import SailVL2
 from rlhf.prompts import PromptSet
-from rollouts.config import RolloutConfig
+from rollouts.config import RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, generate
-from rollouts.weights.sync import sync_weights
+from rollouts.weights.handles import WeightsLost
+from rollouts.weights.sync import fill_worker, sync_weights
 
 CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12)
 
@@ -28,7 +29,7 @@ def tasks(tiny, digits_folder: Path):
 
 
 def make_worker(tiny, seed: int = 7, **changes) -> EmbeddedWorker:
-    return EmbeddedWorker(*tiny, dataclasses.replace(CONFIG, **changes), seed)
+    return fill_worker(EmbeddedWorker(*tiny, dataclasses.replace(CONFIG, **changes), seed), tiny[0])
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -81,7 +82,7 @@ def test_prompts_of_any_length_do_not_depend_on_company(tiny, tasks):
 
     def lengthened(draw: int, length: int):
         ids = [*prompt.prompt_ids, *[5 + i % 50 for i in range(length - len(prompt.prompt_ids))]]
-        return dataclasses.replace(prompt, draw=draw, prompt_ids=ids)
+        return dataclasses.replace(prompt, group_index=draw, prompt_ids=ids)
 
     for length in (75, 90, 110, 210, 350):
         one = lengthened(0, length)
@@ -117,7 +118,7 @@ def test_completions_end_at_the_first_end_of_turn(tiny, tasks):
     eager.load_state_dict(model.state_dict())
     with torch.no_grad():
         eager.language_model.model.embed_tokens.weight[processor.tokenizer.end_id] *= 3.0
-    worker = EmbeddedWorker(eager, processor, CONFIG, 1)
+    worker = fill_worker(EmbeddedWorker(eager, processor, CONFIG, 1), eager)
     groups = generate(worker, [task.request(d, 8) for d, task in enumerate(tasks)])
     rollouts = [r for group in groups for r in group]
     reasons = {r.finish_reason for r in rollouts}
@@ -141,8 +142,8 @@ def test_places_of_finished_completions_are_taken_while_others_go_on(tiny, tasks
     with torch.no_grad():
         eager.language_model.model.embed_tokens.weight[processor.tokenizer.end_id] *= 5.0
     requests = [task.request(d, 8) for d, task in enumerate(tasks)]
-    roomy = generate(EmbeddedWorker(eager, processor, CONFIG, 1), requests)
-    worker = EmbeddedWorker(eager, processor, dataclasses.replace(CONFIG, max_rows=32), 1)
+    roomy = generate(fill_worker(EmbeddedWorker(eager, processor, CONFIG, 1), eager), requests)
+    worker = fill_worker(EmbeddedWorker(eager, processor, dataclasses.replace(CONFIG, max_rows=32), 1), eager)
     worker._runs_ahead = runs_ahead
     decode, seen, logits = worker._decode, [], torch.empty(0)
 
@@ -172,7 +173,7 @@ def test_weights_may_change_under_way_and_tokens_know_which_drew_them(tiny, task
         assert worker._step() == []
     other = SailVL2(tiny[0].config)
     other.initialise(9)
-    sync_weights(lambda: (4, other.state_dict()), worker)
+    sync_weights(worker, 4, other.state_dict().items())
     ((done, rollouts),) = worker.poll()
     assert done == handle
     undisturbed = generate(make_worker(tiny), [tasks[0].request(0, 8)])[0]
@@ -199,31 +200,80 @@ def test_weight_sync_is_proven(tiny, tiny_folder):
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.01)
-    assert sync_weights(lambda: (5, model.state_dict()), worker) == 5
+    assert sync_weights(worker, 5, model.state_dict().items()) == 5
     assert worker.version == 5
     held = worker._decoder.model.state_dict()
     assert all(torch.equal(held[name], tensor) for name, tensor in model.state_dict().items())
-    worker.begin_update(6, {"language_model.model.norm.weight": 1, "mlp1.0.weight": 2})
-    worker.load("mlp1.0.weight", model.state_dict()["mlp1.0.weight"])
-    with pytest.raises(RuntimeError, match=r"never arrived.*language_model.model.norm.weight"):
-        worker.finish_update(6)
+    with pytest.raises(RuntimeError, match=r"version 6: tensors never arrived.*language_model.model.norm.weight"):
+        worker.load_weights(6, [("mlp1.0.weight", model.state_dict()["mlp1.0.weight"])])
+
+
+def test_nothing_is_sampled_without_weights_of_one_version(tiny, tasks):
+    """Neither before the first weights, nor after an update that broke off half-way; the next whole one mends it."""
+    worker = EmbeddedWorker(*tiny, CONFIG, 7)
+    with pytest.raises(RuntimeError, match=r"sampling: expected weights of one policy version, found none"):
+        worker.submit(tasks[0].request(0, 2))
+    expected = generate(fill_worker(worker, tiny[0]), [tasks[0].request(0, 2)])
+    worker.submit(tasks[0].request(0, 2))
+    with pytest.raises(RuntimeError, match="tensors never arrived"):
+        worker.load_weights(1, list(tiny[0].state_dict().items())[:3])
+    with pytest.raises(RuntimeError, match="an unfinished update; call load_weights"):
+        worker.poll()
+    sync_weights(worker, 0, tiny[0].state_dict().items())
+    assert worker.poll()[0][1] == expected[0]
+
+
+def test_tensors_may_change_as_soon_as_the_next_one_is_drawn(tiny, tasks):
+    """An engine may gather every tensor into the same memory."""
+
+    def gathered():
+        for name, tensor in tiny[0].state_dict().items():
+            lent = tensor.clone()
+            yield name, lent
+            lent.zero_()
+
+    worker = EmbeddedWorker(*tiny, CONFIG, 7)
+    sync_weights(worker, 0, gathered())
+    requests = [tasks[0].request(0, 2)]
+    assert generate(worker, requests) == generate(make_worker(tiny), requests)
+
+
+def test_a_lost_handle_leaves_the_sampler_as_it_was(tiny, tasks):
+    class Lost:
+        seconds = 0.0
+
+        def open(self, rank=0):
+            yield "mlp1.1.bias", torch.zeros_like(tiny[0].state_dict()["mlp1.1.bias"])
+            raise WeightsLost("weights: lost on the way")
+
+    worker, requests = make_worker(tiny), [tasks[0].request(0, 2)]
+    before = generate(worker, requests)
+    with pytest.raises(WeightsLost):
+        worker.receive(1, Lost(), {})
+    assert worker.version == 0 and generate(worker, requests) == before
 
 
 def test_a_corrupted_tensor_stops_the_sync_by_name(tiny, monkeypatch):
     worker = make_worker(tiny)
-    receive = worker.load
 
-    def corrupt(name: str, tensor: torch.Tensor) -> None:
-        receive(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
+    def corrupt(model: SailVL2, tensors) -> None:
+        fill(model, ((name, tensor + 1 if name == "mlp1.1.bias" else tensor) for name, tensor in tensors))
 
-    monkeypatch.setattr(worker, "load", corrupt)
+    monkeypatch.setattr("rollouts.embedded.fill", corrupt)
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (1, tiny[0].state_dict()), worker)
+        sync_weights(worker, 1, tiny[0].state_dict().items())
 
 
 def test_prompt_longer_than_the_cache_is_refused(tiny, tasks):
     with pytest.raises(ValueError, match=r"rollouts.max_prompt_tokens = 20 tokens, found 7\d"):
         make_worker(tiny, max_prompt_tokens=20).submit(tasks[0].request(0, 2))
+
+
+def test_every_limit_of_a_request_is_checked(tiny, tasks):
+    config = VllmRolloutConfig(max_images=1)
+    one = tasks[0].request(0, 2)
+    with pytest.raises(ValueError, match=r"at most rollouts.max_images = 1 images and frames, found 2"):
+        EmbeddedWorker(*tiny, config, 7).submit(dataclasses.replace(one, images=list(one.images) * 2))
 
 
 def test_abort_forgets_a_request(tiny, tasks):

@@ -12,6 +12,7 @@ from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.generate import generate_file
 from rollouts.rollout import RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 
 
 @pytest.fixture
@@ -34,7 +35,7 @@ def test_lines_are_the_samplers_completions_in_order(command, tiny, easy_prompts
     model, processor = tiny
     tokens = processor.prompt(rows[3]["messages"], Mode.think, easy_prompts.parent)
     images = processor.open_images(easy_prompts.parent, tokens.images)
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
+    worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0), model)
     (group,) = generate(worker, [RolloutRequest(3, "p3", tokens.ids, tokens.placeholder_ids, images, 2)])
     for line, rollout in zip(lines[6:8], group, strict=True):
         assert line["token_ids"] == rollout.completion_ids
@@ -78,7 +79,7 @@ def test_greedy_direct_answers_are_the_samplers(command, tiny, easy_prompts):
     model, processor = tiny
     tokens = processor.prompt(json.loads(easy_prompts.read_text().splitlines()[0])["messages"], Mode.direct)
     images = processor.open_images(easy_prompts.parent, tokens.images)
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0)
+    worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=6), 0), model)
     asked = RolloutRequest(0, "p0", tokens.ids, tokens.placeholder_ids, images, 1, greedy=True)
     assert lines[0]["token_ids"] == generate(worker, [asked])[0][0].completion_ids
 

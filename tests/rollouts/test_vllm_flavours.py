@@ -13,9 +13,9 @@ from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, Transfer, VllmRolloutConfig
 from rollouts.rollout import RolloutRequest, generate
 from rollouts.sampler import build_sampler
-from rollouts.weights.buffer import WeightBuffer
+from rollouts.weights.buffer import WeightBuffer, lay_out
 from rollouts.weights.handles import MappedHandle, WeightsLost
-from rollouts.weights.sync import sync_weights, tensor_checksum
+from rollouts.weights.sync import fill_worker, sync_weights, tensor_checksum
 from tests.conftest import require_extra
 from tests.model.data.test_video import write_video
 from tests.rollouts.lost_handle import HalfLost
@@ -64,13 +64,13 @@ def test_parity_before_and_after_five_updates(kind, tmp_path):
     model, processor = KINDS[kind]()
     model.initialise(3)
     disturb(model, 1)
-    worker = build_sampler(model, processor, CONFIG, 7)
+    worker = fill_worker(build_sampler(model, processor, CONFIG, 7), model)
     asked = [*requests(processor, 8), with_video(processor, tmp_path, 50)]
     try:
         for version in range(6):
             if version:
                 disturb(model, 10 + version)
-                sync_weights(lambda v=version: (v, released_tensors(model)), worker)
+                sync_weights(worker, version, released_tensors(model).items())
             with BestTokens(worker) as best:
                 groups = generate(worker, asked)
             largest, _ = gap(model, processor, asked, groups, CONFIG.temperature)
@@ -99,19 +99,21 @@ def test_two_tensor_parallel_halves(flavour, transfer, tmp_path):
     if transfer is not None:
         folder = str(tmp_path) if transfer is Transfer.files else ""
         pool = PoolConfig(Placement.process, transfer=transfer, transfer_folder=folder)
-    worker = build_worker(model, processor, dataclasses.replace(CONFIG, tensor_parallel=2, pool=pool), 7)
+    worker = fill_worker(
+        build_worker(model, processor, dataclasses.replace(CONFIG, tensor_parallel=2, pool=pool), 7), model
+    )
     asked = requests(processor)
     try:
         for version in range(3):
             if version:
                 disturb(model, 1 + version)
-                sync_weights(lambda v=version: (v, released_tensors(model)), worker)
+                sync_weights(worker, version, released_tensors(model).items())
             groups = generate(worker, asked)
             assert gap(model, processor, asked, groups, CONFIG.temperature)[0] <= TOLERANCE
             assert {r.policy_versions for group in groups for r in group} == {((0, version),)}
         if transfer is None:
             loses_half_an_update(worker, model, asked, groups)
-            sync_weights(lambda: (3, released_tensors(model)), worker)
+            sync_weights(worker, 3, released_tensors(model).items())
             groups = generate(worker, asked)
             assert gap(model, processor, asked, groups, CONFIG.temperature)[0] <= TOLERANCE
     finally:
@@ -122,10 +124,12 @@ def loses_half_an_update(worker, model: SailVL2, asked: list[RolloutRequest], be
     """What one of its processes did not get, the other does not load."""
     disturb(model, 9)
     tensors = released_tensors(model)
-    buffer = WeightBuffer.create(tensors)
+    buffer = WeightBuffer.create(*lay_out(tensors))
+    for name, tensor in tensors.items():
+        buffer.put(name, tensor)
     manifest = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
     for rank in (0, 1):
         with pytest.raises(WeightsLost, match="lost on the way"):
-            worker.receive(3, manifest, HalfLost(MappedHandle.of(buffer), rank))
+            worker.receive(3, HalfLost(MappedHandle.of(buffer), rank), manifest)
         assert generate(worker, asked) == before
     buffer.close()

@@ -18,6 +18,7 @@ from model.interface import Mode
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import RolloutRequest, generate
+from rollouts.weights.sync import fill_worker
 from tests.conftest import require_extra
 from tests.rollouts.vllm_prompts import disturb, picture
 
@@ -84,7 +85,9 @@ def test_the_served_folder_answers_with_our_models_greedy_text(served, mode):
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
     tokens = processor.prompt(messages, mode)
     images = processor.open_images(None, tokens.images)
-    worker = EmbeddedWorker(model, processor, RolloutConfig(max_prompt_tokens=256, max_completion_tokens=LIMIT), 0)
+    worker = fill_worker(
+        EmbeddedWorker(model, processor, RolloutConfig(max_prompt_tokens=256, max_completion_tokens=LIMIT), 0), model
+    )
     asked = RolloutRequest(0, "p", tokens.ids, tokens.placeholder_ids, images, 1, greedy=True)
     ((rollout,),) = generate(worker, [asked])
     assert answer.choices[0].message.content.removesuffix("<|im_end|>") == processor.tokenizer.decode(

@@ -97,7 +97,7 @@ class BestTokens:
         def finish(opened: Any, sample: int, output: Any) -> None:
             places = output.outputs[0].logprobs
             best = [max(place, key=lambda token: place[token].logprob) for place in places]
-            self.found[opened.request.draw, sample] = best
+            self.found[opened.request.group_index, sample] = best
             self._finish(opened, sample, output)
 
         self._worker._parameters, self._worker._finish = parameters, finish
@@ -113,7 +113,7 @@ def mismatches(model, processor, asked: Sequence[RolloutRequest], groups, best: 
     for one, group in zip(asked, groups, strict=True):
         for rollout in group:
             scores = trainer_scores(model, processor, one, rollout.completion_ids, 1.0)
-            differs = scores.best != torch.tensor(best.found[rollout.draw, rollout.sample_index])
+            differs = scores.best != torch.tensor(best.found[rollout.group_index, rollout.sample_index])
             wrong += int(differs.sum())
             ties += int((differs & (scores.lead < 1e-5)).sum())
             count += len(differs)

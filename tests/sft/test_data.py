@@ -43,7 +43,7 @@ def test_only_correct_wellformed_complete_rollouts_once_each(tmp_path):
         ],
     )
     chosen = select_rollouts(tmp_path, last_steps=1)
-    assert [(row["prompt_id"], row["completion_ids"]) for row in chosen] == [("p1", [1, 2]), ("p1", [1, 3])]
+    assert [(row.prompt_id, row.completion_ids) for row in chosen] == [("p1", [1, 2]), ("p1", [1, 3])]
     assert len(select_rollouts(tmp_path, last_steps=5)) == 3
     store(tmp_path / "none", 1, [rollout("p", [1], parts={})])
     with pytest.raises(ValueError, match="expected correct, well-formed rollouts"):
@@ -144,7 +144,7 @@ def test_line_separators_inside_strings_do_not_split_rows(tiny, tmp_path):
     store(tmp_path, 1, [rollout("p", [1], text=text)])
     path = tmp_path / "step_000001.jsonl"
     path.write_text(json.dumps(rollout("p", [1], text=text), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert select_rollouts(tmp_path, 1)[0]["text"] == text
+    assert select_rollouts(tmp_path, 1)[0].text == text
     from model.run.folder import cut_lines
 
     before = path.read_bytes()

@@ -44,6 +44,7 @@ from rlhf.update import Policy, UpdateResult, prepare, with_reference
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import FinishReason, Prompt, Rollout, generate
+from rollouts.weights.sync import fill_worker
 
 LIMIT = 40
 
@@ -352,7 +353,7 @@ class Plain(Algorithm):
 def sampled(tiny, digits_folder: Path) -> list[Group]:
     """Four real groups of six with alternating made-up rewards."""
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
-    worker = EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=10), 0)
+    worker = fill_worker(EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=10), 0), tiny[0])
     tasks = [prompts[i] for i in range(4)]
     groups = []
     for task, rollouts in zip(tasks, generate(worker, [t.request(d, 6) for d, t in enumerate(tasks)]), strict=True):

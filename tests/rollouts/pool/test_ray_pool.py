@@ -13,7 +13,7 @@ from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import generate
-from rollouts.weights.sync import sync_weights
+from rollouts.weights.sync import fill_worker, sync_weights
 from tests.conftest import require_extra
 from tests.rollouts.listening import LOOPBACK, descendants, listened_on
 
@@ -36,7 +36,7 @@ def workers(request, tiny, tmp_path_factory):
     require_extra("ray", "ray")
     folder = str(tmp_path_factory.mktemp("weights")) if request.param is Transfer.files else ""
     pool = dataclasses.replace(CONFIG.pool, transfer=request.param, transfer_folder=folder)
-    workers = build_worker(*tiny, dataclasses.replace(CONFIG, pool=pool), 7)
+    workers = fill_worker(build_worker(*tiny, dataclasses.replace(CONFIG, pool=pool), 7), tiny[0])
     yield workers
     workers.close()
 
@@ -50,11 +50,11 @@ def pid_of(workers, number: int) -> int:
 
 def test_actors_give_the_completions_of_one_embedded_sampler_through_updates_and_a_kill(tiny, tasks, workers, capsys):
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
-    assert generate(workers, requests) == generate(EmbeddedWorker(*tiny, ONE, 7), requests)
+    assert generate(workers, requests) == generate(fill_worker(EmbeddedWorker(*tiny, ONE, 7), tiny[0]), requests)
     other = SailVL2(tiny[0].config)
     other.initialise(9)
-    assert sync_weights(lambda: (5, other.state_dict()), workers) == 5
-    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+    assert sync_weights(workers, 5, other.state_dict().items()) == 5
+    alone = fill_worker(EmbeddedWorker(other, tiny[1], ONE, 7), other)
     alone.version = 5
     expected = generate(alone, requests)
     assert generate(workers, requests) == expected
@@ -72,7 +72,7 @@ def test_a_corrupt_tensor_stops_the_sync_by_name(tiny, workers, monkeypatch):
     put = workers._sender.put
     monkeypatch.setattr(workers._sender, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (6, tiny[0].state_dict()), workers)
+        sync_weights(workers, 6, tiny[0].state_dict().items())
 
 
 def test_a_cluster_that_is_too_small_is_refused_at_once(tiny, workers):

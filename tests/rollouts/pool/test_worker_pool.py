@@ -16,13 +16,13 @@ from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, VllmRolloutConfig
 from rollouts.embedded import EmbeddedWorker
+from rollouts.pool.messages import Done, StartMessage, Updated
 from rollouts.pool.processes import ProcessLauncher, ProcessMember
-from rollouts.pool.session import StartMessage
 from rollouts.pool.worker_pool import MemberFailed, PoolFailed, WorkerPool
 from rollouts.probe import first_difference
 from rollouts.rollout import FinishReason, generate
-from rollouts.weights.buffer import WeightBuffer
-from rollouts.weights.sync import sync_weights, tensor_checksum
+from rollouts.weights.buffer import WeightBuffer, lay_out
+from rollouts.weights.sync import fill_worker, sync_weights, tensor_checksum
 
 ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
 CONFIG = dataclasses.replace(ONE, pool=PoolConfig(Placement.process, workers=2))
@@ -38,7 +38,7 @@ def tasks(tiny, digits_folder: Path):
 @pytest.fixture(scope="module")
 def workers(tiny):
     """For tests that leave every process alive and idle, with the weights of `tiny`."""
-    workers = build_worker(*tiny, CONFIG, 7)
+    workers = fill_worker(build_worker(*tiny, CONFIG, 7), tiny[0])
     assert isinstance(workers, WorkerPool)
     yield workers
     workers.close()
@@ -46,6 +46,14 @@ def workers(tiny):
 
 @pytest.fixture
 def own_workers(tiny):
+    workers = fill_worker(build_worker(*tiny, copy.deepcopy(IMPATIENT), 7), tiny[0])
+    yield workers
+    workers.close()
+
+
+@pytest.fixture
+def starting_workers(tiny):
+    """Processes that are still loading their libraries."""
     workers = build_worker(*tiny, copy.deepcopy(IMPATIENT), 7)
     yield workers
     workers.close()
@@ -56,7 +64,7 @@ def members(workers) -> list[ProcessMember]:
 
 
 def expected(tiny, requests):
-    return generate(EmbeddedWorker(*tiny, ONE, 7), requests)
+    return generate(fill_worker(EmbeddedWorker(*tiny, ONE, 7), tiny[0]), requests)
 
 
 def is_running(pid: int) -> bool:
@@ -77,13 +85,13 @@ def test_weights_arrive_in_every_process_and_tokens_carry_their_version(tiny, ta
     other.initialise(9)
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks)]
     before = generate(workers, requests)
-    assert sync_weights(lambda: (5, other.state_dict()), workers) == 5
-    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+    assert sync_weights(workers, 5, other.state_dict().items()) == 5
+    alone = fill_worker(EmbeddedWorker(other, tiny[1], ONE, 7), other)
     alone.version = 5
     after = generate(workers, requests)
     assert after == generate(alone, requests)
     assert after != before and {r.policy_versions for group in after for r in group} == {((0, 5),)}
-    sync_weights(lambda: (0, tiny[0].state_dict()), workers)
+    sync_weights(workers, 0, tiny[0].state_dict().items())
     assert generate(workers, requests) == before
 
 
@@ -92,12 +100,11 @@ def test_a_tensor_that_differs_or_is_missing_stops_the_sync_by_name(tiny, worker
     put = sender.put
     monkeypatch.setattr(sender, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"other bytes on the worker for \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (1, tiny[0].state_dict()), workers)
+        sync_weights(workers, 1, tiny[0].state_dict().items())
     monkeypatch.undo()
-    workers.begin_update(2, {"language_model.model.norm.weight": 1})
-    with pytest.raises(RuntimeError, match=r"never arrived.*language_model.model.norm.weight"):
-        workers.finish_update(2)
-    sync_weights(lambda: (0, tiny[0].state_dict()), workers)
+    with pytest.raises(RuntimeError, match=r"version 2: tensors never arrived.*language_model.model.norm.weight"):
+        workers.load_weights(2, [])
+    sync_weights(workers, 0, tiny[0].state_dict().items())
 
 
 def test_an_aborted_request_is_forgotten_wherever_it_is(tasks, workers):
@@ -129,8 +136,8 @@ def test_killed_hung_and_lying_processes_are_replaced_and_nothing_is_lost_or_dou
     """One event of each kind while groups are open, and weights of a later version that the newcomers must get."""
     other = SailVL2(tiny[0].config)
     other.initialise(9)
-    sync_weights(lambda: (3, other.state_dict()), own_workers)
-    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+    sync_weights(own_workers, 3, other.state_dict().items())
+    alone = fill_worker(EmbeddedWorker(other, tiny[1], ONE, 7), other)
     alone.version = 3
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks * 3)]
     wanted = generate(alone, requests)
@@ -148,9 +155,9 @@ def test_killed_hung_and_lying_processes_are_replaced_and_nothing_is_lost_or_dou
 
     def lying(member):
         found = answers(member)
-        for kind, *rest in found:
-            if kind == "done" and rest[0] and next(lies, False):
-                rollout = rest[0][0][1][0]
+        for answer in found:
+            if isinstance(answer, Done) and answer.groups and next(lies, False):
+                rollout = answer.groups[0][1][0]
                 rollout.completion_ids[0] = tiny[1].placeholder_id
         return found
 
@@ -161,20 +168,26 @@ def test_killed_hung_and_lying_processes_are_replaced_and_nothing_is_lost_or_dou
     assert own_workers.num_repeated >= 3
 
 
-def test_a_process_that_dies_while_it_starts_or_takes_weights_is_replaced(tiny, tasks, own_workers, capsys):
+def test_a_process_that_dies_while_it_starts_or_takes_weights_is_replaced(tiny, tasks, starting_workers, capsys):
     """Every newcomer proves the weights of the update in which its forerunner died."""
     requests = [task.request(draw, 2) for draw, task in enumerate(tasks)]
-    os.kill(members(own_workers)[0].process.pid, signal.SIGKILL)  # it is still loading its libraries
+    own_workers = starting_workers
+    with pytest.raises(RuntimeError, match="sampling: expected weights"):
+        own_workers.submit(requests[0])
+    os.kill(members(own_workers)[0].process.pid, signal.SIGKILL)
+    fill_worker(own_workers, tiny[0])
     assert generate(own_workers, requests) == expected(tiny, requests)
     other = SailVL2(tiny[0].config)
     other.initialise(9)
-    own_workers.begin_update(4, {name: tensor_checksum(tensor) for name, tensor in other.state_dict().items()})
-    for name, tensor in other.state_dict().items():
-        own_workers.load(name, tensor)
-    os.kill(members(own_workers)[1].process.pid, signal.SIGKILL)
-    proof = own_workers.finish_update(4)
-    assert proof == {name: tensor_checksum(tensor) for name, tensor in other.state_dict().items()}
-    alone = EmbeddedWorker(other, tiny[1], ONE, 7)
+
+    def with_a_kill():
+        yield from other.state_dict().items()
+        os.kill(members(own_workers)[1].process.pid, signal.SIGKILL)
+
+    proof = own_workers.load_weights(4, with_a_kill())
+    assert proof.version == 4 and proof.wrong == []
+    assert proof.held == {name: tensor_checksum(tensor) for name, tensor in other.state_dict().items()}
+    alone = fill_worker(EmbeddedWorker(other, tiny[1], ONE, 7), other)
     alone.version = 4
     assert generate(own_workers, requests) == generate(alone, requests)
     assert own_workers.num_replaced == 2 and capsys.readouterr().err.count("killed by signal 9") == 2
@@ -212,15 +225,16 @@ def test_answers_that_are_no_messages_cost_only_their_process(tasks, tiny, own_w
     own_workers.config.pool.max_failures = 9  # all five fall into one batch
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks * 20)]
     answers = ProcessMember.answers
-    lies = iter([[("done", [(0,)], 0)], [("updated",)], [("done", 7, 0)], [7], [("done", [], 0)]])
+    lies = iter([[Done([(0,)], 0)], [Updated("1", {})], [Done(7, 0)], [7], [Done([], 0)]])  # pyright: ignore
 
     busy = 0
 
     def lying(member):
         nonlocal busy
         found = answers(member)
-        busy += any(kind == "done" and bool(rest[0]) for kind, *rest in found)
-        is_lie = busy % 2 == 0 and any(kind == "done" and rest[0] for kind, *rest in found)
+        has_groups = any(isinstance(answer, Done) and answer.groups for answer in found)
+        busy += has_groups
+        is_lie = busy % 2 == 0 and has_groups
         return next(lies, found) if is_lie else found
 
     monkeypatch.setattr(ProcessMember, "answers", lying)
@@ -249,12 +263,12 @@ def test_a_model_that_was_untied_on_loading_is_untied_there_too(tiny, tasks):
     untied = SailVL2(config)
     untied.initialise(3)
     requests = [task.request(draw, 4) for draw, task in enumerate(tasks[:2])]
-    workers = build_worker(untied, processor, CONFIG, 7)
+    workers = fill_worker(build_worker(untied, processor, CONFIG, 7), untied)
     try:
         found = generate(workers, requests)
     finally:
         workers.close()
-    assert found == generate(EmbeddedWorker(untied, processor, ONE, 7), requests)
+    assert found == generate(fill_worker(EmbeddedWorker(untied, processor, ONE, 7), untied), requests)
 
 
 def test_what_always_fails_ends_the_run_with_its_traceback(tasks, own_workers):
@@ -276,8 +290,9 @@ def test_a_process_that_cannot_start_ends_the_run(tiny, tasks, monkeypatch):
     monkeypatch.setattr(ProcessLauncher, "start", lambda self, number: ProcessMember(number, ""))
     impatient = PoolConfig(Placement.process, workers=1, start_s=0.5, max_failures=1)
     workers = build_worker(*tiny, dataclasses.replace(ONE, pool=impatient), 7)
-    workers.submit(tasks[0].request(0, 2))
     with pytest.raises(PoolFailed, match=r"process 0 failed 2 times(.|\n)*no answer within rollouts.pool.start_s"):
+        fill_worker(workers, tiny[0])
+        workers.submit(tasks[0].request(0, 2))
         polled(workers)
     workers.close()
 
@@ -299,7 +314,7 @@ def spoil(rollout, **changes):
 
 LIES = {
     "another sample": (lambda r: spoil(r, sample_index=3), "expected samples 0 to 1"),
-    "another draw": (lambda r: spoil(r, draw=99), "it belongs to prompt"),
+    "another draw": (lambda r: spoil(r, group_index=99), "it belongs to prompt"),
     "another prompt": (lambda r: spoil(r, prompt_ids=[1, 2]), "its prompt has other ids"),
     "missing log-probs": (lambda r: spoil(r, rollout_logprobs=[]), "as many log-probabilities"),
     "a barred id": (lambda r: spoil(r, completion_ids=[519] * len(r.completion_ids)), "no policy samples"),
@@ -341,7 +356,10 @@ def test_samplers_on_gpus_need_one_each_beside_the_trainers(tiny):
 
 
 def test_a_buffer_takes_only_what_it_was_made_for():
-    buffer = WeightBuffer.create({"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.float64)})
+    tensors = {"a": torch.arange(6.0).view(2, 3), "b": torch.ones(5, dtype=torch.float64)}
+    buffer = WeightBuffer.create(*lay_out(tensors))
+    for name, tensor in tensors.items():
+        buffer.put(name, tensor)
     other = WeightBuffer(buffer.descriptor, buffer.places, buffer.size)
     buffer.put("a", torch.full((2, 3), 7.0))
     assert other.get("a").tolist() == [[7.0] * 3] * 2 and other.get("b").tolist() == [1.0] * 5

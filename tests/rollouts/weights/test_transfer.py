@@ -17,6 +17,7 @@ from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer
 from rollouts.embedded import EmbeddedWorker
+from rollouts.pool.messages import Missed, Updated
 from rollouts.pool.processes import ProcessMember
 from rollouts.pool.worker_pool import WorkerPool
 from rollouts.rollout import generate
@@ -24,7 +25,7 @@ from rollouts.weights.broadcast import BroadcastHandle, BroadcastSender, Rendezv
 from rollouts.weights.buffer import lay_out
 from rollouts.weights.handles import IpcHandle, MappedHandle, TensorHandle, WeightsLost
 from rollouts.weights.senders import DirectSender, FileSender, MemorySender
-from rollouts.weights.sync import sync_weights, tensor_checksum
+from rollouts.weights.sync import fill_worker, send, sync_weights, tensor_checksum
 from tests.rollouts.listening import LOOPBACK, listened_on
 
 ONE = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12, max_rows=64)
@@ -41,21 +42,21 @@ def tasks(tiny, digits_folder: Path):
 def workers(request, tiny, tmp_path):
     folder = str(tmp_path / "weights") if request.param is Transfer.files else ""
     pool = PoolConfig(Placement.process, workers=2, transfer=request.param, transfer_folder=folder)
-    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7)
+    workers = fill_worker(build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7), tiny[0])
     assert isinstance(workers, WorkerPool)
     yield workers
     workers.close()
     assert not list(tmp_path.glob("weights/*"))
 
 
-def put_all(workers, version: int, model: SailVL2) -> None:
-    workers.begin_update(version, {name: tensor_checksum(t) for name, t in model.state_dict().items()})
-    for name, tensor in model.state_dict().items():
-        workers.load(name, tensor)
+def with_a_kill(model: SailVL2, pid: int):
+    """The model's tensors; the process dies once the last was put."""
+    yield from model.state_dict().items()
+    os.kill(pid, signal.SIGKILL)
 
 
 def completions_of(model: SailVL2, processor, version: int, requests):
-    alone = EmbeddedWorker(model, processor, ONE, 7)
+    alone = fill_worker(EmbeddedWorker(model, processor, ONE, 7), model)
     alone.version = version
     return generate(alone, requests)
 
@@ -68,13 +69,12 @@ def test_every_update_arrives_before_and_after_a_sampler_is_lost(tiny, tasks, wo
     for version in range(1, 6):
         model.initialise(version)
         if version < 4:
-            sync_weights(lambda v=version: (v, model.state_dict()), workers)
+            sync_weights(workers, version, model.state_dict().items())
         else:  # one is lost with the update
             workers.config.pool.patience_s = 2.0
-            put_all(workers, version, model)
-            os.kill(workers._slots[version % 2].member.process.pid, signal.SIGKILL)
-            proof = workers.finish_update(version)
-            assert proof == {name: tensor_checksum(t) for name, t in model.state_dict().items()}
+            proof = workers.load_weights(version, with_a_kill(model, workers._slots[version % 2].member.process.pid))
+            assert proof.version == version and proof.wrong == []
+            assert proof.held == {name: tensor_checksum(t) for name, t in model.state_dict().items()}
         assert generate(workers, requests) == completions_of(model, tiny[1], version, requests)
         if version == 2:
             os.kill(workers._slots[0].member.process.pid, signal.SIGKILL)
@@ -86,15 +86,17 @@ def test_a_tensor_with_other_bytes_stops_the_sync_by_name(tiny, workers, monkeyp
     put = workers._sender.put
     monkeypatch.setattr(workers._sender, "put", lambda name, t: put(name, t + 1 if name == "mlp1.1.bias" else t))
     with pytest.raises(RuntimeError, match=r"version 1: other bytes on the worker for \['mlp1.1.bias'\]"):
-        sync_weights(lambda: (1, tiny[0].state_dict()), workers)
+        sync_weights(workers, 1, tiny[0].state_dict().items())
     monkeypatch.undo()
     with pytest.raises(ValueError, match=r"weights: mlp1.1.bias: expected \[\d+\] torch.float32, found \[3\]"):
-        workers.load("mlp1.1.bias", torch.zeros(3))
+        workers.load_weights(2, [("mlp1.1.bias", torch.zeros(3))])
 
 
 def test_files_are_there_once_and_say_when_they_are_not(tmp_path):
     folder = tmp_path / "new" / "folder"
     sender = FileSender(TENSORS, folder)
+    send(sender, 0, TENSORS.items())
+    sender.publish([])
     first = sender.tensor_handle(None)
     assert {name: tensor.tolist() for name, tensor in first.open()} == {n: t.tolist() for n, t in TENSORS.items()}
     assert len(list(folder.iterdir())) == 1
@@ -126,13 +128,12 @@ def receive(tensor_handle: BroadcastHandle, found: dict) -> None:
 
 
 def broadcasting(seconds: float) -> BroadcastSender:
-    return BroadcastSender(MemorySender(TENSORS), 1, seconds, on_gpu=False, address="127.0.0.1")
+    return BroadcastSender(MemorySender(TENSORS), 1, seconds, torch.device("cpu"), address="127.0.0.1")
 
 
 def sent(sender: BroadcastSender, number: int) -> TensorHandle:
     """What one sampler is given of an update."""
-    for name, tensor in TENSORS.items():
-        sender.put(name, tensor + number)
+    send(sender, number, ((name, tensor + number) for name, tensor in TENSORS.items()))
     sender.publish(["sampler"])
     return sender.tensor_handle("sampler")
 
@@ -221,16 +222,16 @@ def test_handles_open_the_same_memory_once():
 def test_tensors_that_are_handed_over_have_to_fit():
     sender = DirectSender(TENSORS)
     with pytest.raises(ValueError, match=r"weights: a: expected \[2, 3\] torch.float32, found \[2, 3\] torch.bfloat16"):
-        sender.put("a", TENSORS["a"].bfloat16())
+        send(sender, 1, [("a", TENSORS["a"].bfloat16())])
     with pytest.raises(ValueError, match="weights: z: expected no tensor of this name"):
-        sender.put("z", TENSORS["a"])
+        send(sender, 1, [("z", TENSORS["a"])])
 
 
 @pytest.mark.slow
 def test_one_that_died_while_it_was_idle_costs_the_others_nothing(tiny, tasks):
     """And one that hangs costs them the wait, not their lives."""
     pool = PoolConfig(Placement.process, workers=3, transfer=Transfer.broadcast, patience_s=2.0)
-    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7)
+    workers = fill_worker(build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7), tiny[0])
     assert isinstance(workers, WorkerPool)
     requests = [task.request(draw, 2) for draw, task in enumerate(tasks)]
     try:
@@ -240,7 +241,7 @@ def test_one_that_died_while_it_was_idle_costs_the_others_nothing(tiny, tasks):
             os.kill(pids[number], kind)
             if kind is signal.SIGKILL:
                 os.waitid(os.P_PID, pids[number], os.WEXITED | os.WNOWAIT)
-            sync_weights(lambda v=version: (v, tiny[0].state_dict()), workers)
+            sync_weights(workers, version, tiny[0].state_dict().items())
             assert workers.num_replaced == version
         assert [[r.completion_ids for r in group] for group in generate(workers, requests)] == [
             [r.completion_ids for r in group] for group in expected
@@ -273,19 +274,22 @@ def test_ways_that_do_not_fit_are_refused(settings, message):
 
 def test_a_sampler_that_says_it_missed_what_was_never_sent_is_replaced(tiny, tasks, capsys, monkeypatch):
     pool = PoolConfig(Placement.process, workers=1, transfer=Transfer.broadcast)
-    workers = build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7)
+    workers = fill_worker(build_worker(*tiny, dataclasses.replace(ONE, pool=pool), 7), tiny[0])
     assert isinstance(workers, WorkerPool)
     request = tasks[0].request(0, 2)
-    answers, lies = ProcessMember.answers, iter([("missed", 99)])
+    answers, lies = ProcessMember.answers, iter([Missed(99)])
 
     def lying(member):
-        return [next(lies, answer) if answer[:2] == ("updated", 1) else answer for answer in answers(member)]
+        return [
+            next(lies, answer) if isinstance(answer, Updated) and answer.version == 1 else answer
+            for answer in answers(member)
+        ]
 
     try:
         expected = generate(workers, [request])
         monkeypatch.setattr(ProcessMember, "answers", lying)
-        sync_weights(lambda: (1, tiny[0].state_dict()), workers)
-        assert workers.num_replaced == 1 and "answered garbage: ('missed', 99)" in capsys.readouterr().err
+        sync_weights(workers, 1, tiny[0].state_dict().items())
+        assert workers.num_replaced == 1 and "answered garbage: Missed(version=99)" in capsys.readouterr().err
         assert generate(workers, [request])[0][0].completion_ids == expected[0][0].completion_ids
     finally:
         workers.close()
@@ -305,7 +309,9 @@ def test_a_meeting_folder_that_cannot_be_made_is_refused_at_the_start(tmp_path):
     with pytest.raises(
         ValueError, match=r"rollouts.pool.transfer_folder: expected a folder that can be written, found"
     ):
-        BroadcastSender(MemorySender(TENSORS), 1, 1.0, False, "127.0.0.1", str(tmp_path / "file" / "below"))
+        BroadcastSender(
+            MemorySender(TENSORS), 1, 1.0, torch.device("cpu"), "127.0.0.1", str(tmp_path / "file" / "below")
+        )
 
 
 def test_ipc_is_for_vllm():

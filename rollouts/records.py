@@ -1,0 +1,98 @@
+"""The stored form of a rollout: a line of RUN/rollouts/step_*.jsonl, which training writes and other stages read."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+
+FORMAT = 1
+"""Version of the stored form. A change that old readers would misread raises it."""
+
+_KEYS = {"group_index": "draw"}
+"""Fields whose key in the file has another name."""
+
+_KINDS: dict[str, type | tuple[type, ...]] = {
+    "group_index": int,
+    "sample_index": int,
+    "reward": (int, float, type(None)),
+    "parts": dict,
+    "policy_version": int,
+    "completion_ids": list,
+}
+"""Types of the values in the file; all others are texts."""
+
+
+@dataclass(frozen=True)
+class StoredRollout:
+    """One sampled completion with its reward. Fields with a default may be absent from a line."""
+
+    prompt_id: str
+    completion_ids: list[int]
+    finish_reason: str  # value of a `rollouts.rollout.FinishReason`
+    parts: dict[str, float | None]  # value of each reward part; None where the part does not apply
+    group_index: int = 0
+    sample_index: int = 0
+    text: str = ""
+    reference: str = ""
+    reward: float | None = None
+    status: str = "ok"  # value of a `rewards.result.Status`
+    reason: str = ""  # why the reward is unknown
+    dropped: str = ""  # why the group did not train; empty if it did
+    policy_version: int = 0  # the version that drew the first token
+    format: int = field(default=FORMAT, kw_only=True)
+
+    def to_json(self) -> dict[str, object]:
+        """Return the line as JSON data."""
+        return {
+            "format": self.format,
+            "draw": self.group_index,
+            "prompt_id": self.prompt_id,
+            "sample_index": self.sample_index,
+            "text": self.text,
+            "reference": self.reference,
+            "reward": self.reward,
+            "parts": self.parts,
+            "status": self.status,
+            "reason": self.reason,
+            "dropped": self.dropped,
+            "finish_reason": self.finish_reason,
+            "policy_version": self.policy_version,
+            "completion_ids": self.completion_ids,
+        }
+
+    @classmethod
+    def from_json(cls, line: str, where: str) -> "StoredRollout":
+        """Read a line. `ValueError` says where it stands, what was expected and what was found.
+
+        Lines without a format were written before there was one, and are read as format 1. Unknown keys are passed
+        over.
+        """
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{where}: expected a JSON object, found: {error}") from None
+        if not isinstance(record, dict):
+            raise ValueError(f"{where}: expected a JSON object, found {line:.80}")
+        version = record.get("format", 1)
+        if not isinstance(version, int) or not 1 <= version <= FORMAT:
+            raise ValueError(
+                f"{where}: format: expected 1 to {FORMAT}, found {version!r}; a newer version of this toolkit wrote it"
+            )
+        values: dict[str, object] = {}
+        for one in fields(cls):
+            key, kind = _KEYS.get(one.name, one.name), _KINDS.get(one.name, str)
+            if one.name == "format" or (key not in record and one.default is not MISSING):
+                continue
+            if not isinstance(record.get(key), kind) or key not in record:
+                found = repr(record[key])[:80] if key in record else "none"
+                names = [part.__name__ for part in (kind if isinstance(kind, tuple) else (kind,))]
+                raise ValueError(f"{where}: {key}: expected {' or '.join(names)}, found {found}")
+            values[one.name] = record[key]
+        return cls(**values, format=version)  # pyright: ignore[reportArgumentType]
+
+
+def read_rollouts(file: Path) -> Iterator[StoredRollout]:
+    """Yield the rollouts of a step_*.jsonl file. A last line without an end was cut off, and is passed over."""
+    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    for number, line in enumerate(lines, 1):
+        yield StoredRollout.from_json(line, f"{file}: line {number}")
