@@ -8,20 +8,22 @@ holds a later step's draws; no step is sampled ahead across one that ends with a
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from threading import Condition, Thread
-from typing import Any
+from typing import TypeVar
 
 from torch import Tensor
 
-from rewards.rubric import Rubric
-from rlhf.collect import Collected, Collector, Result, book
+from model.run.state import State
+from rlhf.collect import Collected, Collector, book
 from rlhf.ledger import Ledger
-from rollouts.rollout import MOMENT, RolloutWorker
+from rollouts.rollout import MOMENT, RolloutRequest, RolloutWorker
 from rollouts.weights.sync import sync_weights
+
+Result = TypeVar("Result")
 
 
 class _Abandoned(Exception):
@@ -33,9 +35,7 @@ class _Ready:
     """A collected step, and the state in which its sampling ended."""
 
     collected: Collected
-    state: dict[str, Any]
-    reward_metrics: dict[str, float]
-    reward_state: dict[str, Any]
+    state: State
     waited: float  # seconds that the samplers waited for leave to begin
     took: float  # seconds from there to the end
 
@@ -47,15 +47,13 @@ class AheadCollector:
         self,
         collector: Collector,
         worker: RolloutWorker,
-        rubric: Rubric,
         num_ahead: int,
         last_step: int,
         is_barrier: Callable[[int], bool],
     ) -> None:
         """`num_ahead` steps may be collected before their turn, none across a step for which `is_barrier`."""
-        self.rubric = StepRubric(rubric, self._nothing_is_ahead)
         self.ledger = collector.ledger
-        self._collector, self._worker, self._real_rubric = collector, worker, rubric
+        self._collector, self._worker = collector, worker
         self._num_ahead, self._last_step, self._is_barrier = num_ahead, last_step, is_barrier
         self._changed = Condition()
         self._thread: Thread | None = None
@@ -70,12 +68,12 @@ class AheadCollector:
         self._error: BaseException | None = None
         self._begun = time.monotonic()
 
-    def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
-        """The next step's groups, as soon as they are there. What goes wrong while a step is sampled is raised when
+    def collect(self, step: int, check: Callable[[], None] = lambda: None) -> Collected:
+        """The step's groups, as soon as they are there. What goes wrong while a step is sampled is raised when
         that step is asked for, or before if it was the samplers; `check` is called while waiting."""
         begin = time.monotonic()
         with self._changed:
-            self._step += 1
+            self._step = step
             self._changed.notify_all()
         if self._thread is None:
             self._thread = Thread(target=self._sample, args=(self._step,), name="sampling ahead", daemon=True)
@@ -93,14 +91,14 @@ class AheadCollector:
                 if index in self.ledger.in_flight:
                     self.ledger.end(index, end, reason)
             self.ledger.take_closed()  # they were reported when they were closed
-        self.rubric.show(ready.reward_metrics, ready.reward_state)
         now = time.monotonic()
         whole, self._begun = now - self._begun, now
-        self._shares = {
+        # How much of the step the trainer waited for samplers, and these for leave to go on.
+        shares = {
             "idle/trainer_share": (now - begin) / max(whole, 1e-9),
             "idle/sampler_share": ready.waited / max(ready.waited + ready.took, 1e-9),
         }
-        return ready.collected
+        return replace(ready.collected, metrics={**ready.collected.metrics, **shares})
 
     def close(self, collected: Collected, untrained: set[int]) -> None:
         """See `Collector.close`."""
@@ -112,18 +110,18 @@ class AheadCollector:
             self._collector.ledger.take_closed()
             self._closes.append(ends)
 
-    def metrics(self) -> dict[str, float]:
-        """How much of the step the trainer waited for samplers, and these for leave to go on."""
-        return {**self._shares, **self._collector.metrics()}
-
     def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring the policy's weights to the samplers, within a moment if they are at work.
 
         `tensors` is drawn in the thread that the samplers belong to, while the caller waits.
         """
-        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
+        self._with_worker(lambda worker: sync_weights(worker, version, tensors))
 
-    def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
+    def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
+        """See `RolloutWorker.probe`."""
+        return self._with_worker(lambda worker: worker.probe(request))
+
+    def _with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
         """Do something with the samplers, in the thread that they belong to."""
         with self._changed:
             future: Future[Result] = Future()
@@ -135,14 +133,16 @@ class AheadCollector:
                 mail()
         return future.result()
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
+        """Data that a checkpoint keeps. At a barrier the rewards' part is the present one: evaluations may have used it."""
         if self._current is None:
             return self._collector.state()
-        return {**self._current.state, "ledger": self.ledger.state()}
+        state = {**self._current.state, "ledger": self.ledger.state()}
+        return {**state, "rewards": self._collector.state()["rewards"]} if self._nothing_is_ahead() else state
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self._collector.restore(state)
-        self.ledger, self._step = self._collector.ledger, state["step"]
+        self.ledger = self._collector.ledger
 
     def close_thread(self) -> None:
         """End the second thread; what it was sampling is given up."""
@@ -183,12 +183,10 @@ class AheadCollector:
                 self._is_busy = True
             waited = time.monotonic() - begin
             try:
-                self._real_rubric.step = step
-                collected = self._collector.collect(self._between)
+                collected = self._collector.collect(step, self._between)
                 took = time.monotonic() - begin - waited
-                watch = self._real_rubric.take_metrics(), self._real_rubric.state()
                 with self._changed:  # the trainer closes draws meanwhile
-                    ready = _Ready(collected, self._collector.state(), *watch, waited, took)
+                    ready = _Ready(collected, self._collector.state(), waited, took)
             except BaseException as error:
                 with self._changed:
                     self._error = None if isinstance(error, _Abandoned) else error
@@ -211,39 +209,6 @@ class AheadCollector:
             self._mail()
             self._mail = None
             self._changed.notify_all()
-
-
-class StepRubric:
-    """Stands for the rubric in the loop, and answers for the step that the loop is at."""
-
-    def __init__(self, rubric: Rubric, nothing_is_ahead: Callable[[], bool]) -> None:
-        self._rubric, self._nothing_is_ahead = rubric, nothing_is_ahead
-        self._metrics: dict[str, float] = {}
-        self._state = rubric.state()
-        self.step = 0  # the second thread tells the rubric which step it scores
-
-    @property
-    def max_steps(self) -> int:
-        return self._rubric.max_steps
-
-    @max_steps.setter
-    def max_steps(self, value: int) -> None:
-        self._rubric.max_steps = value
-
-    def show(self, metrics: dict[str, float], state: dict[str, Any]) -> None:
-        self._metrics, self._state = metrics, state
-
-    def take_metrics(self) -> dict[str, float]:
-        found, self._metrics = self._metrics, {}
-        return found
-
-    def state(self) -> dict[str, Any]:
-        """At a barrier the rubric's own: an evaluation may have used it since."""
-        return self._rubric.state() if self._nothing_is_ahead() else self._state
-
-    def restore(self, state: Mapping[str, Any]) -> None:
-        self._rubric.restore(state)
-        self._state = self._rubric.state()
 
 
 def _settle(future: Future[Result], work: Callable[[RolloutWorker], Result], worker: RolloutWorker) -> None:

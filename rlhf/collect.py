@@ -1,20 +1,17 @@
 """From prompts to rewarded groups, refilling what the algorithm's filter drops, within a budget."""
 
 import math
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Protocol
 
 from torch import Tensor
 
-from model.engine.base import NonFiniteError
 from model.processing.tokenizer import Tokenizer
 from model.run.interrupt import CleanStop
-from rewards.answers import parse_completion
-from rewards.result import RewardInput, RewardResult, Status
+from model.run.state import State, Stateful
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig
@@ -22,16 +19,10 @@ from rlhf.draws import DrawOrder
 from rlhf.kept import restore_group, stored_group
 from rlhf.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
-from rlhf.trajectory import Group, Trajectory
-from rollouts.rollout import MOMENT, FinishReason, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
+from rlhf.rewarding import name_failures, score_groups
+from rlhf.trajectory import Group
+from rollouts.rollout import MOMENT, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weights.sync import sync_weights
-
-SAMPLER_FAILED = {
-    FinishReason.error: RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite"),
-    FinishReason.deadline: RewardResult(None, {}, Status.unscorable, "the sampler was not done in rollouts.deadline_s"),
-}
-
-Result = TypeVar("Result")
 
 
 class BudgetExhausted(CleanStop):
@@ -42,13 +33,13 @@ class BudgetExhausted(CleanStop):
 
 @dataclass(frozen=True)
 class Collected:
-    """What one step has: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
+    """Groups of one step: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
 
     groups: list[Group]
     dropped: list[tuple[Group, str]]
     kept: list[Group]
     num_drawn: int  # in this step; groups kept by earlier ones not counted
-    coverage: dict[str, float] = field(default_factory=dict)  # metrics of the prompts seen so far
+    metrics: dict[str, float] = field(default_factory=dict)  # figures of the step from prompts, samplers and rewards
 
     @property
     def sampled(self) -> list[Group]:
@@ -56,10 +47,36 @@ class Collected:
         return sorted([*self.groups, *(group for group, _ in self.dropped)], key=lambda group: group.group_index)
 
 
+class StepCollector(Stateful, Protocol):
+    """Where the groups of a step come from. It owns the samplers; the loop asks it for everything that they do."""
+
+    @property
+    def ledger(self) -> Ledger:
+        """The draws, as they stand after the step that was collected last."""
+        ...
+
+    def collect(self, step: int, check: Callable[[], None]) -> Collected:
+        """The groups of a step. `check` is called while waiting; whatever it raises leaves the step undone."""
+        ...
+
+    def close(self, collected: Collected, untrained: set[int]) -> None:
+        """Book the step's groups. Those in `untrained`, by index, had numbers that were not finite in every update."""
+        ...
+
+    def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Bring the policy's weights to the samplers."""
+        ...
+
+    def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
+        """See `RolloutWorker.probe`."""
+        ...
+
+
 class Collector:
     """Draws prompts, has them sampled and scored, and sorts groups into trained, dropped and kept ones.
 
-    Between steps its state is the ledger, the order of draws with its pass rates, and the kept groups.
+    Between steps its state is the ledger, the order of draws with its pass rates, the kept groups, and what the rubric
+    watches.
     """
 
     def __init__(
@@ -78,8 +95,9 @@ class Collector:
         self._config, self._prompts, self._worker, self._rubric = config, prompts, worker, rubric
         self._tokenizer, self._algorithm = tokenizer, algorithm
         self._num_failed = 0  # prompts in a row of which the sampler completed nothing
+        rubric.max_steps = config.max_steps
 
-    def collect(self, check: Callable[[], None] = lambda: None) -> Collected:
+    def collect(self, step: int, check: Callable[[], None] = lambda: None) -> Collected:
         """Draw until `groups_per_step` groups pass the filter or `max_draws` prompts were drawn.
 
         Groups kept by earlier steps come first. Each round draws what is still missing, divided by the share of draws
@@ -87,6 +105,7 @@ class Collector:
         between rounds and while sampling; whatever it raises leaves this step undone.
         """
         config, ledger = self._config, self.ledger
+        self._rubric.step = step
         wanted = config.groups_per_step
         useful, self.kept = self.kept[:wanted], self.kept[wanted:]
         dropped: list[tuple[Group, str]] = []
@@ -109,7 +128,8 @@ class Collector:
             ledger.useful_share = num_useful / num_drawn
         if len(useful) < wanted:
             useful = self._end_of_budget(useful, dropped, num_drawn)
-        return Collected(useful, dropped, list(self.kept), num_drawn, self._coverage())
+        metrics = {**self._coverage(), **self._worker.metrics(), **self._rubric.take_metrics()}
+        return Collected(useful, dropped, list(self.kept), num_drawn, metrics)
 
     def close(self, collected: Collected, untrained: set[int]) -> None:
         """Book the step's groups. Those in `untrained`, by index, had numbers that were not finite in every update."""
@@ -118,23 +138,20 @@ class Collector:
 
     def sync(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
         """Bring the policy's weights to the samplers."""
-        self.with_worker(lambda worker: sync_weights(worker, version, tensors))
+        sync_weights(self._worker, version, tensors)
 
-    def with_worker(self, work: Callable[[RolloutWorker], Result]) -> Result:
-        """Do something with the samplers."""
-        return work(self._worker)
+    def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
+        """See `RolloutWorker.probe`."""
+        return self._worker.probe(request)
 
-    def metrics(self) -> dict[str, float]:
-        """Counts that the samplers report beside their groups."""
-        return self._worker.metrics()
-
-    def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON data."""
+    def state(self) -> State:
+        """Data that a checkpoint keeps, as JSON."""
         kept = [stored_group(group) for group in self.kept]
-        order, bad_rows = self.order.state(), self._prompts.state()
-        return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows}
+        order, bad_rows, rewards = self.order.state(), self._prompts.state(), self._rubric.state()
+        return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows, "rewards": rewards}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
+        self._rubric.restore(state["rewards"])
         self.ledger = Ledger.from_state(state["ledger"])
         self.order.restore(state["order"])
         self._prompts.restore(state["bad_rows"])
@@ -171,7 +188,7 @@ class Collector:
                 scored.append(
                     scorer.submit(score_groups, own_tasks, piece, self._rubric, self._tokenizer, self._algorithm)
                 )
-                while scored and scored[0].done():  # what rewards raise ends the sampling
+                while scored and scored[0].done():  # an error of the rewards ends the sampling
                     groups += scored.pop(0).result()
             self._num_failed = name_failures(sampled, self._num_failed)
             for future in scored:
@@ -225,75 +242,3 @@ def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tupl
     for index, end, reason in ends:
         ledger.end(index, end, reason)
     return ends
-
-
-class SamplerTooSlow(RuntimeError):
-    """No completion of several prompts was done within `rollouts.deadline_s`."""
-
-    exit_code = 8
-
-
-def name_failures(rollouts: Sequence[list[Rollout]], num_before: int = 0) -> int:
-    """Say which prompts the sampler failed at. `num_before` prompts came before these, at which it failed altogether;
-    returns how many there are now.
-
-    `NonFiniteError` or `SamplerTooSlow` once it fails at all there is of more than one prompt.
-    """
-    found = [rollout for group in rollouts for rollout in group]
-    late = [r.prompt_id for r in found if r.finish_reason is FinishReason.deadline]
-    failed = [r.prompt_id for r in found if r.finish_reason is FinishReason.error]
-    num_in_a_row = num_before + len(rollouts) if len(late) + len(failed) == len(found) else 0
-    everything = "which is all that was sampled of several prompts"
-    if late:
-        text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {sorted(set(late))}"
-        if num_in_a_row > 1 and not failed:
-            raise SamplerTooSlow(f"{text}, {everything}; raise the deadline")
-        print(f"{text}; they are unscorable", file=sys.stderr)
-    if failed:
-        text = f"sampling: numbers were not finite for prompts {sorted(set(failed))}"
-        if num_in_a_row > 1:
-            raise NonFiniteError(f"{text}, {everything}; look at the weights and at these prompts' images")
-        print(f"{text}; these completions are unscorable", file=sys.stderr)
-    return num_in_a_row
-
-
-def score_groups(
-    tasks: Sequence[Task],
-    rollouts: Sequence[list[Rollout]],
-    rubric: Rubric,
-    tokenizer: Tokenizer,
-    algorithm: Algorithm,
-) -> list[Group]:
-    """Rewards for every rollout, in one call of the rubric. What the sampler failed at is unscorable."""
-    inputs = [
-        reward_input(task, rollout, tokenizer)
-        for task, group in zip(tasks, rollouts, strict=True)
-        for rollout in group
-        if not rollout.finish_reason.is_failure
-    ]
-    results = iter(rubric.score(inputs) if inputs else [])
-    groups = []
-    for task, group in zip(tasks, rollouts, strict=True):
-        rewarded = [(r, SAMPLER_FAILED.get(r.finish_reason) or next(results)) for r in group]
-        trajectories = tuple(Trajectory(r, reward, algorithm.shape_reward(reward, r)) for r, reward in rewarded)
-        groups.append(Group(group[0].group_index, task.prompt, task.images, trajectories))
-    return groups
-
-
-def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardInput:
-    """What a reward may look at. The text is decoded from the sampled ids."""
-    text = tokenizer.decode(rollout.completion_ids)
-    parsed = parse_completion(text)
-    return RewardInput(
-        prompt_id=task.prompt.id,
-        messages=task.prompt.messages,
-        images=[str(task.root / name) for name in task.tokens.files],
-        reference=task.prompt.reference,
-        completion=text,
-        thinking=parsed.thinking,
-        answer=parsed.answer,
-        token_ids=rollout.completion_ids,
-        finish_reason=rollout.finish_reason.value,
-        meta=task.prompt.meta,
-        draw=rollout.group_index,
-    )

@@ -1,11 +1,11 @@
 """Which prompt is drawn next: keyed epochs, thinned by weights. All its state is one number and the pass rates."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from model.data.order import KeyedOrder
+from model.run.state import State
 from rlhf.config import Curriculum
 from rollouts.randomness import sample_seed, uniforms
 
@@ -56,11 +56,11 @@ class DrawOrder:
             earlier = self.pass_rates.get(prompt_id, latest)
             self.pass_rates[prompt_id] = MEMORY * earlier + (1 - MEMORY) * latest
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
         return {"cursor": self.cursor, "pass_rates": dict(self.pass_rates)}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: State) -> None:
         self.cursor, self.pass_rates = state["cursor"], dict(state["pass_rates"])
 
     def _curriculum_weight(self, prompt_id: str) -> float:

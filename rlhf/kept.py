@@ -1,14 +1,13 @@
 """Groups that wait for a later step, as JSON data in a checkpoint. Prompt ids and pixels come from the prompt set."""
 
-from typing import Any
-
+from model.run.state import State
 from rewards.result import RewardResult, Status
 from rlhf.prompts import Task
 from rlhf.trajectory import Group, Trajectory
 from rollouts.rollout import FinishReason, Rollout
 
 
-def stored_group(group: Group) -> dict[str, Any]:
+def stored_group(group: Group) -> State:
     """Floats go through JSON unchanged to the bit."""
     return {
         "draw": group.group_index,
@@ -17,13 +16,13 @@ def stored_group(group: Group) -> dict[str, Any]:
     }
 
 
-def restore_group(record: dict[str, Any], task: Task) -> Group:
+def restore_group(record: State, task: Task) -> Group:
     """The group that `stored_group` was given."""
     trajectories = tuple(_restored(item, record["draw"], task) for item in record["trajectories"])
     return Group(record["draw"], task.prompt, task.images, trajectories)
 
 
-def _stored(trajectory: Trajectory) -> dict[str, Any]:
+def _stored(trajectory: Trajectory) -> State:
     rollout, reward = trajectory.rollout, trajectory.reward
     return {
         "sample_index": rollout.sample_index,
@@ -40,7 +39,7 @@ def _stored(trajectory: Trajectory) -> dict[str, Any]:
     }
 
 
-def _restored(record: dict[str, Any], group_index: int, task: Task) -> Trajectory:
+def _restored(record: State, group_index: int, task: Task) -> Trajectory:
     rollout = Rollout(
         group_index=group_index,
         prompt_id=task.prompt.id,

@@ -1,7 +1,8 @@
 """Who owns the draws: every ordinal is given out once and ends as trained or dropped for a named reason."""
 
 from dataclasses import dataclass, field
-from typing import Any
+
+from model.run.state import State
 
 
 @dataclass
@@ -13,7 +14,7 @@ class Ledger:
     dropped: dict[str, int] = field(default_factory=dict)
     useful_share: float = 1.0  # share of the last step's draws; decides how many prompts the next step asks for at once
     in_flight: dict[int, str] = field(default_factory=dict)  # draw -> prompt id
-    closed: list[dict[str, Any]] = field(default_factory=list)
+    closed: list[State] = field(default_factory=list)
 
     def draw(self, prompt_id: str) -> int:
         """A new ordinal for a draw of `prompt_id`."""
@@ -29,7 +30,7 @@ class Ledger:
         self._close(draw, "dropped", reason)
         self.dropped[reason] = self.dropped.get(reason, 0) + 1
 
-    def take_closed(self) -> list[dict[str, Any]]:
+    def take_closed(self) -> list[State]:
         """The lines to append to ledger.jsonl since the last call, in draw order."""
         lines, self.closed = sorted(self.closed, key=lambda line: line["draw"]), []
         return lines
@@ -43,7 +44,7 @@ class Ledger:
                 f"{len(self.in_flight)} in flight; in flight are {sorted(self.in_flight)}, kept are {sorted(kept)}"
             )
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
         return {
             "next_draw": self.next_draw,
@@ -54,7 +55,7 @@ class Ledger:
         }
 
     @classmethod
-    def from_state(cls, state: dict[str, Any]) -> "Ledger":
+    def from_state(cls, state: State) -> "Ledger":
         in_flight = {int(draw): prompt_id for draw, prompt_id in state["in_flight"].items()}
         return cls(state["next_draw"], state["trained"], dict(state["dropped"]), state["useful_share"], in_flight)
 

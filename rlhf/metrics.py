@@ -8,9 +8,9 @@ import numpy as np
 
 from model.engine.base import LossSums, StepResult
 from model.processing.tokenizer import Tokenizer
-from rlhf.ahead import AheadCollector
 from rlhf.algorithms.loss_metrics import GAP_POSITIONS
-from rlhf.collect import Collected, Collector
+from rlhf.collect import Collected
+from rlhf.ledger import Ledger
 from rlhf.trajectory import Group
 from rlhf.update import UpdateResult
 from rollouts.records import StoredRollout
@@ -83,10 +83,10 @@ class LossTotals:
         return values
 
 
-def step_metrics(collected: Collected, totals: LossTotals, collector: Collector | AheadCollector) -> dict[str, float]:
+def step_metrics(collected: Collected, totals: LossTotals, ledger: Ledger) -> dict[str, float]:
     """Everything metrics.jsonl keeps of a step, times aside. Rewards and accuracy are over all groups of the step."""
     groups = collected.sampled
-    return {**reward_metrics(groups), **_group_metrics(collected, groups, totals, collector), **totals.metrics()}
+    return {**reward_metrics(groups), **_group_metrics(collected, groups, totals, ledger), **totals.metrics()}
 
 
 def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
@@ -110,10 +110,7 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     return metrics
 
 
-def _group_metrics(
-    collected: Collected, groups: list[Group], totals: LossTotals, collector: Collector | AheadCollector
-) -> dict[str, float]:
-    ledger = collector.ledger
+def _group_metrics(collected: Collected, groups: list[Group], totals: LossTotals, ledger: Ledger) -> dict[str, float]:
     reasons = Counter(reason for _, reason in collected.dropped)
     ages = [float(totals.policy_version - group.policy_version) for group in collected.groups]
     rewards = [[t.shaped_reward for t in group.scored] for group in groups if group.scored]
@@ -125,9 +122,8 @@ def _group_metrics(
         "groups/reward_spread": _mean([pstdev(values) for values in rewards]),
         "policy_age/mean": _mean(ages),
         "policy_age/max": max(ages, default=0.0),
-        **collected.coverage,
+        **collected.metrics,
         **_staleness(collected.groups, totals.policy_version),
-        **collector.metrics(),
         "ledger/draws": float(ledger.next_draw),
         "ledger/trained": float(ledger.trained),
         "ledger/in_flight": float(len(ledger.in_flight)),

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from rlhf.ahead import AheadCollector
-from rlhf.collect import Collector
+from rlhf.collect import StepCollector
 from rlhf.trajectory import Group
 from rlhf.update import Policy
 from rollouts.probe import cause_of, first_difference, probe_engine
@@ -32,7 +31,7 @@ class MismatchWatch:
         """Beyond `limit` nats a gap is looked into and warned of."""
         self._policy, self._processor, self._limit = policy, policy.processor, limit
 
-    def look(self, step: int, groups: Sequence[Group], collector: Collector | AheadCollector) -> dict[str, float]:
+    def look(self, step: int, groups: Sequence[Group], collector: StepCollector) -> dict[str, float]:
         """Metrics of two completions of a group, others each step; a warning on stderr names the cause of a large gap
         and the first differing tensor."""
         chosen = [group for group in groups if group.scored]
@@ -71,14 +70,14 @@ class MismatchWatch:
             gaps.append(Gap(rollout, float(gap), is_present))
         return gaps
 
-    def _explain(self, group: Group, rollout: Rollout, collector: Collector | AheadCollector) -> tuple[str, str]:
+    def _explain(self, group: Group, rollout: Rollout, collector: StepCollector) -> tuple[str, str]:
         """(cause, what to tell a person)."""
         placeholder = self._processor.placeholder_id
         ids = list(rollout.prompt_ids)
         short = [one for one, before in zip(ids, [-1, *ids], strict=False) if not one == before == placeholder]
         request = RolloutRequest(rollout.group_index, rollout.prompt_id, ids, short, group.images, 1)
         ours = probe_engine(self._policy.engine, request, placeholder, self._processor.config.pixels_per_token)
-        for name, theirs in collector.with_worker(lambda worker: worker.probe(request)):
+        for name, theirs in collector.probe(request):
             if difference := first_difference(ours, theirs):
                 return cause_of(difference), f"first differing tensor at {name}: {difference}"
         return "decoder", "ids, pixels, weights and embeddings agree where they can be seen: the decoders do not"

@@ -93,7 +93,7 @@ def _train(
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     with (
-        closing(build_worker(engine.compute_model, processor, rollout_config, seed)) as worker,
+        closing(build_worker(engine.shape, processor, rollout_config, seed)) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):
@@ -104,7 +104,6 @@ def _train(
             ahead = AheadCollector(
                 collector,
                 worker,
-                rubric,
                 num_ahead,
                 last,
                 lambda step: run.is_due(step, last) or evaluator.is_due(step, last),
@@ -114,7 +113,6 @@ def _train(
         parts = Parts(
             policy=policy,
             collector=ahead or collector,
-            rubric=ahead.rubric if ahead else rubric,
             algorithm=algorithm,
             evaluator=evaluator,
             watch=MismatchWatch(policy, trainer_config.max_sampler_gap),

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from model.run.folder import RunFolder
-from rewards.rubric import Rubric
-from rlhf.ahead import AheadCollector, StepRubric
+from model.run.state import restore_sections, sections_of
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.collect import Collector
+from rlhf.collect import StepCollector
 from rlhf.config import TrainerConfig
 from rlhf.console import StepReporter
 from rlhf.evaluation.evaluator import Evaluator
@@ -20,8 +19,7 @@ class Parts:
     """The parts that a run is made of."""
 
     policy: Policy
-    collector: Collector | AheadCollector
-    rubric: Rubric | StepRubric
+    collector: StepCollector
     algorithm: Algorithm
     evaluator: Evaluator
     watch: MismatchWatch
@@ -34,22 +32,19 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     A step is whole or undone: SIGTERM or an exhausted budget while it samples leaves the state before it.
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
-    engine, tokenizer, rubric = policy.engine, policy.processor.tokenizer, parts.rubric
+    engine, tokenizer = policy.engine, policy.processor.tokenizer
+    sections = {"collector": collector, "evaluator": evaluator}
     state = run.restore(engine)
     if state["step"]:
-        collector.restore(state)
-        evaluator.restore(state)
-        rubric.restore(state)
+        restore_sections(state, sections)
     else:
-        state = {"step": 0, **collector.state(), **evaluator.state(), **rubric.state()}
-    rubric.max_steps = config.max_steps
+        state = sections_of(0, sections)
     collector.sync(engine.step_count, engine.weights())
     with run.saved_on_stop(engine, lambda: state) as stop:
         evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
-            rubric.step = step
             with run.timed("collect"):
-                collected = collector.collect(stop.check)
+                collected = collector.collect(step, stop.check)
             with run.timed("prepare"):
                 agreement = parts.watch.look(step, collected.groups, collector)
                 groups = algorithm.assign_advantages(with_reference(collected.groups, policy))
@@ -61,7 +56,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
             with run.timed("sync"):
                 collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
-            metrics = {**step_metrics(collected, totals, collector), **agreement, **rubric.take_metrics()}
+            metrics = {**step_metrics(collected, totals, collector.ledger), **agreement}
             with run.timed("evaluate"):
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
@@ -69,7 +64,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
             parts.reporter.show(step, metrics, collected, run.seconds)
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})
-            state = {"step": step, **collector.state(), **evaluator.state(), **rubric.state()}
+            state = sections_of(step, sections)
             if run.is_due(step, config.max_steps) or evaluator.stops:
                 run.save(engine, state)
             stop.check()

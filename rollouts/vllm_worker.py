@@ -16,6 +16,7 @@ from vllm.sampling_params import RequestOutputKind
 from vllm.v1.engine.llm_engine import LLMEngine
 
 from model.checkpoint import description_files
+from model.engine.base import ModelShape
 from model.processing.processor import Processor
 from model.run.durable import write_file
 from rollouts.config import Transfer, VllmRolloutConfig
@@ -27,7 +28,7 @@ from rollouts.vllm_plugin import BACKEND, register
 from rollouts.weights.handles import TensorHandle, WeightsLost
 from rollouts.weights.senders import DirectSender, IpcSender, MemorySender, WeightSender
 from rollouts.weights.sync import send
-from rollouts.weights.template import ModelShape, ModelTemplate, template_tensors
+from rollouts.weights.template import ModelTemplate, template_tensors
 
 _PREFILL_TOKENS = 32768
 """Tokens of a step on CPU, where a request with a seed must not be prefilled in pieces."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+import torch
 from torch import Tensor
 
 from model.batch import Batch, ModelInputs
+from model.config import SailVL2Config
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.durable import Digests
@@ -75,6 +77,15 @@ class StepResult:
     tower_norms: dict[str, float] = field(default_factory=dict)  # norm of each tower's own gradient
 
 
+@dataclass(frozen=True)
+class ModelShape:
+    """All that a sampler is built from: the model without its weights."""
+
+    config: SailVL2Config
+    dtype: torch.dtype  # dtype of the weights that `TrainEngine.weights` gives
+    device: torch.device  # the trainer computes there
+
+
 class Scorer(Protocol):
     """Scores tokens with weights that somebody else may or may not train. A frozen reference is one."""
 
@@ -89,6 +100,11 @@ class TrainEngine(Scorer, Protocol):
     @property
     def step_count(self) -> int:
         """Optimizer updates so far, skipped ones included; the policy version."""
+        ...
+
+    @property
+    def shape(self) -> ModelShape:
+        """The model that computes, without its weights."""
         ...
 
     @property

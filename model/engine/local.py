@@ -14,7 +14,7 @@ from torch.nn.utils import get_total_norm
 from model.batch import ModelInputs
 from model.checkpoint import sorted_tensors, write_checkpoint
 from model.config import AttentionKernel, Tower
-from model.engine.base import AnyBatch, LossFn, LossSums, NonFiniteError, StepResult
+from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
@@ -93,6 +93,10 @@ class LocalEngine:
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
         return LossSums(tuple(self._accumulate(batch.to(self._device), loss, denominator) for batch in batches))
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(self.model.config, self.compute_model.dtype, self._device)
 
     def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
         return self._scorer.logprobs(batches)

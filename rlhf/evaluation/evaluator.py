@@ -10,10 +10,11 @@ from model.engine.base import TrainEngine
 from model.interface import Mode
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
+from model.run.state import State
 from rewards.rubric import Rubric
-from rlhf.collect import SAMPLER_FAILED, name_failures, reward_input
 from rlhf.config import EvaluationConfig
 from rlhf.prompts import PromptSet, Task
+from rlhf.rewarding import name_failures, reward
 from rollouts.rollout import Prompt, RolloutWorker, generate
 
 FIRST_GROUP_INDEX = 2**40
@@ -72,15 +73,13 @@ def ask(
     requests = [task.request(first_group_index + number, num_samples, greedy) for number, task in enumerate(tasks)]
     rollouts = generate(worker, requests)
     name_failures(rollouts)
-    pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
-    sound = [pair for pair in pairs if not pair[1].finish_reason.is_failure]
-    scored = iter(rubric.score([reward_input(task, rollout, processor.tokenizer) for task, rollout in sound]))
-    results = [SAMPLER_FAILED.get(r.finish_reason) or next(scored) for _, r in pairs]
+    rewarded = [pair for group in reward(tasks, rollouts, rubric, processor.tokenizer) for pair in group]
+    results = [result for _, result in rewarded]
     right = [result.correct if result.value is not None else None for result in results]
     return Answers(
         right=[right[start : start + num_samples] for start in range(0, len(right), num_samples)],
         formatted=[result.parts.get("format") or 0.0 for result in results if result.value is not None],
-        lengths=[len(rollout.completion_ids) for _, rollout in pairs],
+        lengths=[len(rollout.completion_ids) for rollout, _ in rewarded],
     )
 
 
@@ -224,15 +223,15 @@ class Evaluator:
             kept |= {f"{value}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
         return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
-    def state(self) -> dict[str, Any]:
+    def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
         best = [self.best, self.best_step, self.without_new_best]
-        return {"evaluation": best, "evaluation_bad_rows": [] if self._prompts is None else self._prompts.state()}
+        return {"best": best, "bad_rows": [] if self._prompts is None else self._prompts.state()}
 
-    def restore(self, state: dict[str, Any]) -> None:
-        self.best, self.best_step, self.without_new_best = state["evaluation"]
+    def restore(self, state: State) -> None:
+        self.best, self.best_step, self.without_new_best = state["best"]
         if self._prompts is not None:
-            self._prompts.restore(state["evaluation_bad_rows"])
+            self._prompts.restore(state["bad_rows"])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -29,12 +29,13 @@ from model.run.progress import StageProgress
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.registry import build_algorithm
-from rlhf.collect import Collected, score_groups
+from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.draws import DrawOrder
 from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
+from rlhf.rewarding import score_groups
 from rlhf.trajectory import Group
 from rlhf.trl.reward import finish_reason
 from rlhf.trl.settings import switched_off, trl_arguments, updates_per_step, uses_rloo

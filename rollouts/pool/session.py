@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from model.engine.base import ModelShape
 from rollouts.pool.messages import (
     Abort,
     Answer,
@@ -23,7 +24,6 @@ from rollouts.probe import Probe
 from rollouts.rollout import RolloutRequest
 from rollouts.sampler import Sampler, build_sampler
 from rollouts.weights.handles import WeightsLost
-from rollouts.weights.template import ModelShape
 
 
 class Session:

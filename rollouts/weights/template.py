@@ -1,6 +1,5 @@
 """The shape of a model whose weights come later."""
 
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -24,15 +23,6 @@ class ModelTemplate(Protocol):
     def device(self) -> torch.device:
         """The device on which the trainer computes with the model."""
         ...
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """A `ModelTemplate` where there is no whole model."""
-
-    config: SailVL2Config
-    dtype: torch.dtype
-    device: torch.device
 
 
 def template_tensors(template: ModelTemplate) -> dict[str, Tensor]:

@@ -38,14 +38,16 @@ class Loop:
         algorithm = build_algorithm(DapoConfig(group_size=3), 6)
         opened = PromptSet(prompts, processor, Mode.think, RolloutConfig())
         inner = Collector(config, opened, self.sampler, self.rubric, processor.tokenizer, algorithm, 0)
-        self.collector = AheadCollector(inner, self.sampler, self.rubric, num_ahead, LAST, is_barrier)
-        self.version = 0
+        self.collector = AheadCollector(inner, self.sampler, num_ahead, LAST, is_barrier)
+        self.version = self.number = 0
         self.training = 0.15  # seconds: long enough for later steps to be sampled
         self.staleness: list[int] = []
         self.lines: list[dict] = []
 
     def step(self):
-        collected = self.collector.collect()
+        self.number += 1
+        collected = self.collector.collect(self.number)
+        self.metrics = collected.metrics
         time.sleep(self.training)
         oldest = min(group.policy_version for group in collected.groups)
         self.staleness.append(self.version - oldest)
@@ -143,7 +145,7 @@ def test_what_check_raises_ends_the_second_thread(loop):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        one.collector.collect(check)
+        one.collector.collect(1, check)
 
 
 def test_idle_shares_say_who_waited_for_whom(loop):
@@ -151,7 +153,7 @@ def test_idle_shares_say_who_waited_for_whom(loop):
     one.training = 0.0
     for _ in range(4):
         one.step()
-    shares = one.collector.metrics()
+    shares = one.metrics
     assert shares["idle/trainer_share"] > 0.8 and shares["idle/sampler_share"] < 0.2
 
 

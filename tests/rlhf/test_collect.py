@@ -61,7 +61,7 @@ def collector(tiny, easy_prompts: Path):
 
 def one_step(collector: Collector):
     """Collect, and book what is trained as the loop does after its updates."""
-    collected = collector.collect()
+    collected = collector.collect(1)
     collector.close(collected, set())
     return collected, collector.ledger.take_closed()
 
@@ -112,7 +112,7 @@ def test_the_budget_ends_it(gather):
         collected, one, _ = gather(rule, num_groups=4, max_draws=10)
         assert (len(collected.groups), one.ledger.next_draw) == (0, 10)
         assert one.ledger.dropped == {reason: 10}
-        metrics = step_metrics(collected, LossTotals(), one)
+        metrics = step_metrics(collected, LossTotals(), one.ledger)
         assert metrics[f"dead_share/{reason}"] == 1.0
         assert (
             metrics["groups/dead_share"] == 1.0 and metrics[f"dropped/{reason}"] == 10.0 and metrics["updates"] == 0.0
@@ -128,7 +128,7 @@ def test_the_next_step_asks_for_more_at_once_and_drops_the_surplus(gather):
 
 def test_unscorable_rollouts_are_counted_not_scored(gather, tiny):
     collected, one, _ = gather(lambda p, s: None if s == 3 else s == 0)
-    metrics = step_metrics(collected, LossTotals(), one)
+    metrics = step_metrics(collected, LossTotals(), one.ledger)
     assert metrics["unscorable_share"] == 0.25
     assert metrics["accuracy"] == pytest.approx(1 / 3)
     stored = stored_rollouts(collected, tiny[1].tokenizer)
@@ -176,7 +176,7 @@ class TestWhenTheBudgetEnds:
         with pytest.raises(
             BudgetExhausted, match=r"12 prompts were drawn and 3 of trainer\.groups_per_step = 4"
         ) as stop:
-            one.collect()
+            one.collect(1)
         assert stop.value.exit_code == 7 and "'all_right': 6" in str(stop.value)
 
     @pytest.mark.parametrize("policy", list(BudgetEnd))
@@ -192,11 +192,11 @@ class TestWhenTheBudgetEnds:
         one = collector(rule, when_budget_ends=policy)
         if policy is BudgetEnd.stop:
             with pytest.raises(BudgetExhausted, match=f"0 of .*'{reason}': 12"):
-                one.collect()
+                one.collect(1)
             return
         collected, _ = one_step(one)
         assert (collected.groups, one.ledger.dropped, collected.num_drawn) == ([], {reason: 12}, 12)
-        metrics = step_metrics(collected, LossTotals(), one)
+        metrics = step_metrics(collected, LossTotals(), one.ledger)
         assert (metrics["updates"], metrics["groups/dead_share"]) == (0.0, 1.0)
 
 
@@ -232,7 +232,7 @@ class TestKeptSurplus:
         one = self.make(collector)
         one_step(one)
         collected, _ = one_step(one)
-        metrics = step_metrics(collected, LossTotals(policy_version=2), one)
+        metrics = step_metrics(collected, LossTotals(policy_version=2), one.ledger)
         assert (metrics["policy_age/mean"], metrics["policy_age/max"]) == (2.0, 2.0)
 
     def test_needs_a_correction(self):
@@ -248,12 +248,12 @@ def test_an_interruption_leaves_the_round(collector):
 
     one = collector(lambda p, s: s == 0)
     with pytest.raises(KeyboardInterrupt):
-        one.collect(check)
+        one.collect(1, check)
 
 
 def test_updates_that_were_skipped_drop_their_groups(collector):
     one = collector(lambda p, s: s == 0)
-    collected = one.collect()
+    collected = one.collect(1)
     one.close(collected, {collected.groups[0].group_index})
     assert (one.ledger.trained, one.ledger.dropped) == (3, {"not_finite": 1})
 
@@ -262,7 +262,7 @@ def test_pass_rates_are_remembered_and_reported(collector):
     one = collector(lambda p, s: s == 0, curriculum=Curriculum.pass_rate)
     collected, _ = one_step(one)
     assert set(one.order.pass_rates.values()) == {0.25}
-    metrics = step_metrics(collected, LossTotals(), one)
+    metrics = step_metrics(collected, LossTotals(), one.ledger)
     assert (metrics["prompts/pass_rate"], metrics["prompts/seen_share"]) == (0.25, 4 / 12)
 
 
@@ -349,5 +349,5 @@ def test_what_rewards_raise_ends_the_sampling(collector, tiny):
     done, poll = [], worker.poll
     worker.poll = lambda: done.extend(found := poll()) or found
     with pytest.raises(ZeroDivisionError):
-        one.collect(lambda: time.sleep(0.1))
+        one.collect(1, lambda: time.sleep(0.1))
     assert 0 < len(done) < 8 and worker.is_idle  # what was not sampled is given up

@@ -27,8 +27,8 @@ class Samplers:
     def __init__(self, worker: EmbeddedWorker) -> None:
         self.worker = worker
 
-    def with_worker(self, work):
-        return work(self.worker)
+    def probe(self, request):
+        return self.worker.probe(request)
 
 
 @pytest.fixture

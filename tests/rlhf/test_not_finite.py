@@ -18,8 +18,8 @@ from model.run.folder import RunFolder
 from rewards.result import RewardResult
 from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, KlConfig
 from rlhf.algorithms.registry import build_algorithm
-from rlhf.collect import SamplerTooSlow, name_failures
 from rlhf.config import TrainerConfig
+from rlhf.rewarding import SamplerTooSlow, name_failures
 from rlhf.trajectory import Group, PolicyBatch, Trajectory
 from rlhf.update import Policy, Update, prepare, update, with_reference
 from rollouts.config import RolloutConfig

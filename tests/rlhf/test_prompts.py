@@ -266,7 +266,7 @@ class TestDamagedPixels:
         with Rubric(RewardConfig()) as rubric:
             algorithm = build_algorithm(DapoConfig(group_size=2), 2)
             one = Collector(config, prompts, worker, rubric, tiny[1].tokenizer, algorithm, 0)
-            collected = one.collect()
+            collected = one.collect(1)
             assert {group.prompt.id for group in collected.sampled} == {"p0", "p2", "p4"}
             other = Collector(config, half_bad(3), worker, rubric, tiny[1].tokenizer, algorithm, 0)
             other.restore(json.loads(json.dumps(one.state())))
