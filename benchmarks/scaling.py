@@ -1,4 +1,4 @@
-"""What does an update cost as it grows? `python -m benchmarks.scaling [size=M] [rounds=3] [budget=8192]
+"""Measure how the cost of an update grows: `python -m benchmarks.scaling [size=M] [rounds=3] [budget=8192]
 [plot=runs/update_scaling.png]`.
 
 Seconds of one policy update by the project's own path (packing and optimizer step included; float32, 2 threads) against

@@ -54,8 +54,8 @@ def measure_here(way: str, size: str, ratio: str, budget: int, rows: int) -> dic
 
 
 def peak_bytes() -> int:
-    """Of this process since it was last reset. Not ru_maxrss: that begins with the peak of the process that started
-    this one."""
+    """Peak memory of this process since the peak was last reset. ru_maxrss will not do: it begins with the peak of the
+    process that started this one."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM:"):
             return 1024 * int(line.split()[1])

@@ -50,7 +50,7 @@ ROWS_PER_PASS, MAX_PASS_TOKENS = (1, 2, 4, 8, 16), 8192
 BARS = {"share_of_ideal": 0.7, "speedup_over_trl at 4:1 and 2:1": 4.0, "padded_efficiency": 0.8}
 LOW_IS_BAD = ("share_of_ideal", "padded_efficiency", "speedup_over_trl", "peak_memory_ratio", "ideal_ratio")
 HIGH_IS_BAD = ("padded_seconds", "padded_one_vision_seconds", "shared_seconds", "trl_seconds")
-TOLERANCE = 1e-3  # of a parameter's largest gradient: float32 sums over thousands of tokens
+TOLERANCE = 1e-3  # as a share of a parameter's largest gradient: float32 sums over thousands of tokens
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class Sides:
     equal_rows: PaddedUpdate
     """rows of the mean padded length, to see what the blocks do without padding"""
     chosen: dict[str, Any]
-    """of each side that had a choice: rows in a pass -> seconds a row"""
+    """for each side that had a choice: rows in a pass -> seconds a row"""
 
 
 def fastest_rows(build: Callable[[int], Any], row_tokens: float, num_rows: int) -> tuple[Any, dict[str, float]]:

@@ -30,7 +30,7 @@ class Row:
 
 @dataclass(frozen=True)
 class ModelInputs:
-    """What the model reads: T tokens of R rows, and which N tokens to score."""
+    """The input of the model: T tokens of R rows, and which N tokens to score."""
 
     token_ids: Tensor  # [T]
     positions: Tensor  # [T] restart in each row; completions restart after their prefix

@@ -39,7 +39,7 @@ class Tower(Enum):
 
 
 class AttentionKernel(Enum):
-    """What computes attention over packed rows.
+    """The kernel that computes attention over packed rows.
 
     `auto`: on NVIDIA GPUs from Ampere on flash kernels for sequences of any length (`varlen`), in float32
     flex_attention; on CPU runs of tokens (`split`), or plain SDPA for short sequences without branches; SDPA elsewhere.
@@ -144,7 +144,7 @@ class MoeLanguageConfig(LanguageConfig):
 _VISION_KINDS = {"sailvit": VisionConfig, "sailvit_anyres": AnyResVisionConfig}
 _LANGUAGE_KINDS = {"qwen3": LanguageConfig, "qwen3_moe": MoeLanguageConfig}
 _LANGUAGE_CLASSES = {"qwen3": "Qwen3ForCausalLM", "qwen3_moe": "Qwen3MoeForCausalLM"}
-# What the code builds; a config that asks for anything else describes another model.
+# The code builds exactly this; a config that asks for anything else describes another model.
 _FIXED = {
     "": {"ps_version": "v2", "select_layer": -1, "pad2square": False},
     "vision_config": {"qkv_bias": False, "use_bias": False},

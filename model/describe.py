@@ -1,4 +1,4 @@
-"""What a model is made of, without building it: `python -m model.describe model=sailvl2_2b` (or checkpoint=DIR).
+"""Count a model's parameters without building it: `python -m model.describe model=sailvl2_2b` (or checkpoint=DIR).
 
 A table by tower on the meta device; the last line is one JSON object.
 """

@@ -37,8 +37,11 @@ class Span:
         return self.stop - self.start + max((stop - start for start, stop in self.branches), default=0)
 
     def pieces(self, longest: int) -> list["Piece"]:
-        """The root with its first branches, then further branches: pieces of `longest` tokens, or of one root or branch
-        that is longer; the root of the first does not count."""
+        """Cut the root and its branches into pieces of at most `longest` tokens.
+
+        The first piece holds the root, whose length is not counted, and the first branches. A piece is longer where one
+        branch alone is.
+        """
         cuts, start = [], self.stop
         for begin, end in self.branches:
             if end - start > longest and begin > self.stop:

@@ -19,18 +19,18 @@ from model.moe import Routing
 
 
 class TokenScores(NamedTuple):
-    """What a model says about N given tokens."""
+    """A model's log-probabilities and entropies at N given tokens."""
 
     logprobs: Tensor  # [N] ln p(token | what precedes it)
     entropy: Tensor  # [N] nats, of the distribution each token was drawn from
-    routing: Routing | None = None  # of an MoE decoder
+    routing: Routing | None = None  # where an MoE decoder sent its tokens; None for a dense one
 
 
 _BARRED = -1e30  # finite, so that p * ln p of a barred token is 0 and not NaN
 _BLOCK_LOGITS = {"cpu": 2**21, "cuda": 2**27}  # on CPU what a cache holds
 _WHOLE_LOGITS = 2**24  # 64 MiB; up to here they are one block, whose ln p is kept where kernels do not make it anew
 _MIN_BLOCK = 1024  # below, products are too narrow to be fast
-_STEP = 128  # of a block's width: products of other widths are slow on a GPU
+_STEP = 128  # a block's width is a multiple of it, because products of other widths are slow on a GPU
 
 
 def score_tokens(
@@ -141,7 +141,7 @@ class _BlockedScores(torch.autograd.Function):
             if grad_entropy is None:
                 grad.mul_(constant[:, None])
             else:
-                # What is kept belongs to the graph, which may be asked again; what is not may be overwritten.
+                # A tensor that is kept belongs to the graph, which may be asked again; any other may be overwritten.
                 factor = torch.mul(log_all, -grad_entropy[:, None], out=log_all if kept is None else None)
                 grad.mul_(factor.add_(constant[:, None]))
             if grad_logprobs is not None:
@@ -206,7 +206,7 @@ class _KernelScores(torch.autograd.Function):
 
 
 def _constant(entropy: Tensor, grad_logprobs: Tensor | None, grad_entropy: Tensor | None) -> Tensor:
-    """Of dL/dz = p * (constant - grad_entropy * ln p), beside what the target's log-prob asks for at the target. [N]"""
+    """The constant [N] in dL/dz = p * (constant - grad_entropy * ln p). The caller adds the target's one-hot term."""
     constant = torch.zeros_like(entropy)
     if grad_logprobs is not None:
         constant = constant - grad_logprobs

@@ -13,7 +13,7 @@ from model.layers import silu_product
 
 
 class Routing(NamedTuple):
-    """What the routers did with T tokens, per layer (L layers) or of one layer (no L). E experts, k experts a token."""
+    """Where the routers sent T tokens, in L layers or in one (no L). E experts, k experts a token."""
 
     counts: Tensor  # [L, E] weighted (token, slot) pairs; no gradient
     probability_sums: Tensor  # [L, E] weighted router probabilities, with gradient

@@ -13,7 +13,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,11 @@ from rich.table import Table
 
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.config import RewardConfig, WeightCheck
+from rewards.data_rows import DataRow, numbered_rows
 from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
 
-DataRow = dict[str, Any]
 """A line of the data, whatever it holds."""
 
 _SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadline is reported
@@ -73,23 +72,21 @@ class Checker:
 
 
 def read_rows(path: Path, limit: int) -> list[DataRow]:
-    """Return the first rows of a JSONL file. `ValueError` names a line that is not an object with a reference."""
-    with path.open("rb") as file:
-        lines = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-        rows = [_row(path, number, line) for number, line in islice(lines, limit)]
+    """Return the first rows of a file. `ValueError` names a row that is not an object with a reference."""
+    rows: list[DataRow] = []
+    for number, row, fault in numbered_rows(path):
+        if row.get("text") == "" and fault:
+            continue  # a blank line
+        if fault:
+            raise ValueError(f"{path}: line {number}: expected a JSON object, found {fault.partition(': ')[2]:.120}")
+        if "reference" not in row:
+            raise ValueError(f"{path}: line {number}: expected an object with `reference`, found {sorted(row)}")
+        rows.append(row)
+        if len(rows) == limit:
+            break
     if not rows:
         raise ValueError(f"{path}: expected at least one row, found none")
     return rows
-
-
-def _row(path: Path, number: int, line: bytes) -> DataRow:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: line {number}: expected a JSON object, found {line[:60]!r} ({error})") from None
-    if not isinstance(row, dict) or "reference" not in row:
-        raise ValueError(f"{path}: line {number}: expected an object with `reference`, found {line[:60]!r}")
-    return row
 
 
 def as_input(row: DataRow, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:

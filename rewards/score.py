@@ -1,6 +1,6 @@
 """Score a file of completions: `python -m rewards.score --verifier math --input in.jsonl --output out.jsonl`.
 
-Every input line gives one output line, in order: the input's fields and `value` (null where unscorable or not
+Every input row gives one output line, in order: the input's fields and `value` (null where unscorable or not
 applicable), `status` (ok | unscorable), `answer` (the one that was extracted), `reason`, `seconds`. A run that was
 killed goes on where its output ends. Settings stand beside the output in `<output>.settings.json`.
 """
@@ -16,15 +16,14 @@ from itertools import islice
 from pathlib import Path
 
 from rewards.answers import AnswerRule, extract
+from rewards.data_rows import DataRow, numbered_rows
 from rewards.result import Claim, Outcome, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import VERIFIERS, check_options
-from rewards.verifiers.verifier import parse_json
 
 ADDED = ("value", "status", "answer", "reason", "seconds")
 _CHUNK = 256
-DataRow = dict[str, object]
 _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 
@@ -62,19 +61,13 @@ def _goes_on(args: argparse.Namespace) -> str:
     return f"the same command goes on after {args.output}'s last line"
 
 
-def read_line(number: int, raw: bytes) -> tuple[DataRow, str]:
-    """Return the (fields, fault) of an input line; a fault names the line and says what is wrong with it."""
-    raw = raw.rstrip(b"\r\n")
-    try:
-        row = parse_json(raw.decode("utf-8"))
-    except ValueError as error:
-        fault = f"not JSON: {error}" if raw.strip() else "expected a JSON object, found an empty line"
-        return {"line": number, "text": raw[:500].decode("utf-8", "replace")}, f"line {number}: {fault}"
-    if not isinstance(row, dict):
-        return {"line": number, "text": row}, f"line {number}: expected a JSON object, found {type(row).__name__}"
-    if not isinstance(row.get("completion"), str):
-        return row, f"line {number}: expected the text field 'completion', found {type(row.get('completion')).__name__}"
-    return row, ""
+def read_rows(source: Path) -> Iterator[tuple[int, DataRow, str]]:
+    """Yield (number, fields, fault) of every input row; a fault names the row and says what is wrong with it."""
+    for number, row, fault in numbered_rows(source):
+        if not fault and not isinstance(row.get("completion"), str):
+            kind = type(row.get("completion")).__name__
+            fault = f"line {number}: expected the text field 'completion', found {kind}"
+        yield number, row, fault
 
 
 def _settings(args: argparse.Namespace) -> Settings:
@@ -104,8 +97,9 @@ def _option_value(text: str) -> float | str:
 def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
     """Make the output ready; the number of lines that are already judged. `ValueError` when it belongs to another input
     or other settings."""
-    if not source.is_file():
+    if not source.exists():
         raise ValueError(f"--input: expected a file, found none at {source}")
+    next(numbered_rows(source), None)  # a table that cannot be read is refused before anything is written
     if not output.parent.is_dir():
         raise ValueError(f"--output: expected an existing directory, found none at {output.parent}")
     if output.exists() and output.samefile(source):
@@ -147,10 +141,10 @@ def _drop_torn_line(output: Path) -> None:
 
 def _compare_lines(source: Path, output: Path, mend: str) -> int:
     done = 0
-    with source.open("rb") as inputs, output.open("rb") as outputs:
+    inputs = read_rows(source)
+    with output.open("rb") as outputs:
         for done, line in enumerate(outputs, 1):
-            raw = next(inputs, None)
-            fields = None if raw is None else read_line(done, raw)[0]
+            _, fields, _ = next(inputs, (0, None, ""))
             if fields is None or _own_fields(_parsed(line)) != _own_fields(fields):
                 raise ValueError(
                     f"--output: line {done} of {output} does not come from line {done} of {source}; {mend}"
@@ -173,12 +167,10 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    with args.input.open("rb") as file:
-        total = sum(1 for _ in file)
+    total = sum(1 for _ in numbered_rows(args.input))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     counts = {"ok": 0, "unscorable": 0}
     with (
-        args.input.open("rb") as inputs,
         args.output.open("ab") as outputs,
         ScoringPool(args.workers, args.timeout) as pool,
         Progress(*columns, console=Console(stderr=True)) as progress,
@@ -189,7 +181,7 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
             print(f"rewards.score: --output: {args.output} is being written by another run", file=sys.stderr)
             return 2
         bar = progress.add_task(args.verifier, total=total, completed=done)
-        numbered = islice(enumerate(inputs, 1), done, None)
+        numbered = islice(read_rows(args.input), done, None)
         scorer = Scorer(pool)
         while chunk := list(islice(numbered, _CHUNK)):
             for line in _judge(chunk, settings, scorer):
@@ -201,13 +193,9 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
     return 0
 
 
-def _judge(chunk: Sequence[tuple[int, bytes]], settings: Settings, scorer: Scorer) -> Iterator[DataRow]:
+def _judge(chunk: Sequence[tuple[int, DataRow, str]], settings: Settings, scorer: Scorer) -> Iterator[DataRow]:
     rules = [AnswerRule(name) for name in settings.extract]
-    rows = [read_line(number, raw) for number, raw in chunk]
-    rows = [
-        (row, fault or _missing(number, row, settings.verifier))
-        for (row, fault), (number, _) in zip(rows, chunk, strict=True)
-    ]
+    rows = [(row, fault or _missing(number, row, settings.verifier)) for number, row, fault in chunk]
     claims = [_claim(row, rules) for row, fault in rows if not fault]
     outcomes = iter(scorer.score(settings.verifier, claims, settings.options))
     judged = iter(claims)
@@ -249,11 +237,14 @@ def _encode(line: DataRow) -> bytes:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="rewards.score", description="Score a JSONL file of completions with a verifier."
-    )
+    parser = argparse.ArgumentParser(prog="rewards.score", description="Score a file of completions with a verifier.")
     parser.add_argument("--verifier", required=True, help=", ".join(VERIFIERS))
-    parser.add_argument("--input", required=True, type=Path, help="JSONL with completion, reference, options ...")
+    parser.add_argument(
+        "--input",
+        required=True,
+        type=Path,
+        help="JSONL, Parquet, TSV or datasets folder",
+    )
     parser.add_argument("--output", required=True, type=Path, help="JSONL to write; continued if it exists")
     parser.add_argument("--workers", type=int, default=2, help="scorer processes")
     parser.add_argument(

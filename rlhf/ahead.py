@@ -214,7 +214,7 @@ class AheadCollector:
 
 
 class StepRubric:
-    """What the loop asks its rubric for, of the step that it is at."""
+    """Stands for the rubric in the loop, and answers for the step that the loop is at."""
 
     def __init__(self, rubric: Rubric, nothing_is_ahead: Callable[[], bool]) -> None:
         self._rubric, self._nothing_is_ahead = rubric, nothing_is_ahead

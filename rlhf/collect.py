@@ -42,7 +42,7 @@ class BudgetExhausted(CleanStop):
 
 @dataclass(frozen=True)
 class Collected:
-    """What one step has: `groups` to train, `dropped` ones with their reasons, and useful ones `kept` for later."""
+    """The groups of one step: `groups` train, `dropped` ones have a reason, useful ones are `kept` for later."""
 
     groups: list[Group]
     dropped: list[tuple[Group, str]]
@@ -129,7 +129,7 @@ class Collector:
         return self._worker.metrics()
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, as JSON data."""
+        """JSON data that a checkpoint keeps; `restore` takes it back."""
         kept = [stored_group(group) for group in self.kept]
         order, bad_rows = self.order.state(), self._prompts.state()
         return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows}
@@ -171,7 +171,7 @@ class Collector:
                 scored.append(
                     scorer.submit(score_groups, own_tasks, piece, self._rubric, self._tokenizer, self._algorithm)
                 )
-                while scored and scored[0].done():  # what rewards raise ends the sampling
+                while scored and scored[0].done():  # an error of the rewards ends the sampling
                     groups += scored.pop(0).result()
             self._num_failed = name_failures(sampled, self._num_failed)
             for future in scored:
@@ -281,7 +281,7 @@ def score_groups(
 
 
 def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardInput:
-    """What a reward may look at. The text is decoded from the sampled ids."""
+    """Everything that a reward may look at. The text is decoded from the sampled ids."""
     text = tokenizer.decode(rollout.completion_ids)
     parsed = parse_completion(text)
     return RewardInput(

@@ -14,7 +14,7 @@ from rollouts.config import RolloutConfig
 
 
 class BudgetEnd(Enum):
-    """What a step does whose draws are used up before it has its groups: train those it has, train none of them, or
+    """How a step ends whose draws are used up before it has its groups: train those it has, train none of them, or
     end the run with exit code 7 after a checkpoint.
     """
 
@@ -24,7 +24,7 @@ class BudgetEnd(Enum):
 
 
 class KeepSurplus(Enum):
-    """What happens to useful groups beyond what a step needs: dropped, or kept for the next step."""
+    """Whether useful groups beyond those that a step needs are dropped, or kept for the next step."""
 
     never = "never"
     always = "always"
@@ -52,7 +52,7 @@ class TrainerConfig:
     max_draws: int = 0
     """prompts drawn per step at most, dropped groups included; 0: three times groups_per_step"""
     when_budget_ends: BudgetEnd = BudgetEnd.train_partial
-    """what a step does when max_draws are drawn and groups are still missing"""
+    """how a step ends when max_draws are drawn and groups are still missing"""
     keep_surplus: KeepSurplus = KeepSurplus.never
     """useful groups beyond groups_per_step: drop them, or train them in the next step (their policy is older)"""
     curriculum: Curriculum = Curriculum.none
@@ -103,11 +103,11 @@ class TrlTrainerConfig(TrainerConfig):
 
 
 TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig, "trl": TrlTrainerConfig}
-"""What `trainer=NAME` chooses from."""
+"""The choices of `trainer=NAME`."""
 
 
 class Metric(Enum):
-    """What of an evaluation decides which policy is best: accuracy thinking greedily, of sampled thinking, direct."""
+    """The accuracy that decides which policy is best: thinking greedily, thinking sampled, or direct."""
 
     think = "think"
     think_sampled = "think_sampled"
@@ -127,7 +127,7 @@ class EvaluationConfig:
     group_by: str = ""
     """column whose values split the accuracies: each value gets its own; empty: none"""
     metric: Metric = Metric.think
-    """what the best policy is best at; it is kept in run.dir/best"""
+    """accuracy that decides which policy is best; that policy is kept in run.dir/best"""
     patience: int = 0
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 
@@ -281,7 +281,7 @@ class PipelineConfig:
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
     stages: list[dict[str, Any]] = field(default_factory=list)
-    """what runs, in this order: name, command, from, recipe, inputs, overrides"""
+    """the processes to run, in this order; each has name, command, from, recipe, inputs, overrides"""
     evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)
     base: str = ""
     """folder of the model that stages with `from: base` start from"""

@@ -1,4 +1,4 @@
-"""What a person sees of RL and of the pipeline: lines, rollouts, the stage table, the curves."""
+"""The output for a person of RL and of the pipeline: lines, rollouts, the stage table, the curves."""
 
 import json
 from collections.abc import Sequence

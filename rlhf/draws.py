@@ -57,7 +57,7 @@ class DrawOrder:
             self.pass_rates[prompt_id] = MEMORY * earlier + (1 - MEMORY) * latest
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Data that a checkpoint keeps; `restore` takes it back."""
         return {"cursor": self.cursor, "pass_rates": dict(self.pass_rates)}
 
     def restore(self, state: dict[str, Any]) -> None:

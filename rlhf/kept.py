@@ -18,7 +18,7 @@ def stored_group(group: Group) -> dict[str, Any]:
 
 
 def restore_group(record: dict[str, Any], task: Task) -> Group:
-    """What `stored_group` was given."""
+    """The group that `stored_group` was given."""
     trajectories = tuple(_restored(item, record["draw"], task) for item in record["trajectories"])
     return Group(record["draw"], task.prompt, task.images, trajectories)
 

@@ -11,7 +11,7 @@ class Ledger:
     next_draw: int = 0
     trained: int = 0
     dropped: dict[str, int] = field(default_factory=dict)
-    useful_share: float = 1.0  # of the last step's draws; how many prompts the next step asks for at once
+    useful_share: float = 1.0  # share of the last step's draws; decides how many prompts the next step asks for at once
     in_flight: dict[int, str] = field(default_factory=dict)  # draw -> prompt id
     closed: list[dict[str, Any]] = field(default_factory=list)
 
@@ -44,7 +44,7 @@ class Ledger:
             )
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Data that a checkpoint keeps; `restore` takes it back."""
         return {
             "next_draw": self.next_draw,
             "trained": self.trained,

@@ -1,4 +1,4 @@
-"""What a step says about itself: plain numbers from groups and loss sums."""
+"""The metrics of a step: plain numbers from groups and loss sums."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -139,7 +139,7 @@ def _group_metrics(
 
 
 def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]:
-    """Of trained tokens: how many versions older than the policy their samplers were; the share of each age."""
+    """How many versions older than the policy the samplers of the trained tokens were, and the share of each age."""
     ages: Counter[int] = Counter()
     mixed, count = 0, 0
     for trajectory in (t for group in groups for t in group.scored):

@@ -88,7 +88,7 @@ class PromptSet:
         self._media = MediaStore(media)
         self._bad = BadRows(self._data.max_bad_rows, report)
         self._rows: list[PromptRow] = []
-        self._visual_tokens = array("q")  # of each row when it was opened
+        self._visual_tokens = array("q")  # one a row, counted when the row was opened
         self._index: dict[str, int] = {}
         self._bad.opened(self._read([Path(path), *map(Path, self._data.also)]))
         self._weights = self._row_weights()
@@ -136,7 +136,7 @@ class PromptSet:
         return self._in_mode(self._index[prompt_id], mode or self._mode)
 
     def state(self) -> list[dict[str, Any]]:
-        """What a checkpoint keeps: rows that turned out bad when they were drawn."""
+        """Data that a checkpoint keeps: rows that turned out bad when they were drawn."""
         return self._bad.state()
 
     def restore(self, state: list[dict[str, Any]]) -> None:
@@ -183,7 +183,7 @@ class PromptSet:
         return [self._data.weights.get(row.dataset, 1.0) for row in self._rows]
 
     def _refuse_if_nothing_is_left(self) -> None:
-        """Whoever draws until a row can be used would draw for ever."""
+        """Raise if every row is bad or has weight 0, because drawing would never end."""
         rows = zip(self._rows, self._weights, strict=True)
         if not any(weight and row.prompt.id not in self._bad.ids for row, weight in rows):
             raise ValueError("data: no row is left whose images can be read; see the bad rows named above")

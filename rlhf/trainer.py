@@ -17,7 +17,7 @@ from rlhf.update import Policy, prepare, update, with_reference
 
 @dataclass(frozen=True)
 class Parts:
-    """What a run is made of."""
+    """The parts that a run is made of."""
 
     policy: Policy
     collector: Collector | AheadCollector

@@ -56,7 +56,7 @@ class Group:
 
     @property
     def policy_version(self) -> int:
-        """Of the oldest token."""
+        """The policy version of the oldest token."""
         return min(version for t in self.trajectories for _, version in t.rollout.policy_versions)
 
     def with_trajectories(self, trajectories: Sequence[Trajectory]) -> "Group":
@@ -75,7 +75,7 @@ class PolicyBatch:
     ref_logprobs: Tensor | None  # [N] by the frozen reference; None when no KL is asked for
     sequence: Tensor  # [N] trajectory number within this micro-batch, 0 .. S-1
     token_weights: Tensor  # [N] what each token's loss is multiplied by before the sum
-    prompt_ids: tuple[str, ...] = ()  # whose trajectories these are, for messages
+    prompt_ids: tuple[str, ...] = ()  # ids of the prompts behind these trajectories, for messages
 
     def to(self, device: torch.device) -> "PolicyBatch":
         return move_batch(self, device)

@@ -45,7 +45,7 @@ class Update:
 
 @dataclass(frozen=True)
 class UpdateResult:
-    """What an update did, the loss's figures, and its groups."""
+    """The step that an update took, the loss's figures, and the update's groups."""
 
     result: StepResult
     sums: LossSums
@@ -85,7 +85,7 @@ def prepare(groups: Sequence[Group], policy: Policy, algorithm: Algorithm, confi
     inputs = [batch.inputs for one in updates for batch in one.batches]
     if len(updates) * config.passes == 1 and (len(inputs) == 1 or not balance):
         return [replace(one, balance_coefficient=balance) for one in updates]
-    # One pass without gradient gives the old log-probs and what balance is asked of.
+    # One pass without gradient gives the old log-probs and the routed pairs that the balance term needs.
     scores = engine.logprobs(inputs)
     old = iter(scores)
     updates = [

@@ -45,7 +45,7 @@ class Sample:
 
 
 class _Samples(TableSource[Sample]):
-    """What sources of samples share: prompt and completions as ids, images from files."""
+    """The common part of all sources of samples: prompt and completions as ids, images from files."""
 
     def __init__(self, path: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._processor = processor

@@ -12,7 +12,7 @@ from rlhf.trajectory import Group
 
 @dataclass(frozen=True)
 class Work:
-    """What forward passes are asked for."""
+    """The size of a number of forward passes, from which FLOPs follow."""
 
     tokens: int  # through the decoder
     pairs: int  # (query, key) pairs in its attention
@@ -54,7 +54,7 @@ def once_per_group(groups: Iterable[Group]) -> Work:
 
 
 def packed_work(inputs: ModelInputs) -> Work:
-    """What a packed batch holds, prefixes that rows repeat counted as often."""
+    """The work in a packed batch; a prefix that several rows repeat counts once for each of them."""
     layout, roots = inputs.layout, inputs.root_lengths
     slots = layout.slot_of_token - layout.root_tokens.numel()
     branches, longest = layout.branch_tokens.shape
@@ -69,7 +69,7 @@ def padded_row(length: int, completion: int, tiles: int) -> Work:
 
 
 def forward_flops(config: SailVL2Config, work: Work) -> float:
-    """Of one forward pass; with its backward pass an update takes three times as many."""
+    """FLOPs of one forward pass; with its backward pass an update takes three times as many."""
     text = config.language
     heads = text.num_attention_heads * text.head_dim
     projections = text.hidden_size * (2 * heads + 2 * text.num_key_value_heads * text.head_dim)

@@ -1,4 +1,4 @@
-"""What every side-by-side benchmark needs: turns, medians, an A/A spread, and the environment for the JSON."""
+"""The tools of every side-by-side benchmark: turns, medians, an A/A spread, and the environment for the JSON."""
 
 import os
 import platform

@@ -81,7 +81,7 @@ class PaddedUpdate:
 
     @property
     def work(self) -> Work:
-        """Of what (a) does: the vision tower on every row."""
+        """The work of way (a): the vision tower on every row."""
         return total(batch.work for batch in self.batches)
 
     def accumulate(self) -> float:

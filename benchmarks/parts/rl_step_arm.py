@@ -17,7 +17,7 @@ from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, RlConfig
 
-TIMED = ("collect", "prepare", "update", "sync")  # of ours: not evaluation, logs, checkpoints
+TIMED = ("collect", "prepare", "update", "sync")  # our phases that count; evaluation, logs and checkpoints do not
 CURVE = ("accuracy_think", "accuracy_think_sampled")
 
 
@@ -40,7 +40,7 @@ class Step:
     rewards: float
     update: float
     completion_tokens: float
-    zero_advantage_share: float = 0.0  # of the trained tokens, as far as a side tells
+    zero_advantage_share: float = 0.0  # share of the trained tokens, as far as a side tells
 
 
 class Turns:

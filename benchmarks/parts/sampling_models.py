@@ -1,4 +1,4 @@
-"""What `benchmarks.sampling` samples from: models whose turns end by a known law, their prompts, and their twins."""
+"""Models for `benchmarks.sampling` whose turns end by a known law, their prompts, and their twins."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

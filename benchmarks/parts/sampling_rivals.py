@@ -117,7 +117,7 @@ class Rivals:
 
     @torch.inference_mode()
     def logprobs(self, prompt: TwinPrompt, completion: Sequence[int]) -> list[float]:
-        """Of each token of a given completion."""
+        """The log-probability of each token of a given completion."""
         ids = torch.tensor(completion)
         row = torch.cat((prompt.embeddings, self.twin.model.embed_tokens(ids)))
         logits = self.twin(inputs_embeds=row[None]).logits[0, len(prompt.ids) - 1 : -1]

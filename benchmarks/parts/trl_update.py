@@ -121,13 +121,13 @@ def build_optimizer(policy: Any) -> torch.optim.Optimizer:
 
 
 def stored_batch(groups: Sequence[Group]) -> dict[str, Any]:
-    """What `_generate_and_score_completions` returns for these groups, as far as the loss reads it."""
+    """The result of `_generate_and_score_completions` for these groups, as far as the loss reads it."""
     rows = [(group, t) for group in groups for t in group.trajectories]
     lengths = torch.tensor([len(t.rollout.completion_ids) for _, t in rows])
     completions = torch.zeros(len(rows), int(lengths.max()), dtype=torch.long)
     for row, (_, t) in zip(completions, rows, strict=True):
         row[: len(t.rollout.completion_ids)] = torch.tensor(t.rollout.completion_ids)
-    prompts = torch.tensor([list(t.rollout.prompt_ids) for _, t in rows])  # of one length
+    prompts = torch.tensor([list(t.rollout.prompt_ids) for _, t in rows])  # all have one length
     return {
         "prompt_ids": prompts,
         "prompt_mask": torch.ones_like(prompts),

@@ -1,4 +1,4 @@
-"""What the benchmarks of the update phase share: models of four sizes, stored groups, and the project's own update."""
+"""Common parts of the benchmarks of the update phase: models of four sizes, stored groups, the project's own update."""
 
 import random
 from collections.abc import Iterator, Sequence

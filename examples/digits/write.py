@@ -141,7 +141,7 @@ def _pretraining(
 
 
 def _lead_in(family: task.Family, rng: np.random.Generator) -> str:
-    """What stands before a worked reading: one time in four the question, else one to six random characters.
+    """The text before a worked reading: one time in four the question, else one to six random characters.
 
     A model that always meets the reading behind the question finds its digits by that, and loses them in a thought.
     """

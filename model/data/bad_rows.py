@@ -31,7 +31,7 @@ class BadRows:
 
     @property
     def ids(self) -> Collection[str]:
-        """Of rows that were found bad after the opening."""
+        """Ids of the rows that were found bad after the table was opened."""
         return self._later.keys()
 
     def add(self, file: Path, number: int, reason: str) -> None:
@@ -61,7 +61,7 @@ class BadRows:
         self._check()
 
     def state(self) -> list[JsonObject]:
-        """What a checkpoint keeps."""
+        """Data that a checkpoint keeps; `restore` takes it back."""
         return list(self._later.values())
 
     def restore(self, state: list[JsonObject]) -> None:

@@ -1,6 +1,5 @@
 """From the columns of a row to messages: what is the question, what the answer, which images belong to it."""
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 from model.data.config import TableConfig
 from model.data.media import MediaError, inside
 from model.data.media_store import MediaStore
-from model.data.tables import RawRow, Table, from_base64
+from model.data.tables import RawRow, Table, as_json, from_base64
 from model.json_values import JsonObject
 
 _ID = ("id", "index")
@@ -68,7 +67,7 @@ class ChatReader:
         messages, used = _messages(question_column, question, _sources(images))
         messages, root = self._with_files(messages, table.root)
         own = {id_column, question_column, reference_column, image_column if used else ""}
-        meta = {key: _plain(value) for key, value in columns.items() if key not in own}
+        meta = {key: as_json(value) for key, value in columns.items() if key not in own}
         if dataset_column != "data_source":
             meta["dataset"] = table.name if dataset is None else dataset
         return ChatRow(
@@ -253,10 +252,3 @@ def _parts(messages: Sequence[object]) -> Iterator[Message]:
     for message in messages:
         if isinstance(message, dict) and isinstance(message.get("content"), list):
             yield from (part for part in message["content"] if isinstance(part, dict))
-
-
-def _plain(value: object) -> object:
-    """Rewards get columns as JSON data: dates and the like become text, bytes their number."""
-    if value is None or isinstance(value, str | int | float):
-        return value
-    return json.loads(json.dumps(value, default=lambda v: f"{len(v)} bytes" if isinstance(v, bytes) else str(v)))

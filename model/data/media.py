@@ -103,7 +103,7 @@ def _opened(root: Path, name: str) -> Iterator[Image.Image]:
 
 @contextmanager
 def _named_errors(what: str) -> Iterator[None]:
-    """What opening and decoding may raise, as a `MediaError` about `what`."""
+    """Turn the errors that opening and decoding may raise into a `MediaError` about `what`."""
     try:
         yield
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from typing import Any
 from model.data.media import inside
 from model.json_values import JsonObject
 
-_ROWS_AT_ONCE = 64  # of a columnar file; a row may carry megabytes of images
+_ROWS_AT_ONCE = 64  # how much of a columnar file is read at once, because a row may carry megabytes of images
 _LONGEST_REFERENCE = 64
 """VLMEvalKit: an image cell this short is the index of the row that has the image."""
 
@@ -41,7 +41,7 @@ class Table:
 
     @cached_property
     def name(self) -> str:
-        """What its rows are called together, unless they name a data set themselves."""
+        """The name of the data set that its rows belong to, unless they name one themselves."""
         return self.path.name if self.path.is_dir() else self.path.stem
 
     @cached_property
@@ -112,7 +112,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 
 
 def _saved_rows(path: Path) -> Iterator[RawRow]:
-    """Of a folder saved by `save_to_disk`: state.json names Arrow stream files beside it."""
+    """Rows of a folder that `save_to_disk` wrote: state.json names the Arrow stream files beside it."""
     arrow = _pyarrow(path)
     try:
         state = json.loads((path / "state.json").read_text(encoding="utf-8"))
@@ -185,7 +185,7 @@ def _tsv_rows(path: Path) -> Iterator[RawRow]:
 
 def _tsv_cells(path: Path) -> Iterator[tuple[int, dict[str, str] | None]]:
     """(row number, cells by column), None for a row of another width."""
-    csv.field_size_limit(2**31 - 1)  # of the whole process; an image is one cell
+    csv.field_size_limit(2**31 - 1)  # holds for the whole process; an image is one cell
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = csv.reader(file, delimiter="\t")
@@ -261,3 +261,10 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
     except UnicodeDecodeError as error:
         raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
+
+
+def as_json(value: object) -> object:
+    """A cell as JSON data: dates and the like become text, bytes their number."""
+    if value is None or isinstance(value, str | int | float):
+        return value
+    return json.loads(json.dumps(value, default=lambda v: f"{len(v)} bytes" if isinstance(v, bytes) else str(v)))

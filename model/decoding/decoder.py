@@ -19,7 +19,7 @@ from model.layers import lay_side_by_side
 from model.sail_vl2 import SailVL2
 from model.vision import VisionMLP
 
-_MIN_ROWS = 8  # of a decoding step
+_MIN_ROWS = 8  # a decoding step has at least so many rows
 
 
 class PromptDecoder:

@@ -35,7 +35,7 @@ class GroupCache:
     slot: Tensor | None = None  # [1] `length` on the GPU; None on CPU
     own_bias: Tensor | None = None  # [room] 0 or -inf, of this step; None on CPU and with kernels of our own
     row_of_cell: Tensor | None = None  # [N * G] live row of each sibling, or -1; None on CPU
-    has_kernels: bool = False  # of our own, for this GPU
+    has_kernels: bool = False  # whether our own kernels run on this GPU
     layout_id: int = field(default_factory=lambda: next(_layouts))  # another one when tensors are replaced
 
     @classmethod

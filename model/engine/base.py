@@ -1,7 +1,7 @@
-"""What a training engine does, in whole lists of micro-batches; every engine is tested against `model.engine.local`.
+"""The verbs of a training engine, over whole lists of micro-batches; each is tested against `model.engine.local`.
 
 One process leads: it alone runs the loop and calls these verbs. An engine over several processes deals the lists out
-behind them, so whoever holds an engine knows no ranks. Nobody outside holds the model itself.
+behind them, so its callers know no ranks. Nobody outside holds the model itself.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -30,7 +30,7 @@ class NonFiniteError(RuntimeError):
 
 @dataclass(frozen=True)
 class LossSums:
-    """What a loss said of the micro-batches of one or more `accumulate` calls, in their order.
+    """The figures of a loss, one set for each micro-batch of one or more `accumulate` calls, in their order.
 
     Example: two micro-batches that hold 3 and 5 trained tokens give `total()["tokens"] == 8.0`.
     """
@@ -112,7 +112,7 @@ class TrainEngine(Scorer, Protocol):
         ...
 
     def embeddings(self, inputs: ModelInputs) -> Tensor:
-        """What the decoder reads, [T, D], visual tokens included; without gradient."""
+        """The input of the decoder [T, D], visual tokens included; without gradient."""
         ...
 
     def frozen(self) -> Scorer:

@@ -24,7 +24,7 @@ class Device(Enum):
 
 
 class ComputeDtype(Enum):
-    """What forward and backward compute in; weights and optimizer stay float32. `auto`: bfloat16 on a GPU."""
+    """The dtype of forward and backward; weights and optimizer stay float32. `auto`: bfloat16 on a GPU."""
 
     auto = "auto"
     float32 = "float32"
@@ -32,7 +32,7 @@ class ComputeDtype(Enum):
 
 
 class Normalisation(Enum):
-    """What one update's loss is divided by: `tokens` that train, or `samples` (the report's equations 2 and 3)."""
+    """The number that divides an update's loss: `tokens` that train, or `samples` (the report's equations 2 and 3)."""
 
     tokens = "tokens"
     samples = "samples"
@@ -96,7 +96,7 @@ class EngineConfig:
     gradient_checkpointing: bool = False
     """keep only each block's input for the backward pass: less memory, one more forward pass"""
     attention_kernel: AttentionKernel = AttentionKernel.auto
-    """what computes attention over packed rows: the best for the device, or one by name"""
+    """kernel that computes attention over packed rows: the best for the device, or one by name"""
     max_skipped_updates: int = 3
     """the run ends with exit code 4 after so many updates in a row whose loss or gradient was not finite"""
 
@@ -110,12 +110,12 @@ class EngineConfig:
 
 @dataclass
 class SupervisedConfig:
-    """What pre-training and supervised fine-tuning share."""
+    """The settings that pre-training and supervised fine-tuning share."""
 
     max_steps: int = 0
     """optimizer updates; 0: one pass over the rows"""
     normalisation: Normalisation = Normalisation.tokens
-    """what the loss of an update is divided by: tokens, or samples (the report's equations 2 and 3)"""
+    """number that divides the loss of an update: tokens, or samples (the report's equations 2 and 3)"""
     balance_coefficient: float = 0.001
     """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

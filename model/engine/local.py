@@ -157,7 +157,7 @@ class LocalEngine:
         write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
 
     def _identity(self) -> dict[str, object]:
-        """What a continued run must share with its checkpoint, because it changes last bits."""
+        """Settings that a continued run must share with its checkpoint, because they change last bits."""
         return {
             "num_threads": self.config.num_threads,
             "total_steps": self.total_steps,

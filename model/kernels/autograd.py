@@ -1,4 +1,4 @@
-"""What torch hands to the forward and backward of an `autograd.Function`."""
+"""The context that torch hands to the forward and backward of an `autograd.Function`."""
 
 from typing import Any
 

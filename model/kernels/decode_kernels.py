@@ -4,7 +4,7 @@ Keys are read in parts that are attended to side by side and then merged by thei
 GPU. How they are cut depends on the room of a cache alone: a row's arithmetic is the same in any company.
 """
 
-# What is a tl.constexpr to a kernel is a number to its caller, and launches take num_warps.
+# Pyright cannot know that a caller passes a number for a tl.constexpr, and that launches take num_warps.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch
@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-_SHORTEST_PART, _MOST_PARTS = 128, 32  # of the keys of a row
+_SHORTEST_PART, _MOST_PARTS = 128, 32  # how the keys of a row are cut into parts
 
 
 @triton.jit

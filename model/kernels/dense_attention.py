@@ -21,7 +21,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> tuple[Tensor, Tenso
 
 
 def gradients(grad: Tensor, q: Tensor, k: Tensor, v: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Of q [H, L, K], k and v [H, S, K], from the output's `grad` [H, L, K]."""
+    """Gradients of q [H, L, K], k and v [H, S, K], from the output's `grad` [H, L, K]."""
     of_weights = torch.bmm(grad, v.mT)
     of_scores = torch.ops.aten._softmax_backward_data(of_weights, weights, -1, weights.dtype).mul_(q.shape[-1] ** -0.5)
     return torch.bmm(of_scores, k), torch.bmm(of_scores.mT, q), torch.bmm(weights.mT, grad)

@@ -1,7 +1,7 @@
 """Kernels for what lies between the products of a layer on a GPU, in Triton: one launch and one reading for what torch
 does in two or three."""
 
-# What is a tl.constexpr to a kernel is a number to its caller, and launches take num_warps.
+# Pyright cannot know that a caller passes a number for a tl.constexpr, and that launches take num_warps.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch

@@ -2,7 +2,7 @@
 into its gradient in place. torch takes some ten passes over fp32 copies of it for either.
 """
 
-# What is a tl.constexpr to a kernel is a number to its caller, and launches take num_warps.
+# Pyright cannot know that a caller passes a number for a tl.constexpr, and that launches take num_warps.
 # pyright: reportArgumentType=false, reportCallIssue=false, reportOperatorIssue=false
 
 import torch

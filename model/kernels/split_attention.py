@@ -20,7 +20,8 @@ from model.kernels.available import WIDE
 from model.kernels.threads import each_on_one_thread
 from model.layout import Layout, Piece, Span
 
-# What `scaled_dot_product_attention` calls on CPU; under its own name it returns the log-sum-exp [B, H, L] too.
+# `scaled_dot_product_attention` calls this kernel on CPU. Called by its own name it also returns the log-sum-exp
+# [B, H, L].
 cpu_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _flash_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
@@ -66,7 +67,7 @@ class _SplitAttention(torch.autograd.Function):
         given, share = (q, k, v), q.shape[1] // k.shape[1]
         q, k, v = _by_head(q), _by_head(k, share), _by_head(v, share)
         out = torch.empty_like(q)
-        weights: list[Tensor] = []  # of each piece
+        weights: list[Tensor] = []  # attention weights, one tensor a piece
         log_mass = q.new_empty(q.shape[:2], dtype=torch.promote_types(q.dtype, torch.float32))
 
         def causal(start: int, stop: int) -> None:

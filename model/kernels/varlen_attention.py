@@ -31,7 +31,7 @@ class Sequences:
 
 
 class VarlenPlan:
-    """What the two calls need to know of a layout; made once a batch, for all layers."""
+    """The facts about a layout that the two calls need; made once a batch, for all layers."""
 
     def __init__(self, layout: Layout) -> None:
         device = layout.slot_of_token.device

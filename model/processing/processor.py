@@ -57,7 +57,7 @@ class PromptTokens:
 class ConversationTokens(PromptTokens):
     """A whole conversation."""
 
-    loss_weights: list[float]  # of each id: 1 over what assistants wrote and the end of their turns, else 0
+    loss_weights: list[float]  # one an id: 1 over what assistants wrote and the end of their turns, else 0
 
 
 class Processor:

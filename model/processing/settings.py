@@ -1,4 +1,4 @@
-"""What `preprocessor_config.json` says: how images are cut and normalised. Torch-free.
+"""The settings in `preprocessor_config.json`: how images are cut and normalised. Torch-free.
 
 The released 2B folder caps an image at 10 tiles here and at 12 in `config.json`; its processor follows this file.
 """

@@ -63,7 +63,7 @@ class Tokenizer:
         """Ids of untrusted text: only byte-level BPE entries, whatever the text spells. `ValueError` if not UTF-8."""
         try:
             return self._engine.encode(text, add_special_tokens=False).ids
-        except TypeError:  # what the engine raises for half a surrogate pair, which JSON can spell
+        except TypeError:  # the engine raises it for half a surrogate pair, which JSON can spell
             raise ValueError(f"text: expected what UTF-8 can hold, found a lone surrogate in {text[:80]!r}") from None
 
     def encode_with_think_tags(self, text: str) -> list[int]:

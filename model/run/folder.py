@@ -269,7 +269,7 @@ class RunFolder:
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         for path in [*self.folder.glob("*.jsonl"), *self.folder.glob("rollouts/*.jsonl")]:
             if not path.match(_OF_THE_DATA):
-                cut_lines(path, step or -1)  # what a run says before its first step it says again
+                cut_lines(path, step or -1)  # lines from before the first step are written again
         self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
         shutil.rmtree(self.folder / "events", ignore_errors=True)

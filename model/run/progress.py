@@ -1,4 +1,4 @@
-"""What a person sees of a stage: a progress bar with ETA on a terminal, sparse plain lines elsewhere."""
+"""The progress of a stage for a person: a bar with ETA on a terminal, sparse plain lines elsewhere."""
 
 import sys
 import time

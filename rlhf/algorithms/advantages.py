@@ -32,7 +32,7 @@ def centred_rewards(
 def deviations(
     groups: Sequence[Sequence[float]], weights: Sequence[Sequence[float]], scale: AdvantageScale
 ) -> list[float]:
-    """What the centred rewards of each group are divided by: population standard deviation + 1e-6, or 1.
+    """The divisor of each group's centred rewards: population standard deviation + 1e-6, or 1.
 
     The step's deviation weighs each trajectory by `weights`.
     """

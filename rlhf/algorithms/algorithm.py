@@ -1,4 +1,4 @@
-"""What every algorithm is: reward shaping, group filter, advantages, loss and its denominator, from one config."""
+"""The parts of every algorithm: reward shaping, group filter, advantages, loss, denominator, from one config."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -100,7 +100,7 @@ class Algorithm(Generic[Config]):
         ]
 
     def denominator(self, groups: Sequence[Group]) -> float:
-        """What one update's loss sum is divided by. `groups` hold what trains."""
+        """The number that divides one update's loss sum. `groups` hold the trajectories that train."""
         trajectories = [t for group in groups for t in group.trajectories]
         match self.config.normalisation:
             case LossNormalisation.tokens:

@@ -7,7 +7,7 @@ from enum import Enum
 
 
 class Baseline(Enum):
-    """What is taken from a reward: the mean of its group, of its siblings without itself, of the step, or nothing."""
+    """The value taken from a reward: the mean of its group, of its siblings without itself, of the step, or nothing."""
 
     group_mean = "group_mean"
     leave_one_out = "leave_one_out"
@@ -16,7 +16,7 @@ class Baseline(Enum):
 
 
 class AdvantageScale(Enum):
-    """What a reward's distance from its baseline is divided by: its group's standard deviation, the step's, nothing."""
+    """The divisor of a reward's distance from its baseline: its group's standard deviation, the step's, nothing."""
 
     group_std = "group_std"
     batch_std = "batch_std"
@@ -42,7 +42,7 @@ class GroupFilter(Enum):
 
 
 class RatioLevel(Enum):
-    """Whose probability the ratio compares: each `token`'s, the `sequence`'s as a mean per token (GSPO), or the
+    """The probability that the ratio compares: each `token`'s, the `sequence`'s as a mean per token (GSPO), or the
     product over the `whole_sequence` (RLOO).
     """
 
@@ -116,7 +116,7 @@ class CorrectionConfig:
 @dataclass
 class OverlongConfig:
     rule: OverlongRule = OverlongRule.keep
-    """what happens to completions that hit rollouts.max_completion_tokens"""
+    """treatment of completions that hit rollouts.max_completion_tokens"""
     buffer: int = 0
     """completion tokens before the limit in which the punishment grows from 0 to `penalty`; 0: a fifth of the limit, as
     in DAPO's paper"""
@@ -152,13 +152,13 @@ class AlgorithmConfig:
     dual_clip: float = 0.0
     """with a negative advantage the ratio counts as this at most (arXiv 1912.09729); 0 turns it off"""
     ratio_level: RatioLevel = RatioLevel.token
-    """whose probability the ratio compares"""
+    """probability that the ratio compares: each token's, or the sequence's"""
     baseline: Baseline = Baseline.group_mean
-    """what is taken from a reward to make an advantage"""
+    """value that is taken from a reward to make an advantage"""
     advantage_scale: AdvantageScale = AdvantageScale.group_std
-    """what that difference is divided by"""
+    """divisor of the difference between a reward and its baseline"""
     normalisation: LossNormalisation = LossNormalisation.tokens
-    """what the loss of an update is divided by"""
+    """number that divides the loss of an update"""
     group_filter: GroupFilter = GroupFilter.none
     """which groups train; filtered ones are replaced by new draws"""
     entropy_coefficient: float = 0.0
@@ -202,7 +202,7 @@ class AlgorithmConfig:
             )
 
     def _check_lone_completions(self) -> None:
-        """What compares siblings needs siblings."""
+        """`ValueError` for a setting that compares siblings where a prompt has one completion."""
         wrong = {
             "advantage_scale": self.advantage_scale is AdvantageScale.group_std,
             "baseline": self.baseline in (Baseline.group_mean, Baseline.leave_one_out),
@@ -319,7 +319,7 @@ class CustomConfig(AlgorithmConfig):
     name: str = "FILE.py:CLASS"
     """your subclass of rlhf.algorithms.algorithm.Algorithm; it runs in the trainer's process"""
     settings: dict[str, float] = field(default_factory=dict)
-    """what your class reads from self.config.settings"""
+    """numbers that your class reads from self.config.settings"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -339,4 +339,4 @@ ALGORITHM_CONFIGS: dict[str, type[AlgorithmConfig]] = {
     "rloo": RlooConfig,
     "reinforce_pp": ReinforcePpConfig,
 }
-"""What `algorithm=NAME` chooses from, beside `algorithm=custom`."""
+"""The choices of `algorithm=NAME`, beside `algorithm=custom`."""

@@ -1,4 +1,4 @@
-"""What a micro-batch's loss says about itself: sums over trained tokens, and extremes."""
+"""The figures of a micro-batch's loss: sums over trained tokens, and extremes."""
 
 from typing import Any
 

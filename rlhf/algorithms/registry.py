@@ -23,7 +23,7 @@ class Cispo(Algorithm[CispoConfig]):
 
 
 CLASSES: dict[str, type[Algorithm]] = {"cispo": Cispo}
-"""Of those bundles that are more than their config."""
+"""Classes of the bundles that are more than their config."""
 
 
 def build_algorithm(config: AlgorithmConfig, max_completion_tokens: int) -> Algorithm:

@@ -25,7 +25,7 @@ PORTION = 128
 
 @dataclass(frozen=True)
 class Answers:
-    """What one mode gave to every prompt: one list per prompt, None for a completion that could not be scored."""
+    """The answers of one mode to every prompt: one list per prompt, None for a completion that could not be scored."""
 
     right: list[list[bool | None]]
     formatted: list[float]
@@ -41,7 +41,7 @@ class Answers:
         )
 
     def only(self, numbers: Sequence[int]) -> "Answers":
-        """What the prompts of these numbers were answered, right or wrong alone."""
+        """The answers to the prompts of these numbers, right or wrong alone."""
         return Answers([self.right[number] for number in numbers], [], [])
 
     @property
@@ -203,7 +203,7 @@ class Evaluator:
             FIRST_GROUP_INDEX,
             self.config.group_by,
         )
-        self._rubric.take_metrics()  # of these completions, which are no part of the step
+        self._rubric.take_metrics()  # these completions are no part of the step
         value = result[f"accuracy_{self.config.metric.value}"]
         if self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
@@ -225,7 +225,7 @@ class Evaluator:
         return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps."""
+        """Data that a checkpoint keeps; `restore` takes it back."""
         best = [self.best, self.best_step, self.without_new_best]
         return {"evaluation": best, "evaluation_bad_rows": [] if self._prompts is None else self._prompts.state()}
 

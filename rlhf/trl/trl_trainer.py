@@ -169,7 +169,7 @@ def as_trl_prompt(task: Task) -> tuple[list[dict[str, Any]], list[Any]]:
 
 
 class StepRewards:
-    """What TRL calls once a step: our rubric and the algorithm's shaping. Keeps the step's groups."""
+    """The reward that TRL calls once a step: our rubric and the algorithm's shaping. Keeps the step's groups."""
 
     def __init__(
         self, prompts: PromptSet, rubric: Rubric, algorithm: Algorithm, tokenizer: Tokenizer, config: RlConfig
@@ -233,7 +233,7 @@ class StepRecorder(TrainerCallback):
             **reward_metrics(rewards.groups),
             "groups/drawn": float(len(rewards.groups)),
             "groups/trained": float(len(rewards.groups)),
-            "groups/dead_share": 0.0,  # of dropped groups
+            "groups/dead_share": 0.0,  # no group is dropped here
             **update_metrics(self._updates, rewards.kl_name),
             **rewards.rubric.take_metrics(),
             "time/collect": round(rewards.scored_at - self._began, 4),
@@ -255,7 +255,7 @@ _MEANS = {
 
 
 def update_metrics(updates: Sequence[dict[str, float]], kl_name: str) -> dict[str, float]:
-    """What TRL logged at each update of a step, as one step's metrics."""
+    """One step's metrics, from those that TRL logged at each update of the step."""
     metrics = {}
     for theirs, ours in {**_MEANS, "kl": kl_name}.items():
         values = [update[theirs] for update in updates if update.get(theirs) is not None]
@@ -270,7 +270,7 @@ def update_metrics(updates: Sequence[dict[str, float]], kl_name: str) -> dict[st
 
 
 class _NoCheckpoints:
-    """What `RunFolder` wants of an engine, where nothing is saved."""
+    """Stands for an engine in `RunFolder` where nothing is saved."""
 
     def save(self, folder: Path) -> Digests:
         return {}

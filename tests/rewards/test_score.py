@@ -209,3 +209,29 @@ def test_a_killed_run_goes_on_where_its_output_ends(tmp_path):
     lines = [json.loads(line) for line in output.read_bytes().splitlines()]
     assert [line["n"] for line in lines] == [row["n"] for row in rows]
     assert all(line["value"] == 1.0 for line in lines)
+
+
+def test_a_table_is_judged_as_the_same_lines(files, tmp_path):
+    """Parquet with bytes in a column; a run that is continued finds its rows again."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    rows = [{**GOOD, "n": 1}, {**WRONG, "n": 2}, {"reference": "7", "id": "x"}, {**GOOD, "completion": "7"}]
+    _, lines = files(rows)
+    pq.write_table(pa.Table.from_pylist([{**row, "image": b"\x00\x01"} for row in rows]), tmp_path / "in.parquet")
+    arguments = ["--verifier", "math", "--input", str(tmp_path / "in.parquet"), "--workers", "1"]
+    output = tmp_path / "of_table.jsonl"
+    assert main([*arguments, "--output", str(output)]) == 0
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    names = ("id", "value", "status", "answer", "reason")
+    assert [[row.get(name) for name in names] for row in found] == [[row.get(name) for name in names] for row in lines]
+    assert {row["image"] for row in found} == {"2 bytes"}
+    output.write_text("".join(output.read_text().splitlines(keepends=True)[:2]))
+    assert main([*arguments, "--output", str(output)]) == 0
+    again = [json.loads(line) for line in output.read_text().splitlines()]
+    assert [row["value"] for row in again] == [row["value"] for row in found]
+
+
+def test_a_table_that_is_none_is_refused(tmp_path, capsys):
+    (tmp_path / "in.parquet").write_bytes(b"no table")
+    arguments = ["--verifier", "math", "--input", str(tmp_path / "in.parquet"), "--output", str(tmp_path / "out.jsonl")]
+    assert main(arguments) == 2
+    assert "expected a whole Parquet file" in capsys.readouterr().err
