@@ -134,7 +134,7 @@ class AheadCollector:
         return future.result()
 
     def state(self) -> State:
-        """Data that a checkpoint keeps. At a barrier the rewards' part is the present one: evaluations may have used it."""
+        """Data that a checkpoint keeps. At a barrier the rewards' part is the present one: an evaluation may use it."""
         if self._current is None:
             return self._collector.state()
         state = {**self._current.state, "ledger": self.ledger.state()}
