@@ -3,10 +3,11 @@
 import math
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from typing import Any, Self
+from typing import Self
 
 from model.data.config import TableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
+from model.json_values import JsonObject
 from model.run.config import RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
@@ -269,7 +270,7 @@ class PipelineEvaluationConfig:
     """names of the stages; empty: all that write a model"""
     recipe: str = ""
     """recipe of the evaluation"""
-    inputs: dict[str, Any] = field(default_factory=dict)
+    inputs: JsonObject = field(default_factory=dict)
     """as those of a stage; without any there is no evaluation"""
     overrides: list[str] = field(default_factory=list)
     """KEY=VALUE of rlhf.evaluate"""
@@ -280,7 +281,7 @@ class PipelineConfig:
     """Stages are data: docs/pipeline.md describes their fields."""
 
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
-    stages: list[dict[str, Any]] = field(default_factory=list)
+    stages: list[JsonObject] = field(default_factory=list)
     """the processes to run, in this order; each has name, command, from, recipe, inputs, overrides"""
     evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)
     base: str = ""

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from rich.table import Table
 
+from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
 from model.run.progress import StageProgress
 from rlhf.collect import Collected
@@ -44,7 +44,7 @@ def printable(text: str, limit: int = 400) -> str:
     return clean if len(clean) <= limit else f"{clean[:limit]}... ({len(clean)} characters)"
 
 
-def stage_table(stages: Sequence[dict[str, Any]], majority: float) -> Table:
+def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:
     """The table that says what each stage gave."""
     table = Table(title=f"What each stage gave (always the most common answer: {majority:.1%})")
     columns = ("accuracy_think", "accuracy_think_sampled", "accuracy_direct", "format_rate")
@@ -87,6 +87,6 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
     return path
 
 
-def _parts(message: dict[str, Any]) -> list[dict[str, Any]]:
+def _parts(message: JsonObject) -> list[JsonObject]:
     content = message["content"]
     return content if isinstance(content, list) else []

@@ -14,9 +14,9 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from conf.cli import launch
+from model.json_values import JsonObject
 from model.run.config import StartMode
 from rlhf.config import PipelineConfig
 from rlhf.stages import StagePlan, check_inputs, plan
@@ -47,7 +47,7 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         _finish(config, folder, stages, results, earlier, begin)
 
 
-def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Path) -> dict[str, Any]:
+def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Path) -> JsonObject:
     """Run what is not there yet; the stage's seconds and the evaluation's result."""
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
@@ -74,7 +74,7 @@ def _finish(
     config: PipelineConfig,
     folder: Path,
     stages: Sequence[StagePlan],
-    results: Sequence[dict[str, Any]],
+    results: Sequence[JsonObject],
     earlier: float,
     begin: float,
 ) -> None:
@@ -90,7 +90,7 @@ def _finish(
     curves = plot_curves(folder, models)
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
-    summary: dict[str, Any] = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
+    summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
     if evaluated:
         summary["majority_answer_rate"] = evaluated[-1]["majority_answer_rate"]
     _write(folder / "summary.json", summary)
@@ -143,14 +143,14 @@ def process_start() -> float:
         return time.time()
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> JsonObject:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
         return {}
 
 
-def _write(path: Path, content: dict[str, Any]) -> None:
+def _write(path: Path, content: JsonObject) -> None:
     from model.run.durable import write_file
 
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,6 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from model.data.media_store import MediaStore
 from model.data.sources import BoundedCache
 from model.data.tables import Table
 from model.interface import Mode
+from model.json_values import JsonObject
 from model.processing.messages import ImageSource
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
@@ -135,11 +135,11 @@ class PromptSet:
         """The prompt asked in another mode than it was opened for; without thinking it takes no more tokens."""
         return self._in_mode(self._index[prompt_id], mode or self._mode)
 
-    def state(self) -> list[dict[str, Any]]:
+    def state(self) -> list[JsonObject]:
         """Data that a checkpoint keeps: rows that turned out bad when they were drawn."""
         return self._bad.state()
 
-    def restore(self, state: list[dict[str, Any]]) -> None:
+    def restore(self, state: list[JsonObject]) -> None:
         self._bad.restore(state)
 
     def _read(self, paths: Sequence[Path]) -> int:

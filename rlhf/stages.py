@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, command_of, entry_of, load_config
+from model.json_values import JsonObject
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
@@ -95,10 +96,10 @@ def _check(stage: StagePlan, where: str) -> None:
 
 def _inputs(
     config: PipelineConfig, given: Mapping[str, Any], earlier: Sequence[StagePlan], where: str
-) -> tuple[dict[str, Any], dict[str, Path]]:
+) -> tuple[JsonObject, dict[str, Path]]:
     """(key -> value, key -> path that must be there). `@STAGE/...` is in the folder of an earlier stage; other relative
     paths are in the pipeline's data folder."""
-    values: dict[str, Any] = {}
+    values: JsonObject = {}
     files: dict[str, Path] = {}
     for key, value in given.items():
         text = str(value)

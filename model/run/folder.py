@@ -18,6 +18,7 @@ from model.run.config import RunConfig, StartMode
 from model.run.durable import STAGING_SUFFIX, Digests, verify_folder, write_file, write_folder
 from model.run.failpoints import reach
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
+from model.run.state import State
 
 STATE = "state.json"
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
@@ -110,14 +111,14 @@ class RunFolder:
             if self._times.get(phase)
         }
 
-    def restore(self, engine: Saves) -> dict[str, Any]:
+    def restore(self, engine: Saves) -> State:
         """Load the newest checkpoint that verifies; returns its state, {"step": 0} when there is none.
 
         Rejected checkpoints are named with the reason; if all are damaged that is an error, never a silent new start.
         Lines past the restored step are cut from every log.
         """
         found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"), reverse=True)
-        state: dict[str, Any] = {"step": 0}
+        state: State = {"step": 0}
         rejected = []
         for folder in found:
             problem = verify_folder(folder)
@@ -143,7 +144,7 @@ class RunFolder:
         self._open_logs(state["step"])
         return state
 
-    def save(self, engine: Saves, state: dict[str, Any]) -> None:
+    def save(self, engine: Saves, state: State) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one."""
         with self.space_for(f"the checkpoint of step {state['step']}"):
             self._metrics.flush()
@@ -152,7 +153,7 @@ class RunFolder:
         self._prune()
 
     @contextmanager
-    def saved_on_stop(self, engine: Saves, state: Callable[[], dict[str, Any]]) -> Iterator[StopSignal]:
+    def saved_on_stop(self, engine: Saves, state: Callable[[], State]) -> Iterator[StopSignal]:
         """While open, SIGTERM waits for `check` of what this gives. A `CleanStop` out of the block saves first.
 
         `state()` is what `save` would take; whoever stops cleanly does so when the engine is as it says.
@@ -165,7 +166,7 @@ class RunFolder:
                 self.save(engine, state())
             raise
 
-    def finish(self, summary: dict[str, Any]) -> None:
+    def finish(self, summary: State) -> None:
         """Mark the run as complete; a later start with the same command returns at once."""
         with self.space_for("done.json"):
             self._metrics.flush()
@@ -188,7 +189,7 @@ class RunFolder:
             self._write_events(step, metrics)
         reach("log")
 
-    def append(self, file: str, step: int, records: list[dict[str, Any]]) -> None:
+    def append(self, file: str, step: int, records: list[State]) -> None:
         """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
         path = self.folder / file
         with self.space_for(file):
@@ -277,7 +278,7 @@ class RunFolder:
             metrics = json.loads(line)
             self._write_events(metrics.pop("step"), metrics)
 
-    def _write_events(self, step: int, metrics: dict[str, Any]) -> None:
+    def _write_events(self, step: int, metrics: State) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 

@@ -1,10 +1,9 @@
 """The figures of a micro-batch's loss: sums over trained tokens, and extremes."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from model.json_values import JsonObject
 from model.logprobs import TokenScores
 from rlhf.algorithms.config import AlgorithmConfig, KlEstimator
 from rlhf.algorithms.losses import MAX_LOG_RATIO, kl_estimate
@@ -61,7 +60,7 @@ def _sampler_gap(old: Tensor, batch: PolicyBatch) -> dict[str, float]:
     starts[1:] = batch.sequence[1:] != batch.sequence[:-1]
     index = torch.arange(len(starts), device=starts.device)
     position = (index - torch.where(starts, index, 0).cummax(0).values)[mask] if len(starts) else index
-    metrics: dict[str, Any] = {
+    metrics: JsonObject = {
         "sampler_gap": float(gap.sum()),
         "sampler_gap_max": float(gap.max()) if len(gap) else 0.0,
     }

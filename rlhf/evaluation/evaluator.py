@@ -4,10 +4,10 @@ import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from model.engine.base import TrainEngine
 from model.interface import Mode
+from model.json_values import JsonObject
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.state import State
@@ -92,7 +92,7 @@ def evaluate_modes(
     num_samples: int = 1,
     first_group_index: int = 0,
     group_by: str = "",
-) -> dict[str, Any]:
+) -> JsonObject:
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.

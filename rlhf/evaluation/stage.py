@@ -3,12 +3,12 @@
 import json
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 from model.checkpoint import load_model, load_processor
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
+from model.json_values import JsonObject
 from model.run.durable import write_file
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig
@@ -18,7 +18,7 @@ from rollouts.build import build_worker
 from rollouts.weights.sync import fill_worker
 
 
-def evaluate_folder(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
     if config.output and Path(config.output).is_dir():
         raise ValueError(f"output: expected a file name, found the folder {config.output}")
