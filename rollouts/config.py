@@ -4,6 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
 
+from model.data.config import TableConfig
 from model.engine.config import Device
 from model.interface import Mode
 
@@ -222,7 +223,7 @@ class GenerateConfig:
     checkpoint: str = ""
     """folder of the model"""
     prompts: str = ""
-    """JSONL: objects with `messages` and optionally `id`; images lie beside the file"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     out: str = ""
     """JSONL file to write, or to continue"""
     mode: Mode = Mode.think
@@ -238,6 +239,7 @@ class GenerateConfig:
     device: Device = Device.auto
     """where to run: the GPU if there is one, in bfloat16, or what is named"""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
+    data: TableConfig = field(default_factory=TableConfig)
 
     def __post_init__(self) -> None:
         for name in ("checkpoint", "prompts", "out"):

@@ -8,9 +8,9 @@ import pytest
 from conf.cli import load_config
 from model.interface import Mode
 from model.processing.tokenizer import Tokenizer
+from rollouts.batch_inference import generate_file
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
-from rollouts.generate import generate_file
 from rollouts.rollout import RolloutRequest, generate
 from rollouts.weights.sync import fill_worker
 
@@ -114,7 +114,7 @@ def test_a_prompt_that_cannot_be_asked_is_an_error_and_not_lost(command, easy_pr
     ("text", "message"),
     [
         ("{", "line 1: expected a JSON object"),
-        ('{"id": 1}', "line 1: expected an object with a list `messages`"),
+        ('{"id": 1}', "line 1: messages: expected list, found None"),
         ('{"id": 1, "messages": []}\n{"id": 1, "messages": []}', "line 2: expected ids that differ, found '1' twice"),
     ],
 )
@@ -123,3 +123,18 @@ def test_a_file_that_cannot_be_read_names_the_line(command, tmp_path, text, mess
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         command(prompts=path)
+
+
+def test_a_table_with_images_as_bytes_gives_the_same_completions(command, easy_prompts, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    lines = command()
+    rows = [json.loads(line) for line in easy_prompts.read_text().splitlines()]
+    for row in rows:
+        image, text = row.pop("messages")[0]["content"]
+        row |= {"question": text["text"], "image": (easy_prompts.parent / image["image"]).read_bytes()}
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
+    (tmp_path / "out" / "o.jsonl").unlink()
+    (tmp_path / "out" / "o.jsonl.config.yaml").unlink()
+    assert command(prompts=tmp_path / "prompts.parquet") == lines

@@ -1,0 +1,184 @@
+"""Batch inference as a stage: from a checkpoint and prompts to a file of completions that a later run can go on with."""
+
+import fcntl
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from model.checkpoint import load_model, load_processor
+from model.data.chat_rows import ChatReader
+from model.data.media import MediaError
+from model.data.media_store import MediaStore
+from model.data.tables import Table
+from model.engine.config import ComputeDtype
+from model.engine.device import pick_device, pick_dtype, prepare_cpu
+from model.processing.processor import Processor
+from model.run.durable import write_file
+from model.run.progress import StageProgress
+from rollouts.build import build_worker
+from rollouts.config import Decoding, GenerateConfig
+from rollouts.rollout import Json, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
+from rollouts.weights.sync import fill_worker
+
+PORTION = 64
+"""The pixels of this many prompts are held at once, or of twice as many as the sampler decodes side by side, if that is
+more."""
+
+
+@dataclass(frozen=True)
+class GenerateRow:
+    """A line of the prompts file. Its number is the group index, so that an interrupted file goes on with the same
+    completions."""
+
+    number: int
+    id: str
+    messages: list[Json]
+    root: Path  # folder that image names are relative to
+    problem: str = ""  # the reason why it cannot be asked
+
+
+def generate_file(config: GenerateConfig, resolved: str) -> None:
+    """Sample what `config.out` does not have yet. `ValueError` while another run does."""
+    processor = load_processor(Path(config.checkpoint))
+    config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
+    media = MediaStore()  # a temporary folder, for images that come as bytes
+    rows = read_rows(config, media)
+    with _hold(Path(config.out)):
+        done = _continue(Path(config.out), config, resolved)
+        open_rows = [row for row in rows if row.id not in done]
+        print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already")
+        if open_rows:
+            _sample(open_rows, config, processor)
+
+
+def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Processor) -> None:
+    """Append the completions of each row to the file."""
+    prepare_cpu(config.num_threads)
+    model, _ = load_model(Path(config.checkpoint))
+    device = pick_device(config.device)
+    model = model.to(device, pick_dtype(ComputeDtype.auto, device))
+    count = num_tokens = num_failed = 0
+    with (
+        closing(build_worker(model, processor, config.rollouts, config.seed)) as worker,
+        StageProgress("generate", len(rows)) as progress,
+        Path(config.out).open("a", encoding="utf-8") as out,
+    ):
+        fill_worker(worker, model)
+        for row, lines in _answers(rows, config, processor, worker):
+            out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
+            out.flush()
+            count += 1
+            num_tokens += sum(len(line.get("token_ids", [])) for line in lines)
+            num_failed += any("error" in line for line in lines)
+            progress.advance(count, f"{num_tokens} tokens")
+    print(f"{config.out}: {count} prompts, {num_tokens} tokens, {num_failed} with an error")
+
+
+def read_rows(config: GenerateConfig, media: MediaStore) -> list[GenerateRow]:
+    """Read the prompts. `ValueError` names the row that is wrong, or the id that stands twice.
+
+    A row whose images cannot be had is kept with the reason, and answered by it.
+    """
+    table, reader = Table(Path(config.prompts)), ChatReader(config.data, media)
+    rows: dict[str, GenerateRow] = {}
+    for ordinal, raw in enumerate(table.rows(), 1):
+        where = f"{raw.file}: line {raw.number}"
+        try:
+            row_id = reader.id_of(raw, table, ordinal)
+            try:
+                chat = reader.read(raw, table, ordinal)
+                row = GenerateRow(raw.number - 1, row_id, chat.messages, chat.root)
+            except MediaError as error:
+                row = GenerateRow(raw.number - 1, row_id, [], table.root, str(error))
+        except ValueError as error:
+            raise ValueError(f"{where}: {error}") from None
+        if row.id in rows:
+            raise ValueError(f"{where}: expected ids that differ, found {row.id!r} twice")
+        rows[row.id] = row
+    return list(rows.values())
+
+
+@contextmanager
+def _hold(out: Path) -> Iterator[None]:
+    """Let only this run write the file, because two would cut off each other's lines."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _settings_of(out).open("a", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"out: {out} is being written by another run; wait for it, or name another file") from None
+        yield
+
+
+def _settings_of(out: Path) -> Path:
+    return out.with_name(out.name + ".config.yaml")
+
+
+def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
+    """Return the ids that are done.
+
+    Cuts off an unfinished last line, and the completions of a prompt that lacks some or that the sampler failed at.
+    """
+    settings = _settings_of(out)
+    if not out.exists():
+        settings.write_text(resolved, encoding="utf-8")
+        out.touch()
+        return set()
+    if settings.read_text(encoding="utf-8") != resolved:
+        raise ValueError(
+            f"out: {out} was written with other settings (see {settings.name}); remove both, or name another file"
+        )
+    *lines, rest = out.read_text(encoding="utf-8").split("\n")
+    records = [json.loads(line) for line in lines]
+    counts: dict[str, int] = {}
+    failed = {record["id"] for record in records if "error" in record and "sample" in record}  # asked again
+    for record in records:
+        counts[record["id"]] = counts.get(record["id"], 0) + (config.num_samples if "error" in record else 1)
+    done = {name for name, count in counts.items() if count >= config.num_samples and name not in failed}
+    kept = [line for line, record in zip(lines, records, strict=True) if record["id"] in done]
+    if rest or len(kept) < len(lines):
+        write_file(out, "".join(line + "\n" for line in kept).encode())
+    return done
+
+
+def _answers(
+    rows: Sequence[GenerateRow], config: GenerateConfig, processor: Processor, worker: RolloutWorker
+) -> Iterator[tuple[GenerateRow, list[Json]]]:
+    """Yield the lines of each row, as they come."""
+    portion = max(PORTION, 2 * config.rollouts.max_rows // config.num_samples)
+    for start in range(0, len(rows), portion):
+        asked: list[tuple[GenerateRow, RolloutRequest]] = []
+        for row in rows[start : start + portion]:
+            try:
+                if row.problem:
+                    raise ValueError(row.problem)
+                asked.append((row, _request(row, config, processor)))
+            except ValueError as error:  # the messages and media are the user's
+                yield row, [{"error": str(error)}]
+        waiting = iter(asked)
+        for piece in generate_in_pieces(worker, [request for _, request in asked]):
+            for group in piece:
+                yield next(waiting)[0], [_line(rollout, processor) for rollout in group]
+
+
+def _request(row: GenerateRow, config: GenerateConfig, processor: Processor) -> RolloutRequest:
+    tokens = processor.prompt(row.messages, config.mode, row.root)
+    config.rollouts.check_length(row.id, len(tokens.ids))
+    config.rollouts.check_images(row.id, tokens.placeholder_ids.count(processor.placeholder_id))
+    images = processor.open_images(row.root, tokens.images)
+    samples, greedy = config.num_samples, config.decoding is Decoding.greedy
+    return RolloutRequest(row.number, row.id, tokens.ids, tokens.placeholder_ids, images, samples, greedy)
+
+
+def _line(rollout: Rollout, processor: Processor) -> Json:
+    if rollout.finish_reason.is_failure:
+        return {"sample": rollout.sample_index, "error": f"the sampler failed: {rollout.finish_reason.value}"}
+    return {
+        "sample": rollout.sample_index,
+        "completion": processor.tokenizer.decode(rollout.completion_ids),
+        "finish_reason": rollout.finish_reason.value,
+        "logprob": sum(rollout.rollout_logprobs),
+        "token_ids": list(rollout.completion_ids),
+    }
