@@ -69,13 +69,13 @@ def main() -> None:
             pool.submit(evaluate, path, data, path.parents[1] / "algorithms_start.json", seed)
             for seed, path in enumerate(checkpoints)
         ]
-        spans = {
+        runs = {
             (arm, seed): pool.submit(train, arm, path, data, seed)
             for arm in arms
             for seed, path in enumerate(checkpoints)
         }
         begun = [start.result() for start in starts]
-        results = {key: future.result() for key, future in spans.items()}
+        results = {key: future.result() for key, future in runs.items()}
     table: dict[str, Any] = {}
     for arm in arms:
         seeds = [results[arm, seed] for seed in range(len(checkpoints))]

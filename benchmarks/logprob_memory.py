@@ -76,18 +76,18 @@ def in_fresh_process(way: str, width: int) -> dict[str, float]:
 
 
 def compare(width: int, repeats: int) -> dict[str, Any]:
-    spans: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    runs: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
     for i in range(repeats):
         for way in WAYS if i % 2 else reversed(WAYS):
-            spans[way].append(in_fresh_process(way, width))
+            runs[way].append(in_fresh_process(way, width))
     for key in ("loss", "gradient_norms"):
-        found = [run[key] for way in WAYS for run in spans[way]]
+        found = [run[key] for way in WAYS for run in runs[way]]
         if max(found) - min(found) > 1e-3 * abs(found[0]):
             raise RuntimeError(f"{key} differs between the ways: {found}; the comparison would be void")
     middle = {
-        way: {key: statistics.median(run[key] for run in spans[way]) for key in ("bytes", "seconds")} for way in WAYS
+        way: {key: statistics.median(run[key] for run in runs[way]) for key in ("bytes", "seconds")} for way in WAYS
     }
-    speed = [a["seconds"] / b["seconds"] for a, b in zip(spans["full"], spans["blocked"], strict=True)]
+    speed = [a["seconds"] / b["seconds"] for a, b in zip(runs["full"], runs["blocked"], strict=True)]
     return {
         "memory_ratio": round(middle["blocked"]["bytes"] / middle["full"]["bytes"], 4),
         "speed_ratio": round(statistics.median(speed), 3),

@@ -69,12 +69,12 @@ def timed_product(shape: tuple[int, ...]) -> tuple[Callable[[], object], float]:
 def measure(model: SailVL2, groups: Sequence[Group], budget: int, rounds: int) -> dict[str, Any]:
     update = SharedUpdate(model, groups, budget, THREADS)
     tokens = max(batch.inputs.num_tokens for batch in update.batches())
-    spans: dict[str, Callable[[], object]] = {"update": update.update}
+    runs: dict[str, Callable[[], object]] = {"update": update.update}
     flops = {"update": 3 * forward_flops(model.config, once_per_group(groups))}
     for name, shape in products(model.config, tokens).items():
         label = f"{name} {list(shape)}"
-        spans[label], flops[label] = timed_product(shape)
-    seconds = take_turns(spans, rounds, warm_up=2)
+        runs[label], flops[label] = timed_product(shape)
+    seconds = take_turns(runs, rounds, warm_up=2)
     rates = {name: flops[name] / statistics.median(values) for name, values in seconds.items()}
     best = max((name for name in rates if name != "update"), key=lambda name: rates[name])
     shares = [

@@ -85,7 +85,7 @@ def fastest_micro_batch(folder: Path, overrides: list[str]) -> int:
             shutil.rmtree(folder / str(size), ignore_errors=True)
             child = Child("trl", folder / str(size), own, "", 1)
             child.wait()
-            while child.spans:
+            while child.is_running:
                 child.go_on()
             result = json.loads((folder / str(size) / "result.json").read_text())
             seconds[size] = statistics.mean(step["seconds"] for step in result["steps"][1:])
@@ -106,7 +106,7 @@ def run_pair(
         for side in SIDES:  # one after the other: each comes to the end of its first step before the next one starts
             children.append(Child(side, folder / side, [*overrides, *own[side]], held_out, every))
             children[-1].wait()
-        while any(child.spans for child in children):
+        while any(child.is_running for child in children):
             for child in children:
                 child.go_on()
     return {side: json.loads(path.read_text()) for side, path in results.items()}
@@ -117,7 +117,7 @@ class Child:
 
     def __init__(self, side: str, folder: Path, overrides: list[str], held_out: str, every: int) -> None:
         folder.mkdir(parents=True)
-        self.spans = True
+        self.is_running = True
         self._turns, descriptor = os.pipe()
         own = [*overrides, assign("run.dir", folder / "run")]
         arm = Arm(side, own, str(folder), held_out, every, descriptor)
@@ -136,12 +136,12 @@ class Child:
         """Until its step is over, or all of it."""
         if os.read(self._turns, 1):
             return
-        self.spans = False
+        self.is_running = False
         if self._process.wait():
             raise RuntimeError(f"exit code {self._process.returncode}: {self._log.read_text()[-2000:]}")
 
     def go_on(self) -> None:
-        if self.spans and self._process.stdin:
+        if self.is_running and self._process.stdin:
             self._process.stdin.write(b".")
             self._process.stdin.flush()
             self.wait()

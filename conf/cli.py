@@ -98,13 +98,15 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
         raise UsageError(_explain(error, entry)) from None
 
 
-def entry_of(module: str, where: str) -> str:
-    """The entry point of conf/ behind `python -m MODULE`. `UsageError` at `where` with the nearest one for a typo."""
+def entry_of(module: str, where: str, entries: Sequence[str]) -> str:
+    """The one of these entry points that is `python -m MODULE`. `UsageError` at `where` names them."""
     from conf.schema import MODULES
 
-    found = {name: entry for entry, name in MODULES.items() if entry != "pipeline"}
+    found = {MODULES[entry]: entry for entry in entries}
     if module not in found:
-        raise UsageError(f"{where}: no command {module!r}; {_nearest(module, list(found))}")
+        close = difflib.get_close_matches(module, found, n=1, cutoff=0.6)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise UsageError(f"{where}: expected one of {', '.join(found)}, found {module!r}{hint}")
     return found[module]
 
 
@@ -203,11 +205,12 @@ def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> No
 @contextmanager
 def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
     """(overrides, what makes Hydra find the recipe) where a recipe is a user's YAML file: `recipe=my/recipe.yaml`."""
-    files = [override for override in overrides if _key(override) == "recipe" and override.endswith((".yaml", ".yml"))]
-    if not files:
-        yield list(overrides), []
+    chosen = [override.partition("=")[2] for override in overrides if _key(override) == "recipe"]
+    if not chosen or not chosen[-1].endswith((".yaml", ".yml")):
+        named = [f"recipe={chosen[-1]}"] if len(chosen) > 1 else []
+        yield [*(o for o in overrides if not named or _key(o) != "recipe"), *named], []
         return
-    path = Path(files[-1].partition("=")[2])
+    path = Path(chosen[-1])
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -215,7 +218,7 @@ def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]
     with tempfile.TemporaryDirectory(prefix="sailvl2-recipe-") as scratch:
         folder = Path(scratch, "recipe")
         folder.mkdir()
-        name = re.sub(r"\W", "_", path.stem)
+        name = f"file_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"  # no shipped recipe is called like that
         (folder / f"{name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
         kept = [override for override in overrides if _key(override) != "recipe"]
         yield [*kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"]

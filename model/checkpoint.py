@@ -86,14 +86,15 @@ def write_checkpoint(
     waiting = iter(tensors)
 
     def fill(staging: Path) -> Digests:
-        return {
+        digests = {
             name: write_tensors(staging / name, shard, target, islice(waiting, len(shard)), {"format": "pt"})
             for name, shard in zip(names, shards, strict=True)
         }
+        if (extra := next(waiting, None)) is not None:
+            raise ValueError(f"{folder}: expected {sum(map(len, shards))} tensors, found {extra[0]} besides")
+        return digests
 
     write_folder(folder, files, fill)
-    if (extra := next(waiting, None)) is not None:
-        raise ValueError(f"{folder}: expected {sum(map(len, shards))} tensors, found {extra[0]} besides")
 
 
 def sorted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -128,9 +128,10 @@ def project_heads(
     """
     q_norm, k_norm = norms
     head_dim = q_norm.weight.shape[0]
-    if x.device.type != "cpu" or x.dtype not in WIDE:
+    norms_are_plain = is_plain(q_norm, RMSNorm) and is_plain(k_norm, RMSNorm)
+    if x.device.type != "cpu" or x.dtype not in WIDE or not norms_are_plain:
         q, k, v = (heads.unflatten(-1, (-1, head_dim)) for heads in side_by_side(x, *projections))
-        if for_sampling(x.device) and fits_decode_kernels(x.dtype, head_dim):
+        if norms_are_plain and for_sampling(x.device) and fits_decode_kernels(x.dtype, head_dim):
             from model.kernels.decode_kernels import norm_and_rotate  # where there is Triton
 
             q, k = norm_and_rotate(q, k, (q_norm.weight, k_norm.weight), q_norm.eps, rope)

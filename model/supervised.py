@@ -17,6 +17,7 @@ from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.progress import StageProgress
+from model.run.state import restore_sections, sections_of
 from model.sail_vl2 import SailVL2
 
 
@@ -49,15 +50,18 @@ def train_supervised(
     config: SupervisedConfig,
     engine: TrainEngine,
     processor: Processor,
-    rows_of_step: Callable[[int], Sequence[Row]],
+    rows_of_step: StepRows,
     run: RunFolder,
     progress: StageProgress,
 ) -> None:
     """Train to `config.max_steps`, resuming from the run's newest checkpoint. Every completion token has weight 1."""
     has_routers = isinstance(processor.config.language, MoeLanguageConfig)
     balance_coefficient = config.balance_coefficient if has_routers else 0.0
-    run.restore(engine)
-    with run.saved_on_stop(engine, lambda: {"step": engine.step_count}) as stop:
+    sections = {"rows": rows_of_step}
+    state = run.restore(engine)
+    if state["step"]:
+        restore_sections(state, sections)
+    with run.saved_on_stop(engine, lambda: sections_of(engine.step_count, sections)) as stop:
         while engine.step_count < config.max_steps:
             stop.check()
             with run.timed("data"):
@@ -91,7 +95,7 @@ def train_supervised(
             )
             progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}")
             if run.is_due(step, config.max_steps):
-                run.save(engine, {"step": step})
+                run.save(engine, sections_of(step, sections))
 
 
 def make_train_batch(rows: Sequence[Row], processor: Processor) -> TrainBatch:

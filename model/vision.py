@@ -24,7 +24,7 @@ class Patchifier(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """[I, channels, height, width] -> [I, P, D], patches row by row."""
         if not is_plain(self.proj, nn.Conv2d):
-            return self.norm(self.proj(pixels).flatten(2).transpose(1, 2))
+            return self.norm(self.proj(pixels.to(self.norm.weight.dtype)).flatten(2).transpose(1, 2))
         side = self.proj.kernel_size[0]
         patches = F.unfold(pixels.to(self.proj.weight.dtype), side, stride=side).transpose(1, 2)
         return self.norm(F.linear(patches, self.proj.weight.flatten(1), self.proj.bias))

@@ -26,8 +26,6 @@ from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
 
-"""A line of the data, whatever it holds."""
-
 _SLOW_SHARE = 0.5  # a completion that takes more than this share of the deadline is reported
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
 
-from model.data.config import TableConfig
+from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.json_values import JsonObject
 from model.run.config import RunConfig
@@ -139,7 +139,7 @@ class EvaluationConfig:
 
 
 @dataclass
-class DataConfig(TableConfig):
+class DataConfig(ChatTableConfig):
     """How files of prompts are read; docs/data.md."""
 
     also: list[str] = field(default_factory=list)
@@ -193,7 +193,7 @@ class RlConfig:
             )
         level = "token" if self.algorithm.ratio_level is RatioLevel.token else "sequence"
         overlong, limit = self.algorithm.overlong, self.rollouts.max_completion_tokens
-        if overlong.punishes and limit and overlong.buffer > limit:
+        if overlong.punishes and limit and (overlong.buffer or 0) > limit:
             raise ValueError(
                 f"algorithm.overlong.buffer: expected at most rollouts.max_completion_tokens = "
                 f"{self.rollouts.max_completion_tokens}, found {overlong.buffer}"
@@ -268,8 +268,6 @@ class PipelineEvaluationConfig:
 
     after: list[str] = field(default_factory=list)
     """names of the stages; empty: all that write a model"""
-    recipe: str = ""
-    """recipe of the evaluation"""
     inputs: JsonObject = field(default_factory=dict)
     """as those of a stage; without any there is no evaluation"""
     overrides: list[str] = field(default_factory=list)

@@ -63,8 +63,9 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(stages), figsize=(4 * len(stages), 3.2), layout="constrained")
-    for axis, stage in zip(axes, stages, strict=True):
+    size = (4 * len(stages), 3.2)
+    figure, axes = pyplot.subplots(1, len(stages), figsize=size, layout="constrained", squeeze=False)
+    for axis, stage in zip(axes[0], stages, strict=True):
         rows = [json.loads(line) for line in (folder / stage / "metrics.jsonl").read_text().split("\n")[:-1]]
         steps = [row["step"] for row in rows]
         axis.set_title(stage)

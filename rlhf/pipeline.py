@@ -51,15 +51,30 @@ def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Pa
     """Run what is not there yet; the stage's seconds and the evaluation's result."""
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
+    _refuse_other_settings(stage, evaluation, _read(seconds_path), folder)
     if not seconds_path.exists() or (evaluation and not evaluated.exists()):
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
         _run(f"stage {stage.name}", stage.command)
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
-            _write(seconds_path, {"seconds": time.time() - begin})
+            commands = {"stage": stage.command, "evaluation": evaluation.command if evaluation else []}
+            _write(seconds_path, {"seconds": time.time() - begin, "commands": commands})
         if evaluation:
             _run(f"evaluation of stage {stage.name}", evaluation.command)
-    return {**_read(seconds_path), **_read(evaluated)}
+    return {"seconds": _read(seconds_path)["seconds"], **_read(evaluated)}
+
+
+def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, done: JsonObject, folder: Path) -> None:
+    """`ValueError` for a finished stage that would now be run, or evaluated, by another command."""
+    wanted = {"stage": stage.command, "evaluation": evaluation.command if evaluation else []}
+    for name, before in done.get("commands", {}).items():
+        now = wanted[name]
+        if before and now and before != now:
+            differing = sorted({*before} ^ {*now})
+            raise ValueError(
+                f"stages.{stage.name}: {folder} holds a finished stage whose {name} had other settings ({differing}); "
+                "use those again, choose another run.dir, or start anew with run.start=fresh"
+            )
 
 
 def _clear(folder: Path, stages: Sequence[StagePlan]) -> None:
@@ -85,9 +100,10 @@ def _finish(
     from rlhf.console import plot_curves, stage_table
 
     models = [stage.name for stage in stages if stage.writes_model]
+    products = {"summary": folder / "summary.json"}
     if models:
         copy_folder(folder / models[-1] / "final", folder / "export")
-    curves = plot_curves(folder, models)
+        products |= {"Thinking checkpoint": folder / "export", "curves": plot_curves(folder, models)}
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
     summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
@@ -97,12 +113,8 @@ def _finish(
     console = Console()
     if evaluated:
         console.print(stage_table(evaluated, summary["majority_answer_rate"]))
-    console.print(
-        f"Thinking checkpoint: {folder / 'export'}\nsummary: {folder / 'summary.json'}\ncurves: {curves}\n"
-        f"total: {total:.0f} s",
-        highlight=False,
-        soft_wrap=True,
-    )
+    listed = "".join(f"{name}: {path}\n" for name, path in products.items())
+    console.print(f"{listed}total: {total:.0f} s", highlight=False, soft_wrap=True)
 
 
 def _run(title: str, arguments: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
 _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides")
 _EVALUATE = "evaluate"
+_COMMANDS = ("pretrain", "sft", "rlhf", _EVALUATE)  # entry points that may be stages
 
 
 @dataclass(frozen=True)
@@ -62,11 +63,14 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     name = fields.get("name")
     if not isinstance(name, str) or not name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"stages: stage {number}: name: expected letters, digits, _ and -, found {name!r}")
+    for key, kind, described in (("inputs", Mapping, "a mapping of keys to paths"), ("overrides", list, "a list")):
+        if fields.get(key) is not None and not isinstance(fields[key], kind):
+            raise ValueError(f"stages.{name}.{key}: expected {described}, found {fields[key]!r:.80}")
     if unknown := [key for key in fields if key not in _FIELDS]:
         raise ValueError(f"stages.{name}: expected the fields {', '.join(_FIELDS)}, found {unknown[0]!r}")
     if name in (_EVALUATE, "evaluations", "export") or name in [stage.name for stage in earlier]:
         raise ValueError(f"stages: expected names of their own, found {name!r} again; rename one")
-    entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command")
+    entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command", _COMMANDS)
     values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
     common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
     common.append(assign("run.dir", Path(config.run.dir) / name))
@@ -77,10 +81,19 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         common = _common_of_evaluation(config, name)
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
+    _refuse_owned(own, name, has_start="checkpoint" in values)
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
     planned = StagePlan(name, entry, command_of(entry), overrides, files, entry != _EVALUATE)
     _check(planned, f"stages.{name}")
     return planned
+
+
+def _refuse_owned(overrides: Sequence[str], name: str, has_start: bool) -> None:
+    """`ValueError` for keys that the pipeline sets itself, because later stages look where it put things."""
+    owned = {"run.dir", "output", *(["checkpoint"] if has_start else [])}
+    for override in overrides:
+        if (key := override.partition("=")[0].lstrip("+")) in owned:
+            raise ValueError(f"stages.{name}: {key}: the pipeline sets it, found {override!r}; leave it out")
 
 
 def _check(stage: StagePlan, where: str) -> None:
@@ -105,7 +118,10 @@ def _inputs(
         text = str(value)
         if text.startswith("@"):
             name, _, rest = text[1:].partition("/")
-            _require_earlier(name, earlier, f"{where}.inputs.{key}")
+            names = [stage.name for stage in earlier]
+            if name not in names:
+                known = ", ".join(names) or "none"
+                raise ValueError(f"{where}.inputs.{key}: expected @ and an earlier stage ({known}), found {name!r}")
             values[key] = Path(config.run.dir) / name / rest
         else:
             values[key] = files[key] = Path(config.data) / text
@@ -150,8 +166,7 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
     for name in evaluation.after or models:
         values, files = _inputs(config, evaluation.inputs, stages, "evaluation")
         values["checkpoint"] = Path(config.run.dir) / name / "final"
-        recipe = [f"recipe={evaluation.recipe}"] if evaluation.recipe else []
-        overrides = [*recipe, *(assign(key, value) for key, value in values.items())]
+        overrides = [assign(key, value) for key, value in values.items()]
         overrides += [*_common_of_evaluation(config, name), *evaluation.overrides]
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, files)
         _check(planned[name], "evaluation")

@@ -1,4 +1,4 @@
-"""Batch inference as a stage: from a checkpoint and prompts to a file of completions that a later run can go on with."""
+"""Batch inference as a stage: from a checkpoint and prompts to a file of completions that a later run goes on with."""
 
 import fcntl
 import json
@@ -48,7 +48,8 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     with _hold(Path(config.out)):
         done = _continue(Path(config.out), config, resolved)
         open_rows = [row for row in rows if row.id not in done]
-        print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already")
+        limits = f"at most {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens} tokens"
+        print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already; {limits}")
         if open_rows:
             _sample(open_rows, config, processor)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
 
-from model.data.config import TableConfig
+from model.data.config import ChatTableConfig
 from model.engine.config import Device
 from model.interface import Mode
 
@@ -239,7 +239,7 @@ class GenerateConfig:
     device: Device = Device.auto
     """where to run: the GPU if there is one, in bfloat16, or what is named"""
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    data: TableConfig = field(default_factory=TableConfig)
+    data: ChatTableConfig = field(default_factory=ChatTableConfig)
 
     def __post_init__(self) -> None:
         for name in ("checkpoint", "prompts", "out"):

@@ -14,6 +14,7 @@ from model.checkpoint import empty_model, fill, released_tensors
 from model.decoding.decoder import PromptDecoder
 from model.decoding.graph import DecodeGraph
 from model.decoding.group_cache import prefix_room
+from model.kernels.available import sampling
 from model.processing.processor import Processor
 from rollouts.config import RolloutConfig
 from rollouts.decode_batch import DecodeBatch
@@ -70,7 +71,7 @@ class EmbeddedWorker:
         self._queue[handle] = request
         return handle
 
-    @torch.inference_mode()
+    @sampling()
     def poll(self) -> list[tuple[int, list[Rollout]]]:
         if not self.is_idle:
             require_weights(self.version)
@@ -107,7 +108,7 @@ class EmbeddedWorker:
         held = released_tensors(self._decoder.model)
         return Proof(version, sent, {name: tensor_checksum(held[name]) for name in sent})
 
-    @torch.inference_mode()
+    @sampling()
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         return [("sampler", probe_model(self._decoder.model, request, self._processor.placeholder_id))]
 

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from model.data.config import TableConfig
+from model.data.config import ChatTableConfig
 from model.engine.config import OptimizerConfig, Schedule, SupervisedConfig
 from model.run.config import RunConfig
 
 
 @dataclass
-class SftDataConfig(TableConfig):
+class SftDataConfig(ChatTableConfig):
     demonstrations: str = ""
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: those of a prompt, mode (think or
     direct), completions"""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.batch import Row
+from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import RawRow
@@ -104,12 +105,18 @@ class _RolloutPrompts(_Samples):
 
     def __init__(self, used: set[str], config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._used = used
+        self.bad_ids: set[str] = set()  # prompts of rollouts whose rows cannot be used
         super().__init__(config.prompts, config, processor, folders)
 
     def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int] | None:
-        if self.reader.id_of(raw, self.table, ordinal) not in self._used:
+        row_id = self.reader.id_of(raw, self.table, ordinal)
+        if row_id not in self._used:
             return None
-        return self.measured(Sample(self.reader.read(raw, self.table, ordinal), Mode.think, []))
+        try:
+            return self.measured(Sample(self.reader.read(raw, self.table, ordinal), Mode.think, []))
+        except ValueError:
+            self.bad_ids.add(row_id)
+            raise
 
 
 class StoredSamples:
@@ -121,11 +128,14 @@ class StoredSamples:
         used = {rollout.prompt_id for rollout in self._chosen}
         self._prompts = _RolloutPrompts(used, config, processor, folders)
         self._number = {sample.chat.id: number for number, sample in enumerate(self._prompts.items)}
-        if unknown := used - self._number.keys():
+        if unknown := used - self._number.keys() - self._prompts.bad_ids:
             raise ValueError(
                 f"data.prompts: {config.prompts}: expected the prompts of data.rollouts, found no row for "
                 f"{sorted(unknown)[:3]}"
             )
+        self._chosen = [rollout for rollout in self._chosen if rollout.prompt_id in self._number]
+        if not self._chosen:
+            raise ValueError(f"data.prompts: {config.prompts}: every prompt of data.rollouts is a bad row, named above")
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -138,6 +148,10 @@ class StoredSamples:
     def length(self, index: int) -> int:
         rollout = self._chosen[index]
         return self._prompts.length(self._number[rollout.prompt_id]) + len(rollout.completion_ids)
+
+    @property
+    def bad_rows(self) -> BadRows:
+        return self._prompts.bad_rows
 
     def name_bad(self, index: int, reason: str) -> None:
         self._prompts.name_bad(self._number[self._chosen[index].prompt_id], reason)

@@ -14,26 +14,39 @@ from model.sail_vl2 import SailVL2
 _MIB = 2**20
 
 
-def measure(folder: Path, width: int = 512) -> dict[str, float]:
-    """MiB by which a model of this width makes the process grow at most, beside its own size and largest tensor."""
+def measure(folder: Path, verb: str, width: int = 512) -> dict[str, float]:
+    """MiB by which save, load or export make the process grow at most, for a model of this width.
+
+    Measure one verb a process: what one frees stays with the process, and hides what the next one takes.
+    """
     config = flavour_config(Flavour.tiny)
     language = dataclasses.replace(
         config.language, hidden_size=width, intermediate_size=8 * width, num_hidden_layers=3, head_dim=64
     )
     model = SailVL2(dataclasses.replace(config, language=language))
     model.initialise(0)
-    _, processor = build_flavour(Flavour.tiny, 0)
-    engine = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 1)
+    small, processor = build_flavour(Flavour.tiny, 0)
+    optimizer = OptimizerConfig(learning_rate=1e-3)
+    engine = LocalEngine(model, EngineConfig(num_threads=1), optimizer, 1)
     sizes = [parameter.nbytes for parameter in model.parameters()]
-    # A first round takes what is taken once: libraries, buffers of the allocator.
-    write_folder(folder / "warm", {}, engine.save)
-    engine.load(folder / "warm")
-    engine.export(folder / "warm", processor)
-    found = {"model_mib": sum(sizes) / _MIB, "largest_tensor_mib": max(sizes) / _MIB}
-    found["save_mib"] = peak_of(lambda: write_folder(folder / "saved", {}, engine.save))
-    found["load_mib"] = peak_of(lambda: engine.load(folder / "saved"))
-    found["export_mib"] = peak_of(lambda: engine.export(folder / "exported", processor, "bfloat16"))
-    return {name: round(value, 1) for name, value in found.items()}
+    # The same with a small model first: libraries and buffers are taken once, and are no part of the measure.
+    warm = LocalEngine(small, EngineConfig(num_threads=1), optimizer, 1)
+    write_folder(folder / "small", {}, warm.save)
+    warm.load(folder / "small")
+    warm.export(folder / "small_export", processor, "bfloat16")
+    if verb == "load":
+        write_folder(folder / "saved", {}, engine.save)
+    work: dict[str, Callable[[], None]] = {
+        "save": lambda: write_folder(folder / "saved", {}, engine.save),
+        "load": lambda: engine.load(folder / "saved"),
+        "export": lambda: engine.export(folder / "exported", processor, "bfloat16"),
+    }
+    peak = peak_of(work[verb])
+    return {
+        "model_mib": round(sum(sizes) / _MIB, 1),
+        "largest_tensor_mib": round(max(sizes) / _MIB, 1),
+        "peak_mib": round(peak, 1),
+    }
 
 
 def peak_of(work: Callable[[], None]) -> float:

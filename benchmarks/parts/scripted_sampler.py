@@ -15,7 +15,7 @@ from rollouts.rollout import MOMENT, FinishReason, Proof, Rollout, RolloutReques
 class _Open:
     request: RolloutRequest
     ready_at: float
-    spans: list[tuple[int, int]] = field(default_factory=list)
+    runs: list[tuple[int, int]] = field(default_factory=list)
 
 
 class ScriptedSampler:
@@ -59,8 +59,8 @@ class ScriptedSampler:
         self.num_updates += 1
         for one in self._open.values():
             share = 1.0 - (one.ready_at - time.monotonic()) / max(self.seconds, 1e-9)
-            written = min(self._length - 1, max(one.spans[-1][0] + 1, round(share * self._length)))
-            one.spans.append((written, version))
+            written = min(self._length - 1, max(one.runs[-1][0] + 1, round(share * self._length)))
+            one.runs.append((written, version))
         return Proof(version, {}, {})
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, dict[str, Tensor]]]:
@@ -88,7 +88,7 @@ class ScriptedSampler:
                     completion_ids=ids,
                     completion_mask=[1] * len(ids),
                     rollout_logprobs=[-1.0] * len(ids),
-                    policy_versions=tuple(one.spans),
+                    policy_versions=tuple(one.runs),
                     finish_reason=FinishReason.stop,
                 )
             )

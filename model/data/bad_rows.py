@@ -13,8 +13,10 @@ _NUM_IN_ERROR = 3
 
 
 class BadRows:
-    """Those of one prompt set. What is found while it is opened comes again at every opening; what is found later,
-    when pixels are decoded, is state that a checkpoint keeps.
+    """The bad rows of one table or prompt set.
+
+    Those found while it is opened come again at every opening. Those found later, when pixels are decoded, are state
+    that a checkpoint keeps.
     """
 
     def __init__(self, limit: float, report: Path | None = None) -> None:

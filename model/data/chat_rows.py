@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from model.data.config import TableConfig
+from model.data.config import ChatTableConfig, TableConfig
 from model.data.media import MediaError, inside
 from model.data.media_store import MediaStore
 from model.data.tables import RawRow, Table, as_json, from_base64
@@ -45,11 +45,12 @@ class ChatReader:
 
     def __init__(self, config: TableConfig, media: MediaStore) -> None:
         self._config, self._media = config, media
+        chat = config if isinstance(config, ChatTableConfig) else ChatTableConfig()
         self._id = _names(config.id_column, _ID)
-        self._question = _names(config.question_column, _QUESTION)
-        self._reference = _names(config.reference_column, _REFERENCE)
+        self._question = _names(chat.question_column, _QUESTION)
+        self._reference = _names(chat.reference_column, _REFERENCE)
         self._image = _names(config.image_column, _IMAGE)
-        self._dataset = _names(config.dataset_column, _DATASET)
+        self._dataset = _names(chat.dataset_column, _DATASET)
 
     def read(self, raw: RawRow, table: Table, ordinal: int, prefix: str = "") -> ChatRow:
         """The messages of a row, the `ordinal`-th of its table. `prefix` goes before its id.

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class TableConfig:
-    """How files of rows are read; docs/data.md."""
+    """How files of rows with images are read; docs/data.md."""
 
     max_bad_rows: float = 0.01
     """rows that may be skipped because they cannot be used: a share of all below 1, a number from 1 on"""
@@ -15,14 +15,8 @@ class TableConfig:
     """memory for rows that are ready to be used again, mostly pixels"""
     id_column: str = ""
     """empty: id or index, else NAME-ROW"""
-    question_column: str = ""
-    """text, or chat messages; empty: the first of messages, question, problem, prompt"""
-    reference_column: str = ""
-    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth"""
     image_column: str = ""
     """one image or a list; empty: the first of images, image, image_path"""
-    dataset_column: str = ""
-    """empty: dataset or data_source"""
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_bad_rows < float("inf"):
@@ -30,3 +24,15 @@ class TableConfig:
         for name, least in (("max_image_bytes", 1), ("cache_mib", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+@dataclass
+class ChatTableConfig(TableConfig):
+    """How files of messages are read; docs/data.md."""
+
+    question_column: str = ""
+    """text, or chat messages; empty: the first of messages, question, problem, prompt"""
+    reference_column: str = ""
+    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth"""
+    dataset_column: str = ""
+    """empty: dataset or data_source"""

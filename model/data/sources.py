@@ -15,6 +15,7 @@ from model.data.media import MediaError
 from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
 from model.data.tables import RawRow, Table
+from model.run.state import State
 
 Item = TypeVar("Item")
 _BYTES_OF_ID = 36  # a Python int and its place in a list
@@ -37,6 +38,11 @@ class RowSource(Protocol):
         """Count and name a row that could not be built. `ValueError` past `data.max_bad_rows`."""
         ...
 
+    @property
+    def bad_rows(self) -> BadRows:
+        """The rows that cannot be used; their state belongs into a checkpoint."""
+        ...
+
 
 @dataclass(frozen=True)
 class DataFolders:
@@ -56,20 +62,29 @@ class TableSource(Generic[Item]):
     def __init__(self, path: Path, config: TableConfig, folders: DataFolders) -> None:
         """`ValueError` for a file that is missing or not what its name says, and past `data.max_bad_rows`."""
         self.table = Table(path)
-        self.reader = ChatReader(config, MediaStore(folders.media))
+        self._media = MediaStore(folders.media)
+        self.reader = ChatReader(config, self._media)
         self.items: list[Item] = []
         self._lengths = array("q")
         self._places: list[tuple[Path, int]] = []
         self._ids: dict[str, int] = {}
-        self._bad = BadRows(config.max_bad_rows, folders.report)
+        self.bad_rows = BadRows(config.max_bad_rows, folders.report)
         total = 0
+        columns: set[str] = set()
         for ordinal, raw in enumerate(self.table.rows(), 1):
             total = ordinal
+            columns |= raw.columns.keys()
             try:
                 self._take(raw, ordinal)
             except ValueError as error:
-                self._bad.add(raw.file, raw.number, str(error))
-        self._bad.opened(total)
+                self.bad_rows.add(raw.file, raw.number, self._media.without_folder(str(error)))
+        for name in ("id_column", "image_column", "question_column", "reference_column", "dataset_column"):
+            wanted = getattr(config, name, "")
+            if wanted and wanted.partition(".")[0] not in columns:
+                raise ValueError(
+                    f"data.{name}: {path}: expected a column of the rows ({sorted(columns)}), found {wanted!r}"
+                )
+        self.bad_rows.opened(total)
 
     def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Item, int] | None:
         """(id, what is kept, packed tokens) of a row, None for one that is not wanted. `ValueError` says why it cannot
@@ -84,7 +99,7 @@ class TableSource(Generic[Item]):
 
     def name_bad(self, index: int, reason: str) -> None:
         file, number = self._places[index]
-        self._bad.add_later(file, number, list(self._ids)[index], reason)
+        self.bad_rows.add_later(file, number, list(self._ids)[index], self._media.without_folder(reason))
 
     def _take(self, raw: RawRow, ordinal: int) -> None:
         admitted = self.admit(raw, ordinal)
@@ -143,6 +158,14 @@ class StepRows:
     def __init__(self, parts: Sequence[StepPart], cache_mib: int) -> None:
         self._parts = [part for part in parts if part.per_step]
         self._cache = BoundedCache[Row](cache_mib * 2**20, bytes_of_row)
+
+    def state(self) -> State:
+        """Rows that turned out bad after the opening, by part."""
+        return {"bad_rows": [part.source.bad_rows.state() for part in self._parts]}
+
+    def restore(self, state: State) -> None:
+        for part, found in zip(self._parts, state["bad_rows"], strict=True):
+            part.source.bad_rows.restore(found)
 
     @property
     def steps_per_pass(self) -> int:

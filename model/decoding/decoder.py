@@ -1,7 +1,7 @@
 """A model that samples: prompts run once, then one token of every completion at a time.
 
-All of it happens in `torch.inference_mode`, which is also how the layers know that kernels without a backward pass may
-be used (`model.kernels.available.for_sampling`).
+All of it happens inside `model.kernels.available.sampling`, which is how the layers know that kernels without a
+backward pass may be used.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ from model.batch import ModelInputs
 from model.config import AttentionKernel
 from model.decoding.group_cache import GroupCache
 from model.kernels.attention import PackedAttention, packed_attention
+from model.kernels.available import sampling
 from model.kernels.split_attention import SplitAttention
 from model.language import MLP, SelfAttention
 from model.layers import lay_side_by_side
@@ -38,7 +39,7 @@ class PromptDecoder:
                 case VisionMLP():
                     lay_side_by_side(module.fc1, module.fc3)
 
-    @torch.inference_mode()
+    @sampling()
     def prefill(self, inputs: ModelInputs, group_size: int, room: int) -> tuple[Tensor, GroupCache]:
         """Run N prompts (roots only) once. Returns next-token logits [N * G, V], the same for all siblings, and the
         cache of their completions, with `room` slots for each prompt.
@@ -65,7 +66,7 @@ class PromptDecoder:
         logits = model.language_model.lm_head(_padded(last))[:num_prompts]
         return logits.repeat_interleave(group_size, 0), cache
 
-    @torch.inference_mode()
+    @sampling()
     def decode(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
         """Feed the next token of every row, ids [R] cache by cache -> next-token logits [R, V]."""
         for cache in caches:
@@ -75,7 +76,7 @@ class PromptDecoder:
             cache.advance()
         return logits
 
-    @torch.inference_mode()
+    @sampling()
     def decode_in_place(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
         """`decode` between making room and moving on: on a GPU the same launches on the same memory each time."""
         language = self.model.language_model

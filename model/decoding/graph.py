@@ -11,6 +11,7 @@ from torch import Tensor
 from model.config import MoeLanguageConfig
 from model.decoding.decoder import PromptDecoder
 from model.decoding.group_cache import GroupCache
+from model.kernels.available import sampling
 from model.sail_vl2 import SailVL2
 
 
@@ -29,7 +30,7 @@ class DecodeGraph:
         """On a GPU; the routing of an MoE counts on the host, which a graph cannot hold."""
         return model.device.type == "cuda" and not isinstance(model.config.language, MoeLanguageConfig)
 
-    @torch.inference_mode()
+    @sampling()
     def decode(self, token_ids: Tensor, caches: Sequence[GroupCache]) -> Tensor:
         """As `PromptDecoder.decode`; the logits are overwritten by the next step."""
         for cache in caches:

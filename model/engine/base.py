@@ -123,7 +123,8 @@ class TrainEngine(Scorer, Protocol):
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         """(released name, whole tensor) sorted by name, in the dtype that computes.
 
-        A tensor may be gone, or another's memory, when the next one is drawn.
+        A tensor may be gone, or another's memory, when the next one is drawn. With sampling ahead they are drawn in the
+        samplers' thread, while the thread that asked waits.
         """
         ...
 

@@ -1,11 +1,15 @@
 """Which kernels run on which device."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from importlib.util import find_spec
 
 import torch
 
 WIDE = (torch.float32, torch.float64)  # dtypes that sums may be made in
+_SAMPLING = ContextVar("sampling", default=False)
 
 
 @cache
@@ -20,13 +24,23 @@ def fits_decode_kernels(dtype: torch.dtype, head_dim: int) -> bool:
     return dtype in (torch.float32, torch.float16, torch.bfloat16) and head_dim in (16, 32, 64, 128, 256)
 
 
-def for_sampling(device: torch.device) -> bool:
-    """Whether kernels of our own that have no backward pass are meant.
+@contextmanager
+def sampling() -> Iterator[None]:
+    """Compute as a sampler: without anything for a backward pass, and with kernels of our own that have none."""
+    token = _SAMPLING.set(True)
+    try:
+        with torch.inference_mode():
+            yield
+    finally:
+        _SAMPLING.reset(token)
 
-    They are in `torch.inference_mode`, which samplers use and trainers never do: the trainer's log-probs have one
-    arithmetic with and without gradient.
+
+def for_sampling(device: torch.device) -> bool:
+    """Whether kernels of our own that have no backward pass are meant: inside `sampling`.
+
+    The trainer's log-probs have one arithmetic with and without gradient, and so do other users of the layers.
     """
-    return torch.is_inference_mode_enabled() and has_triton(device)
+    return _SAMPLING.get() and has_triton(device)
 
 
 @cache

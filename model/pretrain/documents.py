@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.batch import Row
+from model.data.bad_rows import BadRows
 from model.data.media import check_images
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import RawRow
@@ -68,6 +69,10 @@ class Kind:
 
     def length(self, index: int) -> int:
         return self._documents.length(self._numbers[index])
+
+    @property
+    def bad_rows(self) -> BadRows:
+        return self._documents.bad_rows
 
     def name_bad(self, index: int, reason: str) -> None:
         self._documents.name_bad(self._numbers[index], reason)

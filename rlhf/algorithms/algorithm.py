@@ -70,7 +70,7 @@ class Algorithm(Generic[Config]):
         length = len(rollout.completion_ids)
         if rollout.finish_reason is FinishReason.stop and length == self.max_completion_tokens:
             length -= 1  # it ended by itself on the last token; only an unfinished one takes the whole penalty
-        buffer = rule.buffer or max(1, self.max_completion_tokens // 5)
+        buffer = max(1, self.max_completion_tokens // 5) if rule.buffer is None else rule.buffer
         return value - overlong_penalty(length, self.max_completion_tokens, buffer, rule.penalty)
 
     def drop_reason(self, group: Group) -> str:

@@ -117,14 +117,14 @@ class CorrectionConfig:
 class OverlongConfig:
     rule: OverlongRule = OverlongRule.keep
     """treatment of completions that hit rollouts.max_completion_tokens"""
-    buffer: int = 0
-    """completion tokens before the limit in which the punishment grows from 0 to `penalty`; 0: a fifth of the limit, as
-    in DAPO's paper"""
+    buffer: int | None = None
+    """completion tokens before the limit in which the punishment grows from 0 to `penalty`; null: a fifth of the limit,
+    as in DAPO's paper; 0 punishes only at the limit"""
     penalty: float = 1.0
     """reward taken from a completion that reaches the limit"""
 
     def __post_init__(self) -> None:
-        if self.buffer < 0 or not 0 <= self.penalty < float("inf"):
+        if (self.buffer or 0) < 0 or not 0 <= self.penalty < float("inf"):
             raise ValueError(
                 f"algorithm.overlong.buffer, algorithm.overlong.penalty: expected 0 or more, found {self.buffer}, "
                 f"{self.penalty}"

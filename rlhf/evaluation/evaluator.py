@@ -219,8 +219,8 @@ class Evaluator:
         run.append("evaluations.jsonl", step, [result])
         by_group = result.get("by_group", {})
         kept = {name: float(n) for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
-        for value, numbers in by_group.items():
-            kept |= {f"{value}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
+        for group, numbers in by_group.items():
+            kept |= {f"{group}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
         return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> State:

@@ -28,11 +28,11 @@ from model.run.folder import RunFolder
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.registry import build_algorithm
 from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.draws import DrawOrder
+from rlhf.limits import checked, describe
 from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
 from rlhf.rewarding import score_groups
@@ -46,8 +46,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     """Train and write `run.dir/final`, like `rlhf.stage.run_stage`. A run that was cut short is not continued."""
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
-    config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
-    algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
+    config, algorithm = checked(config, processor)
     with (rubric_class or Rubric)(config.reward) as rubric, RunFolder(config.run, resolved) as run:
         rubric.check_functions()
         if run.is_done:
@@ -56,6 +55,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
         _begin(run)
         prompts, _ = open_prompts(config, processor, run.folder)
         config = replace(config, trainer=config.trainer.complete(len(prompts)))
+        print(describe(config, len(prompts)), flush=True)
         with StageProgress("rl", config.trainer.max_steps) as progress:
             progress.say(switched_off(config))
             prepare_cpu(config.engine.num_threads)

@@ -265,3 +265,11 @@ class TestRecipes:
             path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_config("rlhf", [*required["rlhf"], f"recipe={path}"])
+
+    def test_a_file_named_like_a_shipped_recipe_is_the_file(self, tmp_path):
+        path = tmp_path / "quickstart_longcot.yaml"
+        path.write_text("max_steps: 7\n")
+        given = ["checkpoint=c", "data.demonstrations=d"]
+        assert load_config("sft", [*given, f"recipe={path}"])[0].max_steps == 7
+        assert load_config("sft", [*given, "recipe=quickstart_longcot", f"recipe={path}"])[0].max_steps == 7
+        assert load_config("sft", [*given, f"recipe={path}", "recipe=quickstart_longcot"])[0].max_steps == 100

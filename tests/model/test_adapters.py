@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from model.batch import Row, pack_rows
 from model.config import AttentionKernel, Flavour, flavour_config
+from model.layers import RMSNorm
 from model.sail_vl2 import SailVL2
 
 PLACEHOLDER, PIXELS_PER_TOKEN = 519, 16
@@ -109,3 +110,24 @@ def test_an_adapter_on_the_head_is_refused_by_name():
     model.language_model.lm_head = Adapter(model.language_model.lm_head)
     with pytest.raises(ValueError, match=r"lm_head: expected a plain torch\.nn\.Linear without hooks, found Adapter"):
         model(batch(1))
+
+
+def test_hooks_on_every_norm_are_called():
+    model, inputs = build(Flavour.tiny), batch(40)
+    called: set[str] = set()
+    names = [name for name, module in model.named_modules() if isinstance(module, RMSNorm)]
+    for name in names:
+        model.get_submodule(name).register_forward_hook(lambda *_, name=name: called.add(name))
+    model(inputs)
+    assert called == set(names) and any("q_norm" in name for name in names)
+
+
+def test_wrapped_layers_compute_in_the_models_dtype():
+    model = build(Flavour.tiny).bfloat16()
+    inputs = batch(4)
+    before = model(inputs).logprobs
+    for name in projections(model):
+        replace_layer(model, name, Adapter(model.get_submodule(name)))
+    assert (
+        model(inputs).logprobs - before
+    ).abs().max() <= 0.1 * before.abs().max()  # joint and single products round apart

@@ -48,18 +48,17 @@ def test_other_tensors_than_promised_are_refused_by_name(tmp_path, given, messag
 MEASURE = """
 import json, sys
 from pathlib import Path
-import torch
 from benchmarks.parts.checkpoint_memory import measure
-print(json.dumps(measure(Path(sys.argv[1]))))
+print(json.dumps(measure(Path(sys.argv[1]), sys.argv[2])))
 """
 
 
-def test_a_checkpoint_takes_the_memory_of_one_tensor(tmp_path):
-    """A model of 40 MB whose largest tensor has 8: saving and loading it, with moments (120 MB), and exporting it in
-    bfloat16, where every tensor is converted. Beside the largest tensor 4 MB are the interpreter's and the file's."""
-    run = subprocess.run([sys.executable, "-c", MEASURE, tmp_path], capture_output=True, text=True, check=False)
+@pytest.mark.parametrize("verb", ["save", "load", "export"])
+def test_a_checkpoint_takes_the_memory_of_one_tensor(tmp_path, verb):
+    """A model of 82 MiB whose largest tensor has 8, with moments three times that; export converts to bfloat16. Beside
+    the largest tensor 4 MiB are the interpreter's and the file's."""
+    run = subprocess.run([sys.executable, "-c", MEASURE, tmp_path, verb], capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
-    assert found["model_mib"] > 35 and found["largest_tensor_mib"] < 9
-    for name in ("save_mib", "export_mib"):
-        assert found[name] <= found["largest_tensor_mib"] + 4, found
+    assert found["model_mib"] > 80 and 7 < found["largest_tensor_mib"] < 9
+    assert found["peak_mib"] <= found["largest_tensor_mib"] + 4, found

@@ -1,0 +1,34 @@
+"""The limits of an RL run: fitted to the model, checked together, and shown in its first lines."""
+
+from dataclasses import replace
+
+from model.config import MoeLanguageConfig
+from model.processing.processor import Processor
+from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.registry import build_algorithm
+from rlhf.config import RlConfig
+
+
+def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm]:
+    """The config with limits that fit the model, and its algorithm. `ValueError` where they do not go together."""
+    language = processor.config.language
+    config = replace(config, rollouts=config.rollouts.within(language.max_position_embeddings))
+    algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
+    if config.trainer.balance_coefficient and not isinstance(language, MoeLanguageConfig):
+        raise ValueError(
+            f"trainer.balance_coefficient: expected 0 for {config.checkpoint}, whose decoder has no routers, found "
+            f"{config.trainer.balance_coefficient}"
+        )
+    return config, algorithm
+
+
+def describe(config: RlConfig, num_prompts: int) -> str:
+    """The limits of a run in two lines."""
+    trainer, rollouts = config.trainer, config.rollouts
+    return (
+        f"limits: {rollouts.max_prompt_tokens} + {rollouts.max_completion_tokens} tokens "
+        f"(rollouts.max_prompt_tokens + rollouts.max_completion_tokens), learning rate "
+        f"{config.optimizer.learning_rate:g}, {config.algorithm.name}\n"
+        f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
+        f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts"
+    )

@@ -1,0 +1,120 @@
+"""Stages of a pipeline from a recipe of one's own: any number, any order, all checked before the first starts."""
+
+from pathlib import Path
+
+import pytest
+
+from conf.cli import load_config
+from rlhf.stages import check_inputs, plan
+
+PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
+SFT = "{name: b, command: sft.train, from: a, inputs: {data.demonstrations: d.parquet}}"
+RL = "{name: c, command: rlhf.train, from: b, recipe: quickstart, inputs: {prompts: t.jsonl}, overrides: [trainer.max_steps=3]}"
+AGAIN = "{name: d, command: rlhf.train, from: c, inputs: {prompts: '@c/rollouts'}}"
+LOOK = "{name: e, command: rlhf.evaluate, from: c, inputs: {prompts: t.jsonl}}"
+
+
+def planned(tmp_path: Path, stages: list[str], rest: str = "", *overrides: str):
+    path = tmp_path / "mine.yaml"
+    listed = "".join(f"  - {stage}\n" for stage in stages)
+    path.write_text(f"run: {{dir: {tmp_path / 'run'}}}\ndata: {tmp_path / 'data'}\n{rest}\nstages:\n{listed}")
+    config, _ = load_config("pipeline", [f"recipe={path}", *overrides])
+    return plan(config)
+
+
+def test_five_stages_in_the_users_order(tmp_path):
+    stages, evaluations = planned(
+        tmp_path, [PRETRAIN, SFT, RL, AGAIN, LOOK], "evaluation: {after: [b, d], inputs: {prompts: x.tsv}}"
+    )
+    assert [(stage.name, stage.module) for stage in stages] == [
+        ("a", "model.pretrain.train"),
+        ("b", "sft.train"),
+        ("c", "rlhf.train"),
+        ("d", "rlhf.train"),
+        ("e", "rlhf.evaluate"),
+    ]
+    configs = [load_config(stage.entry, stage.overrides)[0] for stage in stages]
+    run, data = tmp_path / "run", tmp_path / "data"
+    assert configs[1].checkpoint == str(run / "a" / "final") and configs[4].checkpoint == str(run / "c" / "final")
+    assert configs[1].data.demonstrations == str(data / "d.parquet")
+    assert configs[3].prompts == str(run / "c" / "rollouts")
+    assert (configs[2].trainer.max_steps, configs[3].trainer.groups_per_step) == (3, 256)  # its recipe; the defaults
+    assert configs[4].output == str(run / "evaluations" / "e.json")
+    assert list(evaluations) == ["b", "d"] and not stages[4].writes_model
+
+
+def test_a_stage_may_start_from_a_folder_or_the_base(tmp_path):
+    base = SFT.replace("from: a", "from: base")
+    stages, _ = planned(tmp_path, [base, RL.replace("from: b", "from: models/other")], "base: models/qwen")
+    configs = [load_config(stage.entry, stage.overrides)[0] for stage in stages]
+    assert [config.checkpoint for config in configs] == ["models/qwen", "models/other"]
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "d.parquet").touch()
+    with pytest.raises(ValueError, match=r"stages\.b: from: expected a file or folder at models/qwen, found none"):
+        check_inputs(stages)
+
+
+@pytest.mark.parametrize(
+    ("stages", "rest", "message"),
+    [
+        (
+            [PRETRAIN.replace("model.pretrain.train", "rollouts.generate")],
+            "",
+            r"a\.command: expected one of .*rollouts",
+        ),
+        ([PRETRAIN.replace("{data.path: p.jsonl}", "[a]")], "", r"stages\.a\.inputs: expected a mapping"),
+        (
+            [PRETRAIN.replace("inputs", "overrides: x=1, inputs")],
+            "",
+            r"stages\.a\.overrides: expected a list, found 'x=1'",
+        ),
+        (
+            [PRETRAIN.replace("inputs", "overrides: [run.dir=x], inputs")],
+            "",
+            r"stages\.a: run\.dir: the pipeline sets it",
+        ),
+        ([PRETRAIN.replace("name: a, ", "")], "", "stages: stage 0: name: expected letters"),
+        ([PRETRAIN, PRETRAIN], "", "stages: expected names of their own, found 'a' again"),
+        ([PRETRAIN.replace("name: a", "name: evaluations")], "", "found 'evaluations' again"),
+        (
+            [PRETRAIN.replace("pretrain.train", "pretrian.train")],
+            "",
+            r"stages\.a\.command: expected one of .* did you mean",
+        ),
+        ([PRETRAIN.replace("command", "comand")], "", r"stages\.a: expected the fields name, command.* found 'comand'"),
+        ([SFT], "", r"stages\.b\.from: expected base, a folder, or an earlier stage \(none\), found 'a'"),
+        (
+            [PRETRAIN, SFT.replace("from: a", "from: base")],
+            "",
+            r"stages\.b\.from: base: expected the folder of a model",
+        ),
+        ([PRETRAIN, SFT.replace("d.parquet", "'@z/d.parquet'")], "", r"inputs\.data\.demonstrations: .* found 'z'"),
+        ([PRETRAIN, SFT.replace("data.demon", "data.daemon")], "", r"stages\.b: data\.daemonstrations: no such key"),
+        ([PRETRAIN.replace("quickstart", "quick")], "", r"stages\.a: recipe: no choice 'quick'"),
+        ([PRETRAIN, SFT, RL.replace("max_steps=3", "max_steps=many")], "", r"stages\.c: .*trainer\.max_steps.*'many'"),
+        ([PRETRAIN], "evaluation: {after: [z], inputs: {prompts: x}}", r"evaluation\.after: .*\(a\), found 'z'"),
+        ([PRETRAIN], "evaluation: {inputs: {promts: x}}", r"evaluation: promts: no such key"),
+        ([PRETRAIN], "prepare: nosuchmodule", "prepare: expected a module that can be imported"),
+    ],
+)
+def test_what_cannot_run_is_refused_by_name_before_anything_starts(tmp_path, stages, rest, message):
+    with pytest.raises(ValueError, match=message):
+        planned(tmp_path, stages, rest)
+    assert not (tmp_path / "run").exists()
+
+
+def test_inputs_that_are_not_there_are_named(tmp_path):
+    stages, _ = planned(tmp_path, [PRETRAIN, SFT])
+    with pytest.raises(ValueError, match=r"stages\.a: data\.path: expected a file or folder at .*p\.jsonl, found none"):
+        check_inputs(stages)
+    (tmp_path / "data").mkdir()
+    for name in ("p.jsonl", "d.parquet"):
+        (tmp_path / "data" / name).touch()
+    check_inputs(stages)
+
+
+def test_overrides_of_the_command_line_come_last(tmp_path):
+    stages, _ = planned(tmp_path, [PRETRAIN, SFT, RL], "", "stages.c.trainer.max_steps=9", "stages.a.max_steps=2")
+    assert load_config("rlhf", stages[2].overrides)[0].trainer.max_steps == 9
+    with pytest.raises(ValueError, match=r"stages\.z\.max_steps=1: no stage 'z'"):
+        planned(tmp_path, [PRETRAIN], "", "stages.z.max_steps=1")
