@@ -176,7 +176,7 @@ def fill(model: SailVL2, tensors: Iterable[tuple[str, Tensor]]) -> None:
 def check_names(
     found: Mapping[str, torch.Size], wanted: Mapping[str, torch.Size], where: str, optional: set[str]
 ) -> None:
-    """One `ValueError` that lists every missing, unexpected and mis-shaped name."""
+    """One `ValueError` that lists every missing, unexpected and mis-shaped name. `where` begins its message."""
     problems = [f"missing {name}" for name in sorted(wanted.keys() - found.keys() - optional)]
     problems += [f"unexpected {name}" for name in sorted(found.keys() - wanted.keys())]
     problems += [
@@ -185,7 +185,7 @@ def check_names(
         if wanted[name] != found[name]
     ]
     if problems:
-        raise ValueError(f"{where}: tensors do not fit config.json:\n  " + "\n  ".join(problems))
+        raise ValueError(f"{where}: tensors do not fit the model's config.json:\n  " + "\n  ".join(problems))
 
 
 def empty_model(config: SailVL2Config, dtype: torch.dtype) -> SailVL2:

@@ -106,9 +106,9 @@ class LanguageModel(nn.Module):
 
     def head_weight(self) -> Tensor:
         """[V, D] for code that scores without calling the head. `ValueError` where the head is more than its weight."""
-        if not is_plain(self.lm_head, nn.Linear):
+        if not is_plain(self.lm_head, nn.Linear) or self.lm_head.bias is not None:
             raise ValueError(
-                f"lm_head: expected a plain torch.nn.Linear without hooks, found {type(self.lm_head).__name__}; "
+                f"lm_head: expected torch.nn.Linear without bias or hooks, found {type(self.lm_head).__name__}; "
                 "log-probabilities read its weight, so an adapter on it would do nothing: leave lm_head out"
             )
         return self.lm_head.weight

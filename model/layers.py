@@ -76,10 +76,13 @@ class _RMSNorm(torch.autograd.Function):
 
 
 def is_plain(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether the layer is exactly a `kind` that nobody wrapped or hooked, so that its weight may be read instead of
-    the layer being called. Adapters, quantised layers and engines that gather weights in hooks are not."""
+    """Whether the layer is exactly a `kind` that nobody wrapped, hooked or gave another `forward`.
+
+    Its weight may then be read instead of the layer being called. Adapters, quantised layers and engines that gather
+    weights in hooks are not.
+    """
     hooks = (layer._forward_hooks, layer._forward_pre_hooks, layer._backward_hooks, layer._backward_pre_hooks)
-    return type(layer) is kind and not any(hooks)
+    return type(layer) is kind and not any(hooks) and "forward" not in layer.__dict__
 
 
 def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
@@ -104,7 +107,7 @@ def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
 
 
 def _can_join(layers: Sequence[nn.Linear]) -> bool:
-    return all(is_plain(layer, nn.Linear) for layer in layers)
+    return all(is_plain(layer, nn.Linear) and layer.bias is None for layer in layers)
 
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:

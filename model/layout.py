@@ -84,27 +84,27 @@ class Layout:
     slot_of_token: Tensor  # [T] position in (roots flattened, then branches flattened)
     token_of_slot: Tensor  # [R*P + B*C] token of each slot, T (one past the end) in padding
     is_plain: bool  # roots of one length and no branches: tokens are slots, nothing need be moved
-    spans: tuple[Span, ...]  # the same roots and branches as runs of packed tokens
+    spans: tuple[Span, ...]  # the same roots and branches as spans of packed tokens
     _pieces: dict[tuple[int, int], list[Piece]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def longest(self) -> int:
         """Most keys that a token sees."""
-        return max((run.longest for run in self.spans), default=0)
+        return max((span.longest for span in self.spans), default=0)
 
     def short_pieces(self, longest: int, longest_piece: int) -> list[Piece]:
-        """`Run.pieces` of every run whose tokens see at most `longest`; made once for all layers."""
+        """`Span.pieces` of every span whose tokens see at most `longest`; made once for all layers."""
         key = longest, longest_piece
         if key not in self._pieces:
-            short = [run for run in self.spans if run.longest <= longest]
-            self._pieces[key] = [piece for run in short for piece in run.pieces(longest_piece)]
+            short = [span for span in self.spans if span.longest <= longest]
+            self._pieces[key] = [piece for span in short for piece in span.pieces(longest_piece)]
         return self._pieces[key]
 
     @cached_property
     def branch_mask(self) -> Tensor:
         """[B, 1, C, P + C] True where a branch slot may attend; made when a kernel asks for it, once for all layers."""
         device, (_, prefix), (_, length) = self.branch_root.device, self.root_tokens.shape, self.branch_tokens.shape
-        lengths = torch.tensor([run.stop - run.start for run in self.spans], device=device)[self.branch_root]
+        lengths = torch.tensor([span.stop - span.start for span in self.spans], device=device)[self.branch_root]
         to_prefix = (torch.arange(prefix, device=device) < lengths[:, None])[:, None].expand(-1, length, -1)
         to_own = torch.ones(length, length, dtype=torch.bool, device=device).tril().expand(len(lengths), -1, -1)
         return torch.cat((to_prefix, to_own), dim=2).unsqueeze(1)

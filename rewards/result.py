@@ -21,7 +21,7 @@ class Unscorable(ValueError):
 
 @dataclass(frozen=True)
 class Claim:
-    """What a verifier judges, as plain JSON data."""
+    """One completion as a verifier judges it: plain JSON data."""
 
     completion: str  # decoded text; think tags are kept, the end of the turn is dropped
     answer: str | None  # the answer that the extraction rule found in the completion; None: it found none
@@ -33,8 +33,8 @@ class Claim:
 
 @dataclass(frozen=True)
 class Outcome(Generic[T_co]):
-    """What became of one task. With `status` ok, `value` is its result, and None says that a verifier does not apply.
-    With `status` unscorable, `reason` says what failed."""
+    """The result of one task, or why there is none. With `status` ok, `value` is its result, and None says that a
+    verifier does not apply. With `status` unscorable, `reason` says what failed."""
 
     value: T_co | None = None
     status: Status = Status.ok
@@ -71,7 +71,8 @@ class CallStyle:
 
 @dataclass(frozen=True)
 class CallResult:
-    """What a user's function said of one completion. None without a `reason` says that it does not apply."""
+    """The answer of a user's function for one completion. None without a `reason` says that it does not
+    apply."""
 
     value: float | None
     reason: str = ""  # why the value does not count; empty: it counts
@@ -80,7 +81,8 @@ class CallResult:
 
 @dataclass(frozen=True)
 class SiblingResults:
-    """What a user's function said of the completions of one prompt, in their order, and what it logged by name."""
+    """The answers of a user's function for the completions of one prompt, in their order, and the values it logged by
+    name."""
 
     results: list[CallResult]
     metrics: dict[str, list[float]]

@@ -31,10 +31,15 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
     begin = process_start()
     stages, evaluations = plan(config)
+    if not config.prepare:
+        check_inputs([*stages, *evaluations.values()])
+    if config.run.start is not StartMode.fresh:
+        for stage in stages:
+            _refuse_other_settings(stage, evaluations.get(stage.name), Path(config.run.dir))
     with RunFolder(config.run, resolved) as run:
         folder = run.folder
         if config.run.start is StartMode.fresh:
-            _clear(folder, stages)
+            _clear(folder, stages, [config.base, config.data])
         earlier = _read(folder / "elapsed.json").get("seconds", 0.0)
         if config.prepare:
             arguments = ["-m", config.prepare, f"out={config.data}", *config.prepare_arguments]
@@ -51,8 +56,8 @@ def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Pa
     """Run what is not there yet; the stage's seconds and the evaluation's result."""
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
-    _refuse_other_settings(stage, evaluation, _read(seconds_path), folder)
-    if not seconds_path.exists() or (evaluation and not evaluated.exists()):
+    product = folder / stage.name / "final" if stage.writes_model else evaluated
+    if not (seconds_path.exists() and product.exists()) or (evaluation and not evaluated.exists()):
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
         _run(f"stage {stage.name}", stage.command)
@@ -64,8 +69,9 @@ def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Pa
     return {"seconds": _read(seconds_path)["seconds"], **_read(evaluated)}
 
 
-def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, done: JsonObject, folder: Path) -> None:
+def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, folder: Path) -> None:
     """`ValueError` for a finished stage that would now be run, or evaluated, by another command."""
+    done = _read(folder / "evaluations" / f"{stage.name}.seconds.json")
     wanted = {"stage": stage.command, "evaluation": evaluation.command if evaluation else []}
     for name, before in done.get("commands", {}).items():
         now = wanted[name]
@@ -77,8 +83,16 @@ def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, done:
             )
 
 
-def _clear(folder: Path, stages: Sequence[StagePlan]) -> None:
-    """Delete what an earlier pipeline left in the folder, and nothing else."""
+def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> None:
+    """Delete what an earlier pipeline left in the folder, and nothing else. `ValueError` where `kept` folders, or
+    folders that no stage made, are in the way."""
+    for stage in stages:
+        own = (folder / stage.name).resolve()
+        inputs = [*kept, *stage.files.values()]
+        if any(path and Path(path).resolve().is_relative_to(own) for path in inputs):
+            raise ValueError(f"run.start=fresh would delete {own}, which holds inputs; rename stages.{stage.name}")
+        if stage.writes_model and own.is_dir() and any(own.iterdir()) and not (own / "config.yaml").exists():
+            raise ValueError(f"run.start=fresh would delete {own}, which no stage wrote; rename stages.{stage.name}")
     for name in ("evaluations", *(stage.name for stage in stages), "export"):
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("summary.json", "curves.png", "elapsed.json"):
@@ -156,10 +170,13 @@ def process_start() -> float:
 
 
 def _read(path: Path) -> JsonObject:
+    """The file's content, nothing where it is not there. `ValueError` for a damaged file."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, ValueError):
+    except FileNotFoundError:
         return {}
+    except ValueError as error:
+        raise ValueError(f"{path}: expected a JSON object, found: {error}; delete the file and start again") from None
 
 
 def _write(path: Path, content: JsonObject) -> None:

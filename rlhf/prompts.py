@@ -73,18 +73,18 @@ class PromptSet:
         path: Path,
         processor: Processor,
         mode: Mode,
-        limits: RolloutConfig,
+        rollouts: RolloutConfig,
         data: DataConfig | None = None,
         media: Path | None = None,
         report: Path | None = None,
     ) -> None:
-        """`limits` of the sampler: a prompt that is longer or has more images is a bad row. `media`: folder for images
+        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row. `media`: folder for images
         that come as bytes, None for a temporary one. `report`: file that names bad rows.
 
         `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
         """
         self._data = data or DataConfig()
-        self._processor, self._mode, self._limits = processor, mode, limits
+        self._processor, self._mode, self._rollouts = processor, mode, rollouts
         self._media = MediaStore(media)
         self._bad = BadRows(self._data.max_bad_rows, report)
         self._rows: list[PromptRow] = []
@@ -166,8 +166,8 @@ class PromptSet:
         if prompt.id in self._index:
             raise ValueError(f"id: expected a unique value, found {prompt.id!r} again")
         tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
-        self._limits.check_length(prompt.id, len(tokens.ids))
-        self._limits.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
+        self._rollouts.check_length(prompt.id, len(tokens.ids))
+        self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
         places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
         new = [visual for visual, place in zip(tokens.images, places, strict=True) if place not in checked]
         check_visuals(row.root, new)
@@ -208,10 +208,10 @@ def _num_visual_tokens(tokens: PromptTokens) -> int:
 
 def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[PromptSet, PromptSet | None]:
     """(what a run trains on, what it holds out), opened for thinking. Images and reports of bad rows go to `run`."""
-    limits, media = config.rollouts, run / "media"
+    media = run / "media"
     path, held_out = Path(config.prompts), config.evaluation.prompts
-    prompts = PromptSet(path, processor, Mode.think, limits, config.data, media, run / "bad_rows.jsonl")
+    prompts = PromptSet(path, processor, Mode.think, config.rollouts, config.data, media, run / "bad_rows.jsonl")
     if not held_out:
         return prompts, None
     alone, report = config.data.without_mixture(), run / "bad_rows_evaluation.jsonl"
-    return prompts, PromptSet(Path(held_out), processor, Mode.think, limits, alone, media, report)
+    return prompts, PromptSet(Path(held_out), processor, Mode.think, config.rollouts, alone, media, report)

@@ -24,7 +24,8 @@ class StagePlan:
     entry: str  # entry point of conf/
     module: str
     overrides: list[str]
-    files: dict[str, Path] = field(default_factory=dict)  # input key -> what must be there before it starts
+    where: str = ""  # the key of the pipeline that it comes from, for messages
+    files: dict[str, Path] = field(default_factory=dict)  # field of the recipe -> what must be there before it starts
     writes_model: bool = False
 
     @property
@@ -43,7 +44,7 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
     stages: list[StagePlan] = []
     for number, fields in enumerate(config.stages):
         stages.append(_stage(config, number, fields, stages))
-    if config.prepare and importlib.util.find_spec(config.prepare) is None:
+    if config.prepare and not _can_import(config.prepare):
         raise ValueError(
             f"prepare: expected a module that can be imported, found {config.prepare!r}; the examples are in the "
             "checkout, not in the installed package"
@@ -51,12 +52,19 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
     return stages, _evaluations(config, stages)
 
 
+def _can_import(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except (ImportError, ValueError):  # a package on the way is missing; a name that begins with a dot
+        return False
+
+
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
         for key, path in stage.files.items():
             if not path.exists():
-                raise ValueError(f"stages.{stage.name}: {key}: expected a file or folder at {path}, found none")
+                raise ValueError(f"{stage.where}.{key}: expected a file or folder at {path}, found none")
 
 
 def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earlier: Sequence[StagePlan]) -> StagePlan:
@@ -68,8 +76,8 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
             raise ValueError(f"stages.{name}.{key}: expected {described}, found {fields[key]!r:.80}")
     if unknown := [key for key in fields if key not in _FIELDS]:
         raise ValueError(f"stages.{name}: expected the fields {', '.join(_FIELDS)}, found {unknown[0]!r}")
-    if name in (_EVALUATE, "evaluations", "export") or name in [stage.name for stage in earlier]:
-        raise ValueError(f"stages: expected names of their own, found {name!r} again; rename one")
+    if name in (_EVALUATE, "base", "evaluations", "export") or name in [stage.name for stage in earlier]:
+        raise ValueError(f"stages: expected names of their own, found {name!r}, which is taken; rename the stage")
     entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command", _COMMANDS)
     values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
     common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
@@ -81,27 +89,27 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         common = _common_of_evaluation(config, name)
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
-    _refuse_owned(own, name, has_start="checkpoint" in values)
+    _refuse_owned(own, f"stages.{name}", has_start="checkpoint" in values)
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
-    planned = StagePlan(name, entry, command_of(entry), overrides, files, entry != _EVALUATE)
-    _check(planned, f"stages.{name}")
+    planned = StagePlan(name, entry, command_of(entry), overrides, f"stages.{name}", files, entry != _EVALUATE)
+    _check(planned)
     return planned
 
 
-def _refuse_owned(overrides: Sequence[str], name: str, has_start: bool) -> None:
+def _refuse_owned(overrides: Sequence[str], where: str, has_start: bool) -> None:
     """`ValueError` for keys that the pipeline sets itself, because later stages look where it put things."""
     owned = {"run.dir", "output", *(["checkpoint"] if has_start else [])}
     for override in overrides:
         if (key := override.partition("=")[0].lstrip("+")) in owned:
-            raise ValueError(f"stages.{name}: {key}: the pipeline sets it, found {override!r}; leave it out")
+            raise ValueError(f"{where}: {key}: the pipeline sets it, found {override!r}; leave it out")
 
 
-def _check(stage: StagePlan, where: str) -> None:
+def _check(stage: StagePlan) -> None:
     """Compose the stage's own config, and load the reward functions that it names."""
     try:
         config, _ = load_config(stage.entry, stage.overrides)
     except ValueError as error:
-        raise ValueError(f"{where}: {error}") from None
+        raise ValueError(f"{stage.where}: {error}") from None
     if isinstance(config, RlConfig | EvaluateConfig) and config.reward.functions:
         with Rubric(config.reward) as rubric:
             rubric.check_functions()
@@ -110,21 +118,25 @@ def _check(stage: StagePlan, where: str) -> None:
 def _inputs(
     config: PipelineConfig, given: Mapping[str, Any], earlier: Sequence[StagePlan], where: str
 ) -> tuple[JsonObject, dict[str, Path]]:
-    """(key -> value, key -> path that must be there). `@STAGE/...` is in the folder of an earlier stage; other relative
-    paths are in the pipeline's data folder."""
+    """(key -> value, field -> path that must be there). `@STAGE/...` is in the folder of an earlier stage; other
+    relative paths are in the pipeline's data folder."""
     values: JsonObject = {}
     files: dict[str, Path] = {}
     for key, value in given.items():
-        text = str(value)
+        if not isinstance(value, str) or not value:
+            raise ValueError(f"{where}.inputs.{key}: expected a path, found {value!r:.80}")
+        text = value
         if text.startswith("@"):
             name, _, rest = text[1:].partition("/")
             names = [stage.name for stage in earlier]
             if name not in names:
                 known = ", ".join(names) or "none"
                 raise ValueError(f"{where}.inputs.{key}: expected @ and an earlier stage ({known}), found {name!r}")
+            if ".." in Path(rest).parts:
+                raise ValueError(f"{where}.inputs.{key}: expected a path in the folder of {name}, found {text!r}")
             values[key] = Path(config.run.dir) / name / rest
         else:
-            values[key] = files[key] = Path(config.data) / text
+            values[key] = files[f"inputs.{key}"] = Path(config.data) / text
     return values, files
 
 
@@ -163,11 +175,12 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
             f"evaluation.after: expected stages that write a model ({', '.join(models)}), found {unknown[0]!r}"
         )
     planned = {}
+    _refuse_owned(evaluation.overrides, "evaluation.overrides", has_start=True)
     for name in evaluation.after or models:
         values, files = _inputs(config, evaluation.inputs, stages, "evaluation")
         values["checkpoint"] = Path(config.run.dir) / name / "final"
         overrides = [assign(key, value) for key, value in values.items()]
         overrides += [*_common_of_evaluation(config, name), *evaluation.overrides]
-        planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, files)
-        _check(planned[name], "evaluation")
+        planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files)
+        _check(planned[name])
     return planned

@@ -95,8 +95,8 @@ class RolloutConfig:
     max_prompt_tokens: int = 0
     """longest prompt in tokens, visual ones included. 0 means the report's 16,384 or what the model's context leaves"""
     max_completion_tokens: int = 0
-    """longest completion in tokens; a completion that reaches it is overlong. 0 means the report's 4,096, or a fifth of
-    the model's context where that is less"""
+    """longest completion in tokens; a completion that reaches it is overlong. 0 means the report's 4,096. A
+    shorter context leaves what a given max_prompt_tokens does not take, or else a fifth of it"""
     temperature: float = 1.0
     """sampling temperature; the policy's log-probabilities use the same"""
     max_rows: int = 512
@@ -141,7 +141,7 @@ class RolloutConfig:
         if prompt + completion > context:
             raise ValueError(
                 "rollouts.max_prompt_tokens + rollouts.max_completion_tokens: expected at most the model's "
-                f"max_position_embeddings = {context}, found {prompt} + {completion}"
+                f"max_position_embeddings = {context}, found {self.max_prompt_tokens or 'a prompt'} + {completion}"
             )
         return replace(self, max_prompt_tokens=prompt, max_completion_tokens=completion)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
-from model.checkpoint import empty_model, fill, released_tensors
+from model.checkpoint import check_names, empty_model, fill, released_tensors
 from model.decoding.decoder import PromptDecoder
 from model.decoding.graph import DecodeGraph
 from model.decoding.group_cache import prefix_room
@@ -89,7 +89,8 @@ class EmbeddedWorker:
         self._batches = [batch for batch in self._batches if not batch.is_done]
 
     def load_weights(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
-        """Copy each tensor into the model as it comes. If one is missing, sampling is refused until all have come."""
+        """Copy each tensor into the model as it comes. If one is missing or wrong, sampling is refused until all have
+        come."""
         places, _ = lay_out(released_tensors(self._decoder.model))
         sent: dict[str, int] = {}
         return self._fill(version, streamed(version, tensors, places, sent), sent)
@@ -97,16 +98,22 @@ class EmbeddedWorker:
     def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
         """See `rollouts.sampler.Sampler`. All tensors are here before the first is copied into the model."""
         tensors = dict(tensor_handle.open())
+        shapes = {name: tensor.shape for name, tensor in released_tensors(self._decoder.model).items()}
+        found = {name: tensor.shape for name, tensor in tensors.items()}
+        check_names(found, shapes, f"weight sync to version {version}", set())
         return self._fill(version, tensors.items(), manifest)
 
     def _fill(self, version: int, tensors: Iterable[tuple[str, Tensor]], sent: Mapping[str, int]) -> Proof:
         self.version = NO_WEIGHTS
         fill(self._decoder.model, tensors)
+        held = {name: tensor_checksum(tensor) for name, tensor in released_tensors(self._decoder.model).items()}
+        proof = Proof(version, sent, held)
+        if proof.wrong:
+            return proof
         self.version = version
         for batch in self._batches:
             batch.change_version(version)
-        held = released_tensors(self._decoder.model)
-        return Proof(version, sent, {name: tensor_checksum(held[name]) for name in sent})
+        return proof
 
     @sampling()
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:

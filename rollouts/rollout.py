@@ -78,8 +78,8 @@ class Proof:
 
     @property
     def wrong(self) -> list[str]:
-        """Names of the tensors whose bytes at the sampler differ from those that were sent."""
-        return sorted(name for name, value in self.sent.items() if self.held.get(name) != value)
+        """Names of the tensors that were not sent, or whose bytes at the sampler differ from those that were sent."""
+        return sorted(name for name in {**self.sent, **self.held} if self.held.get(name) != self.sent.get(name))
 
     @classmethod
     def of_all(cls, version: int, sent: Mapping[str, int], held: Iterable[Mapping[str, int]]) -> "Proof":

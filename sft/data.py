@@ -60,6 +60,7 @@ class _Samples(TableSource[Sample]):
     def measured(self, sample: Sample) -> tuple[str, Sample, int]:
         """(id, the sample, its packed tokens), its images checked."""
         prompt, completions = self._ids_of(sample)
+        self._processor.check_length(prompt.ids, completions)
         check_visuals(sample.chat.root, prompt.images)
         return sample.chat.id, sample, len(prompt.ids) + sum(map(len, completions))
 

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -113,9 +114,14 @@ class ChatReader:
 
     def _checked_file(self, root: Path, name: str) -> Path:
         path = inside(root, name)
-        if not path.is_file():
-            raise MediaError(f"image {path}: expected a file, found none")
-        self._check_size(path.stat().st_size, f"image {path}")
+        try:
+            if not path.is_file():
+                raise MediaError(f"image {path}: expected a file, found none")
+            self._check_size(path.stat().st_size, f"image {path}")
+        except OSError as error:  # a name that is too long for the file system
+            raise MediaError(
+                f"image: expected a file that can be opened, found {name!r:.80}: {error.strerror}"
+            ) from None
         return path
 
     def _check_size(self, size: int, what: str) -> None:
@@ -157,6 +163,8 @@ def _id(value: object, default: str) -> str:
 def _reference_text(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int | float):
         raise ValueError(f"reference: expected str, found {value!r:.80}")
+    if isinstance(value, float) and not isfinite(value):
+        raise ValueError(f"reference: expected a finite number, found {value}")
     if not str(value).strip():
         raise ValueError("reference: expected an answer, found nothing")
     return str(value)

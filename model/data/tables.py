@@ -89,7 +89,7 @@ def _folder_reader(path: Path) -> Callable[[Path], Iterator[RawRow]]:
 def _json_rows(path: Path) -> Iterator[RawRow]:
     for number, line in numbered_lines(path):
         try:
-            columns = json.loads(line)
+            columns = json.loads(line, parse_constant=_refuse_constant)
         except (ValueError, RecursionError) as error:
             yield RawRow(path, number, problem=f"expected a JSON object, found: {error}")
             continue
@@ -97,6 +97,10 @@ def _json_rows(path: Path) -> Iterator[RawRow]:
             yield RawRow(path, number, columns)
         else:
             yield RawRow(path, number, problem=f"expected a JSON object, found {type(columns).__name__}")
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name}, which JSON does not have; leave the key out, or write null or a text")
 
 
 def _parquet_rows(path: Path) -> Iterator[RawRow]:
@@ -137,14 +141,31 @@ def _saved_rows(path: Path) -> Iterator[RawRow]:
 def _batched_rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
-        for columns in batch.to_pylist():
+        try:
+            rows = batch.to_pylist()
+        except (ValueError, OverflowError):  # a cell that Python cannot hold: bytes that are no UTF-8, far years
+            rows = [_converted(batch.slice(index, 1)) for index in range(batch.num_rows)]
+        for columns in rows:
             number += 1
-            yield RawRow(file, number, _filled(columns))
+            is_bad = isinstance(columns, str)
+            yield RawRow(file, number, problem=columns) if is_bad else RawRow(file, number, _filled(columns))
+
+
+def _converted(row: Any) -> JsonObject | str:
+    """The columns of a batch of one row, or which one cannot be read."""
+    columns: JsonObject = {}
+    for name, cells in zip(row.schema.names, row.columns, strict=True):
+        try:
+            columns[name] = cells[0].as_py()
+        except (ValueError, OverflowError) as error:
+            return f"{name}: expected a value that Python can hold, found: {error}"
+    return columns
 
 
 def _filled(columns: JsonObject) -> JsonObject:
-    """Columnar files give every row, and every part of a message, all fields of its kin: those it lacks are null."""
-    return {key: _without_nulls(value) for key, value in columns.items() if value is not None}
+    """Columnar files give every row, and every part of a message, all fields of its kin: those it lacks are null, or
+    NaN where pandas wrote a column of numbers."""
+    return {key: _without_nulls(value) for key, value in columns.items() if value is not None and value == value}
 
 
 def _without_nulls(value: object) -> object:
@@ -251,7 +272,7 @@ def from_base64(text: str) -> bytes:
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
     """Lines of a JSONL file that are not blank, counted from 1. `ValueError` for a file that cannot be read."""
     try:
-        with Path(path).open(encoding="utf-8", newline="\n") as file:  # U+2028 and the like may stand in a string
+        with Path(path).open(encoding="utf-8-sig", newline="\n") as file:  # U+2028 and the like may stand in a string
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line

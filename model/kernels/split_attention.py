@@ -30,7 +30,7 @@ def split_attention(q: Tensor, k: Tensor, v: Tensor, layout: Layout) -> Tensor:
     """q [T, H, K], k and v [T, Hkv, K] on CPU -> [T, H, K]; scale 1/sqrt(K)."""
     can_be_dense = q.dtype in WIDE  # others need sums in more bits than they have
     longest = dense_attention.LONGEST if can_be_dense else 0
-    long_spans = [run for run in layout.spans if run.longest > longest]
+    long_spans = [span for span in layout.spans if span.longest > longest]
     pieces = layout.short_pieces(longest, dense_attention.PIECE)
     return _SplitAttention.apply(q, k, v, long_spans, pieces, torch.is_grad_enabled())
 
@@ -52,7 +52,7 @@ class SplitAttention:
 
 
 class _SplitAttention(torch.autograd.Function):
-    """Works on [H, T, K]: a run of tokens is then a view that matrix products take as it is."""
+    """Works on [H, T, K]: a span of tokens is then a view that matrix products take as it is."""
 
     @staticmethod
     def forward(
@@ -75,14 +75,14 @@ class _SplitAttention(torch.autograd.Function):
             part, mass = cpu_flash(*own, 0.0, True)
             out[:, start:stop], log_mass[:, start:stop] = part[0], mass[0]
 
-        def attend(run: Span) -> None:
-            causal(run.start, run.stop)
-            for start, stop in run.branches:
+        def attend(span: Span) -> None:
+            causal(span.start, span.stop)
+            for start, stop in span.branches:
                 causal(start, stop)
-            if run.end > run.stop:
-                keys = (x[None, :, run.start : run.stop] for x in (k, v))
-                part, mass = cpu_flash(q[None, :, run.stop : run.end], *keys, 0.0, False)
-                _merge(out[:, run.stop : run.end], log_mass[:, run.stop : run.end], part[0], mass[0])
+            if span.end > span.stop:
+                keys = (x[None, :, span.start : span.stop] for x in (k, v))
+                part, mass = cpu_flash(q[None, :, span.stop : span.end], *keys, 0.0, False)
+                _merge(out[:, span.stop : span.end], log_mass[:, span.stop : span.end], part[0], mass[0])
 
         for piece in pieces:
             own, keys = slice(piece.start, piece.stop), (piece.keys(k), piece.keys(v))
@@ -107,11 +107,11 @@ class _SplitAttention(torch.autograd.Function):
             parts = _flash_backward(*by_query, *by_key, out[None, :, queries], mass, 0.0, is_causal)
             return [part[0] for part in parts]
 
-        def attend(run: Span) -> None:
-            for own in (slice(start, stop) for start, stop in ((run.start, run.stop), *run.branches)):
+        def attend(span: Span) -> None:
+            for own in (slice(start, stop) for start, stop in ((span.start, span.stop), *span.branches)):
                 grad_q[:, own], grad_k[:, own], grad_v[:, own] = gradients(own, own, True)
-            if run.end > run.stop:
-                prefix, branches = slice(run.start, run.stop), slice(run.stop, run.end)
+            if span.end > span.stop:
+                prefix, branches = slice(span.start, span.stop), slice(span.stop, span.end)
                 of_q, of_k, of_v = gradients(branches, prefix, False)
                 grad_q[:, branches] += of_q
                 grad_k[:, prefix] += of_k

@@ -35,13 +35,13 @@ class VarlenPlan:
 
     def __init__(self, layout: Layout) -> None:
         device = layout.slot_of_token.device
-        spans = [run for run in layout.spans if run.end > run.stop]
-        pieces = [piece for run in layout.spans for piece in ((run.start, run.stop), *run.branches)]
+        spans = [span for span in layout.spans if span.end > span.stop]
+        pieces = [piece for span in layout.spans for piece in ((span.start, span.stop), *span.branches)]
         self.own = Sequences.of([stop - start for start, stop in pieces], device)
-        self.roots = [slice(run.start, run.stop) for run in spans]
-        self.branches = [slice(run.stop, run.end) for run in spans]
-        self.prefixes = Sequences.of([run.stop - run.start for run in spans], device)
-        self.continuations = Sequences.of([run.end - run.stop for run in spans], device)
+        self.roots = [slice(span.start, span.stop) for span in spans]
+        self.branches = [slice(span.stop, span.end) for span in spans]
+        self.prefixes = Sequences.of([span.stop - span.start for span in spans], device)
+        self.continuations = Sequences.of([span.end - span.stop for span in spans], device)
 
     def continued(self, x: Tensor) -> Tensor:
         """[T, ...] -> the rows of roots that have branches."""

@@ -43,6 +43,7 @@ class Documents(TableSource[Document]):
         check_images(root, images)
         document = Document(columns["kind"], columns["prefix"], texts, images, root)
         prefix, completions = self._ids_of(document)
+        self._processor.check_length(prefix, completions)
         return row_id, document, len(prefix) + sum(map(len, completions))
 
     def build(self, index: int) -> Row:

@@ -176,6 +176,12 @@ class Processor:
             padding_side=padding_side,
         )
 
+    def check_length(self, prefix: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
+        """`ValueError` where the prefix and its longest completion have more tokens than the model has positions."""
+        limit = self.config.language.max_position_embeddings
+        if (found := len(prefix) + max(map(len, completions), default=0)) > limit:
+            raise ValueError(f"expected at most the model's {limit} positions, found {found} tokens; shorten the row")
+
     def completion(self, text: str) -> list[int]:
         """Ids of an assistant text with its end of turn; think tags in it are control tokens."""
         return [*self.tokenizer.encode_with_think_tags(text), self.tokenizer.end_id]

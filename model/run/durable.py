@@ -70,12 +70,14 @@ def _copy_file(source: Path, target: Path) -> FileDigest:
 
 
 def verify_folder(folder: Path) -> str:
-    """Empty when every file matches the manifest, otherwise what is wrong."""
+    """Empty when the manifest lists every file and every file matches it, otherwise what is wrong."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} is missing or unreadable: {error}"
+    if unlisted := sorted({path.name for path in folder.iterdir()} - {*entries, MANIFEST}):
+        return f"{MANIFEST} does not list {', '.join(unlisted)}"
     for name, (size, expected) in entries.items():
         try:
             with (folder / name).open("rb") as file:

@@ -121,7 +121,7 @@ class RunFolder:
         state: State = {"step": 0}
         rejected = []
         for folder in found:
-            problem = verify_folder(folder)
+            problem = verify_folder(folder) or ("" if (folder / STATE).is_file() else f"{STATE} is missing")
             if not problem:
                 state = json.loads((folder / STATE).read_text(encoding="utf-8"))
                 engine.load(folder)

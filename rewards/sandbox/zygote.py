@@ -118,17 +118,17 @@ class Zygote:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)
-        self._bury(pid)
+        self._forget(pid)
 
     def _reap(self) -> None:
         for pid in list(self._numbers):
             if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
-                self._bury(pid)
+                self._forget(pid)
         for pid in self._children() - set(self._numbers):  # processes that a living worker left behind
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
 
-    def _bury(self, pid: int) -> None:
+    def _forget(self, pid: int) -> None:
         """Report the end of `pid`, which has ended and still holds its id: end its group, then give the id back."""
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(pid, signal.SIGKILL)

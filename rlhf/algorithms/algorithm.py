@@ -120,11 +120,11 @@ class Algorithm(Generic[Config]):
         config, mask = self.config, batch.loss_mask
         policy = scores.logprobs
         old = policy.detach() if batch.old_logprobs is None else batch.old_logprobs
-        ratio = log_ratio(policy, old, mask, batch.sequence, config.ratio_level)
+        log_ratios = log_ratio(policy, old, mask, batch.sequence, config.ratio_level)
         weights = correction_weights(
             old, batch.rollout_logprobs, mask, batch.sequence, config.correction.rule, config.correction.cap
         )
-        per_token = -self.objective(ratio, policy, batch.advantages) * weights
+        per_token = -self.objective(log_ratios, policy, batch.advantages) * weights
         if config.kl.place is KlPlace.loss and batch.ref_logprobs is not None:
             per_token = per_token + config.kl.coefficient * kl_estimate(
                 policy, batch.ref_logprobs, mask, config.kl.estimator
@@ -132,7 +132,7 @@ class Algorithm(Generic[Config]):
         if config.entropy_coefficient:
             per_token = per_token - config.entropy_coefficient * scores.entropy
         loss_sum = (torch.where(mask, per_token, 0.0) * batch.token_weights).sum()
-        return loss_sum, loss_metrics(config, scores, batch, old, ratio, weights, self.clips_any_sign)
+        return loss_sum, loss_metrics(config, scores, batch, old, log_ratios, weights, self.clips_any_sign)
 
     def _reward(self, trajectory: Trajectory) -> float:
         """With a KL in the reward of whole completions, less that."""

@@ -3,6 +3,7 @@
 import json
 from contextlib import closing
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from model.checkpoint import load_model, load_processor
 from model.engine.config import ComputeDtype
@@ -20,28 +21,38 @@ from rollouts.weights.sync import fill_worker
 
 def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
-    if config.output and Path(config.output).is_dir():
-        raise ValueError(f"output: expected a file name, found the folder {config.output}")
+    if config.output:
+        _check_output(Path(config.output))
     prepare_cpu(config.num_threads)
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
-    limits = config.rollouts.within(processor.config.language.max_position_embeddings)
-    prompts = PromptSet(Path(config.prompts), processor, Mode.think, limits, config.data)
+    rollout_config = config.rollouts.within(processor.config.language.max_position_embeddings)
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, rollout_config, config.data)
     model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
         rubric.check_functions()
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))
-        with closing(build_worker(model, processor, limits, config.seed)) as worker:
+        with closing(build_worker(model, processor, rollout_config, config.seed)) as worker:
             fill_worker(worker, model)
             count, samples = config.num_prompts, config.num_samples
             result = evaluate_modes(prompts, count, worker, rubric, processor, samples, group_by=config.group_by)
-    result["max_completion_tokens"] = limits.max_completion_tokens
+    result["max_completion_tokens"] = rollout_config.max_completion_tokens
     if config.output:
-        output = Path(config.output)
-        output.parent.mkdir(parents=True, exist_ok=True)
-        write_file(output, json.dumps(result, indent=2).encode())
+        write_file(Path(config.output), json.dumps(result, indent=2).encode())
     return result
+
+
+def _check_output(output: Path) -> None:
+    """Make the folder of the result. `ValueError` where no file can be written there."""
+    if output.is_dir():
+        raise ValueError(f"output: expected a file name, found the folder {output}")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise ValueError(f"output: expected a file that can be written at {output}, found: {error}") from None
 
 
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:

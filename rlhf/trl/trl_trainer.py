@@ -73,14 +73,14 @@ def build_trainer(
     config: RlConfig, policy: Any, prompts: PromptSet, rewards: "StepRewards", processor: Processor
 ) -> GRPOTrainer | RLOOTrainer:
     """TRL's trainer for the config's algorithm, with our data order, rewards, optimizer settings and schedule."""
-    limits = config.trainer
+    num_draws = config.trainer.max_steps * config.trainer.groups_per_step
     arguments = trl_arguments(config, processor.barred_ids)
     trainer_class, config_class = (RLOOTrainer, RLOOConfig) if uses_rloo(config) else (GRPOTrainer, GRPOConfig)
     trainer = trainer_class(
         model=policy,
         reward_funcs=rewards.score_step,
         args=config_class(**arguments),  # pyright: ignore
-        train_dataset=drawn_prompts(prompts, config.run.seed, limits.max_steps * limits.groups_per_step),
+        train_dataset=drawn_prompts(prompts, config.run.seed, num_draws),
         processing_class=AutoProcessor.from_pretrained(config.checkpoint),
         optimizers=build_optimizer(policy, config.optimizer, arguments["max_steps"]),
     )

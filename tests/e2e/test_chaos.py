@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 import rollouts.pool.processes
 from conf.cli import load_config
 from rlhf.stage import run_stage
+from rollouts.pool.messages import Done
 from rollouts.pool.processes import ProcessLauncher, ProcessMember
 from tests.conftest import require_extra
 from tests.rlhf.test_train import LengthRubric
@@ -47,9 +48,9 @@ def chaos(monkeypatch):
     class Member(ProcessMember):
         def answers(self):
             found = super().answers()
-            for kind, *rest in found:
-                if kind == "done" and rest[0]:
-                    schedule.strike(self, rest[0])
+            for answer in found:
+                if isinstance(answer, Done) and answer.groups:
+                    schedule.strike(self, answer.groups)
             return found
 
     begin = ProcessLauncher.start

@@ -108,7 +108,7 @@ def test_hooks_and_subclasses_of_linear_are_called(kernel):
 def test_an_adapter_on_the_head_is_refused_by_name():
     model = build(Flavour.tiny)
     model.language_model.lm_head = Adapter(model.language_model.lm_head)
-    with pytest.raises(ValueError, match=r"lm_head: expected a plain torch\.nn\.Linear without hooks, found Adapter"):
+    with pytest.raises(ValueError, match=r"lm_head: expected torch\.nn\.Linear without bias or hooks, found Adapter"):
         model(batch(1))
 
 

@@ -50,7 +50,7 @@ def test_a_stage_may_start_from_a_folder_or_the_base(tmp_path):
     assert [config.checkpoint for config in configs] == ["models/qwen", "models/other"]
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "d.parquet").touch()
-    with pytest.raises(ValueError, match=r"stages\.b: from: expected a file or folder at models/qwen, found none"):
+    with pytest.raises(ValueError, match=r"stages\.b\.from: expected a file or folder at models/qwen, found none"):
         check_inputs(stages)
 
 
@@ -74,8 +74,8 @@ def test_a_stage_may_start_from_a_folder_or_the_base(tmp_path):
             r"stages\.a: run\.dir: the pipeline sets it",
         ),
         ([PRETRAIN.replace("name: a, ", "")], "", "stages: stage 0: name: expected letters"),
-        ([PRETRAIN, PRETRAIN], "", "stages: expected names of their own, found 'a' again"),
-        ([PRETRAIN.replace("name: a", "name: evaluations")], "", "found 'evaluations' again"),
+        ([PRETRAIN, PRETRAIN], "", "stages: expected names of their own, found 'a', which is taken"),
+        ([PRETRAIN.replace("name: a", "name: evaluations")], "", "found 'evaluations', which is taken"),
         (
             [PRETRAIN.replace("pretrain.train", "pretrian.train")],
             "",
@@ -105,7 +105,7 @@ def test_what_cannot_run_is_refused_by_name_before_anything_starts(tmp_path, sta
 
 def test_inputs_that_are_not_there_are_named(tmp_path):
     stages, _ = planned(tmp_path, [PRETRAIN, SFT])
-    with pytest.raises(ValueError, match=r"stages\.a: data\.path: expected a file or folder at .*p\.jsonl, found none"):
+    with pytest.raises(ValueError, match=r"stages\.a\.inputs\.data\.path: expected a file or folder at .*p\.jsonl, found none"):
         check_inputs(stages)
     (tmp_path / "data").mkdir()
     for name in ("p.jsonl", "d.parquet"):
