@@ -131,3 +131,21 @@ def test_wrapped_layers_compute_in_the_models_dtype():
     assert (
         model(inputs).logprobs - before
     ).abs().max() <= 0.1 * before.abs().max()  # joint and single products round apart
+
+
+def test_a_replaced_forward_and_a_bias_act():
+    """Instance-wide replacements, as accelerate's hooks make them, and layers that have more than a weight."""
+    for name in projections(build(Flavour.tiny)):
+        model, inputs = build(Flavour.tiny), batch(40)
+        before, layer = model(inputs).logprobs.detach(), model.get_submodule(name)
+        forward = layer.forward
+        layer.forward = lambda x, forward=forward: 0.5 * forward(x)
+        assert (model(inputs).logprobs - before).abs().max() > 1e-9, name
+        del layer.forward
+        if isinstance(layer, nn.Linear) and layer.bias is None:
+            other = nn.Linear(layer.in_features, layer.out_features, dtype=torch.float64)
+            with torch.no_grad():
+                other.weight.copy_(layer.weight)
+            replace_layer(model, name, other)
+            model(inputs).logprobs.sum().backward()
+            assert other.bias.grad is not None and other.bias.grad.abs().max() > 0, name

@@ -1,10 +1,13 @@
 """Stages of a pipeline from a recipe of one's own: any number, any order, all checked before the first starts."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 
+import rlhf.pipeline
 from conf.cli import load_config
+from model.run.durable import write_folder
 from rlhf.stages import check_inputs, plan
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
@@ -105,7 +108,9 @@ def test_what_cannot_run_is_refused_by_name_before_anything_starts(tmp_path, sta
 
 def test_inputs_that_are_not_there_are_named(tmp_path):
     stages, _ = planned(tmp_path, [PRETRAIN, SFT])
-    with pytest.raises(ValueError, match=r"stages\.a\.inputs\.data\.path: expected a file or folder at .*p\.jsonl, found none"):
+    with pytest.raises(
+        ValueError, match=r"stages\.a\.inputs\.data\.path: expected a file or folder at .*p\.jsonl, found none"
+    ):
         check_inputs(stages)
     (tmp_path / "data").mkdir()
     for name in ("p.jsonl", "d.parquet"):
@@ -118,3 +123,61 @@ def test_overrides_of_the_command_line_come_last(tmp_path):
     assert load_config("rlhf", stages[2].overrides)[0].trainer.max_steps == 9
     with pytest.raises(ValueError, match=r"stages\.z\.max_steps=1: no stage 'z'"):
         planned(tmp_path, [PRETRAIN], "", "stages.z.max_steps=1")
+
+
+class TestRun:
+    """A pipeline of one stage whose process is replaced by one that writes what a stage leaves."""
+
+    @pytest.fixture
+    def run(self, tmp_path, monkeypatch):
+        started: list[str] = []
+
+        def process(title: str, arguments: list[str]) -> None:
+            started.append(title)
+            folder = tmp_path / "run" / "a"
+            write_folder(folder / "final", {"model": b"1"})
+            (folder / "config.yaml").touch()
+            (folder / "metrics.jsonl").write_text('{"step": 1, "nll_per_token": 2.0}\n')
+
+        monkeypatch.setattr(rlhf.pipeline, "_run", process)
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "p.jsonl").touch()
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"run: {{dir: {tmp_path / 'run'}}}\ndata: {tmp_path / 'data'}\nstages:\n  - {PRETRAIN}\n")
+
+        def run(*overrides: str) -> list[str]:
+            started.clear()
+            config, resolved = load_config("pipeline", [f"recipe={path}", *overrides])
+            rlhf.pipeline.run_pipeline(config, resolved)
+            return started
+
+        return run
+
+    def test_one_stage_is_enough_and_runs_once(self, run, tmp_path):
+        assert run() == ["stage a"] and run() == []
+        assert (tmp_path / "run" / "curves.png").exists() and (tmp_path / "run" / "export" / "model").exists()
+        shutil.rmtree(tmp_path / "run" / "a" / "final")
+        assert run() == ["stage a"]
+
+    def test_a_finished_stage_refuses_other_settings(self, run, tmp_path):
+        run()
+        with pytest.raises(
+            ValueError, match=r"stages\.a: .* finished stage whose stage had other settings .*max_steps=9"
+        ):
+            run("stages.a.max_steps=9")
+        assert "max_steps=9" not in (tmp_path / "run" / "config.yaml").read_text()
+        assert run("stages.a.max_steps=9", "run.start=fresh") == ["stage a"]
+
+    def test_a_fresh_start_deletes_no_inputs_and_nothing_before_they_are_there(self, run, tmp_path):
+        run()
+        with pytest.raises(ValueError, match=r"stages\.a\.inputs\.data\.path: expected a file"):
+            run("run.start=fresh", f"data={tmp_path / 'elsewhere'}")
+        assert (tmp_path / "run" / "a" / "final").exists()
+        inner = tmp_path / "run" / "a" / "data"
+        shutil.copytree(tmp_path / "data", inner)
+        with pytest.raises(ValueError, match="holds inputs; rename"):
+            run("run.start=fresh", f"data={inner}")
+        (tmp_path / "run" / "a" / "config.yaml").unlink()
+        with pytest.raises(ValueError, match="which no stage wrote; rename"):
+            run("run.start=fresh")
+        assert inner.exists()

@@ -130,6 +130,7 @@ def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_fol
         "evaluation.every=1",
         "evaluation.num_prompts=4",
         "evaluation.num_samples=2",
+        "evaluation.group_by=family",
     ]
     run(
         tiny_folder,
@@ -144,6 +145,7 @@ def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_fol
     evaluations = rows(tmp_path, "evaluations.jsonl")
     assert [row["step"] for row in evaluations] == [0, 1, 2]
     assert {"accuracy_think", "accuracy_think_sampled", "pass_at_2", "accuracy_direct"} <= evaluations[0].keys()
+    assert {name: group["num_eval"] for name, group in evaluations[0]["by_group"].items()} == {"gap": 2, "sum": 2}
     assert [row["eval/best"] for row in rows(tmp_path)] == [0.0, 0.0]
     assert "no better think accuracy than 0.0% of step 0 in 2 evaluations" in capsys.readouterr().err
     load_model(tmp_path / "best")

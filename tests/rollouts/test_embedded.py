@@ -17,7 +17,7 @@ from rollouts.embedded import EmbeddedWorker
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, generate
 from rollouts.weights.handles import WeightsLost
-from rollouts.weights.sync import fill_worker, sync_weights
+from rollouts.weights.sync import fill_worker, sync_weights, tensor_checksum
 
 CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12)
 
@@ -221,6 +221,35 @@ def test_nothing_is_sampled_without_weights_of_one_version(tiny, tasks):
         worker.poll()
     sync_weights(worker, 0, tiny[0].state_dict().items())
     assert worker.poll()[0][1] == expected[0]
+
+
+def test_an_update_that_is_not_whole_or_not_proven_stops_sampling(tiny, tasks):
+    class Handle:
+        seconds = 0.0
+
+        def __init__(self, tensors) -> None:
+            self.tensors = tensors
+
+        def open(self, rank=0):
+            yield from self.tensors.items()
+
+    tensors = tiny[0].state_dict()
+    manifest = {name: tensor_checksum(tensor) for name, tensor in tensors.items()}
+    worker = make_worker(tiny)
+    few = dict(list(tensors.items())[:5])
+    for given, message in (
+        (few, r"version 1: tensors do not fit .*\n  missing "),
+        ({**tensors, "x.y": tensors["mlp1.1.bias"]}, "unexpected x.y"),
+        ({**tensors, "mlp1.1.bias": torch.zeros(1)}, r"mlp1\.1\.bias: expected"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            worker.receive(1, Handle(given), manifest)
+        assert worker.version == 0  # nothing was copied yet
+    for known in ({**manifest, "mlp1.1.bias": 1}, {}):
+        assert "mlp1.1.bias" in worker.receive(1, Handle(tensors), known).wrong
+        with pytest.raises(RuntimeError, match="expected weights of one policy version"):
+            worker.submit(tasks[0].request(0, 2))
+    assert worker.receive(1, Handle(tensors), manifest).wrong == [] and worker.version == 1
 
 
 def test_tensors_may_change_as_soon_as_the_next_one_is_drawn(tiny, tasks):

@@ -12,6 +12,7 @@ from datasets import Dataset
 from model.data.media import MediaError
 from model.data.order import KeyedOrder
 from model.data.sources import BoundedCache, DataFolders, StepPart, StepRows
+from model.data.tables import Table
 from model.pretrain.config import PretrainDataConfig
 from model.pretrain.documents import open_documents
 from sft.config import SftConfig, SftDataConfig
@@ -199,3 +200,53 @@ def test_the_cache_holds_what_was_used_last_within_its_bytes():
     assert [get(key) for key in (4, 5, 4, 3, 5)] == [4, 5, 4, 3, 5]
     assert built == [4, 5, 3, 5] and cache.num_bytes == 8  # 5 made room for 3, as 4 was used later
     assert get(11) == 11 and cache.num_bytes == 0  # larger than all: built anew each time
+
+
+def test_rows_that_broke_later_are_still_counted_after_a_restart(tiny, pictures):
+    rows = [demonstration(number) for number in range(8)]
+    data = SftDataConfig(demonstrations=str(write_jsonl(pictures / "rows.jsonl", rows)), max_bad_rows=1, cache_mib=0)
+
+    def opened() -> StepRows:
+        folders = DataFolders(report=pictures / "report.jsonl")
+        return open_samples(SftConfig(checkpoint="-", batch_size=8, data=data), tiny[1], folders)
+
+    before, whole = opened(), {number: (pictures / f"{number}.png").read_bytes() for number in (3, 4)}
+    (pictures / "3.png").write_bytes(whole[3][:40])
+    assert len(before(0)) == 7
+    state = json.loads(json.dumps(before.state()))
+    (pictures / "3.png").write_bytes(whole[3])
+    after = opened()
+    after.restore(state)
+    assert len(after(1)) == 8 and "s3" in (pictures / "report.jsonl").read_text()
+    (pictures / "4.png").write_bytes(whole[4][:40])
+    with pytest.raises(ValueError, match="2 of 8 rows cannot be used"):
+        after(2)
+
+
+def test_cells_that_cannot_be_used_cost_their_row(tiny, pictures):
+    rows = [demonstration(number) for number in range(8)]
+    rows[1]["messages"][0]["content"][0]["image"] = "long" * 200 + ".png"
+    rows[2]["completions"] = ["a" * 6000]
+    path = write_jsonl(pictures / "rows.jsonl", rows)
+    lines = path.read_text().splitlines()
+    lines[3] = lines[3][:-1] + ', "score": NaN}'
+    path.write_text("\ufeff" + "\n".join(lines) + "\n", encoding="utf-8")
+    report = pictures / "report.jsonl"
+    data = SftDataConfig(demonstrations=str(path), max_bad_rows=3)
+    opened = open_samples(SftConfig(checkpoint="-", batch_size=5, data=data), tiny[1], DataFolders(report=report))
+    assert len(opened(0)) == 5
+    reasons = [(found["row"], found["reason"]) for found in map(json.loads, report.read_text().splitlines())]
+    assert [row for row, _ in reasons] == [2, 3, 4]
+    for (_, reason), part in zip(
+        reasons, ("name too long", "expected at most the model's 512 positions", "NaN"), strict=True
+    ):
+        assert part in reason
+
+
+def test_parquet_cells_without_a_python_value_cost_their_row(tmp_path):
+    path = tmp_path / "odd.parquet"
+    times = pa.array([0, 10**15, 0], pa.timestamp("ms"))
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "when": times, "score": [1.0, 2.0, float("nan")]}), path)
+    rows = list(Table(path).rows())
+    assert [row.columns.get("id") for row in rows] == ["a", None, "c"] and rows[1].problem.startswith("when: expected")
+    assert "score" not in rows[2].columns  # what pandas writes for a missing number

@@ -259,3 +259,12 @@ class TestStops:
         run, _ = make_run(tmp_path), Counter()
         with pytest.raises(OutOfSpace, match=r"no space to write ledger\.jsonl .* newest checkpoint is none"):
             run.append("ledger.jsonl", 1, [{"draw": 0}])
+
+
+def test_a_manifest_that_leaves_files_out_rejects_its_checkpoint(tmp_path, capfd):
+    fill(tmp_path)
+    newest = tmp_path / "checkpoints" / "step_00000006"
+    (newest / "manifest.json").write_text("{}")
+    engine = Counter()
+    assert make_run(tmp_path).restore(engine) == {"step": 4} and engine.value == 4
+    assert "manifest.json does not list state.json, value.json, weights.bin" in capfd.readouterr().err
