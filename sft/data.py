@@ -11,7 +11,7 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow
+from model.data.tables import RawRow, text_list
 from model.interface import Mode
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
@@ -82,12 +82,10 @@ class Demonstrations(_Samples):
 
     def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int]:
         chat = self.reader.read(raw, self.table, ordinal)
-        mode, completions = raw.columns.get("mode"), raw.columns.get("completions")
+        mode = raw.columns.get("mode")
         if mode not in ("think", "direct"):
             raise ValueError(f"mode: expected think or direct, found {mode!r:.80}")
-        if not isinstance(completions, list) or not completions or not all(isinstance(c, str) for c in completions):
-            raise ValueError(f"completions: expected a list of at least one text, found {completions!r:.80}")
-        return self.measured(Sample(chat, Mode(mode), completions))
+        return self.measured(Sample(chat, Mode(mode), text_list(raw.columns, "completions")))
 
 
 class DirectPairs(_Samples):

@@ -284,6 +284,15 @@ def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
         raise ValueError(f"data: {path}: expected UTF-8, found: {error}") from None
 
 
+def text_list(columns: JsonObject, name: str) -> list[str]:
+    """A column of texts; a cell that is one text, as in a TSV, is a list of one. `ValueError` for anything else."""
+    found = columns.get(name)
+    texts = [found] if isinstance(found, str) and found else found
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"{name}: expected a list of at least one text, found {found!r:.80}")
+    return texts
+
+
 def as_json(value: object) -> object:
     """A cell as JSON data: dates and the like become text, bytes their number."""
     if value is None or isinstance(value, str | int | float):

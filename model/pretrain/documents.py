@@ -7,7 +7,7 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.media import check_images
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow
+from model.data.tables import RawRow, text_list
 from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
 
@@ -36,9 +36,7 @@ class Documents(TableSource[Document]):
         for name in ("kind", "prefix"):
             if not isinstance(columns.get(name), str):
                 raise ValueError(f"{name}: expected str, found {columns.get(name)!r:.80}")
-        texts = columns.get("texts")
-        if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-            raise ValueError(f"texts: expected a list of at least one text, found {texts!r:.80}")
+        texts = text_list(columns, "texts")
         images, root = self.reader.images(columns, self.table.root)
         check_images(root, images)
         document = Document(columns["kind"], columns["prefix"], texts, images, root)
