@@ -1,5 +1,6 @@
 """Rows to train on: sources that build them one by one, a bounded cache, and which rows belong to which step."""
 
+from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
@@ -56,7 +57,7 @@ class DataFolders:
         return replace(self, report=self.report and self.report.with_stem(f"{self.report.stem}_{name}"))
 
 
-class TableSource(Generic[Item]):
+class TableSource(ABC, Generic[Item]):
     """The usable rows of one table, each kept as what `admit` makes of it: text, not ids or pixels."""
 
     def __init__(self, path: Path, config: TableConfig, folders: DataFolders) -> None:
@@ -86,10 +87,10 @@ class TableSource(Generic[Item]):
                 )
         self.bad_rows.opened(total)
 
+    @abstractmethod
     def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Item, int] | None:
         """(id, what is kept, packed tokens) of a row, None for one that is not wanted. `ValueError` says why it cannot
         be used."""
-        raise NotImplementedError
 
     def __len__(self) -> int:
         return len(self.items)
