@@ -10,6 +10,7 @@ import time
 import pytest
 
 from rewards.score import ADDED, main
+from tests.conftest import require_extra
 
 GOOD = {"completion": "<think>a</think>\\boxed{\\frac{14}{2}}", "reference": "7", "id": "g"}
 WRONG = {"completion": "\\boxed{\\sqrt{50}}", "reference": "7", "id": "w"}
@@ -213,7 +214,10 @@ def test_a_killed_run_goes_on_where_its_output_ends(tmp_path):
 
 def test_a_table_is_judged_as_the_same_lines(files, tmp_path):
     """Parquet with bytes in a column; a run that is continued finds its rows again."""
-    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    require_extra("data", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     rows = [{**GOOD, "n": 1}, {**WRONG, "n": 2}, {"reference": "7", "id": "x"}, {**GOOD, "completion": "7"}]
     _, lines = files(rows)
     pq.write_table(pa.Table.from_pylist([{**row, "image": b"\x00\x01"} for row in rows]), tmp_path / "in.parquet")

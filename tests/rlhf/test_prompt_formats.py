@@ -16,6 +16,7 @@ from rewards.config import RewardConfig
 from rewards.result import RewardInput
 from rewards.rubric import Rubric
 from rlhf.prompts import PromptSet
+from tests.conftest import require_extra
 from tests.rlhf.prompt_data import base64_of, plain_row, png, write_jsonl
 
 
@@ -83,7 +84,9 @@ def test_parquet_with_our_messages_and_paths(tmp_path, opened, twin):
 
 
 def test_saved_datasets_folder(tmp_path, opened, twin):
-    datasets = pytest.importorskip("datasets")
+    require_extra("dev", "datasets")
+    import datasets
+
     features = datasets.Features(
         {name: datasets.Value("string") for name in ("id", "question", "answer", "family")}
         | {"images": datasets.Sequence(datasets.Image())}
