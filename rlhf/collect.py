@@ -147,14 +147,14 @@ class Collector:
     def state(self) -> State:
         """Data that a checkpoint keeps, as JSON."""
         kept = [stored_group(group) for group in self.kept]
-        order, bad_rows, rewards = self.order.state(), self._prompts.state(), self._rubric.state()
+        order, bad_rows, rewards = self.order.state(), self._prompts.bad_rows.state(), self._rubric.state()
         return {"ledger": self.ledger.state(), "order": order, "kept": kept, "bad_rows": bad_rows, "rewards": rewards}
 
     def restore(self, state: State) -> None:
         self._rubric.restore(state["rewards"])
         self.ledger = Ledger.from_state(state["ledger"])
         self.order.restore(state["order"])
-        self._prompts.restore(state["bad_rows"])
+        self._prompts.bad_rows.restore(state["bad_rows"])
         self.kept = [restore_group(record, self._prompts.by_id(record["prompt_id"])) for record in state["kept"]]
 
     def _sample(self, count: int, check: Callable[[], None]) -> list[Group]:

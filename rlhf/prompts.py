@@ -7,14 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from model.data.bad_rows import BadRows
-from model.data.chat_rows import ChatReader, ChatRow, require_reference
+from model.data.chat_rows import require_reference
 from model.data.media import MediaError
-from model.data.media_store import MediaStore
-from model.data.sources import BoundedCache
-from model.data.tables import Table
+from model.data.sources import BoundedCache, DataFolders, TableSource
+from model.data.tables import RawRow, Table
 from model.interface import Mode
-from model.json_values import JsonObject
 from model.processing.messages import ImageSource
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
@@ -48,24 +45,16 @@ class Task:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """A prompt, where its image files lie, and where it came from."""
+    """A prompt, where its image files lie, and the data set that it belongs to."""
 
     prompt: Prompt
     root: Path
     dataset: str
-    file: Path
-    number: int
-
-    @classmethod
-    def of(cls, row: ChatRow) -> "PromptRow":
-        """`ValueError` for a row without a reference."""
-        prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
-        return cls(prompt, row.root, row.dataset, row.file, row.number)
 
 
-class PromptSet:
-    """Rows that can be used, in the order of their files. Ids and image headers were checked; pixels are decoded when a
-    row is drawn. What a row says is kept, what it weighs as ids and pixels is not, beyond `data.cache_mib`.
+class PromptSet(TableSource[PromptRow]):
+    """`RowSource` of tasks: prompts that can be used, in the order of their files. What a row says is kept, what it
+    weighs as ids and pixels is not, beyond `data.cache_mib`.
     """
 
     def __init__(
@@ -75,51 +64,53 @@ class PromptSet:
         mode: Mode,
         rollouts: RolloutConfig,
         data: DataConfig | None = None,
-        media: Path | None = None,
-        report: Path | None = None,
+        folders: DataFolders | None = None,
     ) -> None:
-        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row. `media`: folder for images
-        that come as bytes, None for a temporary one. `report`: file that names bad rows.
+        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row.
 
         `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
         """
         self._data = data or DataConfig()
         self._processor, self._mode, self._rollouts = processor, mode, rollouts
-        self._media = MediaStore(media)
-        self._bad = BadRows(self._data.max_bad_rows, report)
-        self._rows: list[PromptRow] = []
         self._visual_tokens = array("q")  # one a row, counted when the row was opened
-        self._index: dict[str, int] = {}
-        self._bad.opened(self._read([Path(path), *map(Path, self._data.also)]))
+        self._checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
+        super().__init__([Path(path), *map(Path, self._data.also)], self._data, folders or DataFolders())
+        self._checked.clear()
         self._weights = self._row_weights()
         self._cache = BoundedCache[Task](self._data.cache_mib * 2**20, lambda task: task.num_bytes)
-
-    @property
-    def ids(self) -> list[str]:
-        return list(self._index)
 
     @property
     def weights(self) -> list[float]:
         """How often each prompt is drawn, relative to the others."""
         return self._weights
 
-    def __len__(self) -> int:
-        return len(self._rows)
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, PromptRow, int]:
+        """`ValueError` for a row without a reference too."""
+        row = self.reader.read(raw, table, ordinal)
+        self.refuse_known(row.id)
+        prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
+        tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
+        self._rollouts.check_length(prompt.id, len(tokens.ids))
+        self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
+        places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
+        new = [visual for visual, place in zip(tokens.images, places, strict=True) if place not in self._checked]
+        check_visuals(row.root, new)
+        self._checked.update(places)
+        self._visual_tokens.append(_num_visual_tokens(tokens))
+        return row.id, PromptRow(prompt, row.root, row.dataset), len(tokens.ids)
 
-    def __getitem__(self, index: int) -> Task:
-        """`MediaError` for a row whose media cannot be read."""
+    def build(self, index: int) -> Task:
+        """The prompt in the mode that the set was opened for. `MediaError` for one whose media cannot be read."""
         return self._in_mode(index, self._mode)
 
     def task(self, index: int) -> Task | None:
         """None for a row whose media cannot be read; it is named. `ValueError` past `data.max_bad_rows`."""
-        row = self._rows[index]
-        if row.prompt.id in self._bad.ids:
+        if self.items[index].prompt.id in self.bad_rows.ids:
             return None
         try:
-            return self[index]
+            return self.build(index)
         except MediaError as error:
-            reason = self._media.without_folder(str(error))
-            self._bad.add_later(row.file, row.number, row.prompt.id, reason)
+            self.name_bad(index, str(error))
         self._refuse_if_nothing_is_left()
         return None
 
@@ -133,66 +124,25 @@ class PromptSet:
 
     def by_id(self, prompt_id: str, mode: Mode | None = None) -> Task:
         """The prompt asked in another mode than it was opened for; without thinking it takes no more tokens."""
-        return self._in_mode(self._index[prompt_id], mode or self._mode)
-
-    def state(self) -> list[JsonObject]:
-        """Data that a checkpoint keeps: rows that turned out bad when they were drawn."""
-        return self._bad.state()
-
-    def restore(self, state: list[JsonObject]) -> None:
-        self._bad.restore(state)
-
-    def _read(self, paths: Sequence[Path]) -> int:
-        """Admit every row that can be used; how many rows there are."""
-        files = [Table(path) for path in paths]
-        names = [file.name for file in files]
-        if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"data.also: expected files of different names, found {twice[0]!r} twice; rename one")
-        reader = ChatReader(self._data, self._media)
-        checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
-        total = 0
-        for position, file in enumerate(files):
-            prefix = f"{file.name}/" if position else ""
-            for ordinal, raw in enumerate(file.rows(), 1):
-                total += 1
-                try:
-                    self._admit(PromptRow.of(reader.read(raw, file, ordinal, prefix)), checked)
-                except ValueError as error:
-                    self._bad.add(raw.file, raw.number, self._media.without_folder(str(error)))
-        return total
-
-    def _admit(self, row: PromptRow, checked: set[tuple[Path, ImageSource, int]]) -> None:
-        prompt = row.prompt
-        if prompt.id in self._index:
-            raise ValueError(f"id: expected a unique value, found {prompt.id!r} again")
-        tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
-        self._rollouts.check_length(prompt.id, len(tokens.ids))
-        self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
-        places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
-        new = [visual for visual, place in zip(tokens.images, places, strict=True) if place not in checked]
-        check_visuals(row.root, new)
-        checked.update(places)
-        self._index[prompt.id] = len(self._rows)
-        self._rows.append(row)
-        self._visual_tokens.append(_num_visual_tokens(tokens))
+        return self._in_mode(self.index_of(prompt_id), mode or self._mode)
 
     def _row_weights(self) -> list[float]:
-        known = {row.dataset for row in self._rows}
+        known = {row.dataset for row in self.items}
         if unknown := sorted(self._data.weights.keys() - known):
             raise ValueError(f"data.weights: expected names of data sets among {sorted(known)}, found {unknown[0]!r}")
-        return [self._data.weights.get(row.dataset, 1.0) for row in self._rows]
+        return [self._data.weights.get(row.dataset, 1.0) for row in self.items]
 
     def _refuse_if_nothing_is_left(self) -> None:
         """Raise if every row is bad or has weight 0, because drawing would never end."""
-        rows = zip(self._rows, self._weights, strict=True)
-        if not any(weight and row.prompt.id not in self._bad.ids for row, weight in rows):
+        rows = zip(self.items, self._weights, strict=True)
+        if not any(weight and row.prompt.id not in self.bad_rows.ids for row, weight in rows):
             raise ValueError("data: no row is left whose images can be read; see the bad rows named above")
 
     def _in_mode(self, index: int, mode: Mode) -> Task:
-        return self._cache.get((index, mode), lambda: self._build(index, mode))
+        return self._cache.get((index, mode), lambda: self._decoded(index, mode))
 
-    def _build(self, index: int, mode: Mode) -> Task:
-        row = self._rows[index]
+    def _decoded(self, index: int, mode: Mode) -> Task:
+        row = self.items[index]
         tokens = self._processor.prompt(row.prompt.messages, mode, row.root)
         if _num_visual_tokens(tokens) != self._visual_tokens[index]:
             raise MediaError(
@@ -208,10 +158,12 @@ def _num_visual_tokens(tokens: PromptTokens) -> int:
 
 def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[PromptSet, PromptSet | None]:
     """(what a run trains on, what it holds out), opened for thinking. Images and reports of bad rows go to `run`."""
-    media = run / "media"
+    folders = DataFolders(run / "media", run / "bad_rows.jsonl")
     path, held_out = Path(config.prompts), config.evaluation.prompts
-    prompts = PromptSet(path, processor, Mode.think, config.rollouts, config.data, media, run / "bad_rows.jsonl")
+    prompts = PromptSet(path, processor, Mode.think, config.rollouts, config.data, folders)
     if not held_out:
         return prompts, None
-    alone, report = config.data.without_mixture(), run / "bad_rows_evaluation.jsonl"
-    return prompts, PromptSet(Path(held_out), processor, Mode.think, config.rollouts, alone, media, report)
+    alone = config.data.without_mixture()
+    return prompts, PromptSet(
+        Path(held_out), processor, Mode.think, config.rollouts, alone, folders.named("evaluation")
+    )

@@ -11,7 +11,7 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow, text_list
+from model.data.tables import RawRow, Table, text_list
 from model.interface import Mode
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
@@ -50,7 +50,7 @@ class _Samples(TableSource[Sample]):
 
     def __init__(self, path: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._processor = processor
-        super().__init__(Path(path), config, folders)
+        super().__init__([Path(path)], config, folders)
 
     def build(self, index: int) -> Row:
         sample = self.items[index]
@@ -80,8 +80,8 @@ class Demonstrations(_Samples):
         """Most completions of a prompt."""
         return max(len(sample.completions) for sample in self.items)
 
-    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int]:
-        chat = self.reader.read(raw, self.table, ordinal)
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int]:
+        chat = self.reader.read(raw, table, ordinal)
         mode = raw.columns.get("mode")
         if mode not in ("think", "direct"):
             raise ValueError(f"mode: expected think or direct, found {mode!r:.80}")
@@ -94,8 +94,8 @@ class DirectPairs(_Samples):
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         super().__init__(config.prompts, config, processor, folders.named("direct"))
 
-    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int]:
-        chat = self.reader.read(raw, self.table, ordinal)
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int]:
+        chat = self.reader.read(raw, table, ordinal)
         return self.measured(Sample(chat, Mode.direct, [f"\\boxed{{{require_reference(chat)}}}"]))
 
 
@@ -107,12 +107,12 @@ class _RolloutPrompts(_Samples):
         self.bad_ids: set[str] = set()  # prompts of rollouts whose rows cannot be used
         super().__init__(config.prompts, config, processor, folders)
 
-    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Sample, int] | None:
-        row_id = self.reader.id_of(raw, self.table, ordinal)
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int] | None:
+        row_id = self.reader.id_of(raw, table, ordinal)
         if row_id not in self._used:
             return None
         try:
-            return self.measured(Sample(self.reader.read(raw, self.table, ordinal), Mode.think, []))
+            return self.measured(Sample(self.reader.read(raw, table, ordinal), Mode.think, []))
         except ValueError:
             self.bad_ids.add(row_id)
             raise

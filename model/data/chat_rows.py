@@ -53,8 +53,8 @@ class ChatReader:
         self._image = _names(config.image_column, _IMAGE)
         self._dataset = _names(chat.dataset_column, _DATASET)
 
-    def read(self, raw: RawRow, table: Table, ordinal: int, prefix: str = "") -> ChatRow:
-        """The messages of a row, the `ordinal`-th of its table. `prefix` goes before its id.
+    def read(self, raw: RawRow, table: Table, ordinal: int) -> ChatRow:
+        """The messages of a row, the `ordinal`-th of its table.
 
         `ValueError` says why it cannot be used.
         """
@@ -63,7 +63,7 @@ class ChatReader:
         columns = raw.columns
         question_column, question = _first(columns, self._question)
         image_column, images = _first(columns, self._image)
-        id_column, row_id = _first(columns, self._id)
+        id_column, _ = _first(columns, self._id)
         reference_column, reference = _first(columns, self._reference)
         dataset_column, dataset = _first(columns, self._dataset)
         messages, used = _messages(question_column, question, _sources(images))
@@ -73,7 +73,7 @@ class ChatReader:
         if dataset_column != "data_source":
             meta["dataset"] = table.name if dataset is None else dataset
         return ChatRow(
-            id=prefix + _id(row_id, f"{table.name}-{ordinal}"),
+            id=self.id_of(raw, table, ordinal),
             messages=messages,
             reference=None if reference is None else _reference_text(reference),
             meta=meta,
@@ -87,7 +87,7 @@ class ChatReader:
         """The id of a row that need not hold messages. `ValueError` where it is no text or number."""
         if raw.problem:
             raise ValueError(raw.problem)
-        return _id(_first(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
+        return table.prefix + _id(_first(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
 
     def images(self, columns: Mapping[str, object], root: Path) -> tuple[list[str], Path]:
         """(file names, the one folder they are relative to) of the row's image column, checked."""

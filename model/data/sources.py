@@ -19,20 +19,23 @@ from model.data.tables import RawRow, Table
 from model.run.state import State
 
 Item = TypeVar("Item")
+Built = TypeVar("Built", covariant=True)
 _BYTES_OF_ID = 36  # a Python int and its place in a list
 
 
-class RowSource(Protocol):
-    """Rows by number. What they say is checked at opening; pixels are decoded when a row is built."""
+class RowSource(Protocol[Built]):
+    """Rows by number. What they say is checked at opening; pixels are decoded when a row is built, as a `Row` to train
+    on or as a prompt to sample from.
+    """
 
     def __len__(self) -> int: ...
 
-    def build(self, index: int) -> Row:
+    def build(self, index: int) -> Built:
         """`MediaError` for a row whose images cannot be read."""
         ...
 
     def length(self, index: int) -> int:
-        """Packed tokens of the row, without building it."""
+        """Packed tokens of the row (of a prompt: its ids), without building it."""
         ...
 
     def name_bad(self, index: int, reason: str) -> None:
@@ -58,11 +61,12 @@ class DataFolders:
 
 
 class TableSource(ABC, Generic[Item]):
-    """The usable rows of one table, each kept as what `admit` makes of it: text, not ids or pixels."""
+    """The usable rows of one or several tables, each kept as what `admit` makes of it: text, not ids or pixels."""
 
-    def __init__(self, path: Path, config: TableConfig, folders: DataFolders) -> None:
-        """`ValueError` for a file that is missing or not what its name says, and past `data.max_bad_rows`."""
-        self.table = Table(path)
+    def __init__(self, paths: Sequence[Path], config: TableConfig, folders: DataFolders) -> None:
+        """Ids of the second table on begin with the name of their table. `ValueError` for a file that is missing or not
+        what its name says, and past `data.max_bad_rows`.
+        """
         self._media = MediaStore(folders.media)
         self.reader = ChatReader(config, self._media)
         self.items: list[Item] = []
@@ -72,47 +76,69 @@ class TableSource(ABC, Generic[Item]):
         self.bad_rows = BadRows(config.max_bad_rows, folders.report)
         total = 0
         columns: set[str] = set()
-        for ordinal, raw in enumerate(self.table.rows(), 1):
-            total = ordinal
-            columns |= raw.columns.keys()
-            try:
-                self._take(raw, ordinal)
-            except ValueError as error:
-                self.bad_rows.add(raw.file, raw.number, self._media.without_folder(str(error)))
+        for table in _tables(paths):
+            for ordinal, raw in enumerate(table.rows(), 1):
+                total += 1
+                columns |= raw.columns.keys()
+                try:
+                    self._take(raw, table, ordinal)
+                except ValueError as error:
+                    self.bad_rows.add(raw.file, raw.number, self._media.without_folder(str(error)))
         for name in ("id_column", "image_column", "question_column", "reference_column", "dataset_column"):
             wanted = getattr(config, name, "")
             if wanted and wanted.partition(".")[0] not in columns:
                 raise ValueError(
-                    f"data.{name}: {path}: expected a column of the rows ({sorted(columns)}), found {wanted!r}"
+                    f"data.{name}: {paths[0]}: expected a column of the rows ({sorted(columns)}), found {wanted!r}"
                 )
         self.bad_rows.opened(total)
 
     @abstractmethod
-    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Item, int] | None:
-        """(id, what is kept, packed tokens) of a row, None for one that is not wanted. `ValueError` says why it cannot
-        be used."""
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Item, int] | None:
+        """(id, what is kept, packed tokens) of the `ordinal`-th row of a table, None for one that is not wanted.
+
+        `ValueError` says why it cannot be used.
+        """
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def ids(self) -> list[str]:
+        return list(self._ids)
+
+    def index_of(self, row_id: str) -> int:
+        return self._ids[row_id]
+
+    def refuse_known(self, row_id: str) -> None:
+        """`ValueError` for an id that another row has."""
+        if row_id in self._ids:
+            raise ValueError(f"id: expected a unique value, found {row_id!r} again")
 
     def length(self, index: int) -> int:
         return self._lengths[index]
 
     def name_bad(self, index: int, reason: str) -> None:
         file, number = self._places[index]
-        self.bad_rows.add_later(file, number, list(self._ids)[index], self._media.without_folder(reason))
+        self.bad_rows.add_later(file, number, self.ids[index], self._media.without_folder(reason))
 
-    def _take(self, raw: RawRow, ordinal: int) -> None:
-        admitted = self.admit(raw, ordinal)
+    def _take(self, raw: RawRow, table: Table, ordinal: int) -> None:
+        admitted = self.admit(raw, table, ordinal)
         if admitted is None:
             return
         row_id, item, length = admitted
-        if row_id in self._ids:
-            raise ValueError(f"id: expected a unique value, found {row_id!r} again")
+        self.refuse_known(row_id)
         self._ids[row_id] = len(self.items)
         self.items.append(item)
         self._lengths.append(length)
         self._places.append((raw.file, raw.number))
+
+
+def _tables(paths: Sequence[Path]) -> list[Table]:
+    tables = [Table(path) for path in paths]
+    names = [table.name for table in tables]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"data.also: expected files of different names, found {twice[0]!r} twice; rename one")
+    return [replace(table, prefix=f"{table.name}/" if position else "") for position, table in enumerate(tables)]
 
 
 class BoundedCache(Generic[Item]):
@@ -143,12 +169,12 @@ def bytes_of_row(row: Row) -> int:
 class StepPart:
     """How many rows of a source are in every step, in which order they come."""
 
-    source: RowSource
+    source: RowSource[Row]
     per_step: int
     order: KeyedOrder
 
     @classmethod
-    def keyed(cls, source: RowSource, per_step: int, seed: int, name: str) -> "StepPart":
+    def keyed(cls, source: RowSource[Row], per_step: int, seed: int, name: str) -> "StepPart":
         """Rows in an order that the seed and `name` decide."""
         return cls(source, per_step, KeyedOrder(len(source), seed, name))
 

@@ -38,6 +38,7 @@ class Table:
     """One file of rows, or one folder that is a data set."""
 
     path: Path
+    prefix: str = ""  # goes before the ids of its rows, where several tables are read together
 
     @cached_property
     def name(self) -> str:

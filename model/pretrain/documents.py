@@ -7,7 +7,7 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.media import check_images
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow, text_list
+from model.data.tables import RawRow, Table, text_list
 from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
 
@@ -28,16 +28,16 @@ class Documents(TableSource[Document]):
 
     def __init__(self, config: PretrainDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._processor = processor
-        super().__init__(Path(config.path), config, folders)
+        super().__init__([Path(config.path)], config, folders)
 
-    def admit(self, raw: RawRow, ordinal: int) -> tuple[str, Document, int]:
-        row_id = self.reader.id_of(raw, self.table, ordinal)
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Document, int]:
+        row_id = self.reader.id_of(raw, table, ordinal)
         columns = raw.columns
         for name in ("kind", "prefix"):
             if not isinstance(columns.get(name), str):
                 raise ValueError(f"{name}: expected str, found {columns.get(name)!r:.80}")
         texts = text_list(columns, "texts")
-        images, root = self.reader.images(columns, self.table.root)
+        images, root = self.reader.images(columns, table.root)
         check_images(root, images)
         document = Document(columns["kind"], columns["prefix"], texts, images, root)
         prefix, completions = self._ids_of(document)

@@ -226,12 +226,12 @@ class Evaluator:
     def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
         best = [self.best, self.best_step, self.without_new_best]
-        return {"best": best, "bad_rows": [] if self._prompts is None else self._prompts.state()}
+        return {"best": best, "bad_rows": [] if self._prompts is None else self._prompts.bad_rows.state()}
 
     def restore(self, state: State) -> None:
         self.best, self.best_step, self.without_new_best = state["best"]
         if self._prompts is not None:
-            self._prompts.restore(state["bad_rows"])
+            self._prompts.bad_rows.restore(state["bad_rows"])
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -146,7 +146,7 @@ def drawn_prompts(prompts: PromptSet, seed: int, count: int) -> Dataset:
 
     @lru_cache(maxsize=64)  # TRL asks for a row once for each of its completions
     def prompt_and_images(row: int) -> tuple[list[dict[str, Any]], list[Any]]:
-        return as_trl_prompt(prompts[row])
+        return as_trl_prompt(prompts.build(row))
 
     def columns(batch: dict[str, list]) -> dict[str, list]:
         pairs = [prompt_and_images(row) for row in batch["row"]]
@@ -192,7 +192,7 @@ class StepRewards:
         rollouts: list[list[Rollout]] = []
         for ids, index, ordinal in zip(completion_ids, row, draw, strict=True):
             if not rollouts or rollouts[-1][0].group_index != ordinal:
-                tasks.append(self._prompts[index])
+                tasks.append(self._prompts.build(index))
                 rollouts.append([])
             rollouts[-1].append(self._rollout(tasks[-1], ordinal, len(rollouts[-1]), ids, trainer_state.global_step))
         self.groups = score_groups(tasks, rollouts, self.rubric, self.tokenizer, self._algorithm)

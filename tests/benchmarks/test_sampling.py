@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-transformers = pytest.importorskip("transformers")
+from tests.conftest import require_extra
+
+require_extra("hf", "transformers")
 
 from benchmarks.parts.sampling_models import SIZES, make_requests, planted_model, twin_of  # noqa: E402
 from benchmarks.parts.sampling_rivals import Rivals  # noqa: E402

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from model.data.sources import DataFolders
 from model.interface import Mode
 from rlhf.config import DataConfig
 from rlhf.prompts import PromptSet
@@ -16,6 +17,6 @@ def opened(tiny):
 
     def make(path: Path, tokens: int = 96, mode: Mode = Mode.think, media=None, report=None, **data) -> PromptSet:
         limits = RolloutConfig(max_prompt_tokens=tokens)
-        return PromptSet(path, tiny[1], mode, limits, DataConfig(**data), media, report)
+        return PromptSet(path, tiny[1], mode, limits, DataConfig(**data), DataFolders(media, report))
 
     return make

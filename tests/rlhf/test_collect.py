@@ -17,7 +17,6 @@ from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, Grp
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.collect import BudgetExhausted, Collector
 from rlhf.config import BudgetEnd, Curriculum, KeepSurplus, RlConfig, TrainerConfig
-from rlhf.ledger import Ledger
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig
@@ -264,22 +263,6 @@ def test_pass_rates_are_remembered_and_reported(collector):
     assert set(one.order.pass_rates.values()) == {0.25}
     metrics = step_metrics(collected, LossTotals(), one.ledger)
     assert (metrics["prompts/pass_rate"], metrics["prompts/seen_share"]) == (0.25, 4 / 12)
-
-
-def test_ledger_state_round_trip_and_imbalance():
-    ledger = Ledger()
-    ledger.train(ledger.draw("a"))
-    ledger.drop(ledger.draw("b"), "all_wrong")
-    ledger.draw("c")
-    assert Ledger.from_state(json.loads(json.dumps(ledger.state()))) == Ledger(
-        3, 1, {"all_wrong": 1}, in_flight={2: "c"}
-    )
-    ledger.check({2})
-    with pytest.raises(RuntimeError, match=r"in flight are \[2\], kept are \[\]"):
-        ledger.check(set())
-    ledger.trained += 1
-    with pytest.raises(RuntimeError, match="ledger: 3 draws, but 2 trained"):
-        ledger.check({2})
 
 
 @pytest.mark.parametrize(

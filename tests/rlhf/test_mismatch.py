@@ -40,7 +40,7 @@ def scene(tiny, digits_folder):
     )
     worker = fill_worker(EmbeddedWorker(model, processor, RolloutConfig(max_completion_tokens=8), 0), model)
     prompts = PromptSet(digits_folder / "train.jsonl", processor, Mode.think, RolloutConfig())
-    return Policy(engine, None, processor, 8192), model, worker, [prompts[i].request(i, 3) for i in range(3)]
+    return Policy(engine, None, processor, 8192), model, worker, [prompts.build(i).request(i, 3) for i in range(3)]
 
 
 def groups_of(worker, requests) -> list[Group]:

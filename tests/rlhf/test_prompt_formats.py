@@ -23,7 +23,7 @@ from tests.rlhf.prompt_data import base64_of, plain_row, png, write_jsonl
 def assert_same(found: PromptSet, wanted: PromptSet) -> None:
     assert found.ids == wanted.ids
     for index in range(len(wanted)):
-        one, twin = found[index], wanted[index]
+        one, twin = found.build(index), wanted.build(index)
         assert (one.tokens.ids, one.prompt.reference) == (twin.tokens.ids, twin.prompt.reference)
         assert len(one.images) == len(twin.images)
         assert all(torch.equal(a, b) for a, b in zip(one.images, twin.images, strict=True))
@@ -80,7 +80,7 @@ def test_parquet_with_our_messages_and_paths(tmp_path, opened, twin):
     write_jsonl(tmp_path / "own" / "more.jsonl", rows)
     found = opened(tmp_path / "own" / "prompts.parquet")
     assert_same(found, opened(tmp_path / "own" / "more.jsonl"))
-    assert found[0].prompt == twin[0].prompt and found[0].root == twin[0].root
+    assert found.build(0).prompt == twin.build(0).prompt and found.build(0).root == twin.build(0).root
 
 
 def test_saved_datasets_folder(tmp_path, opened, twin):
@@ -130,7 +130,7 @@ class TestSpellings:
         pq.write_table(pa.Table.from_pylist(rows), tmp_path / "verl.parquet")
         found = opened(tmp_path / "verl.parquet")
         assert_same(found, twin)
-        meta = found[1].prompt.meta
+        meta = found.build(1).prompt.meta
         assert (meta["data_source"], meta["extra_info"], "dataset" in meta) == ("geo", {"index": 1}, False)
 
     @pytest.mark.parametrize("head", ["", "data:image/png;base64,"])
@@ -156,28 +156,28 @@ class TestSpellings:
             {"id": "c", "messages": [{"role": "user", "content": named}], "answer": "1", "images": ["1.png"]},
         ]
         found = opened(write_jsonl(tmp_path / "prompts.jsonl", rows))
-        assert found[0].prompt.messages == found[1].prompt.messages == found[2].prompt.messages
-        assert found[2].prompt.meta["images"] == ["1.png"]  # a row that places its images itself
+        assert found.build(0).prompt.messages == found.build(1).prompt.messages == found.build(2).prompt.messages
+        assert found.build(2).prompt.meta["images"] == ["1.png"]  # a row that places its images itself
 
     def test_a_literal_place_in_our_form_is_text(self, tmp_path, opened):
         row = {"id": "a", "messages": [{"role": "user", "content": "What does <image> mean?"}], "reference": "1"}
         found = opened(write_jsonl(tmp_path / "prompts.jsonl", [row]))
-        assert found[0].prompt.messages == row["messages"] and not found[0].images
+        assert found.build(0).prompt.messages == row["messages"] and not found.build(0).images
 
     def test_configured_columns_and_made_up_ids(self, tmp_path, opened):
         rows = [{"ask": "One?", "extra": {"gold": 7}, "kind": "sums"}, {"ask": "Two?", "extra": {"gold": 8.5}}]
         columns = {"question_column": "ask", "reference_column": "extra.gold", "dataset_column": "kind"}
         found = opened(write_jsonl(tmp_path / "mine.jsonl", rows), **columns)
         assert found.ids == ["mine-1", "mine-2"]
-        assert [found[i].prompt.reference for i in (0, 1)] == ["7", "8.5"]
-        assert [found[i].prompt.meta["dataset"] for i in (0, 1)] == ["sums", "mine"]
+        assert [found.build(i).prompt.reference for i in (0, 1)] == ["7", "8.5"]
+        assert [found.build(i).prompt.meta["dataset"] for i in (0, 1)] == ["sums", "mine"]
 
     def test_columns_that_are_no_json_become_text(self, tmp_path, opened):
         from datetime import date
 
         row = plain_row(0, day=date(2026, 11, 25), thumb=b"123", nothing=None, nested={"a": None, "b": [b"1"]})
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "prompts.parquet")
-        meta = opened(tmp_path / "prompts.parquet")[0].prompt.meta
+        meta = opened(tmp_path / "prompts.parquet").build(0).prompt.meta
         assert meta == {"dataset": "prompts", "day": "2026-11-25", "thumb": "3 bytes", "nested": {"b": ["1 bytes"]}}
         json.dumps(meta)
 
@@ -198,16 +198,16 @@ class TestTsv:
         ]
         found = opened(self.write(tmp_path / "MMTest.tsv", header, rows), tokens=200)
         assert found.ids == ["7", "8", "9", "10"]
-        text = found[0].prompt.messages[0]["content"][-1]["text"]
+        text = found.build(0).prompt.messages[0]["content"][-1]["text"]
         assert text == (
             "Hint: It purrs.\nQuestion: Which\nanimal?\nOptions:\nA. cat\nB. dog\n"
             "One of these is right: give its letter."
         )
-        assert found[1].prompt.meta["options"] == {"A": "cat", "B": "dog", "C": "cow"}
-        assert found[0].prompt.meta["category"] == "pets" and found[0].prompt.meta["dataset"] == "MMTest"
-        assert torch.equal(found[0].images[0], found[1].images[0])
-        assert found[2].prompt.messages == [{"role": "user", "content": "Nothing?"}]
-        assert len(found[3].images) == 2
+        assert found.build(1).prompt.meta["options"] == {"A": "cat", "B": "dog", "C": "cow"}
+        assert found.build(0).prompt.meta["category"] == "pets" and found.build(0).prompt.meta["dataset"] == "MMTest"
+        assert torch.equal(found.build(0).images[0], found.build(1).images[0])
+        assert found.build(2).prompt.messages == [{"role": "user", "content": "Nothing?"}]
+        assert len(found.build(3).images) == 2
 
     def test_paths_equal_bytes(self, tmp_path, opened, twin):
         rows = [
@@ -222,7 +222,7 @@ class TestTsv:
         assert len(base64_of(big)) > 131_072
         rows = [[1, "What?", "x", base64_of(big)]]
         found = opened(self.write(tmp_path / "a.tsv", ["index", "question", "answer", "image"], rows))
-        assert Path(found[0].root, found[0].tokens.files[0]).read_bytes() == big
+        assert Path(found.build(0).root, found.build(0).tokens.files[0]).read_bytes() == big
 
     @pytest.mark.parametrize(
         ("row", "reason"),
@@ -249,7 +249,7 @@ def test_rewards_are_routed_by_data_set(tmp_path, opened):
     assert found.ids == ["n", "quiz/1"]
 
     def scored(index: int, answer: str) -> float | None:
-        prompt, text = found[index].prompt, f"<think>\nx\n</think>\n\\boxed{{{answer}}}"
+        prompt, text = found.build(index).prompt, f"<think>\nx\n</think>\n\\boxed{{{answer}}}"
         item = RewardInput(
             prompt.id, prompt.messages, [], prompt.reference, text, "x", answer, [1], "stop", prompt.meta
         )
@@ -266,7 +266,7 @@ def test_bytes_are_written_once_under_their_checksum(tmp_path, opened):
     found = opened(tmp_path / "prompts.parquet", media=media)
     names = sorted(path.name for path in media.iterdir())
     assert names == sorted(f"{hashlib.sha256(png(n)).hexdigest()}.png" for n in (0, 1))
-    assert [found[n].tokens.files[0] for n in range(4)] == [
+    assert [found.build(n).tokens.files[0] for n in range(4)] == [
         f"{hashlib.sha256(png(n % 2)).hexdigest()}.png" for n in range(4)
     ]
     times = [(media / name).stat().st_mtime_ns for name in names]
@@ -280,7 +280,7 @@ def test_an_image_that_comes_beside_bytes_is_kept_with_them(tmp_path, opened):
     (tmp_path / "a.png").write_bytes(png(1))
     row = plain_row(0, images=["a.png", base64_of(png(2))])
     prompts = opened(write_jsonl(tmp_path / "prompts.jsonl", [row]))
-    task = prompts[0]
+    task = prompts.build(0)
     assert all((task.root / name).is_file() for name in task.tokens.files) and task.root != tmp_path
 
 

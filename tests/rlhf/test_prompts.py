@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from model.data.media import MediaError
+from model.data.sources import DataFolders
 from model.interface import Mode
 from rewards.config import RewardConfig
 from rewards.rubric import Rubric
@@ -198,8 +199,8 @@ class TestSeveralFiles:
         for number, name in enumerate(("one", "two")):
             (tmp_path / name / "a.png").write_bytes(png(number))
         found = opened(paths[0], also=[str(paths[1])])
-        assert [found[n].root.name for n in (0, 1)] == ["one", "two"]
-        assert not found[0].images[0].equal(found[1].images[0])
+        assert [found.build(n).root.name for n in (0, 1)] == ["one", "two"]
+        assert not found.build(0).images[0].equal(found.build(1).images[0])
 
 
 class TestDamagedPixels:
@@ -226,7 +227,7 @@ class TestDamagedPixels:
         assert all("expected a whole image, found damage" in r["reason"] for r in records)
         assert capsys.readouterr().err.count("bad row: ") == 3
         with pytest.raises(MediaError):
-            found[1]
+            found.build(1)
 
     def test_past_the_limit(self, half_bad):
         found = half_bad(2)
@@ -246,10 +247,10 @@ class TestDamagedPixels:
         report = tmp_path / "bad_rows.jsonl"
         found = half_bad(2, report=report)
         assert found.task(1) is None
-        state, text = json.loads(json.dumps(found.state())), report.read_bytes()
+        state, text = json.loads(json.dumps(found.bad_rows.state())), report.read_bytes()
         again = half_bad(2, report=report)
         assert not report.exists()  # nothing was bad at the opening
-        again.restore(state)
+        again.bad_rows.restore(state)
         assert report.read_bytes() == text
         capsys.readouterr()
         assert again.task(1) is None and not capsys.readouterr().err
@@ -295,7 +296,7 @@ def test_a_prompt_of_more_images_than_the_sampler_takes_is_a_bad_row(tmp_path, t
     rows = [plain_row(n, question="<image>" * n + "?", image=["0.png"] * n) for n in (1, 2, 3)]
     path, report = write_jsonl(tmp_path / "a.jsonl", rows), tmp_path / "bad.jsonl"
     limits = VllmRolloutConfig(max_images=2)
-    found = PromptSet(path, tiny[1], Mode.think, limits, DataConfig(max_bad_rows=1), report=report)
+    found = PromptSet(path, tiny[1], Mode.think, limits, DataConfig(max_bad_rows=1), DataFolders(report=report))
     assert found.ids == ["p1", "p2"]
     assert "at most rollouts.max_images = 2 images and frames, found 3" in report.read_text()
 
@@ -308,28 +309,28 @@ def test_a_picture_of_another_size_is_noticed(tmp_path, tiny):
     found = PromptSet(path, processor, Mode.think, RolloutConfig(max_prompt_tokens=200), DataConfig(max_bad_rows=1))
     Image.new("RGB", (128, 32)).save(tmp_path / "0.png")
     with pytest.raises(MediaError, match="visual tokens as when the data was opened, found"):
-        found[0]
+        found.build(0)
 
 
 def test_a_small_set_stays_in_the_cache(tmp_path, opened):
     rows = [plain_row(n, image=base64_of(png(n))) for n in range(8)]
     path = write_jsonl(tmp_path / "prompts.jsonl", rows)
     found = opened(path)
-    tasks = [found[n] for n in range(8)]
-    assert all(found[n] is tasks[n] for n in range(8))
+    tasks = [found.build(n) for n in range(8)]
+    assert all(found.build(n) is tasks[n] for n in range(8))
     assert found._cache.num_bytes == sum(task.num_bytes for task in tasks)
     without = opened(path, cache_mib=0)
-    assert without[0] is not without[0] and without._cache.num_bytes == 0
+    assert without.build(0) is not without.build(0) and without._cache.num_bytes == 0
 
 
 def test_the_cache_is_bounded_and_keeps_what_was_used_last(tmp_path, opened):
     found = opened(write_jsonl(tmp_path / "prompts.jsonl", [plain_row(n, image=base64_of(png(n))) for n in range(4)]))
-    first = found[0]
+    first = found.build(0)
     found._cache._capacity = 2 * first.num_bytes + 100
-    second = found[1]
-    assert found[0] is first
-    third = found[2]  # the second goes
-    assert found[0] is first and found[2] is third and found[1] is not second
+    second = found.build(1)
+    assert found.build(0) is first
+    third = found.build(2)  # the second goes
+    assert found.build(0) is first and found.build(2) is third and found.build(1) is not second
     assert found._cache.num_bytes <= found._cache._capacity
 
 

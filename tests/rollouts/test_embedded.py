@@ -25,7 +25,7 @@ CONFIG = RolloutConfig(max_prompt_tokens=96, max_completion_tokens=12)
 @pytest.fixture(scope="module")
 def tasks(tiny, digits_folder: Path):
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
-    return [prompts[i] for i in range(10)]
+    return [prompts.build(i) for i in range(10)]
 
 
 def make_worker(tiny, seed: int = 7, **changes) -> EmbeddedWorker:

@@ -354,7 +354,7 @@ def sampled(tiny, digits_folder: Path) -> list[Group]:
     """Four real groups of six with alternating made-up rewards."""
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
     worker = fill_worker(EmbeddedWorker(*tiny, RolloutConfig(max_completion_tokens=10), 0), tiny[0])
-    tasks = [prompts[i] for i in range(4)]
+    tasks = [prompts.build(i) for i in range(4)]
     groups = []
     for task, rollouts in zip(tasks, generate(worker, [t.request(d, 6) for d, t in enumerate(tasks)]), strict=True):
         rewards = [result(float(i % 2)) for i in range(6)]

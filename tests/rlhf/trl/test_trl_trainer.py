@@ -213,7 +213,7 @@ def test_trl_sees_the_ids_and_pixels_of_our_own_prompts(trl, tiny, tiny_folder, 
     prompts = PromptSet(data, tiny[1], Mode.think, RolloutConfig())
     processor = trl.AutoProcessor.from_pretrained(tiny_folder)
     for index in range(len(prompts)):
-        task = prompts[index]
+        task = prompts.build(index)
         messages, images = trl.as_trl_prompt(task)
         filled = trl_messages(messages, images)
         batch = processor.apply_chat_template([filled], tokenize=True, add_generation_prompt=True, thinking=True)

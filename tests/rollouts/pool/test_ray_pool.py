@@ -24,7 +24,7 @@ CONFIG = dataclasses.replace(ONE, pool=PoolConfig(Placement.ray, workers=2))
 @pytest.fixture(scope="module")
 def tasks(tiny, digits_folder):
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
-    return [prompts[i] for i in range(7)]
+    return [prompts.build(i) for i in range(7)]
 
 
 @pytest.fixture(

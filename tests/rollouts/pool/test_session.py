@@ -36,7 +36,7 @@ def update(tiny) -> Update:
 @pytest.fixture
 def requests(tiny, digits_folder: Path):
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, CONFIG)
-    return [prompts[index].request(index, 2) for index in range(3)]
+    return [prompts.build(index).request(index, 2) for index in range(3)]
 
 
 def test_it_takes_weights_and_gives_what_one_embedded_sampler_gives(session, tiny, update, requests):

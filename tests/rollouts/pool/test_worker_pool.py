@@ -32,7 +32,7 @@ IMPATIENT = dataclasses.replace(ONE, pool=PoolConfig(Placement.process, workers=
 @pytest.fixture(scope="module")
 def tasks(tiny, digits_folder: Path):
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
-    return [prompts[i] for i in range(7)]
+    return [prompts.build(i) for i in range(7)]
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ TENSORS = {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(5, dtype=torch.i
 @pytest.fixture(scope="module")
 def tasks(tiny, digits_folder: Path):
     prompts = PromptSet(digits_folder / "train.jsonl", tiny[1], Mode.think, RolloutConfig())
-    return [prompts[i] for i in range(4)]
+    return [prompts.build(i) for i in range(4)]
 
 
 @pytest.fixture(params=[Transfer.files, Transfer.broadcast], ids=lambda transfer: transfer.value)
