@@ -35,7 +35,29 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
     0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (docs/pipeline.md
     lists them; a failed stage's own) ends with it and its message; others raise.
     """
-    arguments = sys.argv[1:]
+    try:
+        check_packages()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return USER_ERROR
+    from model.run.durable import OUT_OF_SPACE, OutOfSpace
+    from model.run.interrupt import CONTINUES, Terminated, answer_sigterm
+
+    try:
+        with answer_sigterm():
+            return _launch(entry, schema, run, sys.argv[1:])
+    except Terminated as stop:
+        print(f"error: {stop}", file=sys.stderr)
+        return stop.code
+    except OSError as error:
+        if error.errno not in OUT_OF_SPACE:
+            raise
+        where = f" to write {error.filename}" if error.filename else ""
+        print(f"error: no space{where} ({error.strerror}); free space, and {CONTINUES}", file=sys.stderr)
+        return OutOfSpace.exit_code
+
+
+def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], arguments: Sequence[str]) -> int:
     # Read when torch loads its thread pool: idle threads spin for microseconds, then sleep. Long spinning slows a busy
     # machine down many times over, and none at all slows a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")

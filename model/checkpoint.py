@@ -9,22 +9,31 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
+from model.json_values import read_json_object
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
-from model.run.durable import Digests, write_folder
-from model.run.tensor_files import write_tensors
+from model.run.durable import write_folder
+from model.run.manifest import Digests, verify_files
+from model.run.tensor_files import all_finite, write_tensors
 from model.sail_vl2 import SailVL2
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _WITH_TOKENIZER = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)  # that of flavours/tiny
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
+
+
+class NonFiniteWeights(RuntimeError):
+    """A model whose weights hold NaN or infinity is never written as a checkpoint folder."""
+
+    exit_code = 4
 
 
 def build_flavour(flavour: Flavour, seed: int) -> tuple[SailVL2, Processor]:
@@ -83,7 +92,7 @@ def write_checkpoint(
         total = sum(shape.numel() for shard in shards for shape in shard.values()) * target.itemsize
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
         files[INDEX] = json.dumps({"metadata": {"total_size": total}, "weight_map": where}, indent=2).encode()
-    waiting = iter(tensors)
+    waiting = _finite(tensors, target, folder)
 
     def fill(staging: Path) -> Digests:
         digests = {
@@ -95,6 +104,18 @@ def write_checkpoint(
         return digests
 
     write_folder(folder, files, fill)
+
+
+def _finite(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, folder: Path) -> Iterator[tuple[str, Tensor]]:
+    """The tensors as `dtype`. `NonFiniteWeights` at the first that is not finite then."""
+    for name, tensor in tensors:
+        written = tensor.detach().to(dtype)
+        if not all_finite(written):
+            raise NonFiniteWeights(
+                f"{folder}: {name}: expected finite numbers as {str(dtype).removeprefix('torch.')}, found NaN or "
+                "infinity; nothing was written"
+            )
+        yield name, written
 
 
 def sorted_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -205,23 +226,27 @@ class _Place:
 
 
 class StoredTensors:
-    """The safetensors files of a folder, opened but not read.
+    """The safetensors files of a folder, verified and opened but not read.
 
     `rename` maps stored names to released ones; tensors that it maps to None are left out.
     """
 
     def __init__(self, folder: Path, rename: Callable[[str], str | None] = str) -> None:
+        """`ValueError` for files that are damaged, or differ from the folder's manifest; for numbers in another type
+        than those of `STORED_TYPES`; and where two files, or two names, give one tensor."""
         self.folder = Path(folder)
         self._places: dict[str, _Place] = {}
-        for file in self._files():
+        files, index = weight_files(self.folder)
+        verify_files(self.folder, [path.name for path in files] + ([INDEX] if index else []))
+        for file in files:
             try:
                 with safe_open(file, "pt") as shard:
                     for name in shard.keys():  # noqa: SIM118  (not a dict)
                         if (ours := rename(name)) is not None:
-                            shape = torch.Size(shard.get_slice(name).get_shape())
-                            self._places[ours] = _Place(file, name, shape)
+                            self._add(ours, name, file, shard.get_slice(name))
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{file}: expected a whole safetensors file, found: {error}") from None
+        self._check_index(index, rename)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
@@ -236,7 +261,7 @@ class StoredTensors:
         """Every tensor, file by file. `ValueError` for NaN or infinity."""
         for name in self._places:
             tensor = self.get(name)
-            if not torch.isfinite(tensor).all():
+            if not all_finite(tensor):
                 raise ValueError(f"{self.folder}: {name}: expected finite numbers, found NaN or infinity")
             yield name, tensor
 
@@ -247,18 +272,57 @@ class StoredTensors:
             return config.language.tie_word_embeddings
         return shapes[HEAD] == shapes[EMBEDDING] and torch.equal(self.get(HEAD), self.get(EMBEDDING))
 
-    def _files(self) -> list[Path]:
-        index = self.folder / INDEX
-        present = sorted(path.name for path in self.folder.glob("*.safetensors"))
-        if not index.is_file():
-            if not present:
-                raise ValueError(f"{self.folder}: expected *.safetensors beside config.json, found none")
-            return [self.folder / name for name in present]
-        try:
-            names = sorted({str(name) for name in json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ValueError(f"{index}: expected a JSON object with weight_map, found: {error!r}") from None
-        missing = [name for name in names if name not in present]
-        if missing:
-            raise ValueError(f"{index}: expected the files {names}, found no {', '.join(missing)}")
-        return [self.folder / name for name in names]
+    def _add(self, name: str, stored_name: str, file: Path, tensor: Any) -> None:
+        if (kind := tensor.get_dtype()) not in STORED_TYPES:
+            raise ValueError(
+                f"{file}: {stored_name}: expected numbers as {', '.join(STORED_TYPES)}, found {kind}; quantised "
+                "weights mean nothing without their scales: give the folder of the model before it was quantised"
+            )
+        if name in self._places:
+            other = self._places[name]
+            raise ValueError(
+                f"{file}: {stored_name}: expected every tensor once, found it in {other.file.name} too (as "
+                f"{other.stored_name}); remove the file that is not meant"
+            )
+        self._places[name] = _Place(file, stored_name, torch.Size(tensor.get_shape()))
+
+    def _check_index(self, index: Mapping[str, str], rename: Callable[[str], str | None]) -> None:
+        """`ValueError` where an index names another file for a tensor than the one that has it."""
+        for stored_name, file in index.items():
+            place = self._places.get(rename(stored_name) or "")
+            if place is not None and place.file.name != file:
+                raise ValueError(
+                    f"{self.folder / INDEX}: {stored_name}: expected it in {file}, found it in {place.file.name}"
+                )
+
+
+STORED_TYPES = ("F64", "F32", "F16", "BF16")
+"""How safetensors files may store weights."""
+
+
+def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
+    """(the files that hold a folder's weights, tensor -> file name of its index), by the rule of transformers.
+
+    `model.safetensors` holds all, or `model.safetensors.index.json` names the shards; other files are no matter.
+    `ValueError` where there is neither, and where there are both and they disagree.
+    """
+    single, index = folder / WEIGHTS, folder / INDEX
+    if not index.is_file():
+        if not single.is_file():
+            raise ValueError(f"{folder}: expected {WEIGHTS} or {INDEX} beside config.json, found neither")
+        return [single], {}
+    try:
+        where = {str(name): str(file) for name, file in read_json_object(index)["weight_map"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{index}: expected a JSON object with weight_map, found: {error!r}") from None
+    names = sorted(set(where.values()))
+    if strange := [name for name in names if not name or name != Path(name).name]:
+        raise ValueError(f"{index}: expected names of files in its folder, found {strange[0]!r:.80}")
+    if single.is_file() and names != [WEIGHTS]:
+        raise ValueError(
+            f"{folder}: expected {WEIGHTS} or {INDEX}, found both, and the index names other files ({names[0]} ...); "
+            "remove the one that is old"
+        )
+    if missing := [name for name in names if not (folder / name).is_file()]:
+        raise ValueError(f"{index}: expected the files {names}, found no {', '.join(missing)}")
+    return [folder / name for name in names], where

@@ -3,7 +3,6 @@
 Torch-free. Source of every published value: SAIL-VL2 technical report, table 1, and the released 2B folder.
 """
 
-import json
 import math
 from copy import deepcopy
 from dataclasses import asdict, dataclass, field, fields
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.interface import Mode
-from model.json_values import JsonObject
+from model.json_values import JsonObject, read_json_object
 
 FLAVOUR_FOLDER = Path(__file__).parent / "flavours"
 
@@ -261,17 +260,14 @@ def read_json_config(folder: Path) -> JsonObject:
     """`folder/config.json` of any model. `ValueError` if it is missing or no JSON object."""
     path = Path(folder) / "config.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        return read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
             f"{folder}: expected a checkpoint folder, found no config.json; "
             "give the folder that holds config.json and *.safetensors"
         ) from None
-    except ValueError as error:
-        raise ValueError(f"{path}: expected JSON, found: {error}") from None
-    if not isinstance(raw, dict):
-        raise ValueError(f"{path}: expected a JSON object, found {type(raw).__name__}")
-    return raw
+    except OSError as error:
+        raise ValueError(f"{path}: expected a file that can be read, found: {error}") from None
 
 
 def flavour_config(flavour: Flavour) -> SailVL2Config:
@@ -342,17 +338,40 @@ def _kind(kinds: dict[str, type], section: Any) -> str:
     return next(name for name, cls in kinds.items() if type(section) is cls)
 
 
+_MOST = {
+    "num_hidden_layers": 1024,
+    "hidden_size": 2**17,
+    "intermediate_size": 2**20,
+    "moe_intermediate_size": 2**20,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "head_dim": 2**14,
+    "vocab_size": 2**23,
+    "max_position_embeddings": 2**31,
+    "num_experts": 8192,
+    "num_experts_per_tok": 8192,
+    "patch_size": 1024,
+    "image_size": 2**14,
+    "num_channels": 64,
+    "max_patches": 2**22,
+}
+"""Bounds of the numbers that a model is built from: some ten times the largest model known, so that a damaged file is
+refused at once instead of being built until memory ends."""
+
+
 def _require_kind(name: str, value: Any, kind: str) -> None:
-    """`ValueError` unless `value` is what a field of this annotation holds; numbers are positive and finite."""
+    """`ValueError` unless `value` is what a field of this annotation holds; numbers are positive and bounded."""
+    most = _MOST.get(name.rpartition(".")[2], math.inf)
     if kind == "bool":
         good = isinstance(value, bool)
     else:
         kinds = int if kind == "int" else (int, float)
-        good = isinstance(value, kinds) and not isinstance(value, bool) and math.isfinite(value)
-        good = good and value > 0
+        good = isinstance(value, kinds) and not isinstance(value, bool) and 0 < value < math.inf
     if not good:
         wanted = {"bool": "true or false", "int": "a positive whole number"}.get(kind, "a positive number")
-        raise ValueError(f"{name}: expected {wanted}, found {value!r}")
+        raise ValueError(f"{name}: expected {wanted}, found {value!r:.80}")
+    if value > most:
+        raise ValueError(f"{name}: expected at most {most}, found {value!r:.80}")
 
 
 def _require_multiple(name: str, value: int, of: int) -> None:

@@ -1,6 +1,6 @@
 """The supervised stage that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -16,6 +16,7 @@ from model.engine.local import LocalEngine
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
+from model.run.identity import Input, outside_keys
 from model.run.progress import StageProgress
 from model.run.state import restore_sections, sections_of
 from model.sail_vl2 import SailVL2
@@ -28,14 +29,16 @@ def run_supervised(
     model: SailVL2,
     processor: Processor,
     open_rows: Callable[[DataFolders], StepRows],
+    inputs: Mapping[str, Input] | None = None,
 ) -> None:
     """Train `model` on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
-    stopped. A `max_steps` of 0 is one pass over the rows."""
-    with RunFolder(config.run, resolved) as run:
+    stopped. A `max_steps` of 0 is one pass over the rows. `inputs`: what the run reads beside its rows."""
+    with RunFolder(config.run, resolved, outside_keys(config)) as run:
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
         rows_of_step = open_rows(DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl"))
+        run.declare({**rows_of_step.inputs, **(inputs or {})})
         config = replace(config, max_steps=config.max_steps or rows_of_step.steps_per_pass)
         print(f"steps: {config.max_steps}; one pass over the rows takes {rows_of_step.steps_per_pass}", flush=True)
         engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)

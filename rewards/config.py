@@ -7,6 +7,9 @@ from typing import Any
 
 from rewards.answers import AnswerRule
 
+OUTSIDE = {"outside": True}
+"""Field metadata of a setting that is no part of what a run is: a path, or what changes no number."""
+
 
 class Combine(Enum):
     """`weighted_sum` of the parts, or the `product` of those that earn (SAIL-RL, arXiv 2511.02280). A product ignores
@@ -38,7 +41,7 @@ class RewardConfig:
     """weight of the format part (1 for exactly one think block followed by one boxed answer, else 0)"""
     parts: dict[str, float] = field(default_factory=dict)
     """further verifiers as parts of their own, with their weights, for example {language: 0.1, repetition: 0.2}"""
-    functions: list[str] = field(default_factory=list)
+    functions: list[str] = field(default_factory=list, metadata=OUTSIDE)
     """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point; docs/rewards.md"""
     function_weights: list[float] = field(default_factory=list)
     """one weight per function; empty: 0.1 each, and the others are scaled down by as much"""
@@ -52,9 +55,9 @@ class RewardConfig:
     """settings of verifiers and functions by name, for example {numeric: {absolute: 0.01}}"""
     timeout_seconds: float = 5.0
     """deadline of one verifier or function call in its scorer process; a call past it is unscorable"""
-    num_workers: int = 1
+    num_workers: int = field(default=1, metadata=OUTSIDE)
     """scorer processes for symbolic answers and own functions; started when first needed"""
-    max_unscorable_share: float = 0.02
+    max_unscorable_share: float = field(default=0.02, metadata=OUTSIDE)
     """the run stops when more than this share of the last 1,000 completions (at least 200 seen) is unscorable"""
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from typing import Self
 from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.json_values import JsonObject
-from model.run.config import RunConfig
+from model.run.config import OUTSIDE, RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig
@@ -63,7 +63,7 @@ class TrainerConfig:
     skip_zero_advantage: bool = True
     """completions whose advantage is 0 add nothing to a gradient: leave them out of its passes, unless a KL or entropy
     term, load balancing or a custom objective needs them; metrics of tokens are then of those that are left"""
-    show_every: int = 10
+    show_every: int = field(default=10, metadata=OUTSIDE)
     """steps between printed rollouts"""
     max_sampler_gap: float = 0.2
     """nats by which sampler and trainer may differ at a token of the same weights; more is looked into and warned of"""
@@ -117,7 +117,7 @@ class Metric(Enum):
 
 @dataclass
 class EvaluationConfig:
-    prompts: str = ""
+    prompts: str = field(default="", metadata=OUTSIDE)
     """held-out prompts, same formats as `prompts`; empty: no evaluation during training"""
     every: int = 10
     """steps between evaluations; there is one before the first step and one after the last"""
@@ -142,7 +142,7 @@ class EvaluationConfig:
 class DataConfig(ChatTableConfig):
     """How files of prompts are read; docs/data.md."""
 
-    also: list[str] = field(default_factory=list)
+    also: list[str] = field(default_factory=list, metadata=OUTSIDE)
     """further files or folders of prompts; their ids get NAME/ in front, the file's name without its ending"""
     weights: dict[str, float] = field(default_factory=dict)
     """how often a row is drawn, by its data set: column `dataset` or `data_source`, else the file's name; others 1"""
@@ -167,9 +167,9 @@ def _report_optimizer() -> OptimizerConfig:
 class RlConfig:
     """Defaults are the report's (section 4.2.3, table 4), or neutral where it states nothing."""
 
-    checkpoint: str = ""
+    checkpoint: str = field(default="", metadata=OUTSIDE)
     """folder of the model to start from"""
-    prompts: str = ""
+    prompts: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
@@ -282,9 +282,9 @@ class PipelineConfig:
     stages: list[JsonObject] = field(default_factory=list)
     """the processes to run, in this order; each has name, command, from, recipe, inputs, overrides"""
     evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)
-    base: str = ""
+    base: str = field(default="", metadata=OUTSIDE)
     """folder of the model that stages with `from: base` start from"""
-    data: str = ""
+    data: str = field(default="", metadata=OUTSIDE)
     """folder that the stages' inputs are relative to"""
     prepare: str = ""
     """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""

@@ -28,6 +28,7 @@ _LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: a
 def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     """Run every stage that is not complete, evaluate, and write summary.json, curves.png and export/."""
     from model.run.folder import RunFolder
+    from model.run.identity import outside_keys
 
     begin = process_start()
     stages, evaluations = plan(config)
@@ -36,7 +37,7 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     if config.run.start is not StartMode.fresh:
         for stage in stages:
             _refuse_other_settings(stage, evaluations.get(stage.name), Path(config.run.dir))
-    with RunFolder(config.run, resolved) as run:
+    with RunFolder(config.run, resolved, outside_keys(config)) as run:
         folder = run.folder
         if config.run.start is StartMode.fresh:
             _clear(folder, stages, [config.base, config.data])

@@ -65,6 +65,7 @@ class PromptSet(TableSource[PromptRow]):
         rollouts: RolloutConfig,
         data: DataConfig | None = None,
         folders: DataFolders | None = None,
+        key: str = "prompts",
     ) -> None:
         """A prompt that is longer than `rollouts` allows, or has more images, is a bad row.
 
@@ -74,7 +75,7 @@ class PromptSet(TableSource[PromptRow]):
         self._processor, self._mode, self._rollouts = processor, mode, rollouts
         self._visual_tokens = array("q")  # one a row, counted when the row was opened
         self._checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
-        super().__init__([Path(path), *map(Path, self._data.also)], self._data, folders or DataFolders())
+        super().__init__(key, [Path(path), *map(Path, self._data.also)], self._data, folders or DataFolders())
         self._checked.clear()
         self._weights = self._row_weights()
         self._cache = BoundedCache[Task](self._data.cache_mib * 2**20, lambda task: task.num_bytes)
@@ -164,6 +165,5 @@ def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[Pro
     if not held_out:
         return prompts, None
     alone = config.data.without_mixture()
-    return prompts, PromptSet(
-        Path(held_out), processor, Mode.think, config.rollouts, alone, folders.named("evaluation")
-    )
+    apart, key = folders.named("evaluation"), "evaluation.prompts"
+    return prompts, PromptSet(Path(held_out), processor, Mode.think, config.rollouts, alone, apart, key)

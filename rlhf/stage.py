@@ -7,6 +7,7 @@ from pathlib import Path
 from model.checkpoint import load_model, load_processor
 from model.engine.local import LocalEngine
 from model.run.folder import RunFolder
+from model.run.identity import outside_keys
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
 from rlhf.ahead import AheadCollector
@@ -15,6 +16,7 @@ from rlhf.collect import Collector
 from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
 from rlhf.evaluation.evaluator import Evaluator
+from rlhf.inputs import inputs_of
 from rlhf.limits import checked, describe
 from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
@@ -36,12 +38,13 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
         return run_with_trl(config, resolved, rubric_class)
     processor = load_processor(Path(config.checkpoint))
     config, algorithm = checked(config, processor)
-    with rubric_class(config.reward) as rubric, RunFolder(config.run, resolved) as run:
+    with rubric_class(config.reward) as rubric, RunFolder(config.run, resolved, outside_keys(config)) as run:
         rubric.check_functions()
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
         prompts, held_out = open_prompts(config, processor, run.folder)
+        run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})
         config = replace(config, trainer=config.trainer.complete(len(prompts)))
         print(describe(config, len(prompts)), flush=True)
         _train(config, algorithm, prompts, held_out, rubric, run)

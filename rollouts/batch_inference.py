@@ -14,8 +14,10 @@ from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
+from model.json_values import JsonObject, parse_json, read_json_object
 from model.processing.processor import Processor
-from model.run.durable import write_file
+from model.run.durable import OUT_OF_SPACE, write_file
+from model.run.identity import Identity, Input, digest_of_files, input_of, listed, outside_keys, settings_of
 from model.run.progress import StageProgress
 from rollouts.build import build_worker
 from rollouts.config import Decoding, GenerateConfig
@@ -45,8 +47,11 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
     media = MediaStore()  # a temporary folder, for images that come as bytes
     rows = read_rows(config, media)
+    prompts = Input(config.prompts, digest_of_files(Table(Path(config.prompts)).files))
     with _hold(Path(config.out)):
-        done = _continue(Path(config.out), config, resolved)
+        settings = settings_of(resolved, outside_keys(config))
+        inputs = {"checkpoint": input_of(Path(config.checkpoint)), "prompts": prompts}
+        done = _continue(Path(config.out), config, Identity(settings, inputs))
         open_rows = [row for row in rows if row.id not in done]
         limits = f"at most {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens} tokens"
         print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already; {limits}")
@@ -104,8 +109,14 @@ def read_rows(config: GenerateConfig, media: MediaStore) -> list[GenerateRow]:
 @contextmanager
 def _hold(out: Path) -> Iterator[None]:
     """Let only this run write the file, because two would cut off each other's lines."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _settings_of(out).open("a", encoding="utf-8") as file:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        file = out.with_name(f".{out.name}.lock").open("a", encoding="utf-8")
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
+        raise ValueError(f"out: expected a file that can be written at {out}, found: {error}") from None
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -113,26 +124,28 @@ def _hold(out: Path) -> Iterator[None]:
         yield
 
 
-def _settings_of(out: Path) -> Path:
-    return out.with_name(out.name + ".config.yaml")
-
-
-def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
+def _continue(out: Path, config: GenerateConfig, identity: Identity) -> set[str]:
     """Return the ids that are done.
 
     Cuts off an unfinished last line, and the completions of a prompt that lacks some or that the sampler failed at.
+    `ValueError` for a file that another command, or this one with other settings or inputs, has written.
     """
-    settings = _settings_of(out)
+    beside = out.with_name(f"{out.name}.run.json")
+    mend = f"name another file, or remove {out} and {beside.name} to start anew"
     if not out.exists():
-        settings.write_text(resolved, encoding="utf-8")
+        write_file(beside, json.dumps(identity.to_json(), indent=1).encode())
         out.touch()
         return set()
-    if settings.read_text(encoding="utf-8") != resolved:
-        raise ValueError(
-            f"out: {out} was written with other settings (see {settings.name}); remove both, or name another file"
-        )
-    *lines, rest = out.read_text(encoding="utf-8").split("\n")
-    records = [json.loads(line) for line in lines]
+    if not beside.is_file():
+        raise ValueError(f"out: expected a new file, or one that this command wrote, found {out}; {mend}")
+    try:
+        before = Identity.from_json(read_json_object(beside))
+    except ValueError as error:
+        raise ValueError(f"out: {beside}: {error}; {mend}") from None
+    if changed := [*identity.changed_settings(before), *identity.changed_inputs(before).values()]:
+        raise ValueError(f"out: {out} was written with other settings or inputs: {listed(changed)}; {mend}")
+    *lines, rest = out.read_bytes().split(b"\n")
+    records = [_record(line, f"{out}: line {number}") for number, line in enumerate(lines, 1)]
     counts: dict[str, int] = {}
     failed = {record["id"] for record in records if "error" in record and "sample" in record}  # asked again
     for record in records:
@@ -140,8 +153,20 @@ def _continue(out: Path, config: GenerateConfig, resolved: str) -> set[str]:
     done = {name for name, count in counts.items() if count >= config.num_samples and name not in failed}
     kept = [line for line, record in zip(lines, records, strict=True) if record["id"] in done]
     if rest or len(kept) < len(lines):
-        write_file(out, "".join(line + "\n" for line in kept).encode())
+        write_file(out, b"".join(line + b"\n" for line in kept))
     return done
+
+
+def _record(line: bytes, where: str) -> JsonObject:
+    """A line of the output. `ValueError` for one that this command did not write."""
+    try:
+        record = parse_json(line)
+        if isinstance(record, dict) and isinstance(record.get("id"), str):
+            return record
+        found = f"{record!r:.80}"
+    except ValueError as error:
+        found = str(error)
+    raise ValueError(f"out: {where}: expected an object with an id, as this command writes it, found: {found}")
 
 
 def _answers(

@@ -7,6 +7,7 @@ from typing import Self
 from model.data.config import ChatTableConfig
 from model.engine.config import Device
 from model.interface import Mode
+from model.run.config import OUTSIDE
 
 
 class Placement(Enum):
@@ -42,19 +43,19 @@ class PoolConfig:
     """where samplers run"""
     workers: int = 1
     """number of samplers, where they are not in the trainer's process"""
-    patience_s: float = 20.0
+    patience_s: float = field(default=20.0, metadata=OUTSIDE)
     """seconds without an answer after which a worker that samples is replaced; a healthy one answers several times a
     second. A worker with many groups or new weights has more time (docs/clusters.md)"""
-    start_s: float = 600.0
+    start_s: float = field(default=600.0, metadata=OUTSIDE)
     """seconds for a worker to start, to take its first weights and to complete its first group"""
-    max_failures: int = 2
+    max_failures: int = field(default=2, metadata=OUTSIDE)
     """how often workers may fail in one place without completing a group, and half of how often a group may be lost
     with its workers; one failure more ends the run with exit code 8"""
-    ray_address: str = ""
+    ray_address: str = field(default="", metadata=OUTSIDE)
     """Ray cluster to join, such as auto or 10.0.0.1:6379; empty starts one on this host for the run"""
-    transfer: Transfer = Transfer.memory
+    transfer: Transfer = field(default=Transfer.memory, metadata=OUTSIDE)
     """how weights come to samplers (docs/clusters.md)"""
-    transfer_folder: str = ""
+    transfer_folder: str = field(default="", metadata=OUTSIDE)
     """folder that all hosts see, for transfer=files, and for broadcast over hosts, whose processes meet there"""
 
     def __post_init__(self) -> None:
@@ -220,11 +221,11 @@ class Decoding(Enum):
 
 @dataclass
 class GenerateConfig:
-    checkpoint: str = ""
+    checkpoint: str = field(default="", metadata=OUTSIDE)
     """folder of the model"""
-    prompts: str = ""
+    prompts: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
-    out: str = ""
+    out: str = field(default="", metadata=OUTSIDE)
     """JSONL file to write, or to continue"""
     mode: Mode = Mode.think
     """think: the published instruction is appended; direct: it is not"""

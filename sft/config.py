@@ -4,19 +4,19 @@ from dataclasses import dataclass, field
 
 from model.data.config import ChatTableConfig
 from model.engine.config import OptimizerConfig, Schedule, SupervisedConfig
-from model.run.config import RunConfig
+from model.run.config import OUTSIDE, RunConfig
 
 
 @dataclass
 class SftDataConfig(ChatTableConfig):
-    demonstrations: str = ""
+    demonstrations: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: those of a prompt, mode (think or
     direct), completions"""
-    rollouts: str = ""
+    rollouts: str = field(default="", metadata=OUTSIDE)
     """folder of rollouts that an RL run stored; correct and well-formed ones become thinking samples"""
     last_rollout_steps: int = 20
     """how many of the RL run's last steps to take rollouts from"""
-    prompts: str = ""
+    prompts: str = field(default="", metadata=OUTSIDE)
     """prompts with references, in the same formats: direct samples, and the images of the rollouts"""
     direct_share: float = 0.0
     """share of direct samples in every step"""
@@ -36,7 +36,7 @@ def _report_optimizer() -> OptimizerConfig:
 class SftConfig(SupervisedConfig):
     """Defaults are the report's (table 4): AdamW at 1e-6 with cosine decay, batches of 1,024, one epoch."""
 
-    checkpoint: str = ""
+    checkpoint: str = field(default="", metadata=OUTSIDE)
     """folder of the model to start from"""
     batch_size: int = 1024
     """completions per update, at most"""

@@ -4,6 +4,7 @@ The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sample
 thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from model.data.tables import RawRow, Table, text_list
 from model.interface import Mode
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
+from model.run.identity import Input, digest_of_files
 from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig, SftDataConfig
 
@@ -48,9 +50,10 @@ class Sample:
 class _Samples(TableSource[Sample]):
     """The common part of all sources of samples: prompt and completions as ids, images from files."""
 
-    def __init__(self, path: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+    def __init__(self, key: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        """`key`: the field of the config that names the table."""
         self._processor = processor
-        super().__init__([Path(path)], config, folders)
+        super().__init__(f"data.{key}", [Path(getattr(config, key))], config, folders)
 
     def build(self, index: int) -> Row:
         sample = self.items[index]
@@ -73,7 +76,7 @@ class Demonstrations(_Samples):
     """Prompts with one or more completions each, which share the prompt in one packed row."""
 
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
-        super().__init__(config.demonstrations, config, processor, folders)
+        super().__init__("demonstrations", config, processor, folders)
 
     @property
     def widest(self) -> int:
@@ -92,7 +95,7 @@ class DirectPairs(_Samples):
     """Prompts without the thinking instruction, answered by the boxed reference alone."""
 
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
-        super().__init__(config.prompts, config, processor, folders.named("direct"))
+        super().__init__("prompts", config, processor, folders.named("direct"))
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int]:
         chat = self.reader.read(raw, table, ordinal)
@@ -105,7 +108,7 @@ class _RolloutPrompts(_Samples):
     def __init__(self, used: set[str], config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._used = used
         self.bad_ids: set[str] = set()  # prompts of rollouts whose rows cannot be used
-        super().__init__(config.prompts, config, processor, folders)
+        super().__init__("prompts", config, processor, folders)
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int] | None:
         row_id = self.reader.id_of(raw, table, ordinal)
@@ -123,7 +126,8 @@ class StoredSamples:
 
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         """`ValueError` where a rollout's prompt is not among `data.prompts`."""
-        self._chosen = select_rollouts(Path(config.rollouts), config.last_rollout_steps)
+        files = rollout_files(Path(config.rollouts), config.last_rollout_steps)
+        self._chosen = select_rollouts(files)
         used = {rollout.prompt_id for rollout in self._chosen}
         self._prompts = _RolloutPrompts(used, config, processor, folders)
         self._number = {sample.chat.id: number for number, sample in enumerate(self._prompts.items)}
@@ -135,6 +139,8 @@ class StoredSamples:
         self._chosen = [rollout for rollout in self._chosen if rollout.prompt_id in self._number]
         if not self._chosen:
             raise ValueError(f"data.prompts: {config.prompts}: every prompt of data.rollouts is a bad row, named above")
+        stored = Input(config.rollouts, digest_of_files(files))
+        self._inputs = {**self._prompts.inputs, "data.rollouts": stored}
 
     def __len__(self) -> int:
         return len(self._chosen)
@@ -152,15 +158,24 @@ class StoredSamples:
     def bad_rows(self) -> BadRows:
         return self._prompts.bad_rows
 
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return self._inputs
+
     def name_bad(self, index: int, reason: str) -> None:
         self._prompts.name_bad(self._number[self._chosen[index].prompt_id], reason)
 
 
-def select_rollouts(folder: Path, last_steps: int) -> list[StoredRollout]:
-    """Rejection sampling: stored rollouts of the last steps that are correct, well-formed and complete, once each."""
+def rollout_files(folder: Path, last_steps: int) -> list[Path]:
+    """The files of the last steps of an RL run. `ValueError` where there are none."""
     files = sorted(folder.glob("step_*.jsonl"))[-last_steps:]
     if not files:
         raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
+    return files
+
+
+def select_rollouts(files: Sequence[Path]) -> list[StoredRollout]:
+    """Rejection sampling: stored rollouts that are correct, well-formed and complete, once each."""
     chosen: dict[tuple[str, tuple[int, ...]], StoredRollout] = {}
     for file in files:
         for rollout in read_rollouts(file):
@@ -168,5 +183,8 @@ def select_rollouts(folder: Path, last_steps: int) -> list[StoredRollout]:
             if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout.finish_reason == "stop":
                 chosen.setdefault((rollout.prompt_id, tuple(rollout.completion_ids)), rollout)
     if not chosen:
-        raise ValueError(f"data.rollouts: expected correct, well-formed rollouts in {folder}, found none")
+        raise ValueError(
+            f"data.rollouts: expected correct, well-formed rollouts in {files[0].parent}, found none in the last "
+            f"{len(files)} steps"
+        )
     return list(chosen.values())

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from model.checkpoint import load_model
+from model.run.identity import input_of
 from model.supervised import run_supervised
 from sft.config import SftConfig
 from sft.data import open_samples
@@ -11,4 +12,12 @@ from sft.data import open_samples
 def run_stage(config: SftConfig, resolved: str) -> None:
     """Train and write `run.dir/final`; continues where an earlier call stopped."""
     model, processor = load_model(Path(config.checkpoint))
-    run_supervised(config, resolved, "sft", model, processor, lambda folders: open_samples(config, processor, folders))
+    run_supervised(
+        config,
+        resolved,
+        "sft",
+        model,
+        processor,
+        lambda folders: open_samples(config, processor, folders),
+        {"checkpoint": input_of(Path(config.checkpoint))},
+    )

@@ -26,8 +26,12 @@ MAY_IMPORT = {
 }
 """Beside itself. Benchmarks may import anything; nothing imports a benchmark or an example."""
 
-EXCEPTIONS = {"rewards.data_rows": {"model.data.tables"}}
-"""One reader of rows serves the commands that score and check, too; it is free of torch."""
+EXCEPTIONS = {
+    "rewards.data_rows": {"model.data.tables"},
+    "conf.cli": {"model.run.durable", "model.run.interrupt"},
+}
+"""One reader of rows serves the commands that score and check, too; it is free of torch. Every command answers SIGTERM
+and a full disk alike."""
 
 ENTRY_POINTS = {
     "model.assemble",
@@ -58,11 +62,15 @@ OPTIONAL = {
 
 SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     # name: (its modules, the sub-rooms that they may import beside their own)
-    "model types": ("model.interface model.json_values model.config model.layout", set()),
+    "model json": ("model.json_values", set()),
+    "model types": ("model.interface model.config model.layout", {"model json"}),
     "model batch": ("model.batch model.padded", {"model types"}),
-    "model run": ("model.run.*", set()),
-    "model data": ("model.data.*", {"model types", "model batch", "model run"}),
-    "model processing": ("model.processing.*", {"model types", "model batch", "model data"}),
+    "model run": ("model.run.*", {"model json"}),
+    "model data": ("model.data.*", {"model json", "model types", "model batch", "model run"}),
+    "model processing": (
+        "model.processing.*",
+        {"model json", "model types", "model batch", "model run", "model data"},
+    ),
     "model kernels": ("model.kernels.*", {"model types"}),
     "model network": (
         "model.sail_vl2 model.language model.vision model.projector model.moe model.layers model.logprobs",
@@ -71,11 +79,19 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "model decoding": ("model.decoding.*", {"model types", "model batch", "model kernels", "model network"}),
     "model checkpoint": (
         "model.checkpoint",
-        {"model types", "model batch", "model run", "model processing", "model network"},
+        {"model json", "model types", "model batch", "model run", "model processing", "model network"},
     ),
     "model engine": (
         "model.engine.*",
-        {"model types", "model batch", "model run", "model processing", "model network", "model checkpoint"},
+        {
+            "model json",
+            "model types",
+            "model batch",
+            "model run",
+            "model processing",
+            "model network",
+            "model checkpoint",
+        },
     ),
     "model supervised": (
         "model.supervised",

@@ -12,6 +12,7 @@ from model.data.media import MediaError, inside
 from model.data.media_store import MediaStore
 from model.data.tables import RawRow, Table, as_json, from_base64
 from model.json_values import JsonObject
+from model.run.identity import MediaDigest
 
 _ID = ("id", "index")
 _QUESTION = ("messages", "question", "problem", "prompt")
@@ -46,6 +47,7 @@ class ChatReader:
 
     def __init__(self, config: TableConfig, media: MediaStore) -> None:
         self._config, self._media = config, media
+        self.digest = MediaDigest()  # of all image and video files that rows name
         chat = config if isinstance(config, ChatTableConfig) else ChatTableConfig()
         self._id = _names(config.id_column, _ID)
         self._question = _names(chat.question_column, _QUESTION)
@@ -68,6 +70,7 @@ class ChatReader:
         dataset_column, dataset = _first(columns, self._dataset)
         messages, used = _messages(question_column, question, _sources(images))
         messages, root = self._with_files(messages, table.root)
+        self._note_videos(messages, root)
         own = {id_column, question_column, reference_column, image_column if used else ""}
         meta = {key: as_json(value) for key, value in columns.items() if key not in own}
         if dataset_column != "data_source":
@@ -112,12 +115,20 @@ class ChatReader:
                 part["image"] = self._media.put(source)
         return self._media.folder if held else root
 
+    def _note_videos(self, messages: list[Message], root: Path) -> None:
+        """Add video files to the digest. Those that are no files are refused when their headers are read."""
+        for part in _parts(messages):
+            name = part.get("video") if part.get("type") == "video" else None
+            if isinstance(name, str) and (path := inside(root, name, "video")).is_file():
+                self.digest.add(path, name)
+
     def _checked_file(self, root: Path, name: str) -> Path:
         path = inside(root, name)
         try:
             if not path.is_file():
                 raise MediaError(f"image {path}: expected a file, found none")
             self._check_size(path.stat().st_size, f"image {path}")
+            self.digest.add(path, name)
         except OSError as error:  # a name that is too long for the file system
             raise MediaError(
                 f"image: expected a file that can be opened, found {name!r:.80}: {error.strerror}"

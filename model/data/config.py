@@ -1,17 +1,19 @@
 """Settings of reading rows, shared by pre-training, SFT, RL and evaluation."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+
+from model.run.config import OUTSIDE
 
 
 @dataclass
 class TableConfig:
     """How files of rows with images are read; docs/data.md."""
 
-    max_bad_rows: float = 0.01
+    max_bad_rows: float = field(default=0.01, metadata=OUTSIDE)
     """rows that may be skipped because they cannot be used: a share of all below 1, a number from 1 on"""
     max_image_bytes: int = 32 * 2**20
     """largest image, as stored; never more than the default"""
-    cache_mib: int = 256
+    cache_mib: int = field(default=256, metadata=OUTSIDE)
     """memory for rows that are ready to be used again, mostly pixels"""
     id_column: str = ""
     """empty: id or index, else NAME-ROW"""

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -16,6 +16,7 @@ from model.data.media import MediaError
 from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
 from model.data.tables import RawRow, Table
+from model.run.identity import Input, digest_of_files
 from model.run.state import State
 
 Item = TypeVar("Item")
@@ -47,6 +48,11 @@ class RowSource(Protocol[Built]):
         """The rows that cannot be used; their state belongs into a checkpoint."""
         ...
 
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """What the rows were read from, by key of the config, with checksums."""
+        ...
+
 
 @dataclass(frozen=True)
 class DataFolders:
@@ -63,10 +69,13 @@ class DataFolders:
 class TableSource(ABC, Generic[Item]):
     """The usable rows of one or several tables, each kept as what `admit` makes of it: text, not ids or pixels."""
 
-    def __init__(self, paths: Sequence[Path], config: TableConfig, folders: DataFolders) -> None:
-        """Ids of the second table on begin with the name of their table. `ValueError` for a file that is missing or not
-        what its name says, and past `data.max_bad_rows`.
+    def __init__(self, key: str, paths: Sequence[Path], config: TableConfig, folders: DataFolders) -> None:
+        """`key`: the setting that names the first path; `data.also` names the others, whose ids begin with the name of
+        their table.
+
+        `ValueError` for a file that is missing or not what its name says, and past `data.max_bad_rows`.
         """
+        self._key = key
         self._media = MediaStore(folders.media)
         self.reader = ChatReader(config, self._media)
         self.items: list[Item] = []
@@ -76,7 +85,8 @@ class TableSource(ABC, Generic[Item]):
         self.bad_rows = BadRows(config.max_bad_rows, folders.report)
         total = 0
         columns: set[str] = set()
-        for table in _tables(paths):
+        tables = _tables(paths)
+        for table in tables:
             for ordinal, raw in enumerate(table.rows(), 1):
                 total += 1
                 columns |= raw.columns.keys()
@@ -91,6 +101,7 @@ class TableSource(ABC, Generic[Item]):
                     f"data.{name}: {paths[0]}: expected a column of the rows ({sorted(columns)}), found {wanted!r}"
                 )
         self.bad_rows.opened(total)
+        self.inputs = self._digests(tables)
 
     @abstractmethod
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Item, int] | None:
@@ -120,6 +131,18 @@ class TableSource(ABC, Generic[Item]):
     def name_bad(self, index: int, reason: str) -> None:
         file, number = self._places[index]
         self.bad_rows.add_later(file, number, self.ids[index], self._media.without_folder(reason))
+
+    def _digests(self, tables: Sequence[Table]) -> dict[str, Input]:
+        """Checksums of the tables, and of the media files that their rows name."""
+        first, *others = tables
+        found = {
+            self._key: Input(str(first.path), digest_of_files(first.files)),
+            f"{self._key}.media": Input(f"a picture or video of {first.path}", self.reader.digest.hexdigest()),
+        }
+        if others:
+            names = ", ".join(str(table.path) for table in others)
+            found["data.also"] = Input(names, digest_of_files([file for table in others for file in table.files]))
+        return found
 
     def _take(self, raw: RawRow, table: Table, ordinal: int) -> None:
         admitted = self.admit(raw, table, ordinal)
@@ -193,6 +216,11 @@ class StepRows:
     def restore(self, state: State) -> None:
         for part, found in zip(self._parts, state["bad_rows"], strict=True):
             part.source.bad_rows.restore(found)
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        """What the rows of all parts were read from."""
+        return {key: one for part in self._parts for key, one in part.source.inputs.items()}
 
     @property
     def steps_per_pass(self) -> int:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.media import inside
-from model.json_values import JsonObject
+from model.json_values import JsonObject, read_json_object
 
 _ROWS_AT_ONCE = 64  # how much of a columnar file is read at once, because a row may carry megabytes of images
 _LONGEST_REFERENCE = 64
@@ -49,6 +49,15 @@ class Table:
     def root(self) -> Path:
         """The folder that file names in it are relative to."""
         return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def files(self) -> list[Path]:
+        """The files that hold its rows. `ValueError` for a folder that is no data set."""
+        if not self.path.is_dir():
+            return [self.path]
+        if _folder_reader(self.path) is _saved_rows:
+            return [self.path / "state.json", *_saved_files(self.path)]
+        return sorted(self.path.glob("*.parquet"))
 
     def rows(self) -> Iterator[RawRow]:
         """Rows in order. `ValueError` when the file is missing or not what its name says, and when it has no rows."""
@@ -119,14 +128,7 @@ def _parquet_rows(path: Path) -> Iterator[RawRow]:
 def _saved_rows(path: Path) -> Iterator[RawRow]:
     """Rows of a folder that `save_to_disk` wrote: state.json names the Arrow stream files beside it."""
     arrow = _pyarrow(path)
-    try:
-        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
-        files = [inside(path, entry["filename"], "data file") for entry in state["_data_files"]]
-        if state.get("_indices_data_files"):
-            raise ValueError("an index of selected rows; save it anew with a current version of datasets")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"data: {path / 'state.json'}: expected what save_to_disk writes, found: {error}") from None
-    for file in files:
+    for file in _saved_files(path):
         try:
             with arrow.memory_map(str(file)) as source, arrow.ipc.open_stream(source) as stream:
                 pieces = (
@@ -137,6 +139,16 @@ def _saved_rows(path: Path) -> Iterator[RawRow]:
                 yield from _batched_rows(file, pieces)
         except (arrow.ArrowException, OSError, ValueError) as error:
             raise ValueError(f"data: {file}: expected a whole Arrow stream, found: {error}") from None
+
+
+def _saved_files(path: Path) -> list[Path]:
+    try:
+        state = read_json_object(path / "state.json")
+        if state.get("_indices_data_files"):
+            raise ValueError("an index of selected rows; save it anew with a current version of datasets")
+        return [inside(path, entry["filename"], "data file") for entry in state["_data_files"]]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"data: {path / 'state.json'}: expected what save_to_disk writes, found: {error}") from None
 
 
 def _batched_rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:

@@ -16,7 +16,7 @@ from model.batch import Batch, ModelInputs
 from model.config import SailVL2Config
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
-from model.run.durable import Digests
+from model.run.manifest import Digests
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.config import AttentionKernel, Tower
-from model.run.config import RunConfig
+from model.run.config import OUTSIDE, RunConfig
 
 
 class Schedule(Enum):
@@ -97,7 +97,7 @@ class EngineConfig:
     """keep only each block's input for the backward pass: less memory, one more forward pass"""
     attention_kernel: AttentionKernel = AttentionKernel.auto
     """kernel that computes attention over packed rows: the best for the device, or one by name"""
-    max_skipped_updates: int = 3
+    max_skipped_updates: int = field(default=3, metadata=OUTSIDE)
     """the run ends with exit code 4 after so many updates in a row whose loss or gradient was not finite"""
 
     def __post_init__(self) -> None:

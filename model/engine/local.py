@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
@@ -20,10 +20,12 @@ from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
 from model.engine.schedule import learning_rate_at
+from model.json_values import read_json_object
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
-from model.run.durable import Digests, FileDigest, write_stream
-from model.run.tensor_files import write_tensors
+from model.run.durable import write_stream
+from model.run.manifest import Digests, FileDigest
+from model.run.tensor_files import all_finite, write_tensors
 from model.sail_vl2 import SailVL2
 
 _WEIGHTS, _MOMENTS, _STATE = "weights.safetensors", "optimizer.safetensors", "engine.json"
@@ -144,18 +146,26 @@ class LocalEngine:
 
     @torch.no_grad()
     def load(self, folder: Path) -> None:
-        state = {"compute_dtype": "float32", **json.loads((folder / _STATE).read_bytes())}  # older ones knew no other
+        state = read_json_object(folder / _STATE)
         for name, ours in self._identity().items():
-            if state[name] != ours:
+            if state.get(name) != ours:
                 raise ValueError(
-                    f"resume: {name}: the checkpoint was made with {state[name]}, this run has {ours}; "
-                    f"use {state[name]} again, or start anew with run.start=fresh"
+                    f"resume: {name}: the checkpoint was made with {state.get(name)}, this run has {ours}; "
+                    f"use {state.get(name)} again, or start anew with run.start=fresh"
                 )
-        _read(folder / _WEIGHTS, self.model.named_parameters())
-        _read(folder / _MOMENTS, self._optimizer.state())
+        counts = [state.get("step_count"), state.get("skipped_in_a_row")]
+        if not all(isinstance(count, int) and count >= 0 for count in counts):
+            raise ValueError(f"{folder / _STATE}: expected step_count and skipped_in_a_row, 0 or more, found {counts}")
+        files = [
+            (folder / _WEIGHTS, list(self.model.named_parameters())),
+            (folder / _MOMENTS, list(self._optimizer.state())),
+        ]
+        for path, targets in files:
+            _check(path, targets)
+        for path, targets in files:
+            _read(path, targets)
         self._refresh()
-        self.step_count = state["step_count"]
-        self._skipped_in_a_row = state["skipped_in_a_row"]
+        self.step_count, self._skipped_in_a_row = state["step_count"], state["skipped_in_a_row"]
 
     def export(self, folder: Path, processor: Processor, dtype: str = "float32") -> None:
         write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
@@ -191,6 +201,32 @@ def _write(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> FileDigest:
     named = dict(tensors)
     shapes = {name: tensor.shape for name, tensor in named.items()}
     return write_tensors(path, shapes, torch.float32, sorted(named.items()))
+
+
+def _check(path: Path, targets: Iterable[tuple[str, Tensor]]) -> None:
+    """`ValueError` unless a file's tensors fit `targets`, and are finite, second moments and counts also 0 or more."""
+    try:
+        with safe_open(path, "pt") as stored:
+            names = set(stored.keys())
+        for name, tensor in targets:
+            if name not in names:
+                raise ValueError(f"{path}: expected a tensor {name}, found none")
+            with safe_open(path, "pt") as stored:
+                found = stored.get_tensor(name)
+            if found.dtype != torch.float32 or found.shape != tensor.shape:
+                raise ValueError(
+                    f"{path}: {name}: expected float32 {list(tensor.shape)}, found "
+                    f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
+                )
+            if not all_finite(found):
+                raise ValueError(
+                    f"{path}: {name}: expected finite numbers, found NaN or infinity; remove this checkpoint to go on "
+                    "from an older one, or start anew with run.start=fresh"
+                )
+            if name.endswith(("/exp_avg_sq", "/step")) and float(found.min()) < 0:
+                raise ValueError(f"{path}: {name}: expected numbers of 0 or more, found {float(found.min()):g}")
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: expected a whole safetensors file, found: {error}") from None
 
 
 def _read(path: Path, targets: Iterable[tuple[str, Tensor]]) -> None:

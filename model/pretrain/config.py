@@ -5,12 +5,12 @@ from dataclasses import dataclass, field
 from model.config import Flavour
 from model.data.config import TableConfig
 from model.engine.config import SupervisedConfig
-from model.run.config import RunConfig
+from model.run.config import OUTSIDE, RunConfig
 
 
 @dataclass
 class PretrainDataConfig(TableConfig):
-    path: str = ""
+    path: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: id, kind, images, prefix (not
     trained), texts (each trained after it)"""
     mixture: dict[str, int] = field(default_factory=dict)

@@ -1,5 +1,6 @@
 """Pre-training documents: images, an untrained prefix and trained texts that share both, mixed by kind."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import RawRow, Table, text_list
 from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
+from model.run.identity import Input
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,7 @@ class Documents(TableSource[Document]):
 
     def __init__(self, config: PretrainDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._processor = processor
-        super().__init__([Path(config.path)], config, folders)
+        super().__init__("data.path", [Path(config.path)], config, folders)
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Document, int]:
         row_id = self.reader.id_of(raw, table, ordinal)
@@ -72,6 +74,10 @@ class Kind:
     @property
     def bad_rows(self) -> BadRows:
         return self._documents.bad_rows
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        return self._documents.inputs
 
     def name_bad(self, index: int, reason: str) -> None:
         self._documents.name_bad(self._numbers[index], reason)

@@ -35,8 +35,9 @@ from model.padded import PaddedBatch, pad_rows
 from model.processing import chat_template
 from model.processing.messages import ImageSource, Media, Turn, read_turns, require_last_role
 from model.processing.settings import FILE, ProcessorSettings
-from model.processing.tokenizer import THINK_TAGS, Script, Tokenizer
+from model.processing.tokenizer import THINK_TAGS, TOKENIZER_FILE, Script, Tokenizer
 from model.processing.visuals import Visual, open_visual, plan_visuals
+from model.run.manifest import verify_files
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,11 @@ class Processor:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":
+        """The processor of a checkpoint folder. `ValueError` for files that are wrong, or are not what the folder's
+        manifest says."""
+        folder = Path(folder)
+        files = ("config.json", TOKENIZER_FILE, FILE)
+        verify_files(folder, [name for name in files if (folder / name).exists()])
         config = SailVL2Config.from_folder(folder)
         return cls(config, Tokenizer.from_folder(folder), ProcessorSettings.from_folder(folder, config))
 

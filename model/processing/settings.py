@@ -3,14 +3,13 @@
 The released 2B folder caps an image at 10 tiles here and at 12 in `config.json`; its processor follows this file.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from model.config import AnyResVisionConfig, SailVL2Config
 from model.interface import DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION
-from model.json_values import JsonObject
+from model.json_values import JsonObject, read_json_object
 from model.processing.tiling import Cutter, OwnSize, Tiling
 
 FILE = "preprocessor_config.json"
@@ -58,9 +57,10 @@ class ProcessorSettings:
         if not path.is_file():
             return cls.from_config(config)
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(raw, dict):
-                raise ValueError(f"expected a JSON object, found {type(raw).__name__}")
+            raw = read_json_object(path)
+        except OSError as error:
+            raise ValueError(f"{path}: expected a file that can be read, found: {error}") from None
+        try:
             return cls._from_published(raw, config)
         except (ValueError, TypeError) as error:
             raise ValueError(f"{path}: {error}") from None

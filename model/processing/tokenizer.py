@@ -6,17 +6,20 @@ text matcher, so no string can ever encode to one of them; code that is entitled
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as Engine
 
 from model.interface import CONTROL_TOKENS, END_OF_TEXT, IM_END, THINK_END, THINK_START
+from model.json_values import JsonObject
 
+_MOST_ENTRIES = 2**23
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+TOKENIZER_FILE = "tokenizer.json"
 THINK_TAGS = re.compile(f"({re.escape(THINK_START)}|{re.escape(THINK_END)})")
 
 
@@ -24,9 +27,12 @@ class Tokenizer:
     """Text <-> ids. `control` maps each control token's text to its id."""
 
     def __init__(self, raw: str, where: str) -> None:
+        """Settings that would cut, pad or vary what is encoded are taken out. `ValueError` at `where` for a file that
+        is no such tokenizer, or whose ids are not whole, distinct and its own."""
         try:
             description = json.loads(raw)
-            added = {token["content"]: int(token["id"]) for token in description.pop("added_tokens")}
+            varied = _without_variations(description)
+            added = _added_tokens(description.pop("added_tokens"), description["model"]["vocab"])
             self._engine = Engine.from_str(json.dumps({**description, "added_tokens": []}))
         except Exception as error:  # the engine raises bare Exception on a bad file
             raise ValueError(f"{where}: expected a tokenizer.json with added_tokens, found: {error}") from None
@@ -34,14 +40,14 @@ class Tokenizer:
         if missing:
             raise ValueError(f"{where}: added_tokens: expected {missing}, found only {sorted(added)}")
         self.control = added
-        self.raw = raw
+        self.raw = varied or raw
         self._control_text = {index: text for text, index in added.items()}
         self._kept_on_decode = {added[THINK_START], added[THINK_END]}
 
     @classmethod
     def from_folder(cls, folder: Path, add_missing: bool = False) -> "Tokenizer":
         """Read `folder/tokenizer.json`. `add_missing` appends control tokens that it lacks, as SAIL-VL2 did."""
-        path = Path(folder) / "tokenizer.json"
+        path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ValueError(f"{folder}: expected a tokenizer.json in the checkpoint folder, found none")
         try:
@@ -93,7 +99,7 @@ class Tokenizer:
 
     def save(self, folder: Path) -> None:
         """Write tokenizer.json and a tokenizer_config.json that transformers reads."""
-        (folder / "tokenizer.json").write_text(self.raw, encoding="utf-8")
+        (folder / TOKENIZER_FILE).write_text(self.raw, encoding="utf-8")
         settings = {
             "tokenizer_class": "PreTrainedTokenizerFast",  # takes tokenizer.json as it is; Qwen2Tokenizer adds NFC
             "eos_token": IM_END,
@@ -103,6 +109,41 @@ class Tokenizer:
             "model_max_length": 131072,
         }
         (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2), encoding="utf-8")
+
+
+def _without_variations(description: JsonObject) -> str:
+    """Take stored truncation, padding and dropout out. The file's text without them, empty where it has none.
+
+    A tokenizer that was saved while it truncated would cut every prompt and every completion that is taught.
+    """
+    model = description["model"]
+    if not any((description.get("truncation"), description.get("padding"), model.get("dropout"))):
+        return ""
+    description |= {"truncation": None, "padding": None}
+    model["dropout"] = None
+    return json.dumps(description, ensure_ascii=False)
+
+
+def _added_tokens(tokens: Sequence[JsonObject], vocab: Mapping[str, int]) -> dict[str, int]:
+    """Content -> id. `ValueError` unless all ids are whole, distinct, and none is that of a piece of text."""
+    for text, index in vocab.items():
+        if type(index) is not int or not 0 <= index < _MOST_ENTRIES:
+            raise ValueError(f"model.vocab: {text!r:.80}: expected a whole id from 0 on, found {index!r}")
+    taken: dict[int, str] = {index: text for text, index in vocab.items()}
+    if len(taken) < len(vocab):
+        raise ValueError("model.vocab: expected every id once, found one twice")
+    added: dict[str, int] = {}
+    for token in tokens:
+        name, index = token["content"], token["id"]
+        if not isinstance(name, str) or not name:
+            raise ValueError(f"added_tokens: content: expected a text, found {name!r:.80}")
+        if type(index) is not int or not 0 <= index < _MOST_ENTRIES:
+            raise ValueError(f"added_tokens: {name}: expected a whole id from 0 on, found {index!r:.80}")
+        if index in taken or name in added:
+            raise ValueError(f"added_tokens: {name}: expected an id of its own, found {index}, or the token, twice")
+        taken[index] = name
+        added[name] = index
+    return added
 
 
 class Script:

@@ -1,7 +1,12 @@
 """Settings of a run's folder, shared by every training entry point."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
+
+from model.run.interrupt import STOP_SECONDS
+
+OUTSIDE = {"outside": True}
+"""Field metadata of a setting that is no part of what a run is: a path, or what changes no number."""
 
 
 class StartMode(Enum):
@@ -13,22 +18,28 @@ class StartMode(Enum):
 
 @dataclass
 class RunConfig:
-    dir: str = ""
+    dir: str = field(default="", metadata=OUTSIDE)
     """folder of this run; holds the config, metrics, events, checkpoints and the final model"""
     seed: int = 0
     """seed of everything random; draws are keyed by it, not streamed"""
-    start: StartMode = StartMode.resume
+    start: StartMode = field(default=StartMode.resume, metadata=OUTSIDE)
     """resume: continue where the run stopped; fresh: start anew and delete what is there"""
     save_every: int = 20
     """steps between checkpoints"""
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = field(default=2, metadata=OUTSIDE)
     """newest checkpoints that stay"""
+    accept_changes: list[str] = field(default_factory=list, metadata=OUTSIDE)
+    """inputs (prompts, checkpoint, code ...) whose content may differ from what the run began with"""
+    stop_seconds: float = field(default=STOP_SECONDS, metadata=OUTSIDE)
+    """seconds after SIGTERM in which the step may be ended and saved; then it is given up"""
 
     def __post_init__(self) -> None:
         if self.seed < 0:
             raise ValueError(f"run.seed: expected 0 or more, found {self.seed}")
         if not self.dir:
             raise ValueError("run.dir: expected a folder for the run, found nothing; set run.dir=runs/NAME")
+        if not 0 < self.stop_seconds < float("inf"):
+            raise ValueError(f"run.stop_seconds: expected above 0, found {self.stop_seconds}")
         for name in ("save_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name}: expected at least 1, found {getattr(self, name)}")

@@ -1,29 +1,27 @@
 """Folders that appear whole or not at all: staged, checksummed, fsynced, renamed."""
 
+import errno
 import hashlib
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
 
 from model.run.failpoints import bytes_until_kill, reach
+from model.run.manifest import MANIFEST, DamagedFolder, Digests, FileDigest, Manifest, manifest_bytes
 
-MANIFEST = "manifest.json"
-STAGING_SUFFIX = ".partial"
+STAGING_SUFFIX = ".sailvl2-partial"
+"""End of the names under which files and folders are written before they get their own. No user's file has it."""
+OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Numbers of the `OSError`s that say that a disk, a quota or a limit of file sizes is full."""
 _CHUNK = 1 << 22
 
 
-class FileDigest(NamedTuple):
-    """Size and checksum of a file, taken while it was written."""
+class OutOfSpace(RuntimeError):
+    """The disk, or the quota, is full."""
 
-    num_bytes: int
-    sha256: str
-
-
-Digests = Mapping[str, FileDigest]
-"""File name -> its digest."""
+    exit_code = 6
 
 
 def write_folder(
@@ -32,23 +30,45 @@ def write_folder(
     """Write a folder that either holds everything with a manifest, or does not exist.
 
     `fill(staging)` writes its files by `write_stream` first and returns their digests; then `files` are written. Every
-    file and folder is fsynced before the rename that publishes it.
+    file and folder is fsynced before the rename that publishes it. An earlier folder of the same name is replaced;
+    `ValueError`, before anything is written, where it holds files that no such call wrote.
     """
+    refuse_foreign_files(folder)
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     reach("save.begin")
-    digests = dict(fill(staging))
-    digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
-    manifest = {name: {"bytes": size, "sha256": sha256} for name, (size, sha256) in digests.items()}
-    _write_durably(staging / MANIFEST, [json.dumps(manifest, indent=1).encode()])
-    _sync(staging)
+    try:
+        digests = dict(fill(staging))
+        digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
+        _write_durably(staging / MANIFEST, [manifest_bytes(digests)])
+        _sync(staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     reach("save.before_rename")
     if folder.exists():
         shutil.rmtree(folder)
     os.replace(staging, folder)
     reach("save.after_rename")
     _sync(folder.parent)
+
+
+def refuse_foreign_files(folder: Path) -> None:
+    """`ValueError` where a folder holds files that its manifest does not list, so that replacing it would lose them."""
+    if not folder.is_dir():
+        if folder.exists() or folder.is_symlink():
+            raise ValueError(f"{folder}: expected a folder or nothing, found a file; name another place")
+        return
+    names = {path.name for path in folder.iterdir()}
+    listed: set[str] = set()
+    with suppress(DamagedFolder):
+        listed = {*Manifest.read(folder).entries, MANIFEST}
+    if foreign := sorted(names - listed):
+        raise ValueError(
+            f"{folder}: expected a new folder, or one that an earlier run wrote, found {', '.join(foreign[:3])} in it; "
+            "move that away, or name another folder"
+        )
 
 
 def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:
@@ -59,36 +79,17 @@ def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest
 
 
 def copy_folder(source: Path, folder: Path) -> None:
-    """Copy the files that `source`'s manifest lists; `folder` then holds all of them, or is as it was."""
-    names = json.loads((source / MANIFEST).read_text(encoding="utf-8"))
+    """Copy the files that `source`'s manifest lists, after they were verified; `folder` then holds all of them, or is
+    as it was. `DamagedFolder` where the source is not what its manifest says."""
+    manifest = Manifest.read(source)
+    manifest.verify()
+    names = list(manifest.entries)
     write_folder(folder, {}, lambda staging: {name: _copy_file(source / name, staging / name) for name in names})
 
 
 def _copy_file(source: Path, target: Path) -> FileDigest:
     with source.open("rb") as file:
         return write_stream(target, iter(lambda: file.read(_CHUNK), b""))
-
-
-def verify_folder(folder: Path) -> str:
-    """Empty when the manifest lists every file and every file matches it, otherwise what is wrong."""
-    try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        entries = {name: (entry["bytes"], entry["sha256"]) for name, entry in manifest.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        return f"{MANIFEST} is missing or unreadable: {error}"
-    if unlisted := sorted({path.name for path in folder.iterdir()} - {*entries, MANIFEST}):
-        return f"{MANIFEST} does not list {', '.join(unlisted)}"
-    for name, (size, expected) in entries.items():
-        try:
-            with (folder / name).open("rb") as file:
-                found = os.fstat(file.fileno()).st_size
-                if found != size:
-                    return f"{name}: expected {size} bytes, found {found}"
-                if hashlib.file_digest(file, "sha256").hexdigest() != expected:
-                    return f"{name}: bytes differ from the checksum in {MANIFEST}"
-        except OSError as error:
-            return f"{name}: {error}"
-    return ""
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -1,51 +1,32 @@
 """A run's folder: resolved config, metrics, events, progress, checkpoints, and exact restart."""
 
-import errno
 import fcntl
 import json
 import math
 import os
 import re
-import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
+from model.json_values import read_json_object
 from model.run.config import RunConfig, StartMode
-from model.run.durable import STAGING_SUFFIX, Digests, verify_folder, write_file, write_folder
+from model.run.durable import OUT_OF_SPACE, OutOfSpace, write_file, write_folder, write_stream
 from model.run.failpoints import reach
+from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
+from model.run.logs import Log, cut_lines, read_lines
+from model.run.manifest import DamagedFolder, Digests, Manifest
+from model.run.ownership import LOGS, METRICS, clear_run, delete_leftovers, delete_written, free_name
 from model.run.state import State
 
 STATE = "state.json"
-# In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
-_OWN_FILES = (
-    "done.json",
-    "checkpoints",
-    "final",
-    "best",
-    "ledger.jsonl",
-    "skipped.jsonl",
-    "evaluations.jsonl",
-    "bad_rows*.jsonl",
-    "rollouts",
-    "media",
-    "events",
-    "metrics.jsonl",
-    "config.yaml",
-)
-_OF_THE_DATA = "bad_rows*.jsonl"
-"""Logs that are written whole, and hold no steps that a restart would have to cut."""
-_OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-class OutOfSpace(RuntimeError):
-    """The disk, or the quota, is full."""
-
-    exit_code = 6
+MARK = "run.json"
+"""The file that says that a folder is a run's, and which run it is."""
+_FORMAT = 1
 
 
 class Saves(Protocol):
@@ -56,17 +37,27 @@ class Saves(Protocol):
         ...
 
     def load(self, folder: Path) -> None:
-        """Read them again."""
+        """Read them again. `ValueError`, with nothing changed, for a file that does not fit."""
         ...
 
 
 class RunFolder:
-    """Owns one run folder. Only one process may hold it at a time."""
+    """Owns one run folder. Only one process may hold it at a time.
 
-    def __init__(self, config: RunConfig, resolved_config: str) -> None:
-        """Lock the folder and write the config. `ValueError` if it is held, or belongs to another config."""
+    Files that a run did not write are never cut or deleted: a folder that holds any, and is not marked as a run's, is
+    refused.
+    """
+
+    def __init__(self, config: RunConfig, resolved_config: str, outside: Iterable[str] = ("run",)) -> None:
+        """Lock the folder and write the config.
+
+        `outside`: dotted keys that are no part of what a run is, as `outside_keys` gives them. `ValueError` if the
+        folder is held, holds other things than a run, or a run with other settings, which are named.
+        """
         self.config = config
         self.folder = Path(config.dir)
+        self._identity = Identity(settings_of(resolved_config, outside))
+        self._refuse_other_folders()
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
@@ -77,17 +68,25 @@ class RunFolder:
         except BlockingIOError:
             raise ValueError(f"run.dir: {self.folder} is in use by another process") from None
         if config.start is StartMode.fresh:
-            self._clear()
-        self._check_config(resolved_config)
-        self._metrics: Any = None
+            clear_run(self.folder)
+        self._before = self._previous_identity()
+        self._refuse_other_settings()
+        self._logs: dict[str, Log] = {}
         self._events: Any = None
         self._times: dict[str, float] = {}
+        if not self.is_done:
+            with self.space_for("config.yaml"):
+                if self._before is None:
+                    self._write_mark()
+                write_file(self.folder / "config.yaml", resolved_config.encode())
 
     def __enter__(self) -> "RunFolder":
         return self
 
     def __exit__(self, *_: object) -> None:
         """Let go of the folder, however the run ended."""
+        for log in self._logs.values():
+            log.close()
         self._lock.close()
 
     @property
@@ -111,23 +110,48 @@ class RunFolder:
             if self._times.get(phase)
         }
 
+    def declare(self, inputs: Mapping[str, Input]) -> None:
+        """Say what the run reads, by name; checkpoints keep it.
+
+        `ValueError` names every input that does not hold what the run began with, the code included, unless
+        `run.accept_changes` names it.
+        """
+        self._identity.inputs |= inputs
+        if self.is_done:
+            return
+        self._identity.inputs.setdefault("code", code_input())
+        if self._before is None:
+            self._write_mark()
+            return
+        changed = self._identity.changed_inputs(self._before)
+        refused = [text for name, text in changed.items() if name not in self.config.accept_changes]
+        if refused:
+            names = ",".join(name for name in changed if name not in self.config.accept_changes)
+            raise ValueError(
+                f"resume: {self.folder}: {listed(refused)}. Put back what was there, go on with what is there now by "
+                f"run.accept_changes=[{names}], or start anew with run.start=fresh"
+            )
+        for text in changed.values():
+            print(f"resume: {text}; accepted by run.accept_changes", file=sys.stderr)
+
     def restore(self, engine: Saves) -> State:
         """Load the newest checkpoint that verifies; returns its state, {"step": 0} when there is none.
 
         Rejected checkpoints are named with the reason; if all are damaged that is an error, never a silent new start.
-        Lines past the restored step are cut from every log.
+        Lines past the restored step are cut from every log; lines that are missing are counted on stderr.
         """
-        found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"), reverse=True)
+        found = self._checkpoints()[::-1]
         state: State = {"step": 0}
         rejected = []
         for folder in found:
-            problem = verify_folder(folder) or ("" if (folder / STATE).is_file() else f"{STATE} is missing")
-            if not problem:
-                state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-                engine.load(folder)
-                break
-            rejected.append(f"{folder.name}: {problem}")
-            print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
+            try:
+                state = _verified_state(folder)
+            except DamagedFolder as error:
+                rejected.append(f"{folder.name}: {str(error).replace(f'{folder}/', '')}")
+                print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
+                continue
+            engine.load(folder)
+            break
         if not found:
             self._refuse_lost_checkpoints()
         if found and len(rejected) == len(found):
@@ -137,20 +161,31 @@ class RunFolder:
             )
         # Set aside: a damaged folder of a later step must not count as one of the newest when old ones are pruned.
         for folder in found[: len(rejected)]:
-            aside = folder.with_name(f"{folder.name}.rejected")
-            shutil.rmtree(aside, ignore_errors=True)
-            os.replace(folder, aside)
+            os.replace(folder, free_name(folder.with_name(f"{folder.name}.rejected")))
         self._prune()
-        self._open_logs(state["step"])
+        with self.space_for("the logs"):
+            self._open_logs(state["step"], state.get("logs", {}))
         return state
 
     def save(self, engine: Saves, state: State) -> None:
-        """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one."""
+        """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one.
+
+        `LogsChanged`, after that, where somebody cut a log of this run.
+        """
+
+        def fill(staging: Path) -> Digests:
+            digests = dict(engine.save(staging))
+            logs = {name: _size(self.folder / name) for name in LOGS}
+            whole = {**state, "identity": self._identity.to_json(), "logs": logs, "files": sorted(digests)}
+            return {**digests, STATE: write_stream(staging / STATE, [json.dumps(whole).encode()])}
+
         with self.space_for(f"the checkpoint of step {state['step']}"):
-            self._metrics.flush()
-            os.fsync(self._metrics.fileno())
-            write_folder(self._checkpoint(state["step"]), {STATE: json.dumps(state).encode()}, engine.save)
+            for log in self._logs.values():
+                log.sync()
+            write_folder(self._checkpoint(state["step"]), {}, fill)
         self._prune()
+        for log in self._logs.values():
+            log.refuse_loss()
 
     @contextmanager
     def saved_on_stop(self, engine: Saves, state: Callable[[], State]) -> Iterator[StopSignal]:
@@ -158,18 +193,20 @@ class RunFolder:
 
         `state()` is what `save` would take; whoever stops cleanly does so when the engine is as it says.
         """
-        try:
-            with StopSignal() as stop:
+        with StopSignal(self.config.stop_seconds) as stop:
+            try:
                 yield stop
-        except CleanStop:
-            if not self._checkpoint(state()["step"]).exists():
-                self.save(engine, state())
-            raise
+            except CleanStop:
+                if not self._checkpoint(state()["step"]).exists():
+                    self.save(engine, state())
+                raise
 
     def finish(self, summary: State) -> None:
         """Mark the run as complete; a later start with the same command returns at once."""
         with self.space_for("done.json"):
-            self._metrics.flush()
+            for log in self._logs.values():
+                log.append([])
+                log.refuse_loss()
             if self._events is not None:
                 self._events.close()
             write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
@@ -177,27 +214,28 @@ class RunFolder:
     def is_due(self, step: int, last: int) -> bool:
         return step % self.config.save_every == 0 or step == last
 
-    def log(self, step: int, metrics: dict[str, float]) -> None:
+    def log(self, step: int, metrics: Mapping[str, float | None]) -> None:
         """Append one step's metrics, with the time of each phase since the last call under `time/`."""
-        metrics = {**metrics, **{f"time/{name}": round(seconds, 4) for name, seconds in self._times.items()}}
+        times = {f"time/{name}": round(seconds, 4) for name, seconds in self._times.items()}
         self._times = {}
-        written = {name: value if math.isfinite(value) else None for name, value in metrics.items()}  # JSON has no NaN
-        with self.space_for("metrics.jsonl"):
-            self._metrics.write(json.dumps({"step": step, **written}) + "\n")
-            self._metrics.flush()
+        written = {
+            name: value if value is not None and math.isfinite(value) else None  # JSON has no NaN
+            for name, value in {**metrics, **times}.items()
+        }
+        with self.space_for(METRICS):
+            self._log(METRICS).append([json.dumps({"step": step, **written}) + "\n"])
         with self.space_for("events"):
-            self._write_events(step, metrics)
+            self._write_events(step, written)
         reach("log")
 
     def append(self, file: str, step: int, records: list[State]) -> None:
         """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
-        path = self.folder / file
         with self.space_for(file):
-            path.parent.mkdir(exist_ok=True)
-            with path.open("a", encoding="utf-8") as log:
-                log.writelines(json.dumps({"step": step, **record}) + "\n" for record in records)
-                log.flush()
-                os.fsync(log.fileno())
+            log = self._log(file) if file in LOGS else Log(self.folder / file)
+            log.append(json.dumps({"step": step, **record}) + "\n" for record in records)
+            log.sync()
+            if file not in LOGS:
+                log.close()
         reach(f"append.{Path(file).stem}")
 
     @contextmanager
@@ -210,93 +248,137 @@ class RunFolder:
 
     @contextmanager
     def space_for(self, what: str) -> Iterator[None]:
-        """`OutOfSpace` in the user's words when the block fills the disk; folders it left half written are deleted."""
+        """`OutOfSpace` in the user's words when the block fills the disk; what it left half written is deleted."""
         try:
             yield
         except OSError as error:
-            if error.errno not in _OUT_OF_SPACE:
+            if error.errno not in OUT_OF_SPACE:
                 raise
-            for folder in (self.folder, self.folder / "checkpoints"):
-                for leftover in folder.glob(f"*{STAGING_SUFFIX}"):
-                    shutil.rmtree(leftover, ignore_errors=True)
-            good = sorted(path.name for path in (self.folder / "checkpoints").glob("step_*[0-9]"))
+            delete_leftovers(self.folder)
+            good = [path.name for path in self._checkpoints()]
             raise OutOfSpace(
                 f"run.dir: no space to write {what} in {self.folder} ({error.strerror}); the newest checkpoint is "
                 f"{good[-1] if good else 'none'}: free space, and {CONTINUES}"
             ) from error
 
+    def _log(self, name: str) -> Log:
+        if name not in self._logs:
+            self._logs[name] = Log(self.folder / name)
+        return self._logs[name]
+
     def _checkpoint(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step_{step:08d}"
 
+    def _checkpoints(self) -> list[Path]:
+        """The folders of checkpoints, oldest first."""
+        found = (self.folder / "checkpoints").glob("step_*")
+        return sorted(path for path in found if re.fullmatch(r"step_\d{8,}", path.name) and path.is_dir())
+
+    def _refuse_other_folders(self) -> None:
+        """`ValueError` for a folder that holds something, and is not marked as a run's."""
+        if not self.folder.is_dir() or (self.folder / MARK).is_file() or self._checkpoint_identity() is not None:
+            return
+        if other := sorted(path.name for path in self.folder.iterdir() if path.name != ".lock"):
+            raise ValueError(
+                f"run.dir: expected a new or empty folder, or one of a run, which has the file {MARK}; found "
+                f"{', '.join(other[:3])} in {self.folder}; choose another folder"
+            )
+
+    def _checkpoint_identity(self) -> Identity | None:
+        for folder in reversed(self._checkpoints()):
+            try:
+                return Identity.from_json(read_json_object(folder / STATE)["identity"])
+            except (OSError, ValueError, KeyError):
+                continue
+        return None
+
+    def _previous_identity(self) -> Identity | None:
+        """The run that this folder holds, None for one that has not begun: refused data, for one, leaves such."""
+        begun = self.is_done or bool(self._checkpoints()) or _size(self.folder / METRICS) > 0
+        if not begun:
+            return None
+        if (found := self._checkpoint_identity()) is not None:
+            return found
+        try:
+            return Identity.from_json(read_json_object(self.folder / MARK)["identity"])
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"run.dir: {self.folder} holds a run, but neither its checkpoints nor {MARK} say which ({error}); "
+                "choose another run.dir, or start anew with run.start=fresh"
+            ) from None
+
+    def _refuse_other_settings(self) -> None:
+        changed = self._identity.changed_settings(self._before) if self._before else []
+        if changed:
+            raise ValueError(
+                f"run.dir: {self.folder} holds a run with other settings: {listed(changed)}. Use those again, choose "
+                "another run.dir, or start anew with run.start=fresh"
+            )
+
+    def _write_mark(self) -> None:
+        content = {"format": _FORMAT, "identity": self._identity.to_json()}
+        with self.space_for(MARK):
+            write_file(self.folder / MARK, json.dumps(content, indent=1).encode())
+
     def _refuse_lost_checkpoints(self) -> None:
         """A run that went on past its first checkpoint does not silently begin again because all of them are gone."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-        steps = [int(match[1]) for line in lines if (match := re.match(r'\{"step": (\d+)', line))]
-        if max(steps, default=0) > self.config.save_every:
+        last = max((record["step"] for record in read_lines(self.folder / METRICS)), default=0)
+        if last > self.config.save_every:
             raise ValueError(
-                f"resume: {path} reaches step {max(steps)}, but {self.folder / 'checkpoints'} holds no checkpoint; put "
-                "one back, or start anew with run.start=fresh"
+                f"resume: {self.folder / METRICS} reaches step {last}, but {self.folder / 'checkpoints'} holds no "
+                "checkpoint; put one back, or start anew with run.start=fresh"
             )
 
     def _prune(self) -> None:
-        found = sorted((self.folder / "checkpoints").glob("step_*[0-9]"))
-        for old in found[: -self.config.keep_checkpoints]:
+        for old in self._checkpoints()[: -self.config.keep_checkpoints]:
             reach("save.prune")
-            shutil.rmtree(old)
+            delete_written(old)
 
-    def _clear(self) -> None:
-        for pattern in _OWN_FILES:
-            for path in sorted(self.folder.glob(pattern)):
-                if path.is_dir() and not path.is_symlink():
-                    shutil.rmtree(path)
-                else:
-                    path.unlink(missing_ok=True)
-
-    def _check_config(self, resolved: str) -> None:
-        path = self.folder / "config.yaml"
-        # How a run was started is not part of what it is.
-        resolved = resolved.replace(f"start: {StartMode.fresh.value}\n", f"start: {StartMode.resume.value}\n")
-        begun = (self.folder / "metrics.jsonl").exists()  # refused data, for one, leaves a folder that never began
-        if begun and path.exists() and path.read_text(encoding="utf-8") != resolved:
-            raise ValueError(
-                f"run.dir: {self.folder} holds a run with another config ({path}); "
-                "choose another run.dir, or start anew with run.start=fresh"
-            )
-        write_file(path, resolved.encode())
-
-    def _open_logs(self, step: int) -> None:
-        for leftover in self.folder.glob(f"**/*{STAGING_SUFFIX}"):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-        for path in [*self.folder.glob("*.jsonl"), *self.folder.glob("rollouts/*.jsonl")]:
-            if not path.match(_OF_THE_DATA):
-                cut_lines(path, step or -1)  # lines from before the first step are written again
-        self._metrics = (self.folder / "metrics.jsonl").open("a", encoding="utf-8")
+    def _open_logs(self, step: int, sizes: Mapping[str, int]) -> None:
+        delete_leftovers(self.folder)
+        for path in [self.folder / name for name in LOGS] + sorted(self.folder.glob("rollouts/step_??????.jsonl")):
+            cut_lines(path, step or -1)  # lines from before the first step are written again
+        for name, size in sizes.items():
+            if (found := _size(self.folder / name)) != size:
+                print(
+                    f"{self.folder / name}: expected {size} bytes up to step {step}, as the checkpoint has it, found "
+                    f"{found}: lines are lost or were changed; the run goes on without them",
+                    file=sys.stderr,
+                )
+        self._log(METRICS)
         # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
-        shutil.rmtree(self.folder / "events", ignore_errors=True)
-        for line in (self.folder / "metrics.jsonl").read_text(encoding="utf-8").split("\n")[:-1]:
-            metrics = json.loads(line)
+        for file in self.folder.glob("events/events.out.tfevents.*"):
+            file.unlink()
+        for metrics in read_lines(self.folder / METRICS):
             self._write_events(metrics.pop("step"), metrics)
 
-    def _write_events(self, step: int, metrics: State) -> None:
+    def _write_events(self, step: int, metrics: Mapping[str, float | None]) -> None:
         if self._events is None:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder / "events"))
         for name, value in metrics.items():
-            if value is not None:
+            if isinstance(value, int | float):
                 self._events.add_scalar(name, value, step)
 
 
-def cut_lines(path: Path, last_step: int) -> None:
-    """Drop lines of later steps, and a torn last line, from a JSONL log."""
-    if not path.exists():
-        return
-    kept = []
-    for line in re.findall(r"[^\n]*\n?", path.read_text(encoding="utf-8")):
-        try:
-            if line.endswith("\n") and json.loads(line)["step"] <= last_step:
-                kept.append(line)
-        except ValueError:
-            continue
-    write_file(path, "".join(kept).encode())
+def _verified_state(folder: Path) -> State:
+    """The state of a checkpoint whose files are all as they were written. `DamagedFolder` otherwise."""
+    manifest = Manifest.read(folder)
+    manifest.require([STATE])
+    manifest.verify()
+    try:
+        state = read_json_object(folder / STATE)
+        files, step = list(state["files"]), int(state["step"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DamagedFolder(
+            f"{folder / STATE}: expected the state of a run with its step and files, {error!r}"
+        ) from None
+    manifest.require(files)
+    if folder.name != f"step_{step:08d}":
+        raise DamagedFolder(f"{folder / STATE}: expected the state of {folder.name}, found that of step {step}")
+    return state
+
+
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0

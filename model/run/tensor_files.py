@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from model.run.durable import FileDigest, write_stream
+from model.run.durable import write_stream
+from model.run.manifest import FileDigest
 
 _NAMES = {
     torch.float64: "F64",
@@ -24,6 +25,7 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _ALIGNMENT = 8
+_PIECE = 1 << 16
 
 
 def write_tensors(
@@ -38,6 +40,11 @@ def write_tensors(
     `ValueError` names the first tensor that is not the one expected, and what is missing at the end.
     """
     return write_stream(path, _chunks(dict(sorted(shapes.items())), dtype, iter(tensors), metadata))
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity, in pieces, so that no copy of its size is made."""
+    return all(bool(torch.isfinite(piece).all()) for piece in tensor.detach().reshape(-1).split(_PIECE))
 
 
 def _chunks(

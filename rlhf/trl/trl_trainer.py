@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
 import model.hf  # noqa: F401  (registers the classes)
-from model.checkpoint import load_model, load_processor, save_model
+from model.checkpoint import StoredTensors, load_model, load_processor, save_model
 from model.config import Tower
 from model.data.media import open_image
 from model.engine.config import EngineConfig, OptimizerConfig
@@ -23,8 +23,9 @@ from model.engine.device import prepare_cpu
 from model.engine.schedule import learning_rate_at
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
-from model.run.durable import Digests
 from model.run.folder import RunFolder
+from model.run.identity import outside_keys
+from model.run.manifest import Digests
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
@@ -32,6 +33,7 @@ from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.draws import DrawOrder
+from rlhf.inputs import inputs_of
 from rlhf.limits import checked, describe
 from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
@@ -47,13 +49,17 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
     config, algorithm = checked(config, processor)
-    with (rubric_class or Rubric)(config.reward) as rubric, RunFolder(config.run, resolved) as run:
+    with (
+        (rubric_class or Rubric)(config.reward) as rubric,
+        RunFolder(config.run, resolved, outside_keys(config)) as run,
+    ):
         rubric.check_functions()
         if run.is_done:
             print(f"{run.folder}: already complete; run.start=fresh starts anew")
             return
         _begin(run)
         prompts, _ = open_prompts(config, processor, run.folder)
+        run.declare({**inputs_of(config), **prompts.inputs})
         config = replace(config, trainer=config.trainer.complete(len(prompts)))
         print(describe(config, len(prompts)), flush=True)
         with StageProgress("rl", config.trainer.max_steps) as progress:
@@ -90,6 +96,7 @@ def build_trainer(
 
 def load_policy(checkpoint: Path, processor: Processor, engine: EngineConfig) -> Any:
     """The checkpoint as a transformers model in fp32. The end of the turn, and nothing else, ends its completions."""
+    StoredTensors(checkpoint)  # refuses files that are not what the folder's manifest says
     policy = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
     policy.generation_config.eos_token_id = processor.tokenizer.end_id
     for tower in engine.freeze:

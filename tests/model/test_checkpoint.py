@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from model.checkpoint import build_flavour, load_model, save_model
+from model.checkpoint import NonFiniteWeights, build_flavour, load_model, save_model
 from model.config import Flavour, SailVL2Config
 
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -15,7 +15,10 @@ HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_t
 
 @pytest.fixture
 def folder(tiny_folder, tmp_path):
-    return shutil.copytree(tiny_folder, tmp_path / "copy")
+    """A folder without a manifest, as one from the Hub."""
+    copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    return copy
 
 
 def edit_weights(folder, change) -> None:
@@ -75,6 +78,7 @@ def test_stored_head_decides_about_the_tie(folder, tmp_path):
     save_model(tmp_path / "again", model, processor)
     raw = json.loads((tmp_path / "again" / "config.json").read_text())
     assert raw["llm_config"]["tie_word_embeddings"] is False
+    (tmp_path / "again" / "manifest.json").unlink()
     edit_weights(tmp_path / "again", lambda t: t.pop(HEAD))
     with pytest.raises(ValueError, match=f"missing {HEAD}"):
         load_model(tmp_path / "again")
@@ -104,11 +108,14 @@ def test_nan_in_a_tensor_is_named(folder):
     ("damage", "message"),
     [
         (lambda f: (f / "config.json").unlink(), "found no config.json"),
-        (lambda f: (f / "config.json").write_text("{"), "expected JSON"),
+        (lambda f: (f / "config.json").write_text("{"), "expected a JSON object, found"),
         (lambda f: (f / "config.json").write_text('{"model_type": "qwen3"}'), "expected 'sailvl', found 'qwen3'"),
         (lambda f: (f / "tokenizer.json").unlink(), "expected a tokenizer.json"),
         (lambda f: (f / "tokenizer.json").write_text("{}"), "added_tokens"),
-        (lambda f: (f / "model.safetensors").unlink(), r"expected \*.safetensors"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            r"expected model.safetensors or model.safetensors.index.json beside",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b"x" * 50), "expected a whole safetensors file"),
     ],
 )
@@ -142,3 +149,122 @@ def test_weights_depend_on_the_seed_alone(tmp_path):
     save_model(tmp_path / "a", first, processor)
     save_model(tmp_path / "a", other, processor)  # replaces the folder as a whole
     assert torch.equal(load_model(tmp_path / "a")[0].state_dict()[name], other.state_dict()[name])
+
+
+class TestManifest:
+    """`folder` here is as our own commands write one, with its manifest."""
+
+    @pytest.fixture
+    def folder(self, tiny_folder, tmp_path):
+        return shutil.copytree(tiny_folder, tmp_path / "copy")
+
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "tokenizer.json", "preprocessor_config.json"])
+    def test_a_flipped_bit_is_refused(self, folder, name):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 64
+        (folder / name).write_bytes(content)
+        with pytest.raises(ValueError, match=rf"{name}: (its bytes differ from the checksum|expected)"):
+            load_model(folder)
+
+    def test_a_file_that_is_not_listed_is_not_opened(self, folder):
+        manifest = json.loads((folder / "manifest.json").read_text())
+        del manifest["preprocessor_config.json"]
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(
+            ValueError, match=r"manifest.json does not list preprocessor_config.json; copy the folder anew"
+        ):
+            load_model(folder)
+
+    def test_a_manifest_that_lists_nothing_is_no_leave_to_load(self, folder):
+        (folder / "manifest.json").write_text("{}")
+        with pytest.raises(ValueError, match=r"manifest.json does not list config.json"):
+            load_model(folder)
+
+    def test_notes_beside_the_model_are_no_matter(self, folder):
+        (folder / "README.md").write_text("mine")
+        (folder / ".ipynb_checkpoints").mkdir()
+        load_model(folder)
+
+
+class TestWhichFileHoldsATensor:
+    """The rule is that of transformers; what it would choose in silence is refused."""
+
+    def test_another_file_beside_the_model_is_no_matter(self, folder):
+        shutil.copy(folder / "model.safetensors", folder / "model_backup.safetensors")
+        edit_weights(folder, lambda t: t["mlp1.1.bias"].fill_(7))
+        assert (load_model(folder)[0].state_dict()["mlp1.1.bias"] == 7).all()
+
+    def test_shards_and_a_single_file_are_refused(self, folder):
+        shutil.copy(folder / "model.safetensors", folder / "model-00001-of-00001.safetensors")
+        names = load_file(folder / "model.safetensors")
+        index = {"weight_map": dict.fromkeys(names, "model-00001-of-00001.safetensors")}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=r"expected model.safetensors or model.safetensors.index.json, found both"):
+            load_model(folder)
+        (folder / "model.safetensors").unlink()
+        load_model(folder)
+
+    def test_a_tensor_in_two_shards_is_refused_with_both_names(self, folder):
+        tensors = load_file(folder / "model.safetensors")
+        names = sorted(tensors)
+        where = {name: f"model-0000{1 + (n % 2)}-of-00002.safetensors" for n, name in enumerate(names)}
+        for file in set(where.values()):
+            shard = {name: tensors[name] for name in names if where[name] == file or name == names[0]}
+            save_file(shard, folder / file, metadata={"format": "pt"})
+        (folder / "model.safetensors").unlink()
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": where}))
+        with pytest.raises(
+            ValueError, match=rf"00002-of-00002.*{names[0]}: expected every tensor once, found it in .*00001-of"
+        ):
+            load_model(folder)
+
+    @pytest.mark.parametrize("file", ["../model.safetensors", "/tmp/model.safetensors", "a/b.safetensors", ""])
+    def test_an_index_names_files_of_its_own_folder(self, folder, file):
+        (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"mlp1.1.bias": file}}))
+        with pytest.raises(ValueError, match=r"index.json: expected"):
+            load_model(folder)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.int64, torch.bool, torch.float8_e4m3fn])
+def test_numbers_that_are_no_weights_are_refused_by_type(folder, dtype):
+    edit_weights(folder, lambda t: t.update({"mlp1.1.weight": t["mlp1.1.weight"].to(dtype)}))
+    with pytest.raises(
+        ValueError, match=r"model.safetensors: mlp1.1.weight: expected numbers as F64, F32, F16, BF16, found"
+    ):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [
+        ("llm_config", "num_hidden_layers", 10**9), ("llm_config", "num_hidden_layers", 100_000),
+        ("vision_config", "num_hidden_layers", 10**6), ("llm_config", "vocab_size", 10**12),
+        ("llm_config", "hidden_size", 10**18), ("vision_config", "image_size", 10**9),
+        ("llm_config", "head_dim", 1e400), ("llm_config", "num_hidden_layers", 1.5), ("llm_config", "num_hidden_layers", True),
+    ],
+)  # fmt: skip
+def test_sizes_beyond_reason_are_refused_before_anything_is_built(folder, section, key, value):
+    raw = json.loads((folder / "config.json").read_text())
+    raw[section][key] = value
+    (folder / "config.json").write_text(json.dumps(raw))
+    with pytest.raises(ValueError, match=rf"config.json: {section}.{key}: expected"):
+        load_model(folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["config.json", "tokenizer.json", "preprocessor_config.json", "model.safetensors.index.json"]
+)
+def test_json_that_is_nested_too_deeply_is_one_message(folder, name):
+    (folder / name).write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=name):
+        load_model(folder)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_model_that_is_not_finite_is_never_written(folder, tmp_path, value):
+    model, processor = load_model(folder)
+    with torch.no_grad():
+        model.mlp1[1].bias[3] = value
+    with pytest.raises(NonFiniteWeights, match=r"mlp1.1.bias: expected finite numbers as float16.*nothing was written"):
+        save_model(tmp_path / "new", model, processor, dtype="float16")
+    assert not list(tmp_path.glob("new*"))

@@ -29,7 +29,10 @@ def sharded(tiny_moe, tmp_path_factory) -> Path:
 
 @pytest.fixture
 def folder(sharded, tmp_path) -> Path:
-    return shutil.copytree(sharded, tmp_path / "copy")
+    """A folder without a manifest, as one from the Hub."""
+    copy = shutil.copytree(sharded, tmp_path / "copy")
+    (copy / "manifest.json").unlink()
+    return copy
 
 
 def weight_map(folder: Path) -> dict[str, str]:

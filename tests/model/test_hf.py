@@ -123,7 +123,10 @@ class TestFoldersThatDoNotFit:
 
     @pytest.fixture
     def folder(self, tiny_folder, tmp_path):
-        return shutil.copytree(tiny_folder, tmp_path / "copy")
+        """A folder without a manifest, as one from the Hub."""
+        copy = shutil.copytree(tiny_folder, tmp_path / "copy")
+        (copy / "manifest.json").unlink()
+        return copy
 
     def rewrite(self, folder, change) -> None:
         tensors = load_file(folder / "model.safetensors")

@@ -164,6 +164,7 @@ class TestGeneration:
 def test_a_folder_as_released_needs_no_remote_code(folder, tmp_path):
     """Its preprocessor_config.json names classes and files of its own."""
     copy = shutil.copytree(folder, tmp_path / "released")
+    (copy / "manifest.json").unlink()
     path = copy / "preprocessor_config.json"
     raw = json.loads(path.read_text())
     raw["auto_map"] = {

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import shutil
 
 import pytest
 
@@ -64,9 +65,53 @@ def test_other_settings_do_not_mix_into_a_file(command):
         command("seed=1")
 
 
+def test_other_prompts_or_another_model_do_not_mix_into_a_file(command, easy_prompts, tmp_path):
+    command()
+    prompts = tmp_path / "other.jsonl"
+    prompts.write_text(easy_prompts.read_text().replace("reference", "answer"))
+    with pytest.raises(ValueError, match=r"o.jsonl was written with other settings or inputs: prompts: .*other.jsonl"):
+        command(prompts=prompts)
+
+
+def test_the_same_prompts_under_another_name_go_on(command, easy_prompts, tmp_path):
+    lines = command()
+    copy = shutil.copytree(easy_prompts.parent, tmp_path / "copy") / easy_prompts.name
+    assert command(prompts=copy) == lines
+
+
+@pytest.mark.parametrize("text", ["mine\n", '{"id": 3}\n', "[1]\n", "[" * 100_000 + "\n"])
+def test_lines_of_somebody_else_are_named_and_left_alone(command, tmp_path, text):
+    command()
+    out = tmp_path / "out" / "o.jsonl"
+    out.write_text(text)
+    with pytest.raises(ValueError, match=r"out: .*o.jsonl: line 1: expected an object with an id"):
+        command()
+    assert out.read_text() == text
+
+
+def test_a_file_that_was_there_before_is_refused(command, tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "o.jsonl").write_text("mine")
+    with pytest.raises(ValueError, match="expected a new file, or one that this command wrote"):
+        command()
+    assert (tmp_path / "out" / "o.jsonl").read_text() == "mine"
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3, 30])
+def test_a_line_that_was_torn_inside_a_character_is_written_again(command, easy_prompts, tmp_path, cut):
+    rows = [{**json.loads(line), "id": f"é𝄞{n}"} for n, line in enumerate(easy_prompts.read_text().splitlines()[:2])]
+    prompts = easy_prompts.with_name("accents.jsonl")
+    prompts.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    lines = command(prompts=prompts)
+    out = tmp_path / "out" / "o.jsonl"
+    whole = out.read_bytes()
+    out.write_bytes(whole[: whole.rindex("𝄞".encode()) + cut])
+    assert command(prompts=prompts) == lines and out.read_bytes() == whole
+
+
 def test_two_runs_do_not_write_one_file(command, tmp_path):
     lines = command()
-    with (tmp_path / "out" / "o.jsonl.config.yaml").open() as other:
+    with (tmp_path / "out" / ".o.jsonl.lock").open() as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         with pytest.raises(ValueError, match=r"out: .*o.jsonl is being written by another run"):
             command()
@@ -136,5 +181,5 @@ def test_a_table_with_images_as_bytes_gives_the_same_completions(command, easy_p
         row |= {"question": text["text"], "image": (easy_prompts.parent / image["image"]).read_bytes()}
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
     (tmp_path / "out" / "o.jsonl").unlink()
-    (tmp_path / "out" / "o.jsonl.config.yaml").unlink()
+    (tmp_path / "out" / "o.jsonl.run.json").unlink()
     assert command(prompts=tmp_path / "prompts.parquet") == lines

@@ -8,7 +8,7 @@ import pytest
 from model.data.sources import DataFolders
 from model.interface import THINKING_INSTRUCTION, Mode
 from sft.config import SftConfig, SftDataConfig
-from sft.data import open_samples, select_rollouts
+from sft.data import open_samples, rollout_files, select_rollouts
 
 
 def rollout(prompt: str, ids: list[int], **changes) -> dict:
@@ -42,14 +42,14 @@ def test_only_correct_wellformed_complete_rollouts_once_each(tmp_path):
             rollout("p5", [7], parts={}),
         ],
     )
-    chosen = select_rollouts(tmp_path, last_steps=1)
+    chosen = select_rollouts(rollout_files(tmp_path, 1))
     assert [(row.prompt_id, row.completion_ids) for row in chosen] == [("p1", [1, 2]), ("p1", [1, 3])]
-    assert len(select_rollouts(tmp_path, last_steps=5)) == 3
+    assert len(select_rollouts(rollout_files(tmp_path, 5))) == 3
     store(tmp_path / "none", 1, [rollout("p", [1], parts={})])
     with pytest.raises(ValueError, match="expected correct, well-formed rollouts"):
-        select_rollouts(tmp_path / "none", 1)
+        select_rollouts(rollout_files(tmp_path / "none", 1))
     with pytest.raises(ValueError, match="run the RL stage first"):
-        select_rollouts(tmp_path / "nowhere", 1)
+        rollout_files(tmp_path / "nowhere", 1)
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_line_separators_inside_strings_do_not_split_rows(tiny, tmp_path):
     store(tmp_path, 1, [rollout("p", [1], text=text)])
     path = tmp_path / "step_000001.jsonl"
     path.write_text(json.dumps(rollout("p", [1], text=text), ensure_ascii=False) + "\n", encoding="utf-8")
-    assert select_rollouts(tmp_path, 1)[0].text == text
-    from model.run.folder import cut_lines
+    assert select_rollouts(rollout_files(tmp_path, 1))[0].text == text
+    from model.run.logs import cut_lines
 
     before = path.read_bytes()
     cut_lines(path, 1)

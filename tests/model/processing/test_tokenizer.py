@@ -143,3 +143,63 @@ class TestFiles:
         assert theirs.encode(completion) == TOKENIZER.encode_with_think_tags(completion)
         assert theirs.convert_tokens_to_ids(list(CONTROL_TOKENS)) == list(TOKENIZER.control.values())
         assert (theirs.eos_token, theirs.pad_token) == ("<|im_end|>", "<|endoftext|>")
+
+
+def changed(change) -> str:
+    """The shipped tokenizer.json after `change(description)`."""
+    description = json.loads(TOKENIZER.raw)
+    change(description)
+    return json.dumps(description)
+
+
+class TestStoredSettings:
+    """What a tokenizer.json may carry from the program that saved it."""
+
+    TEXT = "What is the sum of 1, 2, 3, 4, 5, 6, 7, 8 and 9?"
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda d: d.update(truncation={"direction": "Right", "max_length": 8, "strategy": "LongestFirst", "stride": 0}),
+            lambda d: d.update(truncation={"direction": "Left", "max_length": 3, "strategy": "OnlyFirst", "stride": 1}),
+            lambda d: d.update(padding={"strategy": {"Fixed": 64}, "direction": "Right", "pad_to_multiple_of": None, "pad_id": 0, "pad_type_id": 0, "pad_token": "!"}),
+            lambda d: d["model"].update(dropout=0.9),
+        ],
+    )  # fmt: skip
+    def test_nothing_cuts_pads_or_varies_what_is_encoded(self, change, tmp_path):
+        loaded = Tokenizer(changed(change), "x")
+        assert all(loaded.encode(self.TEXT) == TOKENIZER.encode(self.TEXT) for _ in range(5))
+        loaded.save(tmp_path)
+        stored = json.loads((tmp_path / "tokenizer.json").read_text())
+        assert not stored["truncation"] and not stored["padding"] and not stored["model"]["dropout"]
+
+    def test_a_file_without_them_is_kept_byte_for_byte(self):
+        raw = (TINY / "tokenizer.json").read_text()
+        assert Tokenizer(raw, "x").raw == raw
+
+
+def set_id(name, index):
+    def change(description):
+        for token in description["added_tokens"]:
+            if token["content"] == name:
+                token["id"] = description["model"]["vocab"][index] if index in description["model"]["vocab"] else index
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        *[(set_id("<|im_end|>", i), "<|im_end|>: expected a whole id from 0 on") for i in (-1, 3.5, True, "7", None, 2**40, [1])],
+        (set_id("<|im_end|>", "a"), "<|im_end|>: expected an id of its own"),
+        (set_id("<think>", 506), "expected an id of its own"),
+        (lambda d: d["added_tokens"].append({**d["added_tokens"][0], "id": 600}), "expected an id of its own"),
+        (lambda d: d["added_tokens"].append({"content": "", "id": 600}), "content: expected a text"),
+        (lambda d: d["model"]["vocab"].update(a=-4), "model.vocab: 'a': expected a whole id"),
+        (lambda d: d["model"]["vocab"].update(a=d["model"]["vocab"]["b"]), "model.vocab: expected every id once"),
+        (lambda d: d["model"].update(vocab=[]), "expected a tokenizer.json"),
+    ],
+)  # fmt: skip
+def test_ids_are_whole_distinct_and_their_own(change, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Tokenizer(changed(change), "x")

@@ -10,40 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from model.run.config import RunConfig, StartMode
-from model.run.durable import Digests, verify_folder, write_folder, write_stream
-from model.run.folder import OutOfSpace, RunFolder, cut_lines
+from model.run.config import StartMode
+from model.run.durable import OutOfSpace, write_folder
 from model.run.interrupt import Interrupted
-
-
-class Counter:
-    """An engine that is one number."""
-
-    def __init__(self) -> None:
-        self.value = 0
-
-    def save(self, folder: Path) -> Digests:
-        files = {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
-        return {name: write_stream(folder / name, [content]) for name, content in files.items()}
-
-    def load(self, folder: Path) -> None:
-        self.value = json.loads((folder / "value.json").read_bytes())
-
-
-def make_run(folder, start: StartMode = StartMode.resume, config: str = "a: 1\n") -> RunFolder:
-    return RunFolder(RunConfig(dir=str(folder), save_every=2, keep_checkpoints=3, start=start), config)
-
-
-def fill(folder, steps: int = 6) -> None:
-    run, engine = make_run(folder), Counter()
-    run.restore(engine)
-    for step in range(1, steps + 1):
-        engine.value = step
-        run.log(step, {"loss": 1.0 / step})
-        run.append("ledger.jsonl", step, [{"draw": step}])
-        if run.is_due(step, steps):
-            run.save(engine, {"step": step})
-    run._lock.close()
+from model.run.logs import cut_lines
+from model.run.manifest import Digests
+from tests.model.run.counter import Counter, fill, make_run, verify
 
 
 @pytest.mark.parametrize("trials", [range(10), pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=str)
@@ -122,10 +94,11 @@ def test_another_process_or_another_config_is_refused(tmp_path):
         make_run(tmp_path)
     held._lock.close()
     make_run(tmp_path, config="a: 3\n")._lock.close()  # no run began here
-    held = make_run(tmp_path)
+    held = make_run(tmp_path, config="a: 3\n")
     held.restore(Counter())
-    held._lock.close()
-    with pytest.raises(ValueError, match=r"another config .*run.start=fresh"):
+    held.log(1, {"loss": 1.0})
+    held.__exit__()
+    with pytest.raises(ValueError, match=r"other settings: a: 3 in the folder, 2 now\. .*run\.start=fresh"):
         make_run(tmp_path, config="a: 2\n")
     make_run(tmp_path, StartMode.fresh, config="a: 2\n")._lock.close()
 
@@ -161,10 +134,10 @@ def test_write_folder_replaces_whole_folders_and_verifies(tmp_path):
     folder = tmp_path / "x"
     write_folder(folder, {"a": b"1", "b": b"2"})
     write_folder(folder, {"a": b"3"})
-    assert verify_folder(folder) == "" and not (folder / "b").exists()
+    assert verify(folder) == "" and not (folder / "b").exists()
     (folder / "a").write_bytes(b"4")
-    assert "differ from the checksum" in verify_folder(folder)
-    assert "manifest.json is missing" in verify_folder(tmp_path / "y")
+    assert "differ from the checksum" in verify(folder)
+    assert "manifest.json is missing or unreadable" in verify(tmp_path / "y")
 
 
 def test_checkpoints_that_are_gone_are_an_error_never_a_new_start(tmp_path):
@@ -211,7 +184,7 @@ class TestStops:
         assert stop.value.exit_code == 5 and signal.getsignal(signal.SIGTERM) is before
         run._lock.close()
         again = Counter()
-        assert make_run(tmp_path).restore(again) == {"step": 5} and again.value == 5
+        assert make_run(tmp_path).restore(again)["step"] == 5 and again.value == 5
 
     def test_other_errors_save_nothing(self, tmp_path):
         run, engine = self.start(tmp_path)
@@ -237,9 +210,9 @@ class TestStops:
             run.save(engine, {"step": 4})
         monkeypatch.undo()
         assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step_00000002"]
-        assert verify_folder(tmp_path / "checkpoints" / "step_00000002") == ""
+        assert verify(tmp_path / "checkpoints" / "step_00000002") == ""
         run._lock.close()
-        assert make_run(tmp_path).restore(Counter()) == {"step": 2}
+        assert make_run(tmp_path).restore(Counter())["step"] == 2
 
     def test_a_full_disk_under_a_model_is_said_and_leaves_no_half_of_it(self, tmp_path):
         run, _ = self.start(tmp_path)
@@ -255,8 +228,8 @@ class TestStops:
         assert not list(tmp_path.glob("best*"))
 
     def test_a_full_disk_under_the_logs_is_said_too(self, tmp_path):
-        (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
         run, _ = make_run(tmp_path), Counter()
+        (tmp_path / "ledger.jsonl").symlink_to("/dev/full")
         with pytest.raises(OutOfSpace, match=r"no space to write ledger\.jsonl .* newest checkpoint is none"):
             run.append("ledger.jsonl", 1, [{"draw": 0}])
 
@@ -266,5 +239,44 @@ def test_a_manifest_that_leaves_files_out_rejects_its_checkpoint(tmp_path, capfd
     newest = tmp_path / "checkpoints" / "step_00000006"
     (newest / "manifest.json").write_text("{}")
     engine = Counter()
-    assert make_run(tmp_path).restore(engine) == {"step": 4} and engine.value == 4
-    assert "manifest.json does not list state.json, value.json, weights.bin" in capfd.readouterr().err
+    assert make_run(tmp_path).restore(engine)["step"] == 4 and engine.value == 4
+    assert "manifest.json does not list state.json" in capfd.readouterr().err
+
+
+def test_a_manifest_that_lists_the_state_alone_rejects_its_checkpoint(tmp_path, capfd):
+    fill(tmp_path)
+    file = tmp_path / "checkpoints" / "step_00000006" / "manifest.json"
+    entries = json.loads(file.read_text())
+    file.write_text(json.dumps({"state.json": entries["state.json"]}))
+    engine = Counter()
+    assert make_run(tmp_path).restore(engine)["step"] == 4 and engine.value == 4
+    assert "manifest.json does not list value.json, weights.bin" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["../state.json", "/etc/passwd", "a/b", "", "manifest.json"])
+def test_a_manifest_names_files_of_its_own_folder_only(tmp_path, name):
+    write_folder(tmp_path / "x", {"a": b"1"})
+    entries = json.loads((tmp_path / "x" / "manifest.json").read_text())
+    (tmp_path / "x" / "manifest.json").write_text(json.dumps({**entries, name: entries["a"]}))
+    assert "expected names of files in this folder" in verify(tmp_path / "x")
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"a": 1}', '{"a": {"bytes": "x", "sha256": 1}}', "\ud800"])
+def test_a_manifest_that_cannot_be_read_is_damage_never_a_traceback(tmp_path, content):
+    write_folder(tmp_path / "x", {"a": b"1"})
+    (tmp_path / "x" / "manifest.json").write_bytes(content.encode("utf-8", "surrogatepass"))
+    assert "manifest.json is missing or unreadable" in verify(tmp_path / "x")
+
+
+def test_what_else_lies_in_a_checkpoint_is_neither_opened_nor_deleted(tmp_path, capfd):
+    fill(tmp_path)
+    newest = tmp_path / "checkpoints" / "step_00000006"
+    (newest / ".ipynb_checkpoints").mkdir()
+    os.mkfifo(newest / "pipe")
+    (tmp_path / "checkpoints" / "step_00000002" / "notes.txt").write_text("mine")
+    run, engine = make_run(tmp_path), Counter()
+    assert run.restore(engine)["step"] == 6
+    engine.value = 8
+    run.save(engine, {"step": 8})  # the oldest is pruned
+    kept = tmp_path / "checkpoints" / "step_00000002.kept"
+    assert [path.name for path in kept.iterdir()] == ["notes.txt"] and "notes.txt" in capfd.readouterr().err

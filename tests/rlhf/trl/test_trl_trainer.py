@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import math
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,9 +161,10 @@ class TestRun:
     def test_a_finished_run_stays_and_an_unfinished_one_is_not_continued(self, finished, start, tmp_path, capsys):
         run_stage(*start(finished[0], "algorithm=grpo"))
         assert "already complete" in capsys.readouterr().out
+        shutil.copy(finished[0] / "run.json", tmp_path)
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
         with pytest.raises(ValueError, match=r"unfinished run of trainer=trl.*run\.start=fresh"):
-            run_stage(*start(tmp_path))
+            run_stage(*start(tmp_path, "algorithm=grpo"))
 
     def test_the_seed_decides(self, finished, start, tmp_path):
         run_stage(*start(tmp_path / "again", "algorithm=grpo"))
