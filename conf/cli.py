@@ -40,21 +40,9 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
     except UsageError as error:
         print(f"error: {error}", file=sys.stderr)
         return USER_ERROR
-    from model.run.durable import OUT_OF_SPACE, OutOfSpace
-    from model.run.interrupt import CONTINUES, Terminated, answer_sigterm
+    from model.run.ends import run_command
 
-    try:
-        with answer_sigterm():
-            return _launch(entry, schema, run, sys.argv[1:])
-    except Terminated as stop:
-        print(f"error: {stop}", file=sys.stderr)
-        return stop.code
-    except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
-            raise
-        where = f" to write {error.filename}" if error.filename else ""
-        print(f"error: no space{where} ({error.strerror}); free space, and {CONTINUES}", file=sys.stderr)
-        return OutOfSpace.exit_code
+    return run_command(lambda: _launch(entry, schema, run, sys.argv[1:]))
 
 
 def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], arguments: Sequence[str]) -> int:

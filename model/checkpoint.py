@@ -237,7 +237,6 @@ class StoredTensors:
         self.folder = Path(folder)
         self._places: dict[str, _Place] = {}
         files, index = weight_files(self.folder)
-        verify_files(self.folder, [path.name for path in files] + ([INDEX] if index else []))
         for file in files:
             try:
                 with safe_open(file, "pt") as shard:
@@ -247,6 +246,7 @@ class StoredTensors:
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{file}: expected a whole safetensors file, found: {error}") from None
         self._check_index(index, rename)
+        verify_files(self.folder, [path.name for path in files] + ([INDEX] if index else []))
 
     @property
     def shapes(self) -> dict[str, torch.Size]:

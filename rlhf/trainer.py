@@ -29,7 +29,8 @@ class Parts:
 def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     """One synchronous policy-gradient run, from the newest checkpoint to `config.max_steps` or an early stop.
 
-    A step is whole or undone: SIGTERM or an exhausted budget while it samples leaves the state before it.
+    A step is whole or undone: SIGTERM or an exhausted budget while it samples leaves the state before it. In an
+    evaluation SIGTERM gives the step up.
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
     engine, tokenizer = policy.engine, policy.processor.tokenizer
@@ -41,7 +42,8 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
         state = sections_of(0, sections)
     collector.sync(engine.step_count, engine.weights())
     with run.saved_on_stop(engine, lambda: state) as stop:
-        evaluator.start(state["step"], run)
+        with stop.at_once():
+            evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
             with run.timed("collect"):
                 collected = collector.collect(step, stop.check)
@@ -57,7 +59,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
             metrics = {**step_metrics(collected, totals, collector.ledger), **agreement}
-            with run.timed("evaluate"):
+            with run.timed("evaluate"), stop.at_once():
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
             run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer))

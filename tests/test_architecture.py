@@ -28,7 +28,7 @@ MAY_IMPORT = {
 
 EXCEPTIONS = {
     "rewards.data_rows": {"model.data.tables"},
-    "conf.cli": {"model.run.durable", "model.run.interrupt"},
+    "conf.cli": {"model.run.ends"},
 }
 """One reader of rows serves the commands that score and check, too; it is free of torch. Every command answers SIGTERM
 and a full disk alike."""

@@ -4,12 +4,15 @@ Source: scikit-learn's `load_digits`, 1,797 real 8x8 scans. Training, validation
 carries no writer labels, so a writer may appear in more than one split.
 """
 
+import fcntl
 import json
 import os
 import shutil
 import string
 import sys
+import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +20,12 @@ import numpy as np
 from PIL import Image
 
 from examples.digits import task
+from model.run.durable import STAGING_SUFFIX
+from model.run.ends import run_command
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
 NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 2048, 16384, 512
+MAX_SHARE = 100.0
 SIDE = 16
 _LEAD_IN = list(string.ascii_letters + string.punctuation + " \n")
 DONE = "READY"
@@ -30,35 +36,71 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
 
     `share` scales the number of rows. The scans of the splits are disjoint whatever the seed.
     The folder appears whole or not at all; an existing finished folder is left as it is, and so is any other that holds
-    files: that is a `ValueError`.
+    files: that is a `ValueError`. Of several calls for one folder, one writes it and the others wait.
     """
+    if not 1 / NUM_DEMONSTRATIONS <= share <= MAX_SHARE:
+        raise ValueError(f"share: expected {1 / NUM_DEMONSTRATIONS:.4f} to {MAX_SHARE}, found {share}")
     made_with = f"seed {seed} share {share}\n"
-    if (out / DONE).exists():
-        if (out / DONE).read_text() != made_with:
-            raise ValueError(
-                f"out: expected data made with {made_with.strip()}, found {out} made with "
-                f"{(out / DONE).read_text().strip()}; remove that folder or choose another"
-            )
+    out = Path(out).resolve()
+    if _is_finished(out, made_with):
         return
-    if round(NUM_DEMONSTRATIONS * share) < 1:
-        raise ValueError(f"share: expected enough for at least one row of each file, found {share}")
-    if out.is_dir() and any(out.iterdir()):
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _held(out.parent / f".{out.name}.lock"):
+        if _is_finished(out, made_with):
+            return
+        for leftover in out.parent.glob(f".{out.name}.*{STAGING_SUFFIX}"):  # of a call that was killed
+            shutil.rmtree(leftover)
+        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=STAGING_SUFFIX))
+        try:
+            _fill(staging, seed, share)
+            (staging / DONE).write_text(made_with)
+            staging.chmod(0o755)
+            os.replace(staging, out)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+@contextmanager
+def _held(path: Path) -> Iterator[None]:
+    """Hold a lock file. A second process waits, and then finds the folder finished."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that holds {path}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _is_finished(out: Path, made_with: str) -> bool:
+    """Whether the folder is there as it would be made. `ValueError` for one that is made otherwise, or not by us."""
+    if not out.exists():
+        return False
+    if (out / DONE).is_file():
+        found = (out / DONE).read_text(errors="replace")
+        if found != made_with:
+            raise ValueError(
+                f"out: expected data made with {made_with.strip()}, found {out} made with {found.strip():.80}; remove "
+                "that folder or choose another"
+            )
+        return True
+    if not out.is_dir() or any(out.iterdir()):
         raise ValueError(f"out: expected a new folder or one that this command finished, found {out} with other files")
+    return False
+
+
+def _fill(folder: Path, seed: int, share: float) -> None:
     rng = np.random.default_rng(seed)
     splits = _load_scans(rng)
-    staging = out.with_name(out.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)
-    train = _canvases(staging, "train", splits["train"], round(NUM_TRAIN * share), rng, augment=True)
+    train = _canvases(folder, "train", splits["train"], round(NUM_TRAIN * share), rng, augment=True)
     num_shown = round(NUM_DEMONSTRATIONS * share)
-    shown = _canvases(staging, "demonstrations", splits["train"], num_shown, rng, augment=True)
-    _write_lines(staging / "pretrain.jsonl", _pretraining(train, round(NUM_WORKED * share), rng))
-    _write_lines(staging / "demonstrations.jsonl", _demonstrations(shown))
-    _write_lines(staging / "train.jsonl", _prompts("train", train))
+    shown = _canvases(folder, "demonstrations", splits["train"], num_shown, rng, augment=True)
+    _write_lines(folder / "pretrain.jsonl", _pretraining(train, round(NUM_WORKED * share), rng))
+    _write_lines(folder / "demonstrations.jsonl", _demonstrations(shown))
+    _write_lines(folder / "train.jsonl", _prompts("train", train))
     for name in ("validation", "test"):
-        canvases = _canvases(staging, name, splits[name], round(NUM_EVAL * share), rng, augment=False)
-        _write_lines(staging / f"{name}.jsonl", _prompts(name, canvases))
-    (staging / DONE).write_text(made_with)
-    os.replace(staging, out)
+        canvases = _canvases(folder, name, splits[name], round(NUM_EVAL * share), rng, augment=False)
+        _write_lines(folder / f"{name}.jsonl", _prompts(name, canvases))
 
 
 def _load_scans(rng: np.random.Generator) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -199,8 +241,11 @@ def main(arguments: list[str]) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except PermissionError as error:
+        print(f"error: out: expected a folder that can be written, found: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_command(lambda: main(sys.argv[1:])))

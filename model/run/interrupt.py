@@ -59,12 +59,22 @@ class StopSignal:
 
     def __init__(self, seconds: float = STOP_SECONDS) -> None:
         self._asked = False
+        self._waits = True
         self._seconds = seconds
         self._previous: Callable[..., Any] | int | None = None
 
     def check(self) -> None:
         if self._asked:
             raise Interrupted(f"SIGTERM came; the state is saved, and {CONTINUES}")
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """While open, nothing that is under way can be saved: SIGTERM raises `Terminated` at once."""
+        self._waits = False
+        try:
+            yield
+        finally:
+            self._waits = True
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
@@ -80,7 +90,8 @@ class StopSignal:
                 _watchdog.rest()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked:
+        if self._asked or not self._waits:
+            _watchdog.insist(0.0)
             raise Terminated
         self._asked = True
         _watchdog.insist(self._seconds)

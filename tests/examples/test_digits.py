@@ -3,6 +3,8 @@
 import itertools
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,7 @@ from examples.digits import write as module
 from examples.digits.task import Family
 from examples.digits.write import main, write
 
+ROOT = Path(__file__).resolve().parents[2]
 SHARE = 0.01
 ANSWERS = {Family.sum: lambda a, b, c, d: a + b + c + d, Family.gap: lambda a, b, c, d: abs(a - b)}
 NUM_SHOWN = {Family.sum: 4, Family.gap: 2}
@@ -212,7 +215,17 @@ class TestWholeOrNotAtAll:
         assert not (tmp_path / "data").exists()
         write(tmp_path / "data", seed=0, share=SHARE)
         assert contents(tmp_path / "data") == contents(folder)
-        assert [path.name for path in tmp_path.iterdir()] == ["data"]
+        assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.lock"}
+
+    def test_calls_for_one_folder_wait_for_each_other(self, folder, tmp_path):
+        """Also one that starts while another fills its staging folder, and one after a call that was killed."""
+        (tmp_path / ".data.old.sailvl2-partial").mkdir()
+        command = [sys.executable, "-m", "examples.digits.write", f"out={tmp_path / 'data'}", f"share={SHARE}"]
+        calls = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
+        said = [call.communicate()[1] for call in calls]
+        assert [call.returncode for call in calls] == [0, 0], said
+        assert contents(tmp_path / "data") == contents(folder)
+        assert {path.name for path in tmp_path.iterdir()} == {"data", ".data.lock"}
 
     def test_finished_folder_is_left_alone(self, tmp_path):
         write(tmp_path / "data", seed=0, share=0.002)

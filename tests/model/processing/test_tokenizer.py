@@ -182,7 +182,7 @@ def set_id(name, index):
     def change(description):
         for token in description["added_tokens"]:
             if token["content"] == name:
-                token["id"] = description["model"]["vocab"][index] if index in description["model"]["vocab"] else index
+                token["id"] = description["model"]["vocab"]["a"] if index == "a" else index
 
     return change
 
