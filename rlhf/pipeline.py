@@ -4,7 +4,6 @@ A recipe lists the stages; each is a process of its own, and so is each evaluati
 one starts. The same command after an interruption continues where it stopped.
 """
 
-import ctypes
 import json
 import os
 import shutil
@@ -18,11 +17,9 @@ from pathlib import Path
 from conf.cli import launch
 from model.json_values import JsonObject
 from model.run.config import StartMode
+from model.run.parent import die_with_parent
 from rlhf.config import PipelineConfig
 from rlhf.stages import StagePlan, check_inputs, plan
-
-_PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None  # opened here: a forked child may only call it
 
 
 def run_pipeline(config: PipelineConfig, resolved: str) -> None:
@@ -137,7 +134,7 @@ def _run(title: str, arguments: Sequence[str]) -> None:
 
     SIGTERM is passed on: the stage saves its state and ends with its own exit code.
     """
-    with subprocess.Popen([sys.executable, *arguments], preexec_fn=_die_with_parent) as stage:
+    with subprocess.Popen([sys.executable, *arguments], preexec_fn=die_with_parent) as stage:
         previous = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
         try:
             code = stage.wait()
@@ -145,12 +142,6 @@ def _run(title: str, arguments: Sequence[str]) -> None:
             signal.signal(signal.SIGTERM, previous)
     if code:
         raise StageFailed(title, code)
-
-
-def _die_with_parent() -> None:
-    """Linux: a stage does not outlive a pipeline that is killed."""
-    if _LIBC is not None:
-        _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class StageFailed(RuntimeError):

@@ -161,6 +161,7 @@ class Zygote:
 def main() -> None:
     control = socket.socket(fileno=int(sys.argv[1]))
     lane, memory_bytes = sys.argv[2], int(sys.argv[3])
+    _prctl(_PR_SET_PDEATHSIG, signal.SIGCONT)  # woken where it was stopped, it sees that the caller is gone
     os.dup2(2, 1)  # prints of user code go to stderr
     if lane == VERIFIERS:
         warm_verifiers()

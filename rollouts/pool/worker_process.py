@@ -13,6 +13,7 @@ import sys
 import traceback
 
 from model.engine.device import prepare_cpu
+from model.run.parent import wake_with_parent
 from rollouts.pool.messages import Answer, Failed, Message, StartMessage
 from rollouts.pool.session import Session
 
@@ -70,13 +71,14 @@ def serve(channel: socket.socket) -> None:
 def main(arguments: list[str]) -> int:
     channel = socket.socket(fileno=int(arguments[0]))
     os.set_inheritable(channel.fileno(), False)
-    signal.signal(
-        signal.SIGTERM, signal.SIG_IGN
-    )  # a job's launcher may send it to all processes; the caller ends this one
+    # A job's launcher may send it to all processes; the caller ends this one.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    wake_with_parent()
     prepare_cpu(num_threads=1)
     try:
         serve(channel)
     except _CallerGone:
+        os.killpg(0, signal.SIGCONT)  # wakes those of vLLM's processes that were stopped, so that they end too
         return 0
     except Exception:
         channel.sendall(framed(Failed(traceback.format_exc())))
