@@ -46,6 +46,8 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
 
 
 def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], arguments: Sequence[str]) -> int:
+    from model.run.printable import message
+
     # Read when torch loads its thread pool: idle threads spin for microseconds, then sleep. Long spinning slows a busy
     # machine down many times over, and none at all slows a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
@@ -62,7 +64,7 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
             print(_recipe_line(overrides), flush=True)
         run(config, resolved)
     except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
@@ -71,7 +73,7 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
         exit_code = getattr(error, "exit_code", None)
         if exit_code is None:
             raise
-        print(f"error: {error}", file=sys.stderr)
+        print(f"error: {message(error)}", file=sys.stderr)
         return exit_code
     return 0
 

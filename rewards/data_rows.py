@@ -1,5 +1,6 @@
 """Rows of data for the commands that score and check: JSONL line by line, other formats by the model room's reader."""
 
+import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,8 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, DataRow, str]]:
         return
     with path.open("rb") as file:
         for number, raw in enumerate(file, 1):
+            if number == 1:
+                raw = raw.removeprefix(codecs.BOM_UTF8)
             row, fault = _read_line(number, raw)
             yield number, row, fault
 

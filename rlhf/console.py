@@ -8,6 +8,7 @@ from rich.table import Table
 
 from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
+from model.run.printable import printable
 from model.run.progress import StageProgress
 from rlhf.collect import Collected
 
@@ -32,16 +33,10 @@ class StepReporter:
             text = self._tokenizer.decode(trajectory.rollout.completion_ids)
             images = [part["image"] for m in group.prompt.messages for part in _parts(m) if part["type"] == "image"]
             self._progress.say(
-                f"  rollout of {group.prompt.id}  {' '.join(map(str, images))}\n"
+                f"  rollout of {printable(group.prompt.id, 80)}  {printable(' '.join(map(str, images)), 200)}\n"
                 f"    {printable(text)}\n"
-                f"    reference {group.prompt.reference}  reward {trajectory.reward.value}"
+                f"    reference {printable(group.prompt.reference, 200)}  reward {trajectory.reward.value}"
             )
-
-
-def printable(text: str, limit: int = 400) -> str:
-    """One line without control characters: completions are data and may hold terminal escapes."""
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
-    return clean if len(clean) <= limit else f"{clean[:limit]}... ({len(clean)} characters)"
 
 
 def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:

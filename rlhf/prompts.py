@@ -9,10 +9,11 @@ from torch import Tensor
 
 from model.data.chat_rows import require_reference
 from model.data.media import MediaError
+from model.data.raw_rows import RawRow
 from model.data.sources import BoundedCache, DataFolders, TableSource
-from model.data.tables import RawRow, Table
+from model.data.tables import Table
 from model.interface import Mode
-from model.processing.messages import ImageSource
+from model.processing.messages import ImageSource, texts_of
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from rlhf.config import DataConfig, RlConfig
@@ -90,6 +91,8 @@ class PromptSet(TableSource[PromptRow]):
         row = self.reader.read(raw, table, ordinal)
         self.refuse_known(row.id)
         prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
+        most = self._rollouts.max_prompt_tokens
+        self._processor.refuse_long(texts_of(prompt.messages), most, "rollouts.max_prompt_tokens")
         tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
         self._rollouts.check_length(prompt.id, len(tokens.ids))
         self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))

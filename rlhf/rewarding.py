@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 from model.engine.base import NonFiniteError
 from model.processing.tokenizer import Tokenizer
+from model.run.printable import names
 from rewards.answers import parse_completion
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
@@ -37,12 +38,12 @@ def name_failures(rollouts: Sequence[list[Rollout]], num_before: int = 0) -> int
     num_in_a_row = num_before + len(rollouts) if len(late) + len(failed) == len(found) else 0
     everything = "which is all that was sampled of several prompts"
     if late:
-        text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {sorted(set(late))}"
+        text = f"sampling: not done within rollouts.deadline_s: {len(late)} completions of prompts {names(set(late))}"
         if num_in_a_row > 1 and not failed:
             raise SamplerTooSlow(f"{text}, {everything}; raise the deadline")
         print(f"{text}; they are unscorable", file=sys.stderr)
     if failed:
-        text = f"sampling: numbers were not finite for prompts {sorted(set(failed))}"
+        text = f"sampling: numbers were not finite for prompts {names(set(failed))}"
         if num_in_a_row > 1:
             raise NonFiniteError(f"{text}, {everything}; look at the weights and at these prompts' images")
         print(f"{text}; these completions are unscorable", file=sys.stderr)

@@ -10,6 +10,7 @@ from model.engine.balance import BalancedLoss, routed_counts
 from model.engine.base import LossFn, LossSums, NonFiniteError, Scorer, StepResult, TrainEngine
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
+from model.run.printable import names
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.filters import with_advantage
 from rlhf.config import TrainerConfig
@@ -109,15 +110,15 @@ def update(one: Update, policy: Policy, algorithm: Algorithm, step: int, number:
         loss = BalancedLoss.over(loss, engine, inputs, one.balance_coefficient, denominator, one.routed)
     sums = engine.accumulate(one.batches, loss, denominator)
     suspects = [one.batches[number] for number in sums.not_finite]
-    prompts = sorted({name for batch in suspects or one.batches for name in batch.prompt_ids})
+    prompts = sorted({prompt for batch in suspects or one.batches for prompt in batch.prompt_ids})
     what = "loss" if suspects else "gradient"
     skipped = [{"update": number, "what": what, "prompts": prompts}]
     try:
         result = engine.step()
     except NonFiniteError as error:
         run.append("skipped.jsonl", step, skipped)
-        raise NonFiniteError(f"step {step}: {error}; prompts of the last one: {prompts}") from None
+        raise NonFiniteError(f"step {step}: {error}; prompts of the last one: {names(prompts)}") from None
     if not result.applied:
-        print(f"step {step}: update {number} skipped, {what} not finite; prompts: {prompts}", file=sys.stderr)
+        print(f"step {step}: update {number} skipped, {what} not finite; prompts: {names(prompts)}", file=sys.stderr)
         run.append("skipped.jsonl", step, skipped)
     return UpdateResult(result, sums, one.groups)

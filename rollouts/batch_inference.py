@@ -15,6 +15,7 @@ from model.data.tables import Table
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.json_values import JsonObject, parse_json, read_json_object
+from model.processing.messages import texts_of
 from model.processing.processor import Processor
 from model.run.durable import OUT_OF_SPACE, write_file
 from model.run.identity import Identity, Input, digest_of_files, input_of, listed, outside_keys, settings_of
@@ -190,6 +191,7 @@ def _answers(
 
 
 def _request(row: GenerateRow, config: GenerateConfig, processor: Processor) -> RolloutRequest:
+    processor.refuse_long(texts_of(row.messages), config.rollouts.max_prompt_tokens, "rollouts.max_prompt_tokens")
     tokens = processor.prompt(row.messages, config.mode, row.root)
     config.rollouts.check_length(row.id, len(tokens.ids))
     config.rollouts.check_images(row.id, tokens.placeholder_ids.count(processor.placeholder_id))

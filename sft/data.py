@@ -11,9 +11,11 @@ from pathlib import Path
 from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
+from model.data.raw_rows import RawRow
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow, Table, text_list
+from model.data.tables import Table, text_list
 from model.interface import Mode
+from model.processing.messages import texts_of
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from model.run.identity import Input, digest_of_files
@@ -62,6 +64,9 @@ class _Samples(TableSource[Sample]):
 
     def measured(self, sample: Sample) -> tuple[str, Sample, int]:
         """(id, the sample, its packed tokens), its images checked."""
+        self._processor.refuse_long(texts_of(sample.chat.messages))
+        for completion in sample.completions:
+            self._processor.refuse_long([completion])
         prompt, completions = self._ids_of(sample)
         self._processor.check_length(prompt.ids, completions)
         check_visuals(sample.chat.root, prompt.images)

@@ -28,7 +28,7 @@ MAY_IMPORT = {
 
 EXCEPTIONS = {
     "rewards.data_rows": {"model.data.tables"},
-    "conf.cli": {"model.run.ends"},
+    "conf.cli": {"model.run.ends", "model.run.printable"},
 }
 """One reader of rows serves the commands that score and check, too; it is free of torch. Every command answers SIGTERM
 and a full disk alike."""
@@ -53,7 +53,7 @@ OPTIONAL = {
     "deepspeed": ["model/engine/deepspeed.py", "benchmarks/*"],
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
-    "pyarrow": ["model/data/tables.py", "benchmarks/*"],
+    "pyarrow": ["model/data/columnar.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
     "omegaconf": ["conf/*"],

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from model.json_values import JsonObject
 from model.run.durable import write_file
+from model.run.printable import printable
 
+_LONGEST_ID, _LONGEST_REASON = 80, 500  # characters
 _NUM_SHOWN = 5
 _NUM_IN_ERROR = 3
 
@@ -36,9 +38,10 @@ class BadRows:
         """Ids of the rows that were found bad after the table was opened."""
         return self._later.keys()
 
-    def add(self, file: Path, number: int, reason: str) -> None:
+    def add(self, file: Path, number: int, reason: str, row_id: str | None = None) -> None:
         """Note a row that the opening leaves out."""
-        self._at_opening.append({"file": str(file), "row": number, "reason": reason})
+        known = {} if row_id is None else {"id": row_id}
+        self._at_opening.append({"file": str(file), "row": number, **known, "reason": reason})
 
     def opened(self, total: int) -> None:
         """Name what was found in `total` rows. `ValueError` past the limit."""
@@ -99,4 +102,5 @@ class BadRows:
 
 
 def _named(record: JsonObject) -> str:
-    return f"{record['file']}:{record['row']}: {record['reason']}"
+    known = f" (id {printable(record['id'], _LONGEST_ID)})" if "id" in record else ""
+    return f"{record['file']}:{record['row']}: {printable(record['reason'], _LONGEST_REASON)}{known}"

@@ -11,7 +11,13 @@ from typing import IO
 
 from PIL import ExifTags, Image, UnidentifiedImageError
 
+from model.data.decode import decode_apart
+from model.data.media_error import MediaError
+
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+_JPEG = ("JPEG", "MPO")
+_MOST_SCANNED = 2**28
+"""Pixels times scans of a JPEG that are decoded in this process: a second, about."""
 MAX_PIXELS = 16_777_216
 MAX_BYTES = 32 * 2**20
 _UPRIGHT = {
@@ -25,19 +31,24 @@ _UPRIGHT = {
 }
 
 
-class MediaError(ValueError):
-    """An image that cannot be used; the message names the file, what was expected and what came."""
-
-
 def open_image(root: Path, name: str) -> Image.Image:
-    """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, or a damaged file."""
-    with _opened(root, name) as image:
+    """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, a damaged file, or one that
+    takes too long to decode."""
+    with _opened(inside(root, name)) as image:
+        if image.format not in _JPEG or _num_scans(image) * image.width * image.height <= _MOST_SCANNED:
+            return _to_rgb(_upright(image))
+    return decode_apart(inside(root, name))
+
+
+def open_here(path: Path) -> Image.Image:
+    """`open_image` in this process, however long it takes."""
+    with _opened(path) as image:
         return _to_rgb(_upright(image))
 
 
 def image_size(root: Path, name: str) -> tuple[int, int]:
     """(width, height) that `open_image` would give, from the file's header alone."""
-    with _opened(root, name) as image:
+    with _opened(inside(root, name)) as image:
         if image.width == image.height:  # no turn changes it
             return image.size
         if image.format == "PNG" and not _has_late_metadata(getattr(image, "fp", None)):
@@ -61,7 +72,7 @@ def as_rgb(image: Image.Image) -> Image.Image:
 def check_images(root: Path, names: Iterable[str]) -> None:
     """`MediaError` for the first of these files that is missing, too large or no image; pixels are not decoded."""
     for name in dict.fromkeys(names):
-        with _opened(root, name):
+        with _opened(inside(root, name)):
             pass
 
 
@@ -71,7 +82,7 @@ def image_format(content: bytes) -> str:
     _check_bytes(len(content), what)
     with _named_errors(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         _check_header(image, what)
-        return str(image.format)
+        return "JPEG" if image.format in _JPEG else str(image.format)
 
 
 def inside(root: Path, name: str, kind: str = "image") -> Path:
@@ -89,8 +100,7 @@ def inside(root: Path, name: str, kind: str = "image") -> Path:
 
 
 @contextmanager
-def _opened(root: Path, name: str) -> Iterator[Image.Image]:
-    path = inside(root, name)
+def _opened(path: Path) -> Iterator[Image.Image]:
     with _named_errors(f"image {path}"):
         status = path.stat()
         _check_bytes(status.st_size, f"image {path}")
@@ -124,8 +134,21 @@ def _check_bytes(size: int, what: str) -> None:
 def _check_header(image: Image.Image, what: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise MediaError(f"{what}: expected at most {MAX_PIXELS} pixels, found {image.size}")
-    if (frames := getattr(image, "n_frames", 1)) > 1:
+    # Phones store a JPEG with a smaller picture behind the first (Multi-Picture Format): it shows the first.
+    if image.format not in _JPEG and (frames := getattr(image, "n_frames", 1)) > 1:
         raise MediaError(f"{what}: expected a still image, found {frames} frames")
+
+
+def _num_scans(image: Image.Image) -> int:
+    """How many passes over all pixels a JPEG asks for, at most."""
+    file = getattr(image, "fp", None)
+    if file is None:
+        return 1
+    position = file.tell()
+    file.seek(0)
+    count = file.read().count(b"\xff\xda")
+    file.seek(position)
+    return max(1, count)
 
 
 def _has_late_metadata(file: IO[bytes] | None) -> bool:

@@ -15,7 +15,8 @@ from model.data.config import TableConfig
 from model.data.media import MediaError
 from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
-from model.data.tables import RawRow, Table
+from model.data.raw_rows import RawRow
+from model.data.tables import Table
 from model.run.identity import Input, digest_of_files
 from model.run.state import State
 
@@ -93,7 +94,8 @@ class TableSource(ABC, Generic[Item]):
                 try:
                     self._take(raw, table, ordinal)
                 except ValueError as error:
-                    self.bad_rows.add(raw.file, raw.number, self._media.without_folder(str(error)))
+                    reason = self._media.without_folder(str(error))
+                    self.bad_rows.add(raw.file, raw.number, reason, self.reader.own_id(raw))
         for name in ("id_column", "image_column", "question_column", "reference_column", "dataset_column"):
             wanted = getattr(config, name, "")
             if wanted and wanted.partition(".")[0] not in columns:

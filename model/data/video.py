@@ -4,6 +4,7 @@ Needs PyAV, the extra `sailvl2-rl[video]`; it is imported where it is used, so t
 """
 
 import stat
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,8 @@ MAX_VIDEO_FRAMES = 20_000
 """Frames in the file, all of which may have to be decoded to reach the last one that is wanted."""
 MAX_VIDEO_PIXELS = 2**35
 """Frames times their pixels: about ten minutes of 1920 x 1080 at 25 frames a second."""
+
+DEADLINE_SECONDS = 120.0
 
 T = TypeVar("T")
 
@@ -65,6 +68,7 @@ def _use_frames(root: Path, name: str, wanted: list[int], use: Callable[[Image.I
     """(what `use` returned for the wanted frames, as far as the video goes; number of frames seen)."""
     used: list[T] = []
     seen = 0
+    until = time.monotonic() + DEADLINE_SECONDS
     with _opened(root, name) as (container, stream):
         size = None
         for frame in container.decode(stream):
@@ -76,6 +80,11 @@ def _use_frames(root: Path, name: str, wanted: list[int], use: Callable[[Image.I
             if repeats:
                 used += [use(_upright(frame))] * repeats
             seen += 1
+            if time.monotonic() > until:
+                raise MediaError(
+                    f"video {name}: expected one that is decoded within {DEADLINE_SECONDS:g} s, found one that takes "
+                    "longer"
+                )
             _check_total(seen, frame.width * frame.height, name)  # the file's own account may be wrong
             if len(used) == len(wanted):
                 break

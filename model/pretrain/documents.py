@@ -7,8 +7,9 @@ from pathlib import Path
 from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.media import check_images
+from model.data.raw_rows import RawRow, check_text
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import RawRow, Table, text_list
+from model.data.tables import Table, text_list
 from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
 from model.run.identity import Input
@@ -39,9 +40,12 @@ class Documents(TableSource[Document]):
             if not isinstance(columns.get(name), str):
                 raise ValueError(f"{name}: expected str, found {columns.get(name)!r:.80}")
         texts = text_list(columns, "texts")
+        check_text({"id": row_id, "prefix": columns["prefix"], "texts": texts})
         images, root = self.reader.images(columns, table.root)
         check_images(root, images)
         document = Document(columns["kind"], columns["prefix"], texts, images, root)
+        for text in (document.prefix, *texts):
+            self._processor.refuse_long([text])
         prefix, completions = self._ids_of(document)
         self._processor.check_length(prefix, completions)
         return row_id, document, len(prefix) + sum(map(len, completions))

@@ -46,6 +46,18 @@ def require_last_role(messages: Sequence[object], role: str) -> None:
         raise ValueError(f"messages: expected a list that ends with {wanted} message")
 
 
+def texts_of(messages: Sequence[object]) -> list[str]:
+    """All text of these messages, as far as they have any."""
+    found: list[str] = []
+    for message in messages:
+        content = message.get("content") if isinstance(message, dict) else None
+        parts = content if isinstance(content, list) else [content]
+        found += [
+            text for part in parts if isinstance(text := part.get("text") if isinstance(part, dict) else part, str)
+        ]
+    return found
+
+
 def _turn(given: object, where: str) -> Turn:
     message = _object(given, where)
     role, content = message.get("role"), message.get("content")

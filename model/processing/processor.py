@@ -182,6 +182,14 @@ class Processor:
             padding_side=padding_side,
         )
 
+    def refuse_long(self, texts: Sequence[str], most: int = 0, limit: str = "the model's positions") -> None:
+        """`ValueError` for texts that surely have more than `most` tokens (0: the model's positions; `limit` says what
+        it is), found without encoding all of them. What passes is measured exactly once it is encoded."""
+        most = most or self.config.language.max_position_embeddings
+        length = sum(map(len, texts))
+        if length > most and self.tokenizer.exceeds(texts, most):
+            raise ValueError(f"expected at most {limit} = {most} tokens, found more in {length} characters")
+
     def check_length(self, prefix: Sequence[int], completions: Sequence[Sequence[int]]) -> None:
         """`ValueError` where the prefix and its longest completion have more tokens than the model has positions."""
         limit = self.config.language.max_position_embeddings

@@ -16,6 +16,8 @@ from model.interface import CONTROL_TOKENS, END_OF_TEXT, IM_END, THINK_END, THIN
 from model.json_values import JsonObject
 
 _MOST_ENTRIES = 2**23
+_PIECE = 1 << 15  # characters
+_SLACK = 64  # tokens of a piece, far more than its two ends can change
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
@@ -71,6 +73,23 @@ class Tokenizer:
             return self._engine.encode(text, add_special_tokens=False).ids
         except TypeError:  # the engine raises it for half a surrogate pair, which JSON can spell
             raise ValueError(f"text: expected what UTF-8 can hold, found a lone surrogate in {text[:80]!r}") from None
+
+    def exceeds(self, texts: Iterable[str], most: int) -> bool:
+        """Whether texts surely have more than `most` tokens. Never wrong about one that has fewer.
+
+        Encoding takes 200 bytes and a microsecond for each byte of text, so a long text is looked at piece by piece,
+        and not to its end.
+        """
+        left = most
+        for text in texts:
+            for start in range(0, len(text), _PIECE):
+                # Tokens that cross the ends of a piece may be one less when the text is encoded as a whole.
+                left -= max(
+                    0, len(self._engine.encode(text[start : start + _PIECE], add_special_tokens=False)) - _SLACK
+                )
+                if left < 0:
+                    return True
+        return False
 
     def encode_with_think_tags(self, text: str) -> list[int]:
         """Ids of text that may use the think tags: our own instruction, and completions."""

@@ -230,7 +230,7 @@ class TestTsv:
             ([1, "What?", "x", "5"], "index of a row that has an image, found '5'"),
             ([1, "What?", "x", "%" * 80], "expected base64"),
             ([1, "What?", "x", "[1, 2" + " " * 80 + "]"], "a list of texts"),
-            ([1, "What?"], "as many cells"),
+            ([1, "What?"], "expected 4 cells as the first line has, found 2"),
             ([1, "", "x", ""], "messages: expected list, found None"),
             ([1, "What?", "", ""], "reference: expected str, found None"),
         ],

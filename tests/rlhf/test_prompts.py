@@ -148,9 +148,9 @@ class TestLimit:
         with pytest.raises(ValueError) as refused:
             opened(path, report=report)
         assert str(refused.value) == (
-            f"data: {path}:2: reference: expected an answer, found nothing; "
-            f"{path}:3: reference: expected an answer, found nothing; "
-            f"{path}:4: reference: expected an answer, found nothing. 9 of 10 rows cannot be used, "
+            f"data: {path}:2: reference: expected an answer, found nothing (id p1); "
+            f"{path}:3: reference: expected an answer, found nothing (id p2); "
+            f"{path}:4: reference: expected an answer, found nothing (id p3). 9 of 10 rows cannot be used, "
             f"data.max_bad_rows=0.01 allows 0; all are named in {report}; mend or remove them, or raise data.max_bad_rows"
         )
         assert len(report.read_text().splitlines()) == 9

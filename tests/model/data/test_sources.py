@@ -238,7 +238,9 @@ def test_cells_that_cannot_be_used_cost_their_row(tiny, pictures):
     reasons = [(found["row"], found["reason"]) for found in map(json.loads, report.read_text().splitlines())]
     assert [row for row, _ in reasons] == [2, 3, 4]
     for (_, reason), part in zip(
-        reasons, ("name too long", "expected at most the model's 512 positions", "NaN"), strict=True
+        reasons,
+        ("name too long", "expected at most the model's positions = 512 tokens, found more in 6000 characters", "NaN"),
+        strict=True,
     ):
         assert part in reason
 

@@ -1,0 +1,143 @@
+"""Rows of VLMEvalKit's TSV tables."""
+
+import ast
+import csv
+import itertools
+import string
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from model.data.raw_rows import MAX_ROW_BYTES, RawRow, from_base64, require_file
+from model.json_values import JsonObject
+
+_LONGEST_REFERENCE = 64
+"""An image cell this short is the index of the row that has the image."""
+_MEND = "double the mark, and put its cell between quotation marks"
+_END = "\0end of the table"
+"""A line behind the last one: where it does not come back as a row, an open quotation mark has taken it in."""
+
+
+def tsv_rows(path: Path) -> Iterator[RawRow]:
+    """Cells that are empty count as absent. `ValueError` for a file that cannot be read as a table."""
+    wanted = {image for _, cells in _cells(path) if isinstance(cells, dict) and _is_reference(image := _image(cells))}
+    shared = {
+        cells["index"]: image
+        for _, cells in (_cells(path) if wanted else ())
+        if isinstance(cells, dict)
+        and cells.get("index") in wanted
+        and (image := _image(cells))
+        and not _is_reference(image)
+    }
+    for number, cells in _cells(path):
+        if isinstance(cells, str):
+            yield RawRow(path, number, problem=cells)
+            continue
+        try:
+            yield RawRow(path, number, _columns(cells, shared))
+        except ValueError as error:
+            yield RawRow(path, number, problem=str(error))
+
+
+def _cells(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
+    """(row number, cells by column, or why there are none)."""
+    require_file(path, "TSV")
+    csv.field_size_limit(MAX_ROW_BYTES)  # holds for the whole process; an image is one cell
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            yield from _read(file)
+    except (OSError, ValueError, csv.Error) as error:
+        raise ValueError(f"data: {path}: expected a readable TSV file in UTF-8, found: {error}") from None
+
+
+def _read(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
+    lines = csv.reader(itertools.chain(_bounded_lines(file), [_END]), delimiter="\t")
+    header = next(lines, [])
+    if len(header) < 2:
+        raise ValueError(f"columns separated by tabs were expected in the first line, found {header!r:.80}")
+    number, before = 0, lines.line_num
+    while (cells := _next(lines)) != [_END]:
+        first, before = before + 1, lines.line_num
+        if not cells:
+            continue
+        number += 1
+        if isinstance(cells, str):
+            yield number, cells
+            continue
+        if cells[-1].endswith(_END):
+            raise ValueError(f"row {number}, line {first}: a quotation mark that opens a cell without an end; {_MEND}")
+        if before > first and (len(cells) != len(header) or any(_holds_rows(cell, len(header)) for cell in cells)):
+            raise ValueError(
+                f"row {number}, line {first}: a quotation mark that opens a cell which takes in rows up to line "
+                f"{before}; {_MEND}"
+            )
+        if len(cells) != len(header):
+            yield number, f"expected {len(header)} cells as the first line has, found {len(cells)}"
+            continue
+        yield number, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+
+def _holds_rows(cell: str, width: int) -> bool:
+    """Whether a cell has as many tabs as the line breaks in it would bring along if they were those of rows."""
+    breaks = cell.count("\n")
+    return breaks > 0 and cell.count("\t") == breaks * (width - 1)
+
+
+def _next(lines: Iterator[list[str]]) -> list[str] | str:
+    """The next row, or why the reader gave it up; it goes on with the line behind."""
+    try:
+        return next(lines)
+    except csv.Error as error:
+        return f"expected cells that can be read, found: {error}"
+
+
+def _bounded_lines(file: IO[str]) -> Iterator[str]:
+    """Lines; one that is longer than a row may be is cut, so that its last cell is damaged and not all memory taken."""
+    while line := file.readline(MAX_ROW_BYTES):
+        whole = line.endswith("\n")
+        yield line if whole or len(line) < MAX_ROW_BYTES else line + "\n"
+        while not whole and len(line) == MAX_ROW_BYTES:
+            line = file.readline(MAX_ROW_BYTES)
+            whole = line.endswith("\n")
+
+
+def _image(cells: dict[str, str]) -> str:
+    return cells.get("image", "")
+
+
+def _is_reference(cell: str) -> bool:
+    return 0 < len(cell) <= _LONGEST_REFERENCE
+
+
+def _columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
+    """Question with its lettered options, the images' bytes or names, and every other cell."""
+    columns: JsonObject = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
+    if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
+        hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
+        listed = "".join(f"{key}. {text}\n" for key, text in options.items())
+        columns["question"] = (
+            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}One of these is right: give its letter."
+        )
+        columns["options"] = options
+    image = columns.pop("image", "")
+    names = columns.pop("image_path", "")
+    if _is_reference(image) and image not in shared:
+        raise ValueError(f"image: expected base64, or the index of a row that has an image, found {image!r}")
+    if image:
+        columns["images"] = [from_base64(text) for text in _listed(shared.get(image) or image)]
+    elif names:
+        columns["images"] = _listed(names)
+    return columns
+
+
+def _listed(cell: str) -> list[str]:
+    """A cell holds one text, or a Python list of texts."""
+    if not (cell.startswith("[") and cell.endswith("]")):
+        return [cell]
+    try:
+        found = ast.literal_eval(cell)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ValueError(f"image: expected one text or a list of texts in the cell, found {cell!r:.80}")
+    return found
