@@ -12,6 +12,7 @@ from rewards.verifiers.verifier import (
     Options,
     Undecided,
     Verifier,
+    has_no_value,
     parse_json,
     reference_text,
     reference_texts,
@@ -25,7 +26,6 @@ _ANNOUNCED = re.compile(
 )
 _BOTH = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
 _CHINESE_BOTH = re.compile(r"不是|不对|错误|正确|是|否|对|错")
-_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
 _SEPARATORS = re.compile(r"\s*(?:,|;|，|；|、|->|→|>|<|\n)\s*")
 _BULLET = re.compile(r"^(?:[-*•]|\(?[0-9]{1,3}[.)、])\s+")
 _MAX_EDITS = 4_000_000  # cells of the edit-distance table
@@ -63,9 +63,11 @@ def decide_anls(claim: Claim, options: Options) -> float | Undecided:
 
 def judge_ordered_list(claim: Claim, options: Options) -> float:
     """Give 1 for the same items in the same order; with score=share, the share of right places of the longer list."""
-    expected = _items(claim.reference)
+    expected = None if claim.reference is None else _items(claim.reference)
     if not expected:
         raise Unscorable("expected a list as reference, found nothing")
+    if None in expected or has_no_value([claim.reference, expected]):
+        raise Unscorable("the reference lists a value that is missing (null or NaN)")
     found = _items(claim.answer or "") or []
     right = sum(_same_item(one, other) for one, other in zip(found, expected, strict=False))
     share = right / max(len(found), len(expected))
@@ -82,9 +84,10 @@ def judge_json_fields(claim: Claim, options: Options) -> float:
             raise Unscorable(f"reference is no JSON object: {error}") from None
     if not isinstance(expected, Mapping) or not expected:
         raise Unscorable(f"expected a JSON object with fields as reference, found {type(expected).__name__}")
+    if has_no_value(expected):
+        raise Unscorable("the reference holds NaN or infinity, which programs write where a value is missing")
     try:
-        fence = _FENCE.fullmatch(claim.answer or "")
-        found = parse_json(fence[1] if fence else claim.answer or "")
+        found = parse_json(_unfenced(claim.answer or ""))
     except ValueError:
         return 0.0
     if not isinstance(found, Mapping):
@@ -93,6 +96,14 @@ def judge_json_fields(claim: Claim, options: Options) -> float:
         return 0.0
     share = sum(key in found and _same_json(found[key], value) for key, value in expected.items()) / len(expected)
     return share if options["score"] == "share" else float(share == 1.0)
+
+
+def _unfenced(text: str) -> str:
+    """Return what stands between the fences of a code block that is the whole text, else the text."""
+    text = text.strip()
+    inner = text.removeprefix("```").removesuffix("```").strip()
+    fenced = len(text) >= 6 and text.startswith("```") and text.endswith("```")
+    return inner.removeprefix("json").strip() if fenced else text
 
 
 def _normal(text: str, options: Options) -> str:
