@@ -109,7 +109,7 @@ class MathText:
 
 def read(text: str) -> MathText:
     """Take the text of an answer or reference apart."""
-    text = _unify(text)
+    text = unify(text)
     words = _as_words(text)
     if clock := _CLOCK.fullmatch(text):
         words = " ".join(["clock", clock[1] + ":" + clock[2], (clock[3] or "").lower()]).strip()
@@ -131,7 +131,8 @@ def spoken_number(words: str) -> bool:
     return _NUMBER_WORDS.search(words) is not None
 
 
-def _unify(text: str) -> str:
+def unify(text: str) -> str:
+    """Return a text in one spelling of characters, spaces, brackets and styles."""
     text = unicodedata.normalize("NFC", text).translate(_CHARACTERS)
     text = _ROOT_SIGN.sub(lambda root: f"\\sqrt{{{root[1] or root[2] or root[3]}}}", text)
     text = _NEGATIVE_SPACE.sub("", text).replace("~", " ").replace("\\textdollar", "\\$").replace("\\dollar", "\\$")

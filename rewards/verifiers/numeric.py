@@ -7,35 +7,14 @@ from rewards.mathematics.plain_numbers import PlainNumber, read_plain
 from rewards.mathematics.text import read
 from rewards.mathematics.units import same_unit
 from rewards.result import Claim, Unscorable
-from rewards.verifiers.verifier import Option, Options, Verifier, only, reference_text, reference_texts
+from rewards.verifiers.counts import counted
+from rewards.verifiers.verifier import Option, Options, Verifier, reference_text, reference_texts
 
 _MAX_CHARACTERS = 400
 _SCIENTIFIC = re.compile(
     r"([+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^\s*)\{?\s*([+-]?[0-9]{1,3})\s*\}?"
+    r"|([+-]?)10\s*\^\s*\{?\s*([+-]?[0-9]{1,3})\s*\}?"
 )
-_COUNT = re.compile(r"(?<![\w.,])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.0{1,9})?(?![\w,]*[0-9])", re.ASCII)
-_WORDS: list[str] = [
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-]
-_CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九十")} | {"两": 2}
-_COUNT_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
-_LARGER_WORD = re.compile(
-    r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|[mb]illions?|dozens?)\b|[0-9][km]\b",
-    re.IGNORECASE,
-)
-_CALCULATION = re.compile(
-    r"\^|\\(?:[dt]?frac|sqrt|binom|times|cdot|div)\b|[0-9}]\s*[-+*/×÷=]\s*[0-9\\{]|^\W*[0-9]+!+\W*$", re.ASCII
-)
-"""A calculation names no count: 2^2 and 3+3 are not 2 and 3."""
-_CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
-
-
-def read_number(text: str) -> Fraction | None:
-    """Read a whole text as a number: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
-    return _read(text)[0]
-
-
 def judge_numeric(claim: Claim, options: Options) -> float:
     """Give 1 within the absolute tolerance, or within the relative one of the reference, as `math.isclose` does."""
     reference, unit, percent = _read(reference_text(claim))
@@ -59,10 +38,16 @@ def judge_relaxed(claim: Claim, options: Options) -> float:
 
 def judge_count(claim: Claim, options: Options) -> float:
     """Give 1 when the answer names exactly one number, in digits or words, and it is the reference."""
-    reference = _counted(reference_text(claim))
+    reference = counted(reference_text(claim))
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not one whole number")
-    return float(_counted(claim.answer or "") == reference)
+    return float(counted(claim.answer or "") == reference)
+
+
+def same_quantity(one: str, other: str) -> bool:
+    """Tell whether two texts are the same number, of units that do not differ."""
+    (left, unit, percent), (right, other_unit, other_percent) = _read(one), _read(other)
+    return left is not None and left == right and percent == other_percent and same_unit(unit, other_unit)
 
 
 def _read(text: str) -> tuple[Fraction | None, str, bool]:
@@ -75,7 +60,11 @@ def _read(text: str) -> tuple[Fraction | None, str, bool]:
 
 def _scientific(formula: str) -> PlainNumber | None:
     match = _SCIENTIFIC.fullmatch(formula.strip())
-    return PlainNumber(Fraction(match[1]) * Fraction(10) ** int(match[2]), True) if match else None
+    if match is None:
+        return None
+    if match[4] is not None:
+        return PlainNumber((-1 if match[3] == "-" else 1) * Fraction(10) ** int(match[4]), False)
+    return PlainNumber(Fraction(match[1]) * Fraction(10) ** int(match[2]), True)
 
 
 def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
@@ -101,16 +90,6 @@ def _chart_number(text: str) -> Fraction | None:
     ):
         return None
     return Fraction(text.replace(".e", "e").replace(".E", "E").rstrip(".")) / (100 if share else 1)
-
-
-def _counted(text: str) -> int | None:
-    found = [int(float(number[0].replace(",", ""))) for number in _COUNT.finditer(text)]
-    found += [_WORDS.index(word[0].lower()) for word in _COUNT_WORD.finditer(text)]
-    found += [_CHINESE[word[0]] for word in _CHINESE_COUNT.finditer(text)]
-    if not found and text.strip(" 。.") in _CHINESE:
-        found = [_CHINESE[text.strip(" 。.")]]
-    decimals = re.search(r"[0-9]\.[0-9]*[1-9]", text)
-    return None if decimals or _CALCULATION.search(text) or _LARGER_WORD.search(text) else only(found)
 
 
 NUMERIC = Verifier(
