@@ -104,7 +104,8 @@ def mentioned_texts(text: str, options: OptionSet) -> set[str]:
     for key, option in options.texts.items():
         needles.setdefault(normal(option), []).append(key)
     for needle in sorted(needles, key=len, reverse=True):
-        if needle not in text or len(needle) < 2 and not needle.isdigit() or read_truth(needle) is not None:
+        is_letter = len(needle) == 1 and needle.isascii() and needle.isalpha()
+        if not needle or is_letter or needle not in text or read_truth(needle) is not None:
             continue
         pattern = rf"(?<![\w.]){re.escape(needle)}(?!\w|\.\d)" if needle[0].isascii() else re.escape(needle)
         text, times = re.subn(pattern, "\x00", text)
