@@ -5,7 +5,7 @@ from fractions import Fraction
 
 from rewards.mathematics.plain_numbers import PlainNumber, read_plain
 from rewards.mathematics.text import read
-from rewards.mathematics.units import same_unit
+from rewards.mathematics.units import NONE, Unit, conversion
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.counts import counted
 from rewards.verifiers.verifier import Option, Options, Verifier, reference_text, reference_texts
@@ -21,8 +21,10 @@ def judge_numeric(claim: Claim, options: Options) -> float:
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not a number")
     answer, answer_unit, answer_percent = _read(claim.answer or "")
-    if answer is None or not same_unit(unit, answer_unit):
+    factor = conversion(answer_unit, unit)
+    if answer is None or factor is None or (answer_percent and unit) or (percent and answer_unit):
         return 0.0
+    answer *= factor
     pairs = [(answer, reference)]
     if answer_percent != percent:  # 50% means 50 or 0.5, as for `math`
         pairs.append((answer / 100, reference) if answer_percent else (answer, reference / 100))
@@ -47,14 +49,16 @@ def judge_count(claim: Claim, options: Options) -> float:
 def same_quantity(one: str, other: str) -> bool:
     """Tell whether two texts are the same number, of units that do not differ."""
     (left, unit, percent), (right, other_unit, other_percent) = _read(one), _read(other)
-    return left is not None and left == right and percent == other_percent and same_unit(unit, other_unit)
+    factor = conversion(unit, other_unit)
+    known = left is not None and factor is not None and percent == other_percent
+    return known and left * factor == right
 
 
-def _read(text: str) -> tuple[Fraction | None, str, bool]:
+def _read(text: str) -> tuple[Fraction | None, Unit, bool]:
     if len(text) > _MAX_CHARACTERS:
-        return None, "", False
+        return None, NONE, False
     side = read(text)
-    plain = read_plain(side) or _scientific(side.formula)
+    plain = None if side.words else read_plain(side) or _scientific(side.formula)
     return (plain.value if plain else None), side.unit, side.percent
 
 
