@@ -39,7 +39,9 @@ _NUMBER = re.compile(
     r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?(?:\\?%)?",
     re.ASCII,
 )
-_SCALE = re.compile(r"\s(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|percent|tenths?|hundredths?|thirds?)\b|\s?[万亿]")
+_SCALE = re.compile(
+    r"\s(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|percent|tenths?|hundredths?|thirds?)\b|\s?[万亿]"
+)
 _WHOLE = re.compile(r"(?<![\w./^])[0-9]+$")
 
 
@@ -164,7 +166,11 @@ def _has_number(token: str) -> bool:
 
 def _in_context(text: str, token: re.Match[str]) -> str:
     """Return a number with what belongs to it: its bracket, the whole of a mixed number, the scale word behind it."""
-    said = token[0].translate(_MINUS).strip("*\"'“”`~_").rstrip(".,)*\"'") if "(" not in token[0] else token[0].rstrip(".,")
+    said = (
+        token[0].translate(_MINUS).strip("*\"'“”`~_").rstrip(".,)*\"'")
+        if "(" not in token[0]
+        else token[0].rstrip(".,")
+    )
     start = token.start()
     if token[0].count(")") > token[0].count("("):
         opening = text.rfind("(", max(0, start - 100), token.end())

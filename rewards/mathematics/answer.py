@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from rewards.mathematics.values import MathObject
 
 MAX_QUICK = 300  # characters; longer texts go to a scorer process
-MAX_CHARACTERS = 4_000  # longer texts are refused: no reference of the known data sets has a tenth of that
+MAX_CHARACTERS = 1_000  # longer texts are refused: no reference of the known data sets has half of that
 _NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # a program writes these where it has no number
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
-_BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
+_BASED = re.compile(r"([0-9][0-9a-fA-F]{0,40}|[A-F][0-9A-F]{1,40})_\{?([0-9]{1,2})\}?")
 _HOUR = re.compile(r"clock [0-9]+:[0-9]+")  # a clock time without its half of the day, which may be a ratio
 _PADDED = re.compile(r"(?<=:)0(?=[0-9])")
 _NAMED_POINT = re.compile(r"[A-Z]\s*(\([^()]*,[^()]*\))")
@@ -118,7 +118,8 @@ def _verify(answer: str, reference: str) -> bool:
         pred = replace(pred, formula=named[1])
     based = [_BASED.fullmatch(side.formula) for side in (gold, pred)]
     if based[0] or based[1]:
-        return bool(based[0] and based[1]) and _in_base(based[0]) == _in_base(based[1])
+        values = [_in_base(written) for written in based if written]
+        return len(values) == 2 and values[0] == values[1]
     gold_object = _parse_reference(reference, gold)
     ratios = [split_ratio(side.formula) for side in (gold, pred)]
     if ratios[0] or ratios[1]:
@@ -177,7 +178,13 @@ def _other_order(one: str, other: str) -> bool:
 
     Two small letters and letters without a vowel are products, which have no order.
     """
-    if not one.isascii() or not other.isascii() or not one.isalpha() or not other.isalpha() or one.lower() == other.lower():
+    if (
+        not one.isascii()
+        or not other.isascii()
+        or not one.isalpha()
+        or not other.isalpha()
+        or one.lower() == other.lower()
+    ):
         return False
     return not all(side.islower() and (len(side) <= 2 or not set(side) & set("aeiou")) for side in (one, other))
 

@@ -53,7 +53,8 @@ def proportional(gold: Sequence[MathObject | None], pred: Sequence[MathObject | 
         return all(map(same, ours, theirs))
     pairs = zip(ours[1:], theirs[1:], strict=True)
     return all(
-        _same_expressions(Mul(one, theirs[0], evaluate=False), Mul(other, ours[0], evaluate=False)) for one, other in pairs
+        _same_expressions(Mul(one, theirs[0], evaluate=False), Mul(other, ours[0], evaluate=False))
+        for one, other in pairs
     )
 
 

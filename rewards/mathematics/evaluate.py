@@ -178,8 +178,8 @@ class Approximate(_Arithmetic[MpNumber]):
 
     `low` and `high` are the least and greatest exponent of 2 that any value on the way had; `absorbed` is the greatest
     distance of such exponents among the terms of one sum. Together they say how many digits it takes to lose no term.
-    `coarse` says that some part could be computed to `COARSE_DIGITS` only, `real` that no part was a complex number. With
-    `rounding`, every decimal is larger by half a unit of its last place.
+    `coarse` says that some part could be computed to `COARSE_DIGITS` only, `real` that no part was a complex number.
+    With `rounding`, every decimal is larger by half a unit of its last place.
     """
 
     def __init__(self, point: Point, rounding: bool = False) -> None:
@@ -281,7 +281,9 @@ class Approximate(_Arithmetic[MpNumber]):
         self.coarse = True
         self._see_constants(expr)
         if self._rounding:
-            expr = expr.xreplace({one: one + sympy.Rational(*_ratio(rounding_of(one))) for one in expr.atoms(sympy.Float)})
+            expr = expr.xreplace(
+                {one: one + sympy.Rational(*_ratio(rounding_of(one))) for one in expr.atoms(sympy.Float)}
+            )
         point: dict[Basic, Basic | float] = {
             symbol: sympy.Rational(value.numerator, value.denominator) for symbol, value in self._point.items()
         }

@@ -31,10 +31,15 @@ _CASES = re.compile(
 )
 
 
-_PRIMED = re.compile(r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*(?:('+)|\^\s*\{?\s*((?:\\prime\s*)+)\}?)")
+_PRIMED = re.compile(
+    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*(?:('+)|\^\s*\{?\s*((?:\\prime\s*)+)\}?)"
+)
 _STRAY_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])")
 _NEGATED = re.compile(r"\\(?:not|lnot|neg)(?![a-zA-Z])|¬")
 _SUBSCRIPTED_NUMBER = re.compile(r"(?<![\^_{.0-9a-zA-Z])[0-9]+(?:\.[0-9]+)?\s*_|[0-9.]+\s*_\s*\{?\s*\\text")
+_TRANSPOSED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\^\s*(?:T(?![a-zA-Z])|\{\s*(?:T|\\top)\s*\}|\\top(?![a-zA-Z]))")
+_RAISED_MARK = re.compile(r"[)}\]]\s*\^\s*\{?\s*(?:T|\\top|\\circ|\*|[+-]\s*(?:\}|$))")
+_CUT_OFF = re.compile(r"[0-9]\s*,?\s*(?:\\[lcd]?dots(?![a-zA-Z])|…|\.\.\.)")
 _ADJACENT_NUMBERS = re.compile(r"(?<![_^])(?<![0-9.])[0-9.]*[0-9]\s+[0-9]")
 _WORD_NAME = re.compile(
     r"^\s*(?!(?:sin|cos|tan|cot|sec|csc|log|exp|min|max|pi|lim|inf)\s*=)([a-zA-Z]{3,}|[A-Z]?I|[A-Z]?E|[EI][A-Z]|e)(?=\s*=)"
@@ -111,7 +116,7 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
 
 
 def split_ratio(formula: str) -> list[str] | None:
-    """Return the parts of a ratio of three and more (1:2:3), None for all else. Names before it (a:b:c=) are dropped."""
+    """Return the parts of a ratio of three and more (1:2:3), else None. Names before it (a:b:c=) are dropped."""
     if formula.count(":") < 2 or len(formula) > 200:
         return None
     parts = [part.strip() for part in formula.rpartition("=")[2].split(":")]
@@ -119,8 +124,8 @@ def split_ratio(formula: str) -> list[str] | None:
 
 
 def _means_otherwise(formula: str) -> bool:
-    """Tell whether a formula holds what the grammar would drop: a stray prime, a negation, 7_8, or 1 2 for a product."""
-    found = (_STRAY_PRIME, _NEGATED, _SUBSCRIPTED_NUMBER, _ADJACENT_NUMBERS)
+    """Tell whether a formula holds what the grammar would drop or misread: a stray prime, a negation, 7_8, 1 2."""
+    found = (_STRAY_PRIME, _NEGATED, _SUBSCRIPTED_NUMBER, _ADJACENT_NUMBERS, _RAISED_MARK, _CUT_OFF)
     return any(pattern.search(formula) for pattern in found)
 
 
@@ -136,7 +141,8 @@ def split_list(text: str) -> list[str]:
 
 
 def _rewrite(formula: str) -> str:
-    formula = _WORD_NAME.sub(r"\\text{\1}", _PRIMED.sub(_primes_named, formula))
+    formula = _TRANSPOSED.sub(r"\1_{top}", formula)
+    formula = _WORD_NAME.sub(r"\\text{named \1}", _PRIMED.sub(_primes_named, formula))
     formula = _INTEGER_PARAMETER.sub("", formula)
     formula = _SET_BUILDER.sub(lambda built: built[2], formula)
     formula = _REPEATED.sub(lambda dots: f"{dots[1]}.{dots[2]}\\overline{{{dots[3] or dots[4]}}}", formula)

@@ -13,10 +13,15 @@ _CLOCK = re.compile(
     re.IGNORECASE,
 )
 _ISO_DATE = re.compile(r"([0-9]{4})\s*([-/.])\s*([0-9]{1,2})\s*\2\s*([0-9]{1,2})")
-_CHINESE_DATE = re.compile(r"(?:([0-9]{2,4})\s*年\s*)?([0-9]{1,2})\s*月\s*([0-9]{1,2})\s*[日号]|([0-9]{4})\s*年\s*([0-9]{1,2})\s*月")
+_CHINESE_DATE = re.compile(
+    r"(?:([0-9]{2,4})\s*年\s*)?([0-9]{1,2})\s*月\s*([0-9]{1,2})\s*[日号]|([0-9]{4})\s*年\s*([0-9]{1,2})\s*月"
+)
 _SLASHES = re.compile(r"([0-9]{1,4})\s*([-/])\s*([0-9]{1,4})\s*\2\s*([0-9]{1,4})")
 _RANGE = re.compile(rf"({_NUMBER})\s*(?:--?|(?:\\text\s*\{{\s*)?\bto\b\s*\}}?|至|到)\s*({_NUMBER})")
-_SIDE = r"(?:\\triangle\s*|\\angle\s*)?(?:\\text\s*\{\s*[A-Za-z ]+\s*\}|\\overline\s*\{[A-Z]{1,4}\}|[A-Za-z]{1,5}(?:_\{?[0-9]\}?)?)"
+_SIDE = (
+    r"(?:\\triangle\s*|\\angle\s*)?"
+    r"(?:\\text\s*\{\s*[A-Za-z ]+\s*\}|\\overline\s*\{[A-Z]{1,4}\}|[A-Za-z]{1,5}(?:_\{?[0-9]\}?)?)"
+)
 _RELATION = re.compile(rf"({_SIDE})\s*(\\parallel|\\perp|\\sim|\\cong|∥|⊥|//|≅|∽)\s*({_SIDE})")
 _RELATIONS = {"∥": "\\parallel", "//": "\\parallel", "⊥": "\\perp", "≅": "\\cong", "∽": "\\sim"}
 _WITHOUT_ORDER = ("\\parallel", "\\perp")

@@ -37,8 +37,7 @@ _CHARACTERS = str.maketrans(
             "‰": "\\cdot 10^{-3}",
             "∶": ":",
             "″": "''",
-            "Ω": "Ω",
-            "Ω": "Ω",
+            "\u2126": "Ω",
             "μ": "µ",
             "∠": "\\angle ",
             "、": ",",
@@ -62,7 +61,7 @@ _NEGATIVE_SPACE = re.compile(r"\\!\s*")
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(\\[{}|]|[()\[\]|.<>]|(?=\\))?")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
 _STYLE = re.compile(
-    r"\\(?:textnormal|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|bm|boldsymbol)\s*\{"
+    r"\\(?:textnormal|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|bm|boldsymbol|underline)\s*\{"
 )
 _CONNECTIVE = re.compile(
     r"\s*,?\s*(?:\\text\s*\{\s*(?:,\s*)?(?:and|or|或|和)\s*,?\s*\}|(?<![a-zA-Z\\{])(?:and|or)(?![a-zA-Z])|(?<=[\w})\]])\s*[或和且与]\s*(?:者)?)\s*,?\s*"
@@ -79,7 +78,9 @@ _CHANGES_NUMBER = re.compile(
 )
 _GROUPED = re.compile(r"(?<![0-9.,])[1-9][0-9]{0,2}(?:,[0-9]{3})+(?![0-9])")
 _INDIAN = re.compile(r"[+-]?[1-9][0-9]?(?:,[0-9]{2})+,[0-9]{3}(?:\.[0-9]+)?")
-_CONTINENTAL = re.compile(r"[+-]?[1-9][0-9]{0,2}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|\.[0-9]{3},[0-9]+|(?:'[0-9]{3})+(?:[.,][0-9]+)?)")
+_CONTINENTAL = re.compile(
+    r"[+-]?[1-9][0-9]{0,2}(?:(?:\.[0-9]{3}){2,}(?:,[0-9]+)?|\.[0-9]{3},[0-9]+|(?:'[0-9]{3})+(?:[.,][0-9]+)?)"
+)
 _GROUPED_IN_TEX = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:(?:\{,\}|\\,)[0-9]{3})+(?![0-9])")
 _SPACED_GROUPS = re.compile(r"[+-]?[0-9]{1,3}(?: [0-9]{3})+(?:\.[0-9]+)?")
 _SPACED_LIST = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?: [0-9]+(?:\.[0-9]+)?)+")
@@ -97,7 +98,10 @@ _CURRENCIES = {
 _ANGLE = re.compile(
     r"\\(sin|cos|tan|cot|sec|csc)\s*(\^\s*\{?-?[0-9]\}?)?\s*[({]?\s*([0-9.]+)\s*\^\s*\{?\s*\\circ\s*\}?\s*[)}]?"
 )
-_DEGREE = r"\s*(?:\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\circ|\\degree)|\\degree|\\text\s*\{\s*(?:\^\s*\\circ|degrees?)\s*\})\s*"
+_DEGREE = (
+    r"\s*(?:\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\circ|\\degree)|\\degree"
+    r"|\\text\s*\{\s*(?:\^\s*\\circ|degrees?)\s*\})\s*"
+)
 _DEGREES = re.compile(rf"{_DEGREE}((?:\\text\s*\{{\s*)?(?P<scale>[CF])\s*\}}?(?=\s*$))?")
 _SCALE_IN_TEXT = re.compile(r"\\text\s*\{\s*\^\s*(?:\{\s*\\circ\s*\}|\\circ)\s*([CF])\s*\}")
 _ARC = re.compile(
@@ -224,7 +228,7 @@ def _without_lead(text: str) -> str:
 
 
 def _split_currency(text: str) -> tuple[str, Unit]:
-    found = [one for one in _CURRENCY.finditer(text)]
+    found = list(_CURRENCY.finditer(text))
     kinds = {(one.lastgroup if one.lastgroup != "land" else "dollar", (one["land"] or "").upper()) for one in found}
     if not found:
         return text, NONE
@@ -240,13 +244,11 @@ def _split_degrees(text: str) -> tuple[str, Unit]:
     """Split off degree signs; 30^\\circ 30' becomes a fraction of degrees."""
     text = _SCALE_IN_TEXT.sub(r"^\\circ \1", text)
     text = _ARC.sub(_arc, text)
-    last = None
-    for last in _DEGREES.finditer(text):
-        pass
-    if last is None:
+    signs = list(_DEGREES.finditer(text))
+    if not signs:
         return text, NONE
     names = {"C": "celsius", "F": "fahrenheit"}
-    return _DEGREES.sub("", text), parse_unit(names.get(last["scale"] or "", "degree")) or NONE
+    return _DEGREES.sub("", text), parse_unit(names.get(signs[-1]["scale"] or "", "degree")) or NONE
 
 
 def _arc(arc: re.Match[str]) -> str:

@@ -8,23 +8,27 @@ Words that change a number (tenths, lakh, squared) are no units.
 import re
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import pairwise
 
 from rewards.mathematics.unit_table import ALIKE, CHINESE, KNOWN
 
-_NOT_UNITS = frozenset(
-    word
-    for line in (
-        "and or to not than less more plus minus over squared cubed if for when where mod divided through no nor",
-        "between the is are was were of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined",
-        "infinity only each none half third thirds quarters halves fourths fifths sixths sevenths eighths ninths",
-        "tens hundreds thousands millions billions trillions dozens scores lakhs crores percents negatives opposites",
-        "reciprocals inverses multiples factorials roots powers cubes logs wrong incorrect false below above under",
-        "others unless versus perhaps always yes does equals exceeds means its this thus as has ones zeros",
-        "approximately about around least most exactly or-so fewer greater larger smaller bigger",
-    )
-    for word in line.split()
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+_NOT_UNITS = _words(
+    "and or to not than less more plus minus over squared cubed if for when where mod divided through no nor "
+    "between the is are was were of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined "
+    "infinity only each none half third thirds quarters halves fourths fifths sixths sevenths eighths ninths "
+    "tens hundreds thousands millions billions trillions dozens scores lakhs crores percents negatives opposites "
+    "reciprocals inverses multiples factorials roots powers cubes logs wrong incorrect false below above under "
+    "others unless versus perhaps always yes does equals exceeds means its this thus as has ones zeros "
+    "ten tenths hundredths thousandths millionths billionths elevenths twelfths twentieths fiftieths wholes "
+    "approximately about around least most exactly or-so fewer greater larger smaller bigger "
 )
-_PLURALS = frozenset("people children men women feet geese mice fish sheep deer dice units unit times pm am".split())
+_EXTENTS = re.compile(r"(?<=\w)\s+(?:old|long|tall|wide|high|deep|apart|away|in (?:length|height|width|area|total))$")
+_PLURALS = _words("people children men women feet geese mice fish sheep deer dice units unit times pm am")
 _SCALES = {
     **{"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12, "万": 4, "亿": 8},
     **{"bn": 9, "lakh": 5, "lac": 5, "crore": 7, "tenth": -1, "hundredth": -2, "thousandth": -3, "millionth": -6},
@@ -42,7 +46,9 @@ _ONE = rf"(?:[µ°¢a-zA-ZΩ]{{1,20}}{_POWER})"
 _BARE_UNIT = re.compile(rf"{_BEHIND}(\s*)({_ONE}(?:\s*/\s*{_ONE}|(?:\s+|\s*\\cdot\s*){_ONE}){{0,3}})\s*$")
 _QUOTIENT = re.compile(rf"{_BEHIND}\s*\\frac\s*\{{\s*([^{{}}]{{1,12}})\s*\}}\s*\{{\s*([^{{}}]{{1,12}})\s*\}}\s*$")
 _PROSE_UNIT = re.compile(r"(?<=[0-9}])\s+([a-zA-Z]{3,}(?:[ -][a-zA-Z]{2,}){0,4})" + _POWER + r"\s*$")
-_MEASURE_WORDS = "个名人只支本张条件头棵辆种倍页朵套双对袋箱盒户家组位层台把枝道题圈根粒片杯瓶篇幅座间份行列排步分号点次"
+_MEASURE_WORDS = (
+    "个名人只支本张条件头棵辆种倍页朵套双对袋箱盒户家组位层台把枝道题圈根粒片杯瓶篇幅座间份行列排步分号点次"
+)
 _CHINESE_UNIT = re.compile(
     rf"(?<=[0-9}}\)ia-z])\s*(?:((?:平方|立方)?(?:{'|'.join(CHINESE)})(?:/\w{{1,3}})?)|[{_MEASURE_WORDS}]((?:(?![或和与且])[\u4e00-\u9fff]){{0,4}}))\s*$"
 )
@@ -50,11 +56,14 @@ _MODULUS = re.compile(r"\s*\(?\s*\\p?mod\s*\{?\s*([0-9]+)\s*\}?\s*\)?\s*$")
 _SQUARE = {"square": 2, "sq": 2, "sq.": 2, "cubic": 3, "cu": 3, "cu.": 3, "平方": 2, "立方": 3}
 _FACTOR = re.compile(r"([^\W\d_°µΩ¢]+(?:-[^\W\d_]+)*|°[CF]?|[µ]?[A-Za-zΩ]+|¢)\s*(?:\^?\s*\{?\s*(-?[1-9])\s*\}?)?")
 # Alone behind a number these letters are variables ("3t") unless a space or \text{} sets them off, or in no case.
-_NEVER_BARE = frozenset("t n j w v a k h l d C F B T H".split())
-_GLUED = frozenset("mm cm dm km mg kg ml mL in ft yd mi lb lbs oz min hr hrs sec Hz kHz MHz GHz kPa kW kWh mph kmh".split())
+_NEVER_BARE = _words("t n j w v a k h l d C F B T H")
+_GLUED = _words("mm cm dm km mg kg ml mL in ft yd mi lb lbs oz min hr hrs sec Hz kHz MHz GHz kPa kW kWh mph kmh")
 _GLUED_IN_REFERENCE = frozenset("msgLNJWV")
-_COMPOUND = re.compile(r"(?:[0-9]+(?:\.[0-9]+)?)\s*[a-zA-Z]{1,12}(?:[\s,]*(?:and)?\s*[0-9]+(?:\.[0-9]+)?\s*[a-zA-Z]{1,12}){1,3}")
-_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]{1,12})")
+_COMPOUND = re.compile(
+    r"(?:[0-9]+(?:\.[0-9]+)?)\s*[^\W\d_]{1,12}(?:[\s,]*(?:and)?\s*[0-9]+(?:\.[0-9]+)?\s*[^\W\d_]{1,12}){1,3}"
+)
+_PART = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([^\W\d_]{1,12})")
+_SHORT_SQUARE = re.compile(r"\b(sq|cu)\.\s*")
 
 
 @dataclass(frozen=True)
@@ -108,8 +117,15 @@ def split_unit(text: str) -> tuple[str, Unit]:
     modulus = _MODULUS.search(text)
     if modulus and "=" not in text and "\\equiv" not in text:
         return text[: modulus.start()].strip(), Unit((("mod", int(modulus[1][:30])),))
-    text = _SCALE.sub(_scaled, text)
-    for split in (_split_compound, _split_text_unit, _split_quotient, _split_bare_unit, _split_prose_unit, _split_chinese):
+    text = _SCALE.sub(_scaled, _SHORT_SQUARE.sub(r"\1 ", text))
+    for split in (
+        _split_compound,
+        _split_text_unit,
+        _split_quotient,
+        _split_bare_unit,
+        _split_prose_unit,
+        _split_chinese,
+    ):
         found = split(text)
         if found is not None:
             formula, unit = found[0].strip(), found[1]
@@ -133,7 +149,10 @@ def letter_unit(formula: str, other: str, other_unit: Unit, is_reference: bool) 
 
 def parse_unit(words: str, exact: bool = False) -> Unit | None:
     """Read "m/s^2", "kg m s^{-2}", "square feet", "dollars per hour", "apples"; None for what is no unit."""
-    words = " ".join(words.replace("\\cdot", " ").replace("·", " ").replace("*", " ").replace("\\", "").split()).strip(" .,()")
+    words = _EXTENTS.sub("", words.strip(" .,()"))
+    words = " ".join(words.replace("\\cdot", " ").replace("·", " ").replace("*", " ").replace("\\", "").split()).strip(
+        " .,()"
+    )
     top, *bottom = re.split(r"\s*/\s*|\bper\b|每", words) if words else [""]
     if len(bottom) > 1 or (bottom and not bottom[0].strip()):
         return None
@@ -222,7 +241,7 @@ def _split_compound(text: str) -> tuple[str, Unit] | None:
         return None
     parts = [(Fraction(number), parse_unit(name, exact=True)) for number, name in _PART.findall(flat)]
     units = [unit for _, unit in parts if unit]
-    falling = all(one.powers == next_one.powers and one.size > next_one.size for one, next_one in zip(units, units[1:], strict=False))
+    falling = all(one.powers == next_one.powers and one.size > next_one.size for one, next_one in pairwise(units))
     if len(units) < len(parts) or not falling:
         return None
     total = sum((number * unit.size for number, unit in parts if unit), Fraction(0)) / units[0].size
@@ -244,7 +263,9 @@ def _split_text_unit(text: str) -> tuple[str, Unit] | None:
 def _split_quotient(text: str) -> tuple[str, Unit] | None:
     match = _QUOTIENT.search(text)
     unit = parse_unit(f"{match[1]}/{match[2]}", exact=True) if match else None
-    physical = match and unit and (len(match[1].strip()) > 1 or len(match[2].strip()) > 1 or match[2].strip() in ("s", "h"))
+    physical = (
+        match and unit and (len(match[1].strip()) > 1 or len(match[2].strip()) > 1 or match[2].strip() in ("s", "h"))
+    )
     return (text[: match.start()], unit) if match and unit and physical else None
 
 

@@ -31,6 +31,12 @@ _POINTS = [
     *("0.73908513321", "2.23703126543", "-1.61180339887", "-3.27951044813", "5.43656365691", "-0.36787944117"),
     *("11.0901699437", "0.04142135623", "-0.00729735257", "-41.0270110237", "137.035999084", "-2.71228182846"),
 ]
+_FAR = [
+    "98765.4321",
+    "-76543.2109",
+    "314159265.359",
+    "-271828182.846",
+]  # points where some numbers are too large to judge
 _COUNTS = ["5", "8", "3", "12", "7", "10"]  # values of symbols that are the ends of sums and products
 _ENOUGH = 3
 
@@ -89,10 +95,17 @@ def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: boo
             return False
         agreed += equal is True
     if agreed >= _ENOUGH:
-        return True
+        return counted or decimal or not any(_differ_far_away(one, other, point) for point in _points(symbols, _FAR))
     if hidden and not agreed:
         raise Unscorable(_TOO_FAR_APART)
     return hidden or _simplifies_to_zero(one, other)
+
+
+def _differ_far_away(one: Expr, other: Expr, point: Point) -> bool:
+    try:
+        return (_is_real(one, point) or _is_real(other, point)) and _equal_at(one, other, point) is False
+    except (NoValue, Unscorable):
+        return False
 
 
 def _is_real(expr: Expr, point: Point) -> bool:

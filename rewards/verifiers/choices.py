@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 from rewards.mathematics.answer import compare_plainly, verify_symbolic
 from rewards.result import Claim, Unscorable
@@ -10,18 +11,24 @@ from rewards.verifiers.statements import doubtful, mentioned_keys, mentioned_tex
 from rewards.verifiers.verifier import UNDECIDED, Options, Undecided, Verifier, only
 
 _MAX_CHARACTERS = 20_000
+_MAX_QUICK = 4_000  # a longer answer is prose, whose reading takes more than the caller has time for
 _MAX_FORMULA = 300
 _KEY = r"[A-Za-z]"
 _WRAPPED = re.compile(
-    rf"(?:option|choice|选项)?\s*[(\[（【'\"“‘]?\s*({_KEY})\s*[)\]）】'\"”’]?\s*(?:选项|项)?\s*[.:：、,。]?", re.IGNORECASE
+    rf"(?:option|choice|选项)?\s*[(\[（【'\"“‘]?\s*({_KEY})\s*[)\]）】'\"”’]?\s*(?:选项|项)?\s*[.:：、,。]?",
+    re.IGNORECASE,
 )
 _KEY_AND_TEXT = re.compile(
     rf"(?:option\s+)?(?:[(（\[]\s*({_KEY})\s*[)）\]]|({_KEY})\s*[.:：)、]|({_KEY})\s+-(?=\s*[A-Za-z\u4e00-\u9fff]))\s*(.+)",
     re.DOTALL,
 )
-_LISTED = re.compile(r"(?:the\s+)?(?:correct\s+|final\s+)?(?:answers?|options?|choices?)\s*(?:is|are)?\s*:?\s*", re.IGNORECASE)
+_LISTED = re.compile(
+    r"(?:the\s+)?(?:correct\s+|final\s+)?(?:answers?|options?|choices?)\s*(?:is|are)?\s*:?\s*", re.IGNORECASE
+)
 _ONE_OF_LIST = rf"(?:option\s+)?[(\[（]?\s*({_KEY})\s*[)\]）]?\.?"
-_SEVERAL = re.compile(rf"{_ONE_OF_LIST}(?:(?:\s*(?:[,;，；、&]|\band\b|和|与)\s*|\s+){_ONE_OF_LIST}){{1,25}}", re.IGNORECASE)
+_SEVERAL = re.compile(
+    rf"{_ONE_OF_LIST}(?:(?:\s*(?:[,;，；、&]|\band\b|和|与)\s*|\s+){_ONE_OF_LIST}){{1,25}}", re.IGNORECASE
+)
 _GLUED = re.compile(r"[A-Z]{2,26}")
 _MATHEMATICS = re.compile(r"[0-9\\^+=√π]")
 _PROSE = re.compile(r"[A-Za-z]{4,}|[\u4e00-\u9fff]")
@@ -40,6 +47,8 @@ def judge_choice(claim: Claim, options: Options) -> float:
 
 def decide_choice(claim: Claim, options: Options) -> float | Undecided:
     """Judge all but formulas that are no option's text, which may be one in another form."""
+    if len(claim.answer or "") > _MAX_QUICK:
+        return UNDECIDED
     try:
         return _judge(claim, _plainly_same_value)
     except _TakesMathematics:
@@ -152,7 +161,7 @@ def _listed(text: str, options: OptionSet) -> set[str]:
     text = _LISTED.sub("", plain(text), count=1).strip("[]. ")
     if _SEVERAL.fullmatch(text):
         found = re.findall(r"(?<![A-Za-z])[A-Za-z](?![A-Za-z])", text)
-    elif _GLUED.fullmatch(text) and all(one < next_one for one, next_one in zip(text, text[1:], strict=False)):
+    elif _GLUED.fullmatch(text) and all(one < next_one for one, next_one in pairwise(text)):
         found = list(text)
     else:
         return set()

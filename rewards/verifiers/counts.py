@@ -63,7 +63,7 @@ def _spoken(word: re.Match) -> int:
 
 
 def _chinese(numeral: str) -> int | None:
-    """Return the value of a numeral below 10,000; None for others and for two digits in a row, as in 三四个 (3 or 4)."""
+    """Return the value of a numeral below 10,000; None for others and for digits in a row: 三四个 means 3 or 4."""
     total, digit, smallest = 0, None, 10_000
     for character in numeral:
         if character in _CHINESE_UNITS:

@@ -15,6 +15,8 @@ _SCIENTIFIC = re.compile(
     r"([+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^\s*)\{?\s*([+-]?[0-9]{1,3})\s*\}?"
     r"|([+-]?)10\s*\^\s*\{?\s*([+-]?[0-9]{1,3})\s*\}?"
 )
+
+
 def judge_numeric(claim: Claim, options: Options) -> float:
     """Give 1 within the absolute tolerance, or within the relative one of the reference, as `math.isclose` does."""
     reference, unit, percent = _read(reference_text(claim))
@@ -50,8 +52,7 @@ def same_quantity(one: str, other: str) -> bool:
     """Tell whether two texts are the same number, of units that do not differ."""
     (left, unit, percent), (right, other_unit, other_percent) = _read(one), _read(other)
     factor = conversion(unit, other_unit)
-    known = left is not None and factor is not None and percent == other_percent
-    return known and left * factor == right
+    return left is not None and factor is not None and percent == other_percent and left * factor == right
 
 
 def _read(text: str) -> tuple[Fraction | None, Unit, bool]:

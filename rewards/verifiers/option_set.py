@@ -4,6 +4,7 @@ import re
 import string
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from rewards.answers import complete_boxes
 from rewards.mathematics.text import unify
@@ -105,5 +106,6 @@ def letters_of(keys: Iterable[str | None]) -> set[str]:
     return {key for key in keys if key is not None}
 
 
+@lru_cache(maxsize=64)
 def _spelled(text: str) -> str:
     return _NO_ZERO.sub("0.", _ONE_IN_BRACES.sub(r"\1", plain(unify(plain(text))))).strip(_EDGES)

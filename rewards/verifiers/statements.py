@@ -11,8 +11,10 @@ from rewards.verifiers.option_set import OptionSet, letters_of, normal
 from rewards.verifiers.truth import read_truth
 from rewards.verifiers.verifier import only
 
+_MAX_STATEMENTS = 30  # a text with more states nothing
+_NEAR = 400  # how many characters on each side of a statement may take it back
 _END = r"(?![A-Za-z0-9_'’(/°^=+])(?!\.[A-Za-z])"  # a letter that ends here, where Chinese may go on
-_LETTER = rf"[(（\[*\"'“]*(?P<key>[A-Z]){_END}"
+_LETTER = rf"[(（\[*\"'“]{{0,4}}(?P<key>[A-Z]){_END}"
 _LEAD = r"(?:\b(?:so|thus|hence|therefore|clearly|finally|then|that|and|but|because)\b,?\s*|[:：,，。]\s*|^\s*)"
 _STATED = [
     re.compile(
@@ -21,7 +23,7 @@ _STATED = [
         rf"{_LETTER}"
     ),
     re.compile(
-        rf"{_LEAD}(?i:(?:the\s+)?(?:option|choice)\s+)?{_LETTER}[)）\]*\"'”]*\s+(?i:(?:is|would\s+be|must\s+be)\s+"
+        rf"{_LEAD}(?i:(?:the\s+)?(?:option|choice)\s+)?{_LETTER}[)）\]*\"'”]{{0,6}}\s+(?i:(?:is|would\s+be|must\s+be)\s+"
         r"(?:the\s+)?(?:only\s+)?(?:correct|right|best)\b(?!\s+(?:triangle|angle|side|hand|of)))",
         re.IGNORECASE,
     ),
@@ -124,8 +126,8 @@ def _letter(match: re.Match[str]) -> str:
 
 
 def _agreed(found: list[tuple[int, re.Match[str]]], sentences: list[str], options: OptionSet) -> str | None:
-    letters = {_letter(match) for _, match in found}
-    key = only([options.key(letter.upper()) for letter in letters])
+    letters = {_letter(match) for _, match in found[: _MAX_STATEMENTS + 1]}
+    key = None if len(found) > _MAX_STATEMENTS else only([options.key(letter.upper()) for letter in letters])
     if key is None or any(_is_taken_back(sentences[index], match, key, options) for index, match in found):
         return None
     index, last = max(found, key=lambda one: (one[0], one[1].end()))
@@ -142,7 +144,8 @@ def _is_taken_back(sentence: str, match: re.Match[str], key: str, options: Optio
     A "not" of a relative clause before the verb (the figure that cannot be folded is (D)), of an earlier clause, or of
     the reason that follows denies nothing.
     """
-    before, after = sentence[: match.start()], _REASON.split(sentence[match.end() :], maxsplit=1)[0]
+    before = sentence[max(0, match.start() - _NEAR) : match.start()]
+    after = _REASON.split(sentence[match.end() : match.end() + _NEAR], maxsplit=1)[0]
     clause = before.rpartition(",")[2]
     relative = _RELATIVE.search(clause)
     if relative and not _OPENS_WITH_SPEAKER.match(clause):

@@ -15,7 +15,7 @@ Options = Mapping[str, Any]
 T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
 _MAX_CELL = 20_000  # characters of a cell that may list several answers
-QUICK_CHARACTERS = 20_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
+QUICK_CHARACTERS = 10_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
 
 class Undecided:

@@ -106,8 +106,9 @@ def evaluate_modes(
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
-    Accuracies are shares of scorable completions, scores the means of their answer part (ANLS is one); `num_unscorable` counts the others. `majority_answer_rate` is the
-    accuracy of always giving the most common reference. With `group_by` the values of that column are told apart.
+    Accuracies are shares of scorable completions, scores the means of their answer part (ANLS is one);
+    `num_unscorable` counts the others. `majority_answer_rate` is the accuracy of always giving the most common
+    reference. With `group_by` the values of that column are told apart.
     `ValueError` when nothing could be scored.
     """
     asked: list[Prompt] = []

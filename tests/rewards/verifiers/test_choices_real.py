@@ -41,7 +41,9 @@ def test_a_refusal_is_not_the_option_no(answer):
     assert value(answer, "B", {"A": "Yes", "B": "No", "C": "Cannot be told"}) == 0.0
 
 
-@pytest.mark.parametrize("answer", ["no", "No.", "No, it is not.", "The answer is no", "(B) no", "B", "**No**", "B. No"])
+@pytest.mark.parametrize(
+    "answer", ["no", "No.", "No, it is not.", "The answer is no", "(B) no", "B", "**No**", "B. No"]
+)
 def test_no_is_the_option_no(answer):
     assert value(answer, "no", TRUTHS) == 1.0
     assert value(answer, "yes", TRUTHS) == 0.0
@@ -95,9 +97,7 @@ def test_an_option_is_known_in_every_spelling_and_form(answer, options):
     assert decide_quickly("choice", Claim(answer, answer, "B", {"options": options}), {}) in (1.0, UNDECIDED)
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"), [("Aa", "A"), ("AA", "B"), ("aa", "C"), ("(b)", "B"), ("aA", None)]
-)
+@pytest.mark.parametrize(("answer", "expected"), [("Aa", "A"), ("AA", "B"), ("aa", "C"), ("(b)", "B"), ("aA", None)])
 def test_case_counts_where_options_differ_by_nothing_else(answer, expected):
     for letter in "ABC":
         assert value(answer, letter, ["Aa", "AA", "aa"]) == float(letter == expected)
