@@ -68,7 +68,7 @@ _SHORT_SQUARE = re.compile(r"\b(sq|cu)\.\s*")
 
 @dataclass(frozen=True)
 class Unit:
-    """What stands behind a number. `powers` of dimensions, nouns or one unknown word, in order; empty for none."""
+    """A unit, noun or word behind a number, as powers of dimensions in the order of their names; empty for none."""
 
     powers: tuple[tuple[str, int], ...] = ()
     size: Fraction = Fraction(1)
