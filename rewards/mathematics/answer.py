@@ -29,6 +29,7 @@ _BASED = re.compile(r"([0-9][0-9a-fA-F]{0,40}|[A-F][0-9A-F]{1,40})_\{?([0-9]{1,2
 _HOUR = re.compile(r"clock [0-9]+:[0-9]+")  # a clock time without its half of the day, which may be a ratio
 _PADDED = re.compile(r"(?<=:)0(?=[0-9])")
 _NAMED_POINT = re.compile(r"[A-Z]\s*(\([^()]*,[^()]*\))")
+_GREEK = re.compile(r"(?:gamma|delta|theta|lambda|xi|pi|sigma|phi|psi|omega)(?![a-z])", re.IGNORECASE)
 _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
@@ -250,10 +251,12 @@ def _outer(formula: str) -> str | None:
 def _one_case(
     gold: "MathObject", gold_text: str, pred: "MathObject", pred_text: str
 ) -> "tuple[MathObject, MathObject]":
-    """Take X for x, unless one side uses a letter in both cases (R - r)."""
+    """Take X for x, unless one side uses a letter in both cases (R - r) or the letter is Greek (Delta)."""
     names = [{str(symbol) for symbol in getattr(side, "free_symbols", ())} for side in (gold, pred)]
     lower = [{name.lower() for name in side} for side in names]
     one_to_one = all(len(few) == len(many) for few, many in zip(lower, names, strict=True))
-    if names[0] == names[1] or lower[0] != lower[1] or not one_to_one:
+    greek = any(_GREEK.match(name) for name in names[0] ^ names[1])
+    if names[0] == names[1] or lower[0] != lower[1] or not one_to_one or greek:
         return gold, pred
-    return parse_latex(gold_text, lowercase=True) or gold, parse_latex(pred_text, lowercase=True) or pred
+    lowered = [parse_latex(text, lowercase=True) for text in (gold_text, pred_text)]
+    return (gold, pred) if lowered[0] is None or lowered[1] is None else (lowered[0], lowered[1])

@@ -22,6 +22,7 @@ from rewards.mathematics.latex import PERCENT_SIGN
 from rewards.mathematics.values import MathObject, equal_expressions, is_constant_multiple, refuse_immense
 from rewards.result import Unscorable
 
+_GREEK = ("gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "phi", "psi", "omega")
 _T = TypeVar("_T")
 _Object = TypeVar("_Object", bound=MathObject)
 Relation = Relational | And
@@ -322,7 +323,7 @@ def _letters(expr: MathObject) -> str | None:
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
     name = "".join("e" if part == E else str(part) for part in parts)
-    return name if len(name) == 1 and name != "E" else name.lower()
+    return name if (len(name) == 1 and name != "E") or name.lower() in _GREEK else name.lower()
 
 
 def _same_matrices(gold: MathObject, pred: MathObject) -> bool:

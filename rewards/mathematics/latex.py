@@ -56,6 +56,10 @@ def _named_constant(name: re.Match) -> str:
     return "\\pi " if name[1] == "pi" else "\\infty "
 
 
+def _subscript_name(name: re.Match) -> str:
+    return f"_{{{name[1] or name[2] or name[3]}}}"
+
+
 _REWRITES = [
     # Combinations as Chinese textbooks write them.
     (re.compile(r"(?<![\\a-zA-Z0-9])C_\{?([0-9]+)\}?\^\{?([0-9]+)\}?"), r"\\binom{\1}{\2}"),
@@ -74,6 +78,8 @@ _REWRITES = [
     (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
+    (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log "),
+    (re.compile(r"_\s*\{\s*\\(?:text\s*\{\s*([a-zA-Z]+)\s*\}|(max|min))\s*\}|_\s*\\(max|min)(?![a-zA-Z])"), _subscript_name),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\\(frac|binom)\s*([0-9])\s+([0-9])(?![0-9])"), r"\\\1{\2}{\3}"),
     (re.compile(r"\\not\s*="), r"\\ne "),

@@ -113,7 +113,7 @@ _WORDS = re.compile(rf"{_WORD}(?: {_WORD})*")
 _LONG_PART = re.compile(r"[^\W\d_]{3}")
 _NUMBERED = re.compile(r"[A-Za-z][\w ]*[0-9][\w ]*")  # "Figure 2" when TeX says that it is text
 _SHORT_WORDS = ("odd", "yes", "no", "red", "all", "one", "two", "six", "ten")
-_LETTER_IN_BRACKETS = re.compile(r"\(\s*([A-Z])\s*\)")
+_LETTER_IN_BRACKETS = re.compile(r"\(\s*([A-Z])\s*\)|\\text\s*\{\s*([A-Z](?:\s*,\s*[A-Z])+)\s*\}")
 _SAID_AS_TEXT = re.compile(
     r"\\text\s*\{\s*((?:(?:the\s+)?(?:final\s+)?answer\s[^{}0-9]*)?\\?[$€£¥]?[-+.]?[0-9][^{}]*)\}", re.IGNORECASE
 )
@@ -179,7 +179,7 @@ def unify(text: str) -> str:
     text = _TEXT_QUOTIENT.sub(r"\\text{\1\2\3}", _TEXT_POWER.sub(r"\1\2", text)).replace("{:}", ":")
     text = " ".join(_strip_enclosing(text).split())
     whole = _LETTER_IN_BRACKETS.fullmatch(text) or _SAID_AS_TEXT.fullmatch(text)
-    text = whole[1].strip() if whole else text
+    text = (whole[1] or whole[whole.lastindex or 1]).strip() if whole else text
     ordinal = _ORDINAL.fullmatch(text)
     return ordinal[1] if ordinal else text
 
@@ -232,7 +232,7 @@ def _split_currency(text: str) -> tuple[str, Unit]:
     kinds = {(one.lastgroup if one.lastgroup != "land" else "dollar", (one["land"] or "").upper()) for one in found}
     if not found:
         return text, NONE
-    text = _CURRENCY.sub(" ", text).strip()
+    text = " ".join(_CURRENCY.sub(" ", text).split())
     if len(kinds) > 1:
         return text, Unit((("several currencies", 1),))
     kind, land = kinds.pop()

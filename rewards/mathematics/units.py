@@ -102,6 +102,8 @@ def conversion(answer: Unit, reference: Unit) -> Fraction | None:
 
 def product(one: Unit, other: Unit) -> Unit:
     """Return the unit of a product: dollars and "per hour"; a repeated unit ($5 USD) counts once."""
+    if one and other.only_in_reference:
+        return Unit(one.powers, one.size, only_in_reference=True)
     if not one or not other or one == other:
         return one or other
     if any(power < 0 for _, power in other.powers):

@@ -29,14 +29,11 @@ _TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
 _POINTS = [
     *("0.73908513321", "2.23703126543", "-1.61180339887", "-3.27951044813", "5.43656365691", "-0.36787944117"),
-    *("11.0901699437", "0.04142135623", "-0.00729735257", "-41.0270110237", "137.035999084", "-2.71228182846"),
+    *("11.0901699437", "0.04142135623", "-0.00729735257", "-2.71228182846"),
 ]
-_FAR = [
-    "98765.4321",
-    "-76543.2109",
-    "314159265.359",
-    "-271828182.846",
-]  # points where some numbers are too large to judge
+# Points where some numbers are too large to be judged, which then do not count; factorials are not computed there.
+_FAR = ["-41.0270110237", "137.035999084", "98765.4321", "-76543.2109", "314159265.359", "-271828182.846"]
+_SLOW = (sympy.factorial, sympy.gamma, sympy.binomial)
 _COUNTS = ["5", "8", "3", "12", "7", "10"]  # values of symbols that are the ends of sums and products
 _ENOUGH = 3
 
@@ -95,7 +92,8 @@ def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: boo
             return False
         agreed += equal is True
     if agreed >= _ENOUGH:
-        return counted or decimal or not any(_differ_far_away(one, other, point) for point in _points(symbols, _FAR))
+        near = counted or decimal or one.has(*_SLOW) or other.has(*_SLOW)
+        return near or not any(_differ_far_away(one, other, point) for point in _points(symbols, _FAR))
     if hidden and not agreed:
         raise Unscorable(_TOO_FAR_APART)
     return hidden or _simplifies_to_zero(one, other)

@@ -4,7 +4,9 @@ import re
 
 from rewards.verifiers.verifier import only
 
-_COUNT = re.compile(r"(?<![\w.,])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.0{1,9})?(?![\w,]*[0-9])", re.ASCII)
+_COUNT = re.compile(
+    r"(?<![\w.,])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.0{1,9})?(?![\w,]{0,20}[0-9])", re.ASCII
+)
 _WORDS: list[str] = [
     *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
     *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen"),
@@ -45,6 +47,7 @@ _CHINESE_COUNT = re.compile(
 
 def counted(text: str) -> int | None:
     """Return the one number that a text names; None where it names none or several, a part, a bound or a denial."""
+    text = " ".join(text.split())
     if _NO_COUNT.search(text) or _DENIED.search(text) or _CALCULATION.search(text):
         return None
     if re.search(r"[0-9]\.[0-9]*[1-9]", text):

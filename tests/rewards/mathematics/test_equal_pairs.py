@@ -33,6 +33,7 @@ EQUAL = {
         \sqrt{3}:2:1 ## \sqrt3 : 2 : 1
         3月5日 ## 3月5日
         2021年 ## 2021
+        ma ## am
     """,
     "denials and bounds": r"""
         \approx 3.14 ## 3.14
@@ -45,6 +46,10 @@ EQUAL = {
         x\approx 1.41 ## 1.41
         约5 ## 5
         x>5或x<-5 ## x<-5 \text{ or } x>5
+        x = -1 \pm \sqrt{2} ## -1+\sqrt{2}, -1-\sqrt{2}
+        x<5 ## 5>x
+        0<x<5 ## (0,5)
+        |x|<3 ## -3<x<3
     """,
     "letters": r"""
         a - b ## a-b
@@ -103,6 +108,38 @@ EQUAL = {
         0.333333x ## \frac{x}{3}
         1.4142136x ## \sqrt2 x
         x＝5 ## 5
+        3 bolts ## 3
+        540 meters ## 540
+        260 sheep ## 260
+        45 miles ## 45
+        366 downloads ## 366
+        7 loaves ## 7
+        6 jewels ## 6
+        14 gallons ## 14
+        1430 cars ## 1430
+        80 vaccinations ## 80
+        -1\leqslant x\leqslant 1 ## [-1,1]
+        \binom{10}{3} ## 120
+        \log_{10} 100 ## 2
+        \lg 100 ## 2
+        \pi r^2 ## \pi r^{2}
+        2\pi r ## 2πr
+        \frac{4}{3}\pi r^3 ## \frac{4\pi r^3}{3}
+        4πr² ## 4\pi r^2
+        \frac{mv^2}{r} ## mv^2/r
+        \frac{1}{2}mv^2 ## \frac{mv^2}{2}
+        v_0 t+\frac12 a t^2 ## v_0t+\frac{at^2}{2}
+        V_{max} ## V_{\max}
+        \alpha+\beta ## \beta+\alpha
+        \omega^2 ## ω^2
+        \text{Alice} ## Alice
+        \text{red} ## red
+        \text{Red} ## \text{red}
+        \text{True} ## \text{true}
+        \text{1st} ## 1
+        (D) ## D
+        \text{D} ## (D)
+        D. ## D
     """,
     "marks": r"""
         7_8 ## 7_8
@@ -120,6 +157,9 @@ EQUAL = {
         c_1+c_2x ## c_1 + c_2 x
         2^{n}\cdot 2 ## 2^{n+1}
         a_i=2i ## a_i=2i
+        x_1 = 1, x_2 = 3 ## 1, 3
+        C_{10}^3 ## 120
+        V_{\text{max}} ## V_{max}
     """,
     "names and equations": r"""
         z = 6-5i ## 6-5i
@@ -153,6 +193,19 @@ EQUAL = {
         w=2e^{i\pi/3} ## 1+\sqrt3 i
         z=3 ## 3
         i=3 ## 3
+        y=−2x+1 ## y=-2x+1
+        a=2,b=3 ## a=2, b=3
+        b=3,a=2 ## a=2,b=3
+        (a,b)=(2,3) ## (2,3)
+        n=5 ## 5
+        n=5 ## n=5
+        5 = n ## n=5
+        F=ma ## F = ma
+        x+y=5 ## y+x=5
+        x+y=5 ## y=5-x
+        x+y=5 ## 2x+2y=10
+        \frac{x^2}{4}+\frac{y^2}{9}=1 ## 9x^2+4y^2=36
+        y-3=2(x-1) ## y=2x+1
     """,
     "numbers": r"""
         12,34,567 ## 1234567
@@ -173,6 +226,21 @@ EQUAL = {
         3 000 ## 3000
         10^{-3} ## 0.001
         (2,3) ## （2，3）
+        18 ## 18
+        18.00 ## 18
+        70,000 ## 70000
+        64 ## 64
+        57,500 ## 57500
+        25000 ## 25,000
+        (−1, 2) ## (-1,2)
+        [−1,1] ## [-1,1]
+        \frac{22}{7} ## 22/7
+        3\frac{1}{7} ## 22/7
+        3 1/7 ## 22/7
+        -3 1/7 ## -22/7
+        2^{10} ## 1024
+        1024 ## 2^{10}
+        10! ## 3628800
     """,
     "primes": r"""
         30^\circ 30' ## 30.5°
@@ -359,6 +427,38 @@ EQUAL = {
         5 pairs ## 5
         5 percent ## 0.05
         5 pct ## 5\%
+        \$18 ## 18
+        18 dollars ## 18
+        \$18.00 ## 18
+        160 minutes ## 160
+        460 ## \$460
+        \$694 ## 694
+        13 years old ## 13
+        18 eggs per day ## 18
+        60 cents ## 60
+        125\% ## 125
+        230 pounds ## 230
+        104 hours ## 104
+        109 feet ## 109
+        35 inches ## 35
+        \frac{1}{2} hour ## 30 minutes
+        1.5 hours ## 90 minutes
+        \left(\frac{1}{2},\frac{3}{4}\right) ## (0.5, 0.75)
+        \mathbb{R} ## (-\infty,\infty)
+        x \in \mathbb{R} ## \mathbb{R}
+        \sin 30^\circ ## \frac12
+        \cos 60° ## 0.5
+        \tan 45^{\circ} ## 1
+        mgh ## mgh
+        mgh ## hgm
+        \sqrt{2gh} ## \sqrt{2gh}
+        \sqrt{2gh} ## \sqrt{2hg}
+        \theta = 30^\circ ## 30
+        90-\theta ## 90^\circ-\theta
+        180^\circ - 2x ## 180-2x
+        \text{Tuesday} ## Tuesday
+        \text{A, B} ## A,B
+        A, B, C ## C, B, A
     """,
 }
 

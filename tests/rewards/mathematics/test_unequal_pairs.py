@@ -81,6 +81,10 @@ UNEQUAL = {
         大于5 ## 5
         不是5 ## 5
         至少5 ## 5
+        15 more miles ## 15
+        x=1 \lor x=3 ## 1,3
+        x\le5 ## x<5
+        \text{not red} ## \text{red}
     """,
     "letters": r"""
         |a+b| ## a+b
@@ -138,6 +142,20 @@ UNEQUAL = {
         x \to 1 ## 1
         a-bi ## a+bi
         -i ## i
+        20 cups of feed ## 20
+        \text{all real numbers} ## \mathbb{R}
+        C(10,3) ## 120
+        \frac{1}{2}mv^2 ## mv^2
+        v_0 ## v_1
+        \Delta ## \delta
+        \text{East} ## \text{West}
+        \text{Alice and Bob} ## \text{Bob and Alice}
+        \text{Yes} ## \text{No}
+        \text{isosceles triangle} ## \text{isosceles}
+        \text{non-isosceles} ## \text{isosceles}
+        \text{increasing} ## \text{decreasing}
+        \text{second} ## 2
+        D. 5 ## D
     """,
     "marks": r"""
         x\cdot 1.000001 ## x
@@ -176,11 +194,15 @@ UNEQUAL = {
         1,2,\ldots ## 1,2
         f\circ g ## g \circ f
         b_2 ## b_3
+        _{10}C_3 ## 120
     """,
     "names and equations": r"""
         x=1 ## y=1
         E=mc^2 ## E=mc^3
         z = 1+i ## z=1-i
+        a=3,b=2 ## a=2,b=3
+        x+y=5 ## x+y=6
+        y = x^2 ## x = y^2
     """,
     "numbers": r"""
         1 2 3 ## 6
@@ -293,6 +315,14 @@ UNEQUAL = {
         5\text{ square units} ## 5\text{ cubic units}
         5 ball ## 5
         5 percentage points ## 5\%
+        \$70,000 profit ## 70000
+        70000 dollars profit ## 70000
+        \emptyset ## \text{no solution}
+        n = 5 ## m = 5
+        \sin 30 ## 0.5
+        \lambda ## \mu
+        A B ## AB
+        AB ## A,B
     """,
 }
 
