@@ -32,7 +32,7 @@ _CASES = re.compile(
 
 
 _PRIMED = re.compile(
-    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*(?:('+)|\^\s*\{?\s*((?:\\prime\s*)+)\}?)"
+    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*(?:('{1,4})(?!')|\^\s*\{?\s*((?:\\prime\s*){1,4})\}?)"
 )
 _STRAY_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])")
 _NEGATED = re.compile(r"\\(?:not|lnot|neg)(?![a-zA-Z])|¬")
@@ -54,6 +54,9 @@ def _primes_named(letter: re.Match[str]) -> str:
 
 def _named_constant(name: re.Match) -> str:
     return "\\pi " if name[1] == "pi" else "\\infty "
+
+
+_NAMED_SUBSCRIPT = re.compile(r"_\s*\{\s*\\(?:text\s*\{\s*([a-zA-Z]+)\s*\}|(max|min))\s*\}|_\s*\\(max|min)(?![a-zA-Z])")
 
 
 def _subscript_name(name: re.Match) -> str:
@@ -79,7 +82,7 @@ _REWRITES = [
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
     (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log "),
-    (re.compile(r"_\s*\{\s*\\(?:text\s*\{\s*([a-zA-Z]+)\s*\}|(max|min))\s*\}|_\s*\\(max|min)(?![a-zA-Z])"), _subscript_name),
+    (_NAMED_SUBSCRIPT, _subscript_name),
     (re.compile(r"\*\*"), "^"),
     (re.compile(r"\\(frac|binom)\s*([0-9])\s+([0-9])(?![0-9])"), r"\\\1{\2}{\3}"),
     (re.compile(r"\\not\s*="), r"\\ne "),

@@ -1,8 +1,8 @@
 """The type of a verifier, and how its options and references are read."""
 
-import ast
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -14,6 +14,9 @@ Options = Mapping[str, Any]
 
 T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
+_TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_QUOTED, _ESCAPED = re.compile(_TEXT, re.DOTALL), re.compile(r"\\(.)", re.DOTALL)
+_TEXT_LIST = re.compile(rf"\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*,?\s*\]", re.DOTALL)
 _MAX_CELL = 20_000  # characters of a cell that may list several answers
 QUICK_CHARACTERS = 10_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
@@ -84,13 +87,13 @@ def listed_texts(reference: object) -> list[str] | None:
     if not isinstance(reference, str) or len(reference) > _MAX_CELL:
         return None
     cell = reference.strip()
-    if not cell.startswith(("['", '["')) or not cell.endswith(("']", '"]')):
+    if not _TEXT_LIST.fullmatch(cell):
         return None
-    try:
-        found = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return found if isinstance(found, list) and all(isinstance(one, str) for one in found) else None
+    return [_ESCAPED.sub(_unescaped, text[1:-1]) for text in _QUOTED.findall(cell)]
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return {"n": "\n", "t": "\t", "r": "\r"}.get(escape[1], escape[1])
 
 
 def has_no_value(value: object) -> bool:
