@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # depth of brackets inside brackets; honest answers have less than ten
+MAX_BARS, MAX_EQUALS = 20, 50  # the grammar's time grows fast with them; honest answers have fewer
+_SIGNS_ONLY = re.compile(r"(?:[-+]\s*){8}")
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
 _GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # numbers that the library would evaluate
 _INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
@@ -32,9 +34,10 @@ _CASES = re.compile(
 
 
 _PRIMED = re.compile(
-    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*(?:('{1,4})(?!')|\^\s*\{?\s*((?:\\prime\s*){1,4})\}?)"
+    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*"
+    r"(?:('{1,4})(?!')|\^\s*\{?\s*((?:\\prime\s*){1,4})\}?)"
 )
-_STRAY_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])")
+_STRAY_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])|^[^\"]*[0-9]\s?\"[^\"]*$")
 _NEGATED = re.compile(r"\\(?:not|lnot|neg)(?![a-zA-Z])|¬")
 _SUBSCRIPTED_NUMBER = re.compile(r"(?<![\^_{.0-9a-zA-Z])[0-9]+(?:\.[0-9]+)?\s*_|[0-9.]+\s*_\s*\{?\s*\\text")
 _TRANSPOSED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\^\s*(?:T(?![a-zA-Z])|\{\s*(?:T|\\top)\s*\}|\\top(?![a-zA-Z]))")
@@ -111,6 +114,8 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
     )
+    if formula.count("|") > MAX_BARS or formula.count("=") > MAX_EQUALS or _SIGNS_ONLY.search(formula):
+        return None
     rewritten = _rewrite(formula)
     if _means_otherwise(rewritten):
         return None

@@ -188,7 +188,8 @@ def _strip_enclosing(text: str) -> str:
     """Drop dollars, \\( \\), \\[ \\], boxes, bold stars and full stops around the whole, at most eight layers."""
     for _ in range(8):
         before = text
-        text = text.strip().rstrip(".,;")
+        text = text.strip()
+        text = text if text.endswith("..") else text.rstrip(".,;")
         for opening, closing in (("$$", "$$"), ("$", "$"), ("\\(", "\\)"), ("\\[", "\\]"), ("**", "**"), ("`", "`")):
             inner = text[len(opening) : len(text) - len(closing)]
             enclosed = len(text) > len(opening + closing) and text.startswith(opening) and text.endswith(closing)

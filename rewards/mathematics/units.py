@@ -20,12 +20,15 @@ def _words(text: str) -> frozenset[str]:
 _NOT_UNITS = _words(
     "and or to not than less more plus minus over squared cubed if for when where mod divided through no nor "
     "between the is are was were of from with but pi sqrt sin cos tan cot sec csc log exp max min lim undefined "
-    "infinity only each none half third thirds quarters halves fourths fifths sixths sevenths eighths ninths "
+    "infinity only each none half quarters halves "
     "tens hundreds thousands millions billions trillions dozens scores lakhs crores percents negatives opposites "
-    "reciprocals inverses multiples factorials roots powers cubes logs wrong incorrect false below above under "
-    "others unless versus perhaps always yes does equals exceeds means its this thus as has ones zeros "
-    "ten tenths hundredths thousandths millionths billionths elevenths twelfths twentieths fiftieths wholes "
+    "reciprocals inverses multiples factorials powers wrong incorrect false below above under "
+    "others unless versus perhaps always yes does equals exceeds means its this thus as has ones "
+    "ten wholes "
     "approximately about around least most exactly or-so fewer greater larger smaller bigger "
+)
+_FRACTION_WORD = re.compile(
+    r"\w*(?:third|four?th|fifth|sixth|seventh|eighth|ninth|tenth|eleventh|twelfth|teenth|tieth|dredth|sandth|lionth)s?"
 )
 _EXTENTS = re.compile(r"(?<=\w)\s+(?:old|long|tall|wide|high|deep|apart|away|in (?:length|height|width|area|total))$")
 _PLURALS = _words("people children men women feet geese mice fish sheep deer dice units unit times pm am")
@@ -177,7 +180,11 @@ def _parse_product(words: str, exact: bool) -> Unit | None:
     if exact or not re.fullmatch(r"[A-Za-z\u4e00-\u9fff]+(?:[ '-][A-Za-z]+)*", words):
         return None
     several = words.lower().split()
-    if any(word in _NOT_UNITS for word in re.split(r"[ -]", words.lower())) or len(several[-1]) < 2 or len(several) > 5:
+    if (
+        any(word in _NOT_UNITS or _FRACTION_WORD.fullmatch(word) for word in re.split(r"[ -]", words.lower()))
+        or len(several[-1]) < 2
+        or len(several) > 5
+    ):
         return None
     last = several[-1]
     plural = last in _PLURALS or (last.endswith("s") and not last.endswith("ss")) or not last.isascii()

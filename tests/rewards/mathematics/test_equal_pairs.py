@@ -40,7 +40,6 @@ EQUAL = {
         x=\pm 2 ## 2,-2
         x>2 ## (2,\infty)
         5 ppm ## 5
-        \text{about } 7 ## 7
         \{x \mid x > 2\} ## x>2
         \frac{-b\pm\sqrt{b^2-4ac}}{2a} ## \frac{-b\pm\sqrt{b^2-4ac}}{2a}
         x\approx 1.41 ## 1.41
@@ -90,7 +89,6 @@ EQUAL = {
         a^{-1} ## \frac1a
         5e3 ## 5000
         f^{-1}(x) ## \frac{1}{f(x)}
-        \underline{7} ## 7
         0.333\ldots ## \frac13
         \frac{1}{2}x^{-\frac12} ## \frac{1}{2\sqrt x}
         e^{2x}\cos x ## \cos(x)e^{2x}
@@ -113,7 +111,6 @@ EQUAL = {
         260 sheep ## 260
         45 miles ## 45
         366 downloads ## 366
-        7 loaves ## 7
         6 jewels ## 6
         14 gallons ## 14
         1430 cars ## 1430
@@ -459,6 +456,11 @@ EQUAL = {
         \text{Tuesday} ## Tuesday
         \text{A, B} ## A,B
         A, B, C ## C, B, A
+    """,
+    "what stands around a number": r"""
+        \text{about } 7 ## 7
+        \underline{7} ## 7
+        7 loaves ## 7
     """,
 }
 

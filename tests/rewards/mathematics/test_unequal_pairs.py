@@ -32,24 +32,7 @@ UNEQUAL = {
         3月5日 ## 5月3日
     """,
     "denials and bounds": r"""
-        7 wrong ## 7
-        \not=7 ## 7
-        \ne 7 ## 7
-        7\text{ below zero} ## 7
-        7\text{ at least} ## 7
-        7\text{ incorrect} ## 7
-        7 minus ## 7
-        7 negative ## 7
-        7 less ## 7
         5 knots ## 5 mph
-        \lnot 7 ## 7
-        7 nope ## 7
-        \pm 7 ## 7
-        > 7 ## 7
-        \approx 7.5 ## 7
-        < 7 ## 7
-        7? ## 7
-        7 not ## 7
         5 below ## 5
         5 less than x ## 5
         5 more ## 5
@@ -57,21 +40,6 @@ UNEQUAL = {
         \pm2 ## 2
         \lnot p ## p
         \neg p ## \neg q
-        7 \text{ is wrong} ## 7
-        7 \text{ (false)} ## 7
-        \text{not } 7 ## 7
-        \text{at least } 7 ## 7
-        \text{less than } 7 ## 7
-        \text{at most }7 ## 7
-        7\text{ or more} ## 7
-        7\text{ or less} ## 7
-        \geq 7 ## 7
-        \cancel{7} ## 7
-        \sout{7} ## 7
-        \#7 ## 7
-        No. 7 ## 7
-        7 ??? ## 7
-        7 \lor 8 ## 7
         y=\pm x ## y=x
         x\ne 1 ## 1
         x\notin\{1\} ## \{1\}
@@ -96,9 +64,7 @@ UNEQUAL = {
         Tom ## Mot
         SE ## ES
         cat ## act
-        7 factorial ## 7
         \vec{a} ## \vec{b}
-        7 or 8 ## 7
         \sqrt{x^2} ## x
         \ln(x^2) ## 2\ln x
         1.0000005x ## x
@@ -159,12 +125,9 @@ UNEQUAL = {
     """,
     "marks": r"""
         x\cdot 1.000001 ## x
-        7_{\text{max}} ## 7
         10₀ ## 10
-        7_8 ## 7
         10_2 ## 10
         7\bar{3} ## 73
-        \overline{7} ## 7
         \bar{x} ## x
         \hat{x} ## x
         \dot{x} ## x
@@ -183,10 +146,6 @@ UNEQUAL = {
         a_{12} ## a_{21}
         5_{10} ## 5
         11_2 ## 11_3
-        7^+ ## 7
-        7^- ## 7
-        7^* ## 7
-        7\ldots ## 7
         7.\overline{1} ## 7.1
         7\dots 9 ## 79
         A^{\top} ## A
@@ -206,8 +165,6 @@ UNEQUAL = {
     """,
     "numbers": r"""
         1 2 3 ## 6
-        -7 ## 7
-        7+ ## 7
         1/2/3 ## 1/6
         2 3 ## 6
         -5 ## 5
@@ -224,7 +181,6 @@ UNEQUAL = {
         (1,2],[3,4) ## (1,2]\cup[3,4)
     """,
     "primes": r"""
-        7' ## 7
         1'0 ## 10
         x' ## x
         f'(x) ## f(x)
@@ -235,18 +191,7 @@ UNEQUAL = {
         2'6" ## 30 inches
     """,
     "scales": r"""
-        7 tenths ## 7
-        7 thirds ## 7
-        7 lakh ## 7
-        7 crore ## 7
-        7 gross ## 7
-        7\text{ hundredths} ## 7
-        7\text{ bn} ## 7
         5 tenths ## 5
-        7 million ## 7
-        half of 7 ## 7
-        7 squared ## 7
-        7 cubed ## 7
         5 ten-thousandths ## 5
         5‰ ## 5
     """,
@@ -323,6 +268,162 @@ UNEQUAL = {
         \lambda ## \mu
         A B ## AB
         AB ## A,B
+    """,
+    "what stands around a number": r"""
+        7 tenths ## 7
+        7 thirds ## 7
+        7 lakh ## 7
+        7 crore ## 7
+        7 gross ## 7
+        7 wrong ## 7
+        7_{\text{max}} ## 7
+        7_8 ## 7
+        7' ## 7
+        \not=7 ## 7
+        \ne 7 ## 7
+        7\text{ hundredths} ## 7
+        7\text{ bn} ## 7
+        7\text{ below zero} ## 7
+        7\text{ at least} ## 7
+        7\text{ incorrect} ## 7
+        7 minus ## 7
+        7 negative ## 7
+        7 less ## 7
+        \lnot 7 ## 7
+        7 nope ## 7
+        7 million ## 7
+        half of 7 ## 7
+        7 squared ## 7
+        7 cubed ## 7
+        7 factorial ## 7
+        \overline{7} ## 7
+        -7 ## 7
+        7+ ## 7
+        \pm 7 ## 7
+        > 7 ## 7
+        \approx 7.5 ## 7
+        < 7 ## 7
+        7? ## 7
+        7 or 8 ## 7
+        7 not ## 7
+        7 \text{ is wrong} ## 7
+        7 \text{ (false)} ## 7
+        \text{not } 7 ## 7
+        \text{at least } 7 ## 7
+        \text{less than } 7 ## 7
+        \text{at most }7 ## 7
+        7\text{ or more} ## 7
+        7\text{ or less} ## 7
+        \geq 7 ## 7
+        7^+ ## 7
+        7^- ## 7
+        7^* ## 7
+        \cancel{7} ## 7
+        \sout{7} ## 7
+        7\ldots ## 7
+        \#7 ## 7
+        No. 7 ## 7
+        7 ??? ## 7
+        7 \lor 8 ## 7
+        7 (no) ## 7
+        7 is incorrect ## 7
+        not equal to 7 ## 7
+        ≠7 ## 7
+        7 ✗ ## 7
+        7❌ ## 7
+        \text{wrong: }7 ## 7
+        7 \text{ does not work} ## 7
+        \text{Answer: not }7 ## 7
+        7 \neq ## 7
+        7 or not ## 7
+        no 7 ## 7
+        non-7 ## 7
+        \text{seventh} ## 7
+        7-ish ## 7
+        7, not ## 7
+        7... ## 7
+        7 M ## 7
+        7 G ## 7
+        7 kilo ## 7
+        7 mega ## 7
+        7 mil ## 7
+        7 score ## 7
+        7 halves ## 7
+        7 quarters ## 7
+        7 eighths ## 7
+        7 sixteenths ## 7
+        7 to the power of 2 ## 7
+        7 over 2 ## 7
+        7 choose 2 ## 7
+        7 mod 3 ## 7
+        7 \bmod 3 ## 7
+        7 and a half ## 7
+        7 plus ## 7
+        7 or so ## 7
+        7 something ## 7
+        7 impossible ## 7
+        7 undefined ## 7
+        7 \text{ or } 8 ## 7
+        7 billion ## 7
+        7 myriad ## 7
+        7 dozens ## 7
+        7 grand ## 7
+        7K ## 7
+        7 hundred ## 7
+        7 percent of 10 ## 7
+        7\%\text{ of }10 ## 7
+        7\cdot ## 7
+        \frac{7}{} ## 7
+        7^{} ## 7
+        7^\text{o} ## 7
+        7\circ ## 7
+        7! ## 7
+        7!! ## 7
+        \sqrt{7} ## 7
+        \sqrt[7]{} ## 7
+        \lceil 7.1 \rceil ## 7
+        7.00001 ## 7
+        0.7 ## 7
+        .7 ## 7
+        70 ## 7
+        7e1 ## 7
+        7i ## 7
+        7x ## 7
+        x7 ## 7
+        7_a ## 7
+        7^a ## 7
+        7'' ## 7
+        7" ## 7
+        7\prime ## 7
+        7 1 ## 7
+        1 7 ## 7
+        7;8 ## 7
+        7|8 ## 7
+        7/8 ## 7
+        7:8 ## 7
+        <7> ## 7
+        '7' ## 7
+        *7* ## 7
+        _7_ ## 7
+        #7 ## 7
+        @7 ## 7
+        7 ok ## 7
+        7 false ## 7
+        7 true ## 7
+        7 correct ## 7
+        7 yes ## 7
+        the answer is not 7 ## 7
+        the answer isn't 7 ## 7
+        x≠7 ## 7
+        x\ge7 ## 7
+        7>x ## 7
+        7=8 ## 7
+        8=7 ## 7
+        7,000 ## 7
+        7,0 ## 7
+        7 000 ## 7
+        \pm7 ## 7
+        \mp7 ## 7
     """,
 }
 
