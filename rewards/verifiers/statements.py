@@ -50,6 +50,11 @@ _HEDGE = re.compile(
     r"|guess(?:ing)?|both\s+[(]?[A-Z]\b)|[?？]|可能|也许|或者|如果|假设",
     re.IGNORECASE,
 )
+_BOUND = re.compile(
+    r"\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower)\s+than|at\s+(?:least|most)|or\s+(?:more|less|fewer)|up\s+to"
+    r"|over|under|above|below|between|exceed(?:s|ing)?|half|twice|double|minus|times|plus)\b|[<>≤≥]|以上|以下|至少|至多|超过|不到",
+    re.IGNORECASE,
+)
 _REASON = re.compile(r"\b(?:because|since|as|which|so\s+that|given\s+that)\b|因为|由于")
 _CAUSE = re.compile(r"\b(?:because|since)\b|因为|由于")
 _RELATIVE = re.compile(r"\b(?:that|which|who|whose|where|when)\b", re.IGNORECASE)
@@ -77,6 +82,9 @@ def stated(text: str, options: OptionSet) -> str | None:
     keys += mentioned_texts(text, options)
     key = only(keys)
     if key is None or (not said and doubtful(text, key, options)):
+        return None
+    own = options.texts.get(key, "")
+    if any(character.isdigit() for character in own) and _BOUND.search(normal(text).replace(normal(own), " ")):
         return None
     return options.key(key) if not {k for k in mentioned_keys(text, options) if k != key} or said else None
 

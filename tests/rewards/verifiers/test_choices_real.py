@@ -131,3 +131,48 @@ def test_options_of_the_same_text_are_one_option():
 def test_a_reference_that_names_no_option_is_unscorable(reference):
     with pytest.raises(Unscorable):
         value("A", reference, ANIMALS)
+
+
+REAL = [
+    # As answers to MathVista, MMMU, AI2D and Chinese exams look.
+    ("The correct answer is **(C) bird**.","C",["cat","dog","bird","fish"],1),
+    ("C. bird","bird",["cat","dog","bird","fish"],1),
+    ("bird","C",["cat","dog","bird","fish"],1),
+    ("The animal shown is a bird, so the answer is C.","C",["cat","dog","bird","fish"],1),
+    ("It is not a cat. It is a bird.","C",["cat","dog","bird","fish"],0),
+    ("The answer is C: bird","C",["cat","dog","bird","fish"],1),
+    ("**Answer:** C","C",["cat","dog","bird","fish"],1),
+    ("Answer: (C)","C",None,1),
+    ("C","C",None,1),("c","C",None,1),("(c)","C",None,1),("Option C","C",None,1),("choice C.","C",None,1),
+    ("C is correct","C",None,1),("C is not correct","C",None,0),("The answer is not C","C",None,0),
+    ("I think the answer is C","C",None,1),("It's C","C",None,0),("The answer: C","C",None,1),
+    ("A or C","C",None,0),("A, C","C",None,0),("AC","C",None,0),("C?","C",None,0),("Not C","C",None,0),("C!","C",None,0),
+    ("C++","C",None,0),("C#","C",None,0),("C4","C",None,0),("Ch","C",None,0),("CO2","C",None,0),("Carbon (C)","C",None,1),
+    ("Figure C","C",None,0),("Line C is the longest, so the answer is B","C",None,0),("Line C is the longest, so the answer is B","B",None,1),
+    ("The answer is B. Line C is shorter.","B",None,0),
+    ("20","A",["20","22"],1),("20 cm","A",["20","22"],1),("20.0","A",["20 cm","22 cm"],1),("$20$","A",["20","22"],1),("22","A",["20","22"],0),
+    ("A. 20","A",["20","22"],1),("A. 22","A",["20","22"],0),("A. 21","A",["20","22"],0),("B. 22 cm","B",["20","22"],1),
+    ("x = 20","A",["20","22"],1),("about 20","A",["20","22"],1),("not 20","A",["20","22"],0),("between 20 and 22","A",["20","22"],0),("more than 20","A",["20","22"],0),("less than 22","B",["20","22"],0),
+    ("at least 20","A",["20","22"],0),("20 or more","A",["20","22"],0),("20-22","A",["20","22"],0),
+    ("Yes","A",["Yes","No"],1),("yes","A",["Yes","No"],1),("No","A",["Yes","No"],0),("Yes, it is.","A",["Yes","No"],1),
+    ("True","A",["True","False"],1),("The statement is true","A",["True","False"],0),("False","B",["True","False"],1),
+    ("none of the above","D",["1","2","3","none of the above"],1),("None of the above","D",["1","2","3","None of the above."],1),("The answer is none of the above","D",["1","2","3","none of the above"],1),
+    ("D. none of the above","D",["1","2","3","none of the above"],1),("The answer is (D) none of the above","D",["1","2","3","none of the above"],1),("None","D",["1","2","3","none of the above"],0),
+    ("cannot be determined","D",["1","2","3","cannot be determined"],1),("It cannot be determined","D",["1","2","3","cannot be determined"],1),("The answer is D, because it cannot be determined","D",["1","2","3","cannot be determined"],1),
+    ("all of the above","C",["a cat","a dog","all of the above"],1),("both a cat and a dog","C",["a cat","a dog","both"],0),
+    ("not a prime","B",["a prime","not a prime"],1),("a prime","A",["a prime","not a prime"],1),("not a prime","A",["a prime","not a prime"],0),("It is not a prime","B",["a prime","not a prime"],1),("It is not a prime","A",["a prime","not a prime"],0),
+    ("unable to tell","A",["cat","dog"],0),("The answer is (A) or maybe (B)","A",["cat","dog"],0),
+    ("increase","A",["increase","decrease"],1),("It will increase, not decrease","A",["increase","decrease"],0),("It does not increase","A",["increase","decrease"],0),("It would not decrease","B",["increase","decrease"],0),
+    ("Washington","B",["New York","Washington"],1),("Washington DC","B",["New York","Washington"],1),("Washington, D.C.","B",["New York","Washington, D.C."],1),
+    ("The capital is Washington, D.C.","D",["a","b","c","New York"],0),
+    ("$\\frac{1}{2}$","A",["\\frac{1}{2}","2"],1),("0.5","A",["$\\frac{1}{2}$","2"],1),("\\dfrac12","A",["1/2","2"],1),("50%","A",["1/2","2"],1),
+    ("\\boxed{\\text{(A)}}","A",["1/2","2"],1),("\\boxed{A}","A",["1/2","2"],1),("\\mathbf{A}","A",None,1),("\\textbf{A.}","A",None,1),("\\text{Option A}","A",None,1),
+    ("A)","A",None,1),("[A]","A",None,1),("<A>","A",None,0),("{A}","A",None,0),("A,","A",None,1),("- A","A",None,0),("• A","A",None,0),
+    ("answer is A","A",None,1),("Answer A","A",None,1),("answer=A","A",None,0),("Ans: A","A",None,0),("A. ","A",None,1),
+    ("选A","A",None,1),("故选：A","A",None,1),("答案为A","A",None,1),("答案：A。","A",None,1),("答案是A和B","A",None,0),("应选A","A",None,1),("A对","A",None,1),("A错","A",None,0),("不是A","A",None,0),("A不对","A",None,0),("选择A或B","A",None,0),("故答案选A","A",None,1),("正确的是A","A",None,0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("answer", "reference", "options", "right"), REAL)
+def test_answers_as_models_give_them(answer, reference, options, right):
+    assert value(answer, reference, options) == right
