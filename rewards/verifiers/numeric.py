@@ -11,6 +11,7 @@ from rewards.verifiers.counts import counted
 from rewards.verifiers.verifier import Option, Options, Verifier, reference_text, reference_texts
 
 _MAX_CHARACTERS = 400
+_CURRENCY_SIGNS = "$€£¥₹₩"
 _SCIENTIFIC = re.compile(
     r"([+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^\s*)\{?\s*([+-]?[0-9]{1,3})\s*\}?"
     r"|([+-]?)10\s*\^\s*\{?\s*([+-]?[0-9]{1,3})\s*\}?"
@@ -76,6 +77,9 @@ def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
     if answer is None:
         return 0.0
     expected, found = _chart_number(reference), _chart_number(answer)
+    signs = [set(text) & set(_CURRENCY_SIGNS) for text in (reference, answer)]
+    if all(signs) and signs[0] != signs[1]:
+        return 0.0
     if expected and found is not None:
         return float(abs(found - expected) <= tolerance * abs(expected))
     if expected == 0 and found is not None:  # no relative distance to zero: the official script compares the texts
@@ -85,7 +89,7 @@ def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
 
 def _chart_number(text: str) -> Fraction | None:
     """Read a number as the official script does: 50% is 0.5. Grouped digits and a currency sign are read as well."""
-    text = text.strip().replace("\\%", "%").strip("$€£ ")
+    text = text.strip().replace("\\%", "%").strip(_CURRENCY_SIGNS + " ")
     share = text.endswith("%")
     text = text.rstrip("% ")
     if re.fullmatch(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text, re.ASCII):

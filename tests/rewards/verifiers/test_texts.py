@@ -94,6 +94,23 @@ def test_numbers_with_what_stands_behind_them(answer, reference, right):
     assert value("numeric", answer, reference) == right
 
 
+@pytest.mark.parametrize(
+    ("answer", "reference", "right"),
+    [
+        ("$5", "€5", 0),
+        ("£5", "$5", 0),
+        ("¥5", "$5", 0),
+        ("$5.1", "$5", 1),
+        ("5", "€5", 1),
+        ("€5", "5", 1),
+        ("5 wrong", "5", 0),
+        ("not 5", "5", 0),
+    ],
+)
+def test_relaxed_tells_currencies_apart(answer, reference, right):
+    assert value("relaxed", answer, reference) == right
+
+
 NAN = float("nan")
 
 
