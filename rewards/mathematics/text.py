@@ -60,6 +60,7 @@ _THIN_SPACE = re.compile(r"(?<!\\)\\[,;: >]")
 _NEGATIVE_SPACE = re.compile(r"\\!\s*")
 _SIZING = re.compile(r"\\(?:left|right|[bB]igg?[lrm]?)(?![a-zA-Z])\s*(\\[{}|]|[()\[\]|.<>]|(?=\\))?")
 _FRACTION = re.compile(r"\\[dtc]frac(?![a-zA-Z])")
+_ROMAN = re.compile(r"\{\s*\\rm\s+([^{}\\]*)\}|(?<=[0-9}])\s*\\operatorname\s*\{([a-zA-Z/]{1,8})\}(?=\s*$)")
 _STYLE = re.compile(
     r"\\(?:textnormal|textbf|textit|textrm|textsf|texttt|mbox|hbox|mathrm|mathbf|mathit|bm|boldsymbol|underline)\s*\{"
 )
@@ -175,6 +176,7 @@ def unify(text: str) -> str:
     text = _SIZING.sub(lambda size: "" if size[1] in (None, ".") else size[1], text)
     text = _FRACTION.sub(r"\\frac", text)
     text = _STYLE.sub(r"\\text{", text) if "\\m" not in text or "mathbb" not in text else text
+    text = _ROMAN.sub(lambda roman: f"\\text{{ {roman[1] or roman[2]}}}", text)
     text = _TEXT_NUMBER.sub(r"\1", text)
     text = _TEXT_QUOTIENT.sub(r"\\text{\1\2\3}", _TEXT_POWER.sub(r"\1\2", text)).replace("{:}", ":")
     text = " ".join(_strip_enclosing(text).split())

@@ -155,6 +155,7 @@ def letter_unit(formula: str, other: str, other_unit: Unit, is_reference: bool) 
 def parse_unit(words: str, exact: bool = False) -> Unit | None:
     """Read "m/s^2", "kg m s^{-2}", "square feet", "dollars per hour", "apples"; None for what is no unit."""
     words = _EXTENTS.sub("", words.strip(" .,()"))
+    words = words.replace("(", " ").replace(")", " ") if "/" in words else words
     words = " ".join(words.replace("\\cdot", " ").replace("·", " ").replace("*", " ").replace("\\", "").split()).strip(
         " .,()"
     )
