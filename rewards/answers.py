@@ -14,19 +14,35 @@ _BRACELESS_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([+-]?[0-9]+(?:[.,][0-9]+)*|
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is skipped as a pair
 _STRICT = re.compile(r"\s*<think>(.*?)</think>\s*\\boxed\s*\{", re.DOTALL)
 _ANSWER_SAID = re.compile(
-    r"(?i:answer)\**[ \t]*(?:(?i:is)\b[ \t]*[:：]?|[:：])\**|答案(?:应该|应)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：])"
+    r"(?i:answer)(?:[ \t]+to[ \t][^\n.:：]{1,120}?)?\**[ \t]*"
+    r"(?:(?i:is|would[ \t]+be|must[ \t]+be|should[ \t]+be|will[ \t]+be|equals)\b[ \t]*[:：]?|[:：])\**"
+    r"|^[#* \t]*(?i:(?:final|correct)[ \t]+answer|answer)[* \t]*$"
+    r"|答案(?:应该|应)?[ \t]*(?:(?:是|为|选)[ \t]*[:：]?|[:：])",
+    re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"(?:[.]\**(?=[ \t]+[A-Z])|。)")
+# A full stop behind these ends no sentence: St. John, Dr. Lee, J. Smith, U.S. Open.
+_SENTENCE_END = re.compile(
+    r"(?:(?<!\b[A-Z])(?<!\bSt)(?<!\bDr)(?<!\bMr)(?<!\bMs)(?<!\bMt)(?<!\bNo)(?<!\bvs)(?<!\bFt)(?<!\bJr)(?<!\bSr)(?<!\bMrs)"
+    r"(?<!\bAve)(?<!\bProf)(?<!\bapprox)(?<!\bInc)(?<!\bLtd)(?<!\bFig)[.]\**(?=[ \t]+[A-Z])|。)"
+)
 _MAX_SENTENCE = 400
 _CONCLUSION = re.compile(
     r"(?i:(?:so|thus|hence|therefore),?\s+)?(?i:the|there)\s.*\s(?:is|are|equals)\s+"
     r"(\$[^$]+\$|\\\([^()]+\\\)|-?[0-9][0-9.,/]*(?:\\?%)?)"
 )
+_INLINE = re.compile(r"\$(?=[^\s$])([^$\n]{1,300}?)(?<=\S)\$(?![0-9])|\\\(([^\n]{1,300}?)\\\)")
+_TOKEN = re.compile(r"[^\s;:!?，。；：、！？\u4e00-\u9fff]{1,400}")
+_UNIT_WITH_POWER = re.compile(
+    r"[(\[]?[A-Za-z]+(?:/[A-Za-z]+)*\^?\{?-?[0-9]\}?[)\]]?[.,]?|[A-Za-z]+[-_]?[0-9]+[A-Za-z]*[.,]?"
+)
 _NUMBER = re.compile(
-    r"(?:(?<![\w.)}\]])[+-])?(?:(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|(?<![0-9])\.[0-9]+)"
-    r"(?:/[0-9]+(?![0-9.]))?(?:\\?%)?",
+    r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])(?:\.[0-9]+)?|[0-9]+(?:\.[0-9]+)?|\.[0-9]+)(?:/[0-9]+)?(?:\\?%)?",
     re.ASCII,
 )
+_SCALE = re.compile(
+    r"\s(?:hundred|thousand|million|billion|trillion|dozen|lakh|crore|percent|tenths?|hundredths?|thirds?)\b|\s?[万亿]"
+)
+_WHOLE = re.compile(r"(?<![\w./^])[0-9]+$")
 
 
 class AnswerRule(Enum):
@@ -129,10 +145,52 @@ def _inner_box(text: str) -> str:
 
 
 def _last_number(text: str) -> str | None:
-    found = deque(_NUMBER.finditer(text), maxlen=1)
-    return found[0][0] if found else None
+    """Return the last number, or the whole formula that it stands in: 10^3 and \frac{4}{3} are not 3.
+
+    The number of a unit's power (cm^2, m2) or of a name (x1, H2O) is none.
+    """
+    last: re.Match[str] | None = None
+    for token in deque((one for one in _TOKEN.finditer(text) if _has_number(one[0])), maxlen=1):
+        last = token
+    if last is None:
+        return None
+    inline = deque(_INLINE.finditer(text), maxlen=1)
+    if inline and inline[0].start() < last.end() and last.start() < inline[0].end():
+        return (inline[0][1] or inline[0][2]).rpartition("=")[2].strip()
+    return _in_context(text, last) or None
 
 
+def _has_number(token: str) -> bool:
+    return any("0" <= character <= "9" for character in token) and not _UNIT_WITH_POWER.fullmatch(token)
+
+
+def _in_context(text: str, token: re.Match[str]) -> str:
+    """Return a number with what belongs to it: its bracket, the whole of a mixed number, the scale word behind it."""
+    said = (
+        token[0].translate(_MINUS).strip("*\"'“”`~_").rstrip(".,)*\"'")
+        if "(" not in token[0]
+        else token[0].rstrip(".,")
+    )
+    start = token.start()
+    if token[0].count(")") > token[0].count("("):
+        opening = text.rfind("(", max(0, start - 100), token.end())
+        inside = text[opening + 1 : token.end()].rpartition(")")[0] if opening >= 0 else ""
+        if _NUMBER.fullmatch(inside):
+            return inside
+        if inside and not any(character.isalpha() for character in inside):
+            return f"({inside})"
+    said = re.sub(r"^\(?\\?\$(?=[0-9.])", "", said)
+    said = said[1:-1] if said.startswith("(") and _NUMBER.fullmatch(said[1:-1]) else said
+    said = said.removeprefix("(") if said.count("(") > said.count(")") else said
+    said = said.rpartition("=")[2].strip() or said
+    if _NUMBER.fullmatch(said) and "/" in said:
+        whole = _WHOLE.search(text[max(0, start - 20) : start].rstrip())
+        said = f"{whole[0]} {said}" if whole else said
+    scale = _SCALE.match(text, token.end())
+    return said + scale[0] if scale else said
+
+
+_MINUS = str.maketrans("−–", "--")
 _FINDERS = {
     AnswerRule.boxed: _last_box,
     AnswerRule.vlmevalkit: _first_box,

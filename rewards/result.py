@@ -98,6 +98,11 @@ class RewardResult:
     reason: str = ""
 
     @property
+    def answer_value(self) -> float:
+        """The answer part, at most 1; 0 where there is none, as for an unscorable completion."""
+        return min(1.0, self.parts.get("answer") or 0.0)
+
+    @property
     def correct(self) -> bool:
         """Tell whether the answer part is right; False for an unscorable completion."""
-        return (self.parts.get("answer") or 0.0) >= 1.0
+        return self.answer_value >= 1.0

@@ -7,25 +7,29 @@ through `sympy.parse_expr`, which evaluates).
 
 import re
 from dataclasses import replace
+from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from rewards.mathematics.latex import parse_latex
+from rewards.mathematics.latex import parse_latex, split_ratio
 from rewards.mathematics.plain_numbers import read_plain, same_value
 from rewards.mathematics.text import MathText, read, spoken_number
-from rewards.mathematics.units import same_unit
+from rewards.mathematics.units import conversion, letter_unit
 from rewards.result import Unscorable
 
 if TYPE_CHECKING:
     from rewards.mathematics.values import MathObject
 
 MAX_QUICK = 300  # characters; longer texts go to a scorer process
-MAX_CHARACTERS = 4_000  # longer texts are refused: no reference of the known data sets has a tenth of that
+MAX_CHARACTERS = 1_000  # longer texts are refused: no reference of the known data sets has half of that
 _NO_NUMBER = re.compile(r"[+-]?(?:nan|inf)", re.IGNORECASE)  # a program writes these where it has no number
 _DECIMAL_COMMA = re.compile(r"[+-]?[0-9]+,[0-9]+")
 _DECIMAL = re.compile(r"[+-]?[0-9]*\.[0-9]+")
-_BASED = re.compile(r"([0-9a-fA-F]{1,40})_\{?([0-9]{1,2})\}?")
+_BASED = re.compile(r"([0-9][0-9a-fA-F]{0,40}|[A-F][0-9A-F]{1,40})_\{?([0-9]{1,2})\}?")
+_HOUR = re.compile(r"clock [0-9]+:[0-9]+")  # a clock time without its half of the day, which may be a ratio
+_PADDED = re.compile(r"(?<=:)0(?=[0-9])")
 _NAMED_POINT = re.compile(r"[A-Z]\s*(\([^()]*,[^()]*\))")
+_GREEK = re.compile(r"(?:gamma|delta|theta|lambda|xi|pi|sigma|phi|psi|omega)(?![a-z])", re.IGNORECASE)
 _OUTER = {"\\{": "set", "{": "group", "(": "parenthesis", "[": "bracket"}
 
 
@@ -36,20 +40,23 @@ def compare_plainly(answer: str, reference: str) -> bool | None:
     """
     if len(answer) > MAX_QUICK or len(reference) > MAX_QUICK:
         return None
-    gold = read(reference)
-    number = read_plain(gold)
+    pred, gold = _read_pair(answer, reference)
+    number = None if gold.words else read_plain(gold)
     readable = gold.words and not spoken_number(gold.words) and not _NO_NUMBER.fullmatch(gold.words)
     if number is None and not readable:
         return None
-    pred = read(answer)
-    if number is not None:
-        if not pred.formula.strip():
-            return False
-        candidate = read_plain(pred)
-        if candidate is None:
-            return None
-        return same_unit(gold.unit, pred.unit) and same_value(candidate, number, (pred.percent, gold.percent))
-    return _same_words(gold, pred)
+    if number is None or pred.words:
+        return _same_words(gold, pred)
+    if not pred.formula.strip():
+        return False
+    candidate = read_plain(pred)
+    if candidate is None:
+        return None
+    factor = _factor(pred, gold)
+    if factor is None:
+        return False
+    candidate = replace(candidate, value=candidate.value * factor)
+    return same_value(candidate, number, (pred.percent, gold.percent))
 
 
 def verify_symbolic(answer: str | None, reference: str) -> bool:
@@ -59,13 +66,12 @@ def verify_symbolic(answer: str | None, reference: str) -> bool:
     too long, nested too deeply, or holds numbers too large to be judged. MemoryError is not caught.
     """
     refuse_long(answer, reference)
-    gold = read(reference)
     try:
-        gold_object = _parse_reference(reference, gold)
+        _parse_reference(reference, read(reference))
         if answer is None:
             return False
         plain = compare_plainly(answer, reference)
-        return _verify(read(answer), gold, gold_object) if plain is None else plain
+        return _verify(answer, reference) if plain is None else plain
     except RecursionError:
         raise Unscorable("nested too deeply to be judged") from None
 
@@ -101,29 +107,87 @@ def warm_up() -> None:
                 continue
 
 
-def _verify(pred: MathText, gold: MathText, gold_object: "MathObject | None") -> bool:
+def _verify(answer: str, reference: str) -> bool:
+    pred, gold = _read_pair(answer, reference)
     if gold.words or pred.words:
         return _same_words(gold, pred)
-    if not pred.formula or not same_unit(gold.unit, pred.unit) or _other_kind(gold.formula, pred.formula):
+    factor = _factor(pred, gold)
+    if not pred.formula or factor is None or _other_kind(gold.formula, pred.formula):
         return False
     named = _NAMED_POINT.fullmatch(pred.formula)
     if named and gold.formula.startswith("("):
         pred = replace(pred, formula=named[1])
     based = [_BASED.fullmatch(side.formula) for side in (gold, pred)]
-    if based[0] and based[1] and based[0][2] != based[1][2]:
-        return _in_base(*based[0].groups()) == _in_base(*based[1].groups())
+    if based[0] or based[1]:
+        values = [_in_base(written) for written in based if written]
+        return len(values) == 2 and values[0] == values[1]
+    gold_object = _parse_reference(reference, gold)
+    ratios = [split_ratio(side.formula) for side in (gold, pred)]
+    if ratios[0] or ratios[1]:
+        return _same_ratios(ratios[0], ratios[1])
     pred_object = parse_latex(_decimal_comma(pred.formula, gold.formula))
-    if pred_object is None or gold_object is None:
+    if pred_object is None or gold_object is None or _other_order(gold.formula, pred.formula):
         return False
-    from rewards.mathematics.compare import attempt, percentage, same
+    from rewards.mathematics.compare import attempt, percentage, same, scaled
 
     if _DECIMAL_COMMA.fullmatch(gold.formula) and "." in pred.formula:
         gold_object = parse_latex(_decimal_comma(gold.formula, pred.formula))
     if gold_object is None:
         return False
-    sides = _one_case(gold_object, gold.formula, pred_object, pred.formula)
+    sides = _one_case(gold_object, gold.formula, scaled(pred_object, factor), pred.formula)
     marked = [percentage(side) if text.percent else side for side, text in zip(sides, (gold, pred), strict=True)]
     return bool(attempt(lambda: same(*marked)))
+
+
+def _read_pair(answer: str, reference: str) -> tuple[MathText, MathText]:
+    """Read both sides, each in the light of the other: 10:30 is a clock time beside one, else a ratio."""
+    sides = [read(text) for text in (answer, reference)]
+    for index, other in ((0, 1), (1, 0)):
+        one, partner = sides[index], sides[other]
+        to_ratio = one.words.startswith("range ") and ":" in partner.formula and " to " in f" {one.formula} "
+        if to_ratio or (_HOUR.fullmatch(one.words) and not partner.words.startswith("clock ")):
+            formula = ":".join(one.words.split()[1:]) if to_ratio else one.words.removeprefix("clock ")
+            sides[index] = replace(one, words="", formula=_PADDED.sub("", formula))
+            if partner.words.startswith("clock "):
+                sides[other] = replace(partner, words="", formula=partner.words.removeprefix("clock "))
+    for index, other in ((0, 1), (1, 0)):
+        found = letter_unit(sides[index].formula, sides[other].formula, sides[other].unit, is_reference=index == 1)
+        if found and not sides[index].unit:
+            sides[index] = replace(sides[index], formula=found[0], unit=found[1])
+    return sides[0], sides[1]
+
+
+def _factor(pred: MathText, gold: MathText) -> Fraction | None:
+    """Return by what the answer's unit is larger than the reference's; None where they differ, as 5% and 5 cm do."""
+    if (pred.percent and gold.unit) or (gold.percent and pred.unit):
+        return None
+    return conversion(pred.unit, gold.unit)
+
+
+def _same_ratios(gold: list[str] | None, pred: list[str] | None) -> bool:
+    """Compare ratios of three and more parts: 1:2:3 is 2:4:6, and no quotient."""
+    from rewards.mathematics.compare import attempt, proportional
+
+    if gold is None or pred is None or len(gold) != len(pred):
+        return False
+    parsed = [[parse_latex(part) for part in side] for side in (gold, pred)]
+    return bool(attempt(lambda: proportional(*parsed)))
+
+
+def _other_order(one: str, other: str) -> bool:
+    """Tell whether two texts hold the same letters in another order and look like words or names: SE, Tom, cat.
+
+    Two small letters and letters without a vowel are products, which have no order.
+    """
+    if (
+        not one.isascii()
+        or not other.isascii()
+        or not one.isalpha()
+        or not other.isalpha()
+        or one.lower() == other.lower()
+    ):
+        return False
+    return not all(side.islower() and (len(side) <= 2 or not set(side) & set("aeiou")) for side in (one, other))
 
 
 @lru_cache(maxsize=256)  # for references only, because the completions of a group share one; never for answers
@@ -134,6 +198,8 @@ def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
         if spoken_number(gold.words):
             raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics: write the number in digits")
         return None
+    if gold.formula and (_BASED.fullmatch(gold.formula) or split_ratio(gold.formula)):
+        return None
     parsed = parse_latex(gold.formula) if gold.formula else None
     if parsed is None:
         raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics")
@@ -141,6 +207,8 @@ def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
 
 
 def _same_words(gold: MathText, pred: MathText) -> bool:
+    if conversion(pred.unit, gold.unit) != 1:
+        return False
     one, other = (side.words or side.formula.casefold() for side in (gold, pred))
     for clock, time in ((one, other), (other, one)):  # the half of the day may be said by one side or by both
         if clock.startswith("clock ") and time.removeprefix("clock ") == clock.split()[1]:
@@ -153,8 +221,11 @@ def _decimal_comma(formula: str, other: str) -> str:
     return formula.replace(",", ".") if _DECIMAL_COMMA.fullmatch(formula) and _DECIMAL.fullmatch(other) else formula
 
 
-def _in_base(digits: str, base: str) -> int | None:
-    return int(digits, int(base)) if 2 <= int(base) <= 36 and all(int(d, 36) < int(base) for d in digits) else None
+def _in_base(written: re.Match[str]) -> int | str:
+    """Return the value of digits in a base, the text itself where they are none of that base."""
+    digits, base = written[1], int(written[2])
+    is_number = 2 <= base <= 36 and all(int(digit, 36) < base for digit in digits)
+    return int(digits, base) if is_number else written[0].casefold()
 
 
 def _other_kind(one: str, other: str) -> bool:
@@ -180,10 +251,12 @@ def _outer(formula: str) -> str | None:
 def _one_case(
     gold: "MathObject", gold_text: str, pred: "MathObject", pred_text: str
 ) -> "tuple[MathObject, MathObject]":
-    """Take X for x, unless one side uses a letter in both cases (R - r)."""
+    """Take X for x, unless one side uses a letter in both cases (R - r) or the letter is Greek (Delta)."""
     names = [{str(symbol) for symbol in getattr(side, "free_symbols", ())} for side in (gold, pred)]
     lower = [{name.lower() for name in side} for side in names]
     one_to_one = all(len(few) == len(many) for few, many in zip(lower, names, strict=True))
-    if names[0] == names[1] or lower[0] != lower[1] or not one_to_one:
+    greek = any(_GREEK.match(name) for name in names[0] ^ names[1])
+    if names[0] == names[1] or lower[0] != lower[1] or not one_to_one or greek:
         return gold, pred
-    return parse_latex(gold_text, lowercase=True) or gold, parse_latex(pred_text, lowercase=True) or pred
+    lowered = [parse_latex(text, lowercase=True) for text in (gold_text, pred_text)]
+    return (gold, pred) if lowered[0] is None or lowered[1] is None else (lowered[0], lowered[1])

@@ -6,6 +6,7 @@ values to 30 digits at fixed points instead of `simplify`, which is slower and g
 """
 
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from typing import TypeVar, cast
 
 import sympy
@@ -21,6 +22,7 @@ from rewards.mathematics.latex import PERCENT_SIGN
 from rewards.mathematics.values import MathObject, equal_expressions, is_constant_multiple, refuse_immense
 from rewards.result import Unscorable
 
+_GREEK = ("gamma", "delta", "theta", "lambda", "xi", "pi", "sigma", "phi", "psi", "omega")
 _T = TypeVar("_T")
 _Object = TypeVar("_Object", bound=MathObject)
 Relation = Relational | And
@@ -34,6 +36,27 @@ def attempt(action: Callable[[], _T]) -> _T | None:
         raise
     except Exception:  # sympy's refusals have no common type
         return None
+
+
+def scaled(value: MathObject, factor: Fraction) -> MathObject:
+    """Return a value in another unit; lists and relations have none that can be changed."""
+    if factor == 1 or not isinstance(value, sympy.Expr):
+        return value if factor == 1 else Symbol("another unit")
+    return Mul(value, Rational(factor.numerator, factor.denominator), evaluate=False)
+
+
+def proportional(gold: Sequence[MathObject | None], pred: Sequence[MathObject | None]) -> bool:
+    """Tell whether the parts of two ratios are in proportion."""
+    if not all(isinstance(part, sympy.Expr) for part in (*gold, *pred)):
+        return False
+    ours, theirs = cast(Sequence[Expr], gold), cast(Sequence[Expr], pred)
+    if any(part.is_zero for part in (ours[0], theirs[0])):
+        return all(map(same, ours, theirs))
+    pairs = zip(ours[1:], theirs[1:], strict=True)
+    return all(
+        _same_expressions(Mul(one, theirs[0], evaluate=False), Mul(other, ours[0], evaluate=False))
+        for one, other in pairs
+    )
 
 
 def same(gold: MathObject, pred: MathObject) -> bool:
@@ -60,6 +83,7 @@ def _unwrap_assignments(gold: MathObject, pred: MathObject) -> tuple[MathObject,
         _members(side) if isinstance(other, (Relational, And)) and not _is_equation(other) else side
         for side, other in ((gold, pred), (pred, gold))
     )
+    gold, pred = _name_first(gold), _name_first(pred)
     gold_assigns, pred_assigns = _is_assignment(gold), _is_assignment(pred)
     gold_equates, pred_equates = _is_equation(gold), _is_equation(pred)
     if gold_assigns:
@@ -73,6 +97,13 @@ def _unwrap_assignments(gold: MathObject, pred: MathObject) -> tuple[MathObject,
     if gold_assigns and not pred_equates and not isinstance(pred, (Relational, And)):
         return _relations(gold)[-1].rhs, pred
     return gold, pred
+
+
+def _name_first(expr: MathObject) -> MathObject:
+    """Turn 5 = x into x = 5."""
+    if isinstance(expr, Eq) and isinstance(expr.rhs, Symbol) and not expr.lhs.free_symbols:
+        return Eq(expr.rhs, expr.lhs, evaluate=False)
+    return expr
 
 
 def _members(expr: MathObject) -> MathObject:
@@ -292,7 +323,7 @@ def _letters(expr: MathObject) -> str | None:
     if not all(part == E or isinstance(part, Symbol) for part in parts):
         return None
     name = "".join("e" if part == E else str(part) for part in parts)
-    return name if len(name) == 1 and name != "E" else name.lower()
+    return name if (len(name) == 1 and name != "E") or name.lower() in _GREEK else name.lower()
 
 
 def _same_matrices(gold: MathObject, pred: MathObject) -> bool:

@@ -4,6 +4,7 @@ Expressions are never rebuilt: sympy would write out 7^(10^10) in doing so. A nu
 in exact arithmetic and `Unscorable` in approximate arithmetic.
 """
 
+import contextlib
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
@@ -177,18 +178,24 @@ class Approximate(_Arithmetic[MpNumber]):
 
     `low` and `high` are the least and greatest exponent of 2 that any value on the way had; `absorbed` is the greatest
     distance of such exponents among the terms of one sum. Together they say how many digits it takes to lose no term.
-    `coarse` says that some part could be computed to `COARSE_DIGITS` only.
+    `coarse` says that some part could be computed to `COARSE_DIGITS` only, `real` that no part was a complex number.
+    With `rounding`, every decimal is larger by half a unit of its last place.
     """
 
-    def __init__(self, point: Point) -> None:
+    def __init__(self, point: Point, rounding: bool = False) -> None:
         super().__init__(point)
         self.low = self.high = self.absorbed = 0
         self.coarse = False
+        self.real = True
+        self._rounding = rounding
 
     def of(self, expr: Basic) -> MpNumber:
         value = super().of(expr)
         if not mp.isfinite(value):
             raise NoValue
+        if self._rounding and isinstance(expr, sympy.Float):
+            value += self.number(rounding_of(expr))
+        self.real = self.real and not mp.im(value)
         if value:
             size = mp.mag(value)
             self.low, self.high = min(self.low, size), max(self.high, size)
@@ -247,6 +254,16 @@ class Approximate(_Arithmetic[MpNumber]):
             return value - divisor * self._rounded(value / divisor, mp.floor)
         return self._by_sympy(expr)
 
+    def _see_constants(self, expr: Basic) -> None:
+        """Measure the numbers inside of what sympy evaluates: 1 + 10^-40 is 1 to the digits that it computes."""
+        for part in sympy.preorder_traversal(expr):
+            if isinstance(part, sympy.Rational):
+                self.low = min(self.low, -int(part.q).bit_length())
+                self.high = max(self.high, int(part.p).bit_length())
+            elif isinstance(part, sympy.Pow) and not part.free_symbols:
+                with contextlib.suppress(NoValue):
+                    self.of(part)
+
     def _nonzero(self, expr: Basic) -> MpNumber:
         value = self.of(expr)
         if not value:
@@ -262,6 +279,11 @@ class Approximate(_Arithmetic[MpNumber]):
 
     def _by_sympy(self, expr: Basic) -> MpNumber:
         self.coarse = True
+        self._see_constants(expr)
+        if self._rounding:
+            expr = expr.xreplace(
+                {one: one + sympy.Rational(*_ratio(rounding_of(one))) for one in expr.atoms(sympy.Float)}
+            )
         point: dict[Basic, Basic | float] = {
             symbol: sympy.Rational(value.numerator, value.denominator) for symbol, value in self._point.items()
         }
@@ -276,6 +298,16 @@ class Approximate(_Arithmetic[MpNumber]):
             raise NoValue
         real, imaginary = (part._to_mpmath(mp.prec) for part in parts)
         return mp.mpc(real, imaginary) if imaginary else mp.mpf(real)
+
+
+def rounding_of(decimal: sympy.Float) -> Fraction:
+    """Return half a unit of the last place that a decimal was written with, at most half of the sixth place."""
+    places = len(str(decimal).partition("e")[0].partition(".")[2].rstrip("0"))
+    return min(Fraction(1, 2 * 10 ** max(6, places)), abs(Fraction(str(decimal))) / 20_000)
+
+
+def _ratio(value: Fraction) -> tuple[int, int]:
+    return value.numerator, value.denominator
 
 
 def _refuse_immense(*values: MpNumber) -> None:

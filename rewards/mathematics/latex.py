@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # depth of brackets inside brackets; honest answers have less than ten
+MAX_BARS, MAX_EQUALS = 20, 50  # the grammar's time grows fast with them; honest answers have fewer
+_SIGNS_ONLY = re.compile(r"(?:[-+]\s*){8}")
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
 _GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # numbers that the library would evaluate
 _INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
@@ -31,8 +33,37 @@ _CASES = re.compile(
 )
 
 
+_PRIMED = re.compile(
+    r"((?:\\[a-zA-Z]+|[a-zA-Z]))\s*(?:_\s*(?:\{([^{}]*)\}|([0-9a-zA-Z])))?\s*"
+    r"(?:('{1,4})(?!')|\^\s*\{?\s*((?:\\prime\s*){1,4})\}?)"
+)
+_STRAY_PRIME = re.compile(r"'|\\prime(?![a-zA-Z])|^[^\"]*[0-9]\s?\"[^\"]*$")
+_NEGATED = re.compile(r"\\(?:not|lnot|neg)(?![a-zA-Z])|¬")
+_SUBSCRIPTED_NUMBER = re.compile(r"(?<![\^_{.0-9a-zA-Z])[0-9]+(?:\.[0-9]+)?\s*_|[0-9.]+\s*_\s*\{?\s*\\text")
+_TRANSPOSED = re.compile(r"(?<![\\a-zA-Z])([a-zA-Z])\s*\^\s*(?:T(?![a-zA-Z])|\{\s*(?:T|\\top)\s*\}|\\top(?![a-zA-Z]))")
+_RAISED_MARK = re.compile(r"[)}\]]\s*\^\s*\{?\s*(?:T|\\top|\\circ|\*|[+-]\s*(?:\}|$))")
+_CUT_OFF = re.compile(r"[0-9]\s*,?\s*(?:\\[lcd]?dots(?![a-zA-Z])|…|\.\.\.)")
+_ADJACENT_NUMBERS = re.compile(r"(?<![_^])(?<![0-9.])[0-9.]*[0-9]\s+[0-9]")
+_WORD_NAME = re.compile(
+    r"^\s*(?!(?:sin|cos|tan|cot|sec|csc|log|exp|min|max|pi|lim|inf)\s*=)([a-zA-Z]{3,}|[A-Z]?I|[A-Z]?E|[EI][A-Z]|e)(?=\s*=)"
+)
+
+
+def _primes_named(letter: re.Match[str]) -> str:
+    """Make f' a name of its own, f_{prime}: the grammar drops primes."""
+    count = len(letter[4]) if letter[4] else letter[5].count("prime")
+    return f"{letter[1]}_{{{letter[2] or letter[3] or ''}{'prime' * count}}}"
+
+
 def _named_constant(name: re.Match) -> str:
     return "\\pi " if name[1] == "pi" else "\\infty "
+
+
+_NAMED_SUBSCRIPT = re.compile(r"_\s*\{\s*\\(?:text\s*\{\s*([a-zA-Z]+)\s*\}|(max|min))\s*\}|_\s*\\(max|min)(?![a-zA-Z])")
+
+
+def _subscript_name(name: re.Match) -> str:
+    return f"_{{{name[1] or name[2] or name[3]}}}"
 
 
 _REWRITES = [
@@ -53,7 +84,12 @@ _REWRITES = [
     (re.compile(r"(?<![\\a-zA-Z])(sqrt|sin|cos|tan|ln|log|arctan|arcsin|arccos)(?=\s*[({0-9])"), r"\\\1"),
     (re.compile(r"(?<![\\a-zA-Z])(pi|infty|infinity|inf)(?![a-zA-Z])"), _named_constant),
     (re.compile(r"\\text\s*\{\s*(?:undefined|DNE)\s*\}"), r"\\text{undefined}"),
+    (re.compile(r"\\lg(?![a-zA-Z])"), r"\\log "),
+    (_NAMED_SUBSCRIPT, _subscript_name),
     (re.compile(r"\*\*"), "^"),
+    (re.compile(r"\\(frac|binom)\s*([0-9])\s+([0-9])(?![0-9])"), r"\\\1{\2}{\3}"),
+    (re.compile(r"\\not\s*="), r"\\ne "),
+    (re.compile(r"\\not\s*\\in(?![a-zA-Z])"), r"\\notin "),
     (re.compile(r"\\sqrt\s*([0-9]{2,})(?![0-9.])"), r"\\sqrt{\1}"),
     (re.compile(r"(?<![0-9./}])([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)(?![0-9.])"), r"\1\\frac{\2}{\3}"),
     (re.compile(r"(?<=[0-9.])[eE]([+-]?[0-9]{1,3})(?![0-9a-zA-Z.])"), r"\\cdot 10^{\1}"),
@@ -78,7 +114,12 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
     )
-    text = normalize_latex(_rewrite(formula), config)
+    if formula.count("|") > MAX_BARS or formula.count("=") > MAX_EQUALS or _SIGNS_ONLY.search(formula):
+        return None
+    rewritten = _rewrite(formula)
+    if _means_otherwise(rewritten):
+        return None
+    text = normalize_latex(rewritten, config)
     parsed = _read(text, lowercase)
     if parsed is None and "\\pm" in text:
         parsed = _read(_expand_signs(text), lowercase)
@@ -86,6 +127,20 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
         parts = _LAST_EQUALS.split(text)
         parsed = _read(parts[-1], lowercase) if len(parts) > 1 else None
     return parsed
+
+
+def split_ratio(formula: str) -> list[str] | None:
+    """Return the parts of a ratio of three and more (1:2:3), else None. Names before it (a:b:c=) are dropped."""
+    if formula.count(":") < 2 or len(formula) > 200:
+        return None
+    parts = [part.strip() for part in formula.rpartition("=")[2].split(":")]
+    return parts if len(parts) > 2 and all(parts) and not any("," in part for part in parts) else None
+
+
+def _means_otherwise(formula: str) -> bool:
+    """Tell whether a formula holds what the grammar would drop or misread: a stray prime, a negation, 7_8, 1 2."""
+    found = (_STRAY_PRIME, _NEGATED, _SUBSCRIPTED_NUMBER, _ADJACENT_NUMBERS, _RAISED_MARK, _CUT_OFF)
+    return any(pattern.search(formula) for pattern in found)
 
 
 def split_list(text: str) -> list[str]:
@@ -100,6 +155,8 @@ def split_list(text: str) -> list[str]:
 
 
 def _rewrite(formula: str) -> str:
+    formula = _TRANSPOSED.sub(r"\1_{top}", formula)
+    formula = _WORD_NAME.sub(r"\\text{named \1}", _PRIMED.sub(_primes_named, formula))
     formula = _INTEGER_PARAMETER.sub("", formula)
     formula = _SET_BUILDER.sub(lambda built: built[2], formula)
     formula = _REPEATED.sub(lambda dots: f"{dots[1]}.{dots[2]}\\overline{{{dots[3] or dots[4]}}}", formula)
@@ -184,8 +241,11 @@ def _converter(text: str, lowercase: bool, quick: bool) -> "_Latex2Sympy":
 
 def _with_imaginary_unit(parsed: "MathObject") -> "MathObject":
     """Replace the letter i, as the grammar reads it, by the imaginary unit; a summation index stays a letter."""
-    from sympy import Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
+    from sympy import Eq, Expr, I, MatrixBase, Product, Set, Sum, Symbol, Tuple
 
+    if isinstance(parsed, Eq) and isinstance(parsed.lhs, Symbol) and parsed.lhs.name != "i":
+        value = _with_imaginary_unit(parsed.rhs)
+        return parsed if value == parsed.rhs else Eq(parsed.lhs, value, evaluate=False)
     if not isinstance(parsed, (Expr, MatrixBase, Set, Tuple)):
         return parsed
 

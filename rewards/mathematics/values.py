@@ -22,12 +22,18 @@ from rewards.result import Unscorable
 _QUICK_DIGITS = 40  # a first look, which also measures how many digits it takes
 _MAX_SPAN = 1_000  # decimal exponents between the largest and the smallest number on the way
 _BITS_PER_DIGIT = 3.3219280948873626
-_CLOSE_DECIMAL = 2e-6  # relative distance within which expressions that hold rounded decimals are equal
+_CLOSE_DECIMAL = 2e-6  # largest distance of expressions that hold rounded decimals, by the largest number on the way
 _MAX_ABSORBED_BITS = 7  # `_CLOSE_DECIMAL` compares less than four digits of a term that is smaller by more bits
 _COARSE_SPAN, _COARSE_KNOWN = 10, COARSE_DIGITS - 10
 _TOO_FAR_APART = "numbers too different in size to be compared"
 # Neither integers nor simple fractions, so that periodic and stepwise functions differ somewhere; both signs.
-_POINTS = ["0.73908513321", "2.23703126543", "-1.61180339887", "5.43656365691", "-0.36787944117", "11.0901699437"]
+_POINTS = [
+    *("0.73908513321", "2.23703126543", "-1.61180339887", "-3.27951044813", "5.43656365691", "-0.36787944117"),
+    *("11.0901699437", "0.04142135623", "-0.00729735257", "-2.71228182846"),
+]
+# Points where some numbers are too large to be judged, which then do not count; factorials are not computed there.
+_FAR = ["-41.0270110237", "137.035999084", "98765.4321", "-76543.2109", "314159265.359", "-271828182.846"]
+_SLOW = (sympy.factorial, sympy.gamma, sympy.binomial)
 _COUNTS = ["5", "8", "3", "12", "7", "10"]  # values of symbols that are the ends of sums and products
 _ENOUGH = 3
 
@@ -45,6 +51,7 @@ class _Values:
     high: int  # exponent of the largest number on the way
     absorbed: bool  # a term of a sum was too small beside the others to be seen in it
     coarse: bool  # some part was computed to `COARSE_DIGITS` only
+    real: bool  # no complex number occurred
 
 
 def equal_expressions(one: MathObject, other: MathObject) -> bool:
@@ -66,10 +73,16 @@ def equal_expressions(one: MathObject, other: MathObject) -> bool:
 
 
 def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: bool) -> bool:
-    """Tell whether two expressions agree at the points; with `decimal`, apart from the rounding of decimals."""
+    """Tell whether two expressions agree at all points; with `decimal`, apart from the rounding of decimals.
+
+    The points have both signs and several magnitudes. Points at which both sides take complex numbers on the way do not
+    count where there are others: log x^3 is 3 log x, but log x^2 is not 2 log x, which has no real value below zero.
+    """
     agreed, hidden = 0, False
     counted = bool(one.atoms(ExprWithLimits) or other.atoms(ExprWithLimits))
-    for point in _points(symbols, _COUNTS if counted else _POINTS):
+    points = list(_points(symbols, _COUNTS if counted else _POINTS))
+    real = [point for point in points if _is_real(one, point) or _is_real(other, point)]
+    for point in real or points:
         try:
             equal = _close_decimals(one, other, point) if decimal else _equal_at(one, other, point)
         except NoValue:
@@ -78,11 +91,29 @@ def _equal_functions(one: Expr, other: Expr, symbols: list[Symbol], decimal: boo
         if equal is False:
             return False
         agreed += equal is True
-        if agreed == _ENOUGH:
-            return True
+    if agreed >= _ENOUGH:
+        near = counted or decimal or one.has(*_SLOW) or other.has(*_SLOW)
+        return near or not any(_differ_far_away(one, other, point) for point in _points(symbols, _FAR))
     if hidden and not agreed:
         raise Unscorable(_TOO_FAR_APART)
     return hidden or _simplifies_to_zero(one, other)
+
+
+def _differ_far_away(one: Expr, other: Expr, point: Point) -> bool:
+    try:
+        return (_is_real(one, point) or _is_real(other, point)) and _equal_at(one, other, point) is False
+    except (NoValue, Unscorable):
+        return False
+
+
+def _is_real(expr: Expr, point: Point) -> bool:
+    """Tell whether a value is real, with all that is computed on the way."""
+    if expr.has(S.ImaginaryUnit):
+        return False
+    try:
+        return _evaluate([expr], point, _QUICK_DIGITS).real
+    except NoValue:
+        return False
 
 
 def is_constant_multiple(one: Expr, other: Expr, positive: bool = False) -> bool:
@@ -204,9 +235,17 @@ def _surely_apart(one: Expr, other: Expr, point: Point) -> bool:
 def _close_decimals(one: Expr, other: Expr, point: Point) -> bool | None:
     """Tell whether decimals agree; None where they do, but a part of them is too small to be seen."""
     values = _evaluate((one, other), point, _QUICK_DIGITS)
-    if abs(values.gap) > _CLOSE_DECIMAL * max(map(abs, values.numbers)):
+    if abs(values.gap) > min(_CLOSE_DECIMAL * mp.mpf(10) ** values.high, _roundings(one, other, point, values)):
         return False
     return None if values.absorbed else True
+
+
+def _roundings(one: Expr, other: Expr, point: Point, values: _Values) -> MpNumber:
+    """Return by how much the rounding of its decimals may change a side, the larger of both."""
+    with mp.workdps(_QUICK_DIGITS):
+        arithmetic = Approximate(point, rounding=True)
+        moved = [abs(arithmetic.of(side) - number) for side, number in zip((one, other), values.numbers, strict=True)]
+        return max(moved)
 
 
 def _evaluate(sides: Sequence[Basic], point: Point, digits: int) -> _Values:
@@ -215,7 +254,8 @@ def _evaluate(sides: Sequence[Basic], point: Point, digits: int) -> _Values:
         numbers = [arithmetic.of(side) for side in sides]
         low, high = (int(bits / _BITS_PER_DIGIT) for bits in (arithmetic.low, arithmetic.high))
         absorbed = arithmetic.absorbed > _MAX_ABSORBED_BITS
-        return _Values(numbers, numbers[0] - numbers[-1], high - low, high + 1, absorbed, arithmetic.coarse)
+        gap = numbers[0] - numbers[-1]
+        return _Values(numbers, gap, high - low, high + 1, absorbed, arithmetic.coarse, arithmetic.real)
 
 
 def _points(symbols: list[Symbol], numbers: Sequence[str] = _POINTS) -> Iterator[Point]:

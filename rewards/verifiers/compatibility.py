@@ -7,6 +7,7 @@ from rewards.result import Claim
 from rewards.verifiers.verifier import UNDECIDED, Option, Options, Undecided, Verifier, reference_text
 
 _TAIL = 300  # verl's gsm8k and math_dapo look at so many characters at the end
+_STRICT_TAIL = 100
 _AFTER_HASHES = re.compile(r"#### (-?[0-9.,]+)")
 _NUMBERS = re.compile(r"-?[0-9.,]+")
 _SAID = re.compile(r"answer\s*:\s*([^\n]+)", re.IGNORECASE)
@@ -32,10 +33,20 @@ def judge_gsm8k(claim: Claim, options: Options) -> float:
 
 
 def judge_math_dapo(claim: Claim, options: Options) -> float:
-    """Give 1 when the text behind the last "Answer:" equals the reference after verl's normalisation, else -1."""
-    reference = _normal(reference_text(claim))
-    said = _SAID.findall(claim.completion[-_TAIL:])
-    return 1.0 if _normal(said[-1] if said else "[INVALID]") == reference else -1.0
+    """Give 1 when the answer in the last 300 characters equals the reference after verl's normalisation, else -1.
+
+    The answer stands behind the last "Answer:"; without one it is the last box, a fallback that verl got after 29
+    January 2026. `method=answer_only` follows verl of that day (commit b178a3c), which has no fallback; `strict_box`
+    follows its `strict_box_verify`: the last box of the last 100 characters is the reference to the letter.
+    """
+    reference, tail = reference_text(claim), claim.completion[-_TAIL:]
+    if options["method"] == "strict_box":
+        return 1.0 if _last_box(tail[-_STRICT_TAIL:]) == reference else -1.0
+    said = _SAID.findall(tail)
+    answer = said[-1] if said else None
+    if answer is None and options["method"] == "answer":
+        answer = _last_box(tail)
+    return 1.0 if _normal("[INVALID]" if answer is None else answer) == _normal(reference) else -1.0
 
 
 def judge_geo3k(claim: Claim, options: Options) -> float:
@@ -104,7 +115,7 @@ def _last_box(text: str) -> str | None:
 GSM8K = Verifier(
     judge_gsm8k,
     "1 when the number behind #### is the reference, else format_score (0 without a number)",
-    "verl/utils/reward_score/gsm8k.py",
+    "verl/utils/reward_score/gsm8k.py of 29 January 2026",
     {
         "method": Option("strict", "strict: behind ####; flexible: the last number", ("strict", "flexible")),
         "format_score": Option(0.0, "value of a wrong number"),
@@ -112,13 +123,20 @@ GSM8K = Verifier(
 )
 MATH_DAPO = Verifier(
     judge_math_dapo,
-    'string-exact after normalisation, "Answer:" in the last 300 characters: 1, else -1',
-    "verl/utils/reward_score/math_dapo.py (after lm-evaluation-harness, Minerva)",
+    'string-exact after normalisation, "Answer:" or else the last box in the last 300 characters: 1, else -1',
+    "verl/utils/reward_score/math_dapo.py (after lm-evaluation-harness, Minerva) of 2026, falling back to the box",
+    {
+        "method": Option(
+            "answer",
+            'answer: "Answer:", else the last box; answer_only: no box (verl of January 2026); strict_box: box',
+            ("answer", "answer_only", "strict_box"),
+        )
+    },
 )
 GEO3K = Verifier(
     judge_geo3k,
     "0.9 * accuracy of the last box + 0.1 * form",
-    "verl/utils/reward_score/geo3k.py; accuracy by `math`, where verl takes MathRuler (which evaluates text)",
+    "verl/utils/reward_score/geo3k.py of 29 January 2026; accuracy by `math`, where verl takes MathRuler",
     {"format_score": Option(0.1, "weight of the form", at_least=0.0)},
     quick=decide_geo3k,
     needs_sympy=True,

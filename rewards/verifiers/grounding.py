@@ -1,6 +1,5 @@
 """Verifiers of places in an image: `box_iou`, `point_in_box`."""
 
-import math
 import re
 from collections.abc import Mapping
 
@@ -8,6 +7,7 @@ from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import Option, Options, Verifier, parse_json
 
 _MAX_CHARACTERS = 2_000
+_LARGEST = 1e9  # coordinates above it, and NaN, are none
 _NUMBER = re.compile(r"(?<![\w.])[+-]?(?:[0-9]{1,9}(?:\.[0-9]{1,30})?|\.[0-9]{1,30})(?![\w.]*[0-9])", re.ASCII)
 _TAGGED = re.compile(r"<\|?(box|point|bbox)(?:_start)?\|?>(.*?)<(?:/|\|)(?:\1)(?:_end\|)?>", re.DOTALL)
 _PLAIN = re.compile(r"[\s\[\](){}<>,;|0-9.+\-]*(?:[\s\[\](){}<>,;|]*)")
@@ -63,7 +63,7 @@ def _numbers(value: object, count: int) -> list[float] | None:
             if len(known) != 1:
                 return None
             waiting.append(one[known[0]])
-        elif isinstance(one, bool) or not isinstance(one, (int, float)) or not math.isfinite(one):
+        elif isinstance(one, bool) or not isinstance(one, (int, float)) or not abs(one) <= _LARGEST:
             return None
         else:
             flat.append(float(one))

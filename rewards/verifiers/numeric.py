@@ -5,35 +5,17 @@ from fractions import Fraction
 
 from rewards.mathematics.plain_numbers import PlainNumber, read_plain
 from rewards.mathematics.text import read
-from rewards.mathematics.units import same_unit
+from rewards.mathematics.units import NONE, Unit, conversion
 from rewards.result import Claim, Unscorable
-from rewards.verifiers.verifier import Option, Options, Verifier, only, reference_text, reference_texts
+from rewards.verifiers.counts import counted
+from rewards.verifiers.verifier import Option, Options, Verifier, reference_text, reference_texts
 
 _MAX_CHARACTERS = 400
+_CURRENCY_SIGNS = "$€£¥₹₩"
 _SCIENTIFIC = re.compile(
     r"([+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?)\s*(?:[eE]|(?:\\times|\\cdot|\*)\s*10\s*\^\s*)\{?\s*([+-]?[0-9]{1,3})\s*\}?"
+    r"|([+-]?)10\s*\^\s*\{?\s*([+-]?[0-9]{1,3})\s*\}?"
 )
-_COUNT = re.compile(r"(?<![\w.,])[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]{1,18})(?:\.0{1,9})?(?![\w,]*[0-9])", re.ASCII)
-_WORDS: list[str] = [
-    *("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"),
-    *("thirteen", "fourteen", "fifteen", "sixteen", "seventeen", "eighteen", "nineteen", "twenty"),
-]
-_CHINESE = {character: value for value, character in enumerate("零一二三四五六七八九十")} | {"两": 2}
-_COUNT_WORD = re.compile(rf"\b(?:{'|'.join(_WORDS)})\b", re.IGNORECASE)
-_LARGER_WORD = re.compile(
-    r"\b(?:thirty|forty|fifty|sixty|seventy|eighty|ninety|hundreds?|thousands?|[mb]illions?|dozens?)\b|[0-9][km]\b",
-    re.IGNORECASE,
-)
-_CALCULATION = re.compile(
-    r"\^|\\(?:[dt]?frac|sqrt|binom|times|cdot|div)\b|[0-9}]\s*[-+*/×÷=]\s*[0-9\\{]|^\W*[0-9]+!+\W*$", re.ASCII
-)
-"""A calculation names no count: 2^2 and 3+3 are not 2 and 3."""
-_CHINESE_COUNT = re.compile(r"[零一二两三四五六七八九十](?=[个只条张本辆人名件支棵头座朵颗匹把块])")
-
-
-def read_number(text: str) -> Fraction | None:
-    """Read a whole text as a number: integer, decimal, fraction, 1,000, 1.5e-3, 2 \\times 10^3, units behind it."""
-    return _read(text)[0]
 
 
 def judge_numeric(claim: Claim, options: Options) -> float:
@@ -42,8 +24,10 @@ def judge_numeric(claim: Claim, options: Options) -> float:
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not a number")
     answer, answer_unit, answer_percent = _read(claim.answer or "")
-    if answer is None or not same_unit(unit, answer_unit):
+    factor = conversion(answer_unit, unit)
+    if answer is None or factor is None or (answer_percent and unit) or (percent and answer_unit):
         return 0.0
+    answer *= factor
     pairs = [(answer, reference)]
     if answer_percent != percent:  # 50% means 50 or 0.5, as for `math`
         pairs.append((answer / 100, reference) if answer_percent else (answer, reference / 100))
@@ -59,29 +43,43 @@ def judge_relaxed(claim: Claim, options: Options) -> float:
 
 def judge_count(claim: Claim, options: Options) -> float:
     """Give 1 when the answer names exactly one number, in digits or words, and it is the reference."""
-    reference = _counted(reference_text(claim))
+    reference = counted(reference_text(claim))
     if reference is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is not one whole number")
-    return float(_counted(claim.answer or "") == reference)
+    return float(counted(claim.answer or "") == reference)
 
 
-def _read(text: str) -> tuple[Fraction | None, str, bool]:
+def same_quantity(one: str, other: str) -> bool:
+    """Tell whether two texts are the same number, of units that do not differ."""
+    (left, unit, percent), (right, other_unit, other_percent) = _read(one), _read(other)
+    factor = conversion(unit, other_unit)
+    return left is not None and factor is not None and percent == other_percent and left * factor == right
+
+
+def _read(text: str) -> tuple[Fraction | None, Unit, bool]:
     if len(text) > _MAX_CHARACTERS:
-        return None, "", False
+        return None, NONE, False
     side = read(text)
-    plain = read_plain(side) or _scientific(side.formula)
+    plain = None if side.words else read_plain(side) or _scientific(side.formula)
     return (plain.value if plain else None), side.unit, side.percent
 
 
 def _scientific(formula: str) -> PlainNumber | None:
     match = _SCIENTIFIC.fullmatch(formula.strip())
-    return PlainNumber(Fraction(match[1]) * Fraction(10) ** int(match[2]), True) if match else None
+    if match is None:
+        return None
+    if match[4] is not None:
+        return PlainNumber((-1 if match[3] == "-" else 1) * Fraction(10) ** int(match[4]), False)
+    return PlainNumber(Fraction(match[1]) * Fraction(10) ** int(match[2]), True)
 
 
 def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
     if answer is None:
         return 0.0
     expected, found = _chart_number(reference), _chart_number(answer)
+    signs = [set(text) & set(_CURRENCY_SIGNS) for text in (reference, answer)]
+    if all(signs) and signs[0] != signs[1]:
+        return 0.0
     if expected and found is not None:
         return float(abs(found - expected) <= tolerance * abs(expected))
     if expected == 0 and found is not None:  # no relative distance to zero: the official script compares the texts
@@ -91,7 +89,7 @@ def _relaxed(answer: str | None, reference: str, tolerance: Fraction) -> float:
 
 def _chart_number(text: str) -> Fraction | None:
     """Read a number as the official script does: 50% is 0.5. Grouped digits and a currency sign are read as well."""
-    text = text.strip().replace("\\%", "%").strip("$€£ ")
+    text = text.strip().replace("\\%", "%").strip(_CURRENCY_SIGNS + " ")
     share = text.endswith("%")
     text = text.rstrip("% ")
     if re.fullmatch(r"[+-]?[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?", text, re.ASCII):
@@ -101,16 +99,6 @@ def _chart_number(text: str) -> Fraction | None:
     ):
         return None
     return Fraction(text.replace(".e", "e").replace(".E", "E").rstrip(".")) / (100 if share else 1)
-
-
-def _counted(text: str) -> int | None:
-    found = [int(float(number[0].replace(",", ""))) for number in _COUNT.finditer(text)]
-    found += [_WORDS.index(word[0].lower()) for word in _COUNT_WORD.finditer(text)]
-    found += [_CHINESE[word[0]] for word in _CHINESE_COUNT.finditer(text)]
-    if not found and text.strip(" 。.") in _CHINESE:
-        found = [_CHINESE[text.strip(" 。.")]]
-    decimals = re.search(r"[0-9]\.[0-9]*[1-9]", text)
-    return None if decimals or _CALCULATION.search(text) or _LARGER_WORD.search(text) else only(found)
 
 
 NUMERIC = Verifier(

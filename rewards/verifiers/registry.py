@@ -42,8 +42,8 @@ VERIFIERS: dict[str, Verifier] = {
 def verify(name: str, claim: Claim, options: Mapping[str, object]) -> float | None:
     """Return the verifier's value, here and now; None where it does not apply.
 
-    Raises `Unscorable` where the claim cannot be judged, `ValueError` for an unknown name or option. `math` and `geo3k`
-    run sympy, which has no time limit of its own: call them in a scorer process.
+    Raises `Unscorable` where the claim cannot be judged, `ValueError` for an unknown name or option. `math`,
+    `geo3k` and `choice` run sympy, which has no time limit of its own: call them in a scorer process.
     """
     settings = check_options(name, options)
     return VERIFIERS[name].judge(claim, settings)

@@ -5,27 +5,21 @@ import unicodedata
 from collections.abc import Mapping
 
 from rewards.result import Claim, Unscorable
-from rewards.verifiers.numeric import read_number
+from rewards.verifiers.numeric import same_quantity
+from rewards.verifiers.truth import read_truth
 from rewards.verifiers.verifier import (
     UNDECIDED,
     Option,
     Options,
     Undecided,
     Verifier,
+    has_no_value,
     parse_json,
     reference_text,
     reference_texts,
 )
 
-_YES = re.compile(r"(?:yes|yeah|yep|true|correct|right)\b|是的?|对的?|正确|真", re.IGNORECASE)
-_NO = re.compile(r"(?:no|nope|false|incorrect|wrong)\b|不是|不对|错误?|否|假", re.IGNORECASE)
-_ANNOUNCED = re.compile(
-    r"^(?:(?:so|thus|therefore|hence),?\s+)?(?:the\s+)?(?:final\s+|correct\s+)?answer\s*(?:is|:)\s*[:*\"']*\s*",
-    re.IGNORECASE,
-)
-_BOTH = re.compile(r"\b(?:yes|no|true|false)\b", re.IGNORECASE)
-_CHINESE_BOTH = re.compile(r"不是|不对|错误|正确|是|否|对|错")
-_FENCE = re.compile(r"\s*```(?:json)?\s*(.*?)\s*```\s*", re.DOTALL)
+_KEPT_FORMS = ("<super>", "<sub>", "<fraction>")  # 5² is not 52
 _SEPARATORS = re.compile(r"\s*(?:,|;|，|；|、|->|→|>|<|\n)\s*")
 _BULLET = re.compile(r"^(?:[-*•]|\(?[0-9]{1,3}[.)、])\s+")
 _MAX_EDITS = 4_000_000  # cells of the edit-distance table
@@ -39,10 +33,10 @@ def judge_exact(claim: Claim, options: Options) -> float:
 
 def judge_boolean(claim: Claim, options: Options) -> float:
     """Give 1 when the answer begins with the reference's yes or no (or a word for it) and never says the other."""
-    expected = _truth(reference_text(claim))
+    expected = read_truth(reference_text(claim))
     if expected is None:
         raise Unscorable(f"reference {str(claim.reference)[:80]!r} is neither yes nor no")
-    return float(_truth(claim.answer or "") is expected)
+    return float(read_truth(claim.answer or "") is expected)
 
 
 def judge_anls(claim: Claim, options: Options) -> float:
@@ -63,9 +57,11 @@ def decide_anls(claim: Claim, options: Options) -> float | Undecided:
 
 def judge_ordered_list(claim: Claim, options: Options) -> float:
     """Give 1 for the same items in the same order; with score=share, the share of right places of the longer list."""
-    expected = _items(claim.reference)
+    expected = None if claim.reference is None else _items(claim.reference)
     if not expected:
         raise Unscorable("expected a list as reference, found nothing")
+    if None in expected or has_no_value([claim.reference, expected]):
+        raise Unscorable("the reference lists a value that is missing (null or NaN)")
     found = _items(claim.answer or "") or []
     right = sum(_same_item(one, other) for one, other in zip(found, expected, strict=False))
     share = right / max(len(found), len(expected))
@@ -82,9 +78,10 @@ def judge_json_fields(claim: Claim, options: Options) -> float:
             raise Unscorable(f"reference is no JSON object: {error}") from None
     if not isinstance(expected, Mapping) or not expected:
         raise Unscorable(f"expected a JSON object with fields as reference, found {type(expected).__name__}")
+    if has_no_value(expected):
+        raise Unscorable("the reference holds NaN or infinity, which programs write where a value is missing")
     try:
-        fence = _FENCE.fullmatch(claim.answer or "")
-        found = parse_json(fence[1] if fence else claim.answer or "")
+        found = parse_json(_unfenced(claim.answer or ""))
     except ValueError:
         return 0.0
     if not isinstance(found, Mapping):
@@ -95,25 +92,24 @@ def judge_json_fields(claim: Claim, options: Options) -> float:
     return share if options["score"] == "share" else float(share == 1.0)
 
 
+def _unfenced(text: str) -> str:
+    """Return what stands between the fences of a code block that is the whole text, else the text."""
+    text = text.strip()
+    inner = text.removeprefix("```").removesuffix("```").strip()
+    fenced = len(text) >= 6 and text.startswith("```") and text.endswith("```")
+    return inner.removeprefix("json").strip() if fenced else text
+
+
 def _normal(text: str, options: Options) -> str:
-    text = " ".join(unicodedata.normalize("NFKC", text).split())
+    text = " ".join("".join(map(_compatible, unicodedata.normalize("NFC", text))).split())
     return text.casefold().rstrip(".。") if options["case"] == "ignore" else text
 
 
-def _truth(text: str) -> bool | None:
-    text = _ANNOUNCED.sub("", text.strip(" \t\n.,!*\"'。！\\${}()").removeprefix("text{"))
-    if text in ("1", "0"):
-        return text == "1"
-    says_no, says_yes = _NO.match(text), _YES.match(text)
-    first = says_no or says_yes
-    if first is None:
-        return None
-    rest = text[first.end() :]
-    said = {word[0].lower() in ("yes", "true") for word in _BOTH.finditer(rest)}
-    if not first[0].isascii():
-        said |= {word[0] in ("正确", "是", "对") for word in _CHINESE_BOTH.finditer(rest)}
-    verdict = says_no is None
-    return verdict if said <= {verdict} else None
+def _compatible(character: str) -> str:
+    """Return the Unicode compatibility form, but leave superscripts, subscripts and fractions as they are."""
+    if character.isascii() or unicodedata.decomposition(character).startswith(_KEPT_FORMS):
+        return character
+    return unicodedata.normalize("NFKC", character)
 
 
 def _similarity(answer: str, reference: str, threshold: float) -> float:
@@ -155,10 +151,7 @@ def _items(value: object) -> list[object] | None:
 def _same_item(one: object, other: object) -> bool:
     if isinstance(one, (str, int, float)) and isinstance(other, (str, int, float)):
         left, right = (" ".join(str(side).casefold().split()) for side in (one, other))
-        if left == right:
-            return True
-        numbers = [read_number(side) for side in (left, right)]
-        return None not in numbers and numbers[0] == numbers[1]
+        return left == right or same_quantity(left, right)
     return _same_json(one, other)
 
 

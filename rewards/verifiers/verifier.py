@@ -1,6 +1,8 @@
 """The type of a verifier, and how its options and references are read."""
 
 import json
+import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -12,7 +14,11 @@ Options = Mapping[str, Any]
 
 T = TypeVar("T")
 Judge = Callable[[Claim, Options], float | None]
-QUICK_CHARACTERS = 20_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
+_TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
+_QUOTED, _ESCAPED = re.compile(_TEXT, re.DOTALL), re.compile(r"\\(.)", re.DOTALL)
+_TEXT_LIST = re.compile(rf"\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*,?\s*\]", re.DOTALL)
+_MAX_CELL = 20_000  # characters of a cell that may list several answers
+QUICK_CHARACTERS = 10_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
 
 class Undecided:
@@ -49,8 +55,10 @@ class Verifier:
 
 
 def reference_text(claim: Claim) -> str:
-    """Return the reference as text; `Unscorable` when there is none."""
+    """Return the reference as text; `Unscorable` when there is none, or a number that is not finite."""
     reference = claim.reference
+    if isinstance(reference, float) and not math.isfinite(reference):
+        raise Unscorable(f"the reference is {reference!r}, which programs write where a value is missing")
     if isinstance(reference, bool):
         reference = str(reference).lower()
     if isinstance(reference, (int, float)):
@@ -63,12 +71,43 @@ def reference_text(claim: Claim) -> str:
 
 
 def reference_texts(claim: Claim) -> list[str]:
-    """Return one text or several (a list in the row), at least one and none of them empty."""
+    """Return one text or several (a list in the row, or written in one cell), at least one and none of them empty."""
     reference = claim.reference
-    several = reference if isinstance(reference, (list, tuple)) else [reference]
+    several = reference if isinstance(reference, (list, tuple)) else listed_texts(reference) or [reference]
     if not several:
         raise Unscorable("the reference is an empty list")
     return [reference_text(Claim(claim.completion, claim.answer, one)) for one in several]
+
+
+def listed_texts(reference: object) -> list[str] | None:
+    """Return the texts that a cell lists as Python or JSON does: `['ITC Limited', 'itc ltd']`; None for any other cell.
+
+    Tables such as VLMEvalKit's hold several accepted answers so. A list of numbers is an answer of its own.
+    """
+    if not isinstance(reference, str) or len(reference) > _MAX_CELL:
+        return None
+    cell = reference.strip()
+    if not _TEXT_LIST.fullmatch(cell):
+        return None
+    return [_ESCAPED.sub(_unescaped, text[1:-1]) for text in _QUOTED.findall(cell)]
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    return {"n": "\n", "t": "\t", "r": "\r"}.get(escape[1], escape[1])
+
+
+def has_no_value(value: object) -> bool:
+    """Tell whether JSON data hold a number that is not finite, at any depth that is looked at."""
+    waiting = [value]
+    while waiting:
+        one = waiting.pop()
+        if isinstance(one, float) and not math.isfinite(one):
+            return True
+        if isinstance(one, Mapping):
+            waiting.extend(one.values())
+        elif isinstance(one, (list, tuple)):
+            waiting.extend(one)
+    return False
 
 
 def parse_json(text: str) -> object:

@@ -10,7 +10,8 @@ def drop_reason(group: Group, group_filter: GroupFilter, masks_overlong: bool = 
     """Empty when the group trains, otherwise why it does not.
 
     A group needs two scored trajectories and one that trains. `correctness_spread` judges the answer part alone: spread
-    in format only teaches a policy to shorten its thinking.
+    in format only teaches a policy to shorten its thinking. A verifier that grades gives spread by any two values, as
+    verl's filter has it; a group of one value between right and wrong is `equal_answers`.
     """
     scored = group.scored
     if len(scored) < min(2, len(group.trajectories)):
@@ -24,10 +25,12 @@ def drop_reason(group: Group, group_filter: GroupFilter, masks_overlong: bool = 
             values = [t.shaped_reward for t in scored]
             return "" if max(values) > min(values) else "equal_rewards"
         case GroupFilter.correctness_spread:
-            num_right = sum(t.reward.correct for t in scored)
-            if 0 < num_right < len(scored):
+            values = [t.reward.answer_value for t in scored]
+            if max(values) > min(values):
                 return ""
-            return "all_right" if num_right else "all_wrong"
+            if scored[0].reward.correct:
+                return "all_right"
+            return "equal_answers" if values[0] > 0 else "all_wrong"
 
 
 def with_advantage(groups: Sequence[Group]) -> list[Group]:

@@ -20,6 +20,8 @@ from rollouts.rollout import Prompt, RolloutWorker, generate
 FIRST_GROUP_INDEX = 2**40
 """Group indices of evaluations during training start here, so that no group of training shares their randomness."""
 
+_OF_GROUPS = ("accuracy_think", "accuracy_direct", "score_think", "score_direct")
+
 PORTION = 128
 """Prompts whose pixels are held at once."""
 
@@ -29,6 +31,7 @@ class Answers:
     """The answers of one mode to every prompt: one list per prompt, None for a completion that could not be scored."""
 
     right: list[list[bool | None]]
+    scores: list[list[float | None]]
     formatted: list[float]
     lengths: list[int]
 
@@ -37,18 +40,24 @@ class Answers:
         """To the prompts of all parts, in order."""
         return cls(
             [group for part in parts for group in part.right],
+            [group for part in parts for group in part.scores],
             [value for part in parts for value in part.formatted],
             [length for part in parts for length in part.lengths],
         )
 
     def only(self, numbers: Sequence[int]) -> "Answers":
-        """The answers to the prompts of these numbers, right or wrong alone."""
-        return Answers([self.right[number] for number in numbers], [], [])
+        """The answers to the prompts of these numbers, without their form and length."""
+        return Answers([self.right[number] for number in numbers], [self.scores[number] for number in numbers], [], [])
 
     @property
     def accuracy(self) -> float:
         """pass@1: share of right completions among the scorable ones."""
         return _mean([float(right) for group in self.right for right in group if right is not None])
+
+    @property
+    def score(self) -> float:
+        """Mean of the answer part among the scorable completions: the benchmark's number where a verifier grades."""
+        return _mean([score for group in self.scores for score in group if score is not None])
 
     @property
     def pass_at_k(self) -> float:
@@ -75,9 +84,10 @@ def ask(
     name_failures(rollouts)
     rewarded = [pair for group in reward(tasks, rollouts, rubric, processor.tokenizer) for pair in group]
     results = [result for _, result in rewarded]
-    right = [result.correct if result.value is not None else None for result in results]
+    groups = [results[start : start + num_samples] for start in range(0, len(results), num_samples)]
     return Answers(
-        right=[right[start : start + num_samples] for start in range(0, len(right), num_samples)],
+        right=[[one.correct if one.value is not None else None for one in group] for group in groups],
+        scores=[[one.answer_value if one.value is not None else None for one in group] for group in groups],
         formatted=[result.parts.get("format") or 0.0 for result in results if result.value is not None],
         lengths=[len(rollout.completion_ids) for rollout, _ in rewarded],
     )
@@ -96,8 +106,9 @@ def evaluate_modes(
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
-    Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
-    accuracy of always giving the most common reference. With `group_by` the values of that column are told apart.
+    Accuracies are shares of scorable completions, scores the means of their answer part (ANLS is one);
+    `num_unscorable` counts the others. `majority_answer_rate` is the accuracy of always giving the most common
+    reference. With `group_by` the values of that column are told apart.
     `ValueError` when nothing could be scored.
     """
     asked: list[Prompt] = []
@@ -120,6 +131,9 @@ def evaluate_modes(
         "accuracy_think_sampled": sampled.accuracy,
         **({f"pass_at_{num_samples}": sampled.pass_at_k} if num_samples > 1 else {}),
         "accuracy_direct": answered.accuracy,
+        "score_think": thinking.score,
+        "score_think_sampled": sampled.score,
+        "score_direct": answered.score,
         "format_rate": _mean(thinking.formatted),
         "mean_length": _mean(thinking.lengths),
         "mean_length_sampled": _mean(sampled.lengths),
@@ -144,6 +158,8 @@ def _by_group(
         value: {
             "accuracy_think": thinking.only(numbers).accuracy,
             "accuracy_direct": answered.only(numbers).accuracy,
+            "score_think": thinking.only(numbers).score,
+            "score_direct": answered.only(numbers).score,
             "num_eval": len(numbers),
             "majority_answer_rate": Counter(asked[n].reference for n in numbers).most_common(1)[0][1] / len(numbers),
         }
@@ -220,7 +236,7 @@ class Evaluator:
         by_group = result.get("by_group", {})
         kept = {name: float(n) for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
         for group, numbers in by_group.items():
-            kept |= {f"{group}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
+            kept |= {f"{group}/{name}": numbers[name] for name in _OF_GROUPS}
         return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> State:

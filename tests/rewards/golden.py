@@ -324,7 +324,21 @@ def dapo_cases(rng: random.Random) -> Iterator[Case]:
         yield case("math_dapo", "plain", None, str(n), 1, completion=f"Answer: ${n:,}$")
         yield case("math_dapo", "plain", None, str(n), 1, completion=f"answer : x = {n} cm")
         yield case("math_dapo", "plain", None, str(n), -1, completion=f"Answer: {n}.0")
-        yield case("math_dapo", "plain", None, str(n), -1, completion=f"\\boxed{{{n}}}")
+        yield case("math_dapo", "fallback", None, str(n), 1, completion=f"so \\boxed{{{n}}}")
+        yield case("math_dapo", "fallback", None, str(n), -1, completion=f"Answer: {n + 1}, \\boxed{{{n}}}")
+        yield case(
+            "math_dapo", "fallback", None, str(n), -1, completion=f"\\boxed{{{n}}}", options={"method": "answer_only"}
+        )
+        yield case(
+            "math_dapo",
+            "strict",
+            None,
+            str(n),
+            1,
+            completion=f"Answer: 1 \\boxed{{{n}}}",
+            options={"method": "strict_box"},
+        )
+        yield case("math_dapo", "strict", None, str(n), -1, completion=f"Answer: {n}", options={"method": "strict_box"})
         yield case("math_dapo", "tail", None, str(n), -1, completion=f"Answer: {n}\n" + "x" * 300)
     yield case("math_dapo", "latex", None, "\\frac{1}{2}", 1, completion="Answer: \\frac12")
     yield case("math_dapo", "latex", None, "0.5", -1, completion="Answer: \\frac12")

@@ -175,7 +175,7 @@ def test_thousands_of_unclosed_boxes_cost_linear_time():
         ("last_number", "from 1,234.5 to -7.", "-7"),
         ("last_number", "it is 3/4", "3/4"),
         ("last_number", "it is 50%", "50%"),
-        ("last_number", "7-2", "2"),
+        ("last_number", "7-2", "7-2"),
         ("last_number", "none", None),
         ("bare", " 5 cm ", "5 cm"),
         ("bare", " ", None),
@@ -183,6 +183,32 @@ def test_thousands_of_unclosed_boxes_cost_linear_time():
 )
 def test_opt_in_rules(rule, text, answer):
     assert extract(text, [AnswerRule(rule)]) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The probability is 2/3.", "2/3"), ("The probability is 12/35, so no.", "12/35"), ("so $\\frac{4}{3}$", "\\frac{4}{3}"), ("\\(x=\\frac{7}{3}\\).", "\\frac{7}{3}"),
+        ("it is 10^3", "10^3"), ("gives 2\\sqrt{3}.", "2\\sqrt{3}"), ("it is 5 cm^2", "5"), ("it is 5 m2.", "5"), ("it is −5", "-5"), ("it is –7.5.", "-7.5"),
+        ("She makes $18 every day.", "18"), ("from $18 to $20.", "20"), ("2+3=5", "5"), ("the point (3, 4)", "(3, 4)"), ("total (5)", "5"), ("it is 2 1/2 cups", "2 1/2"),
+        ("about 3 million", "3 million"), ("5 hundredths", "5 hundredths"), ("答案是12。", "12"), ("共5个", "5"), ("约3万", "3万"), ("3 kg of H2O", "3"), ("x_1 and x_2", None),
+        ("#### 5,000", "5,000"), ("**12**", "12"), ("3 (or 4)", "4"), ("it has 5 (see $x_3$)", "x_3"),
+    ],
+)  # fmt: skip
+def test_the_last_number_is_never_cut_out_of_a_formula(text, answer):
+    assert extract(text, [AnswerRule.last_number]) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("The answer to the question is 5.", "5"), ("The answer to 2+3 is 5", "5"), ("The answer would be 12 cm", "12 cm"), ("The answer must be 7.", "7"),
+        ("## Final Answer\n\n42", "42"), ("**Final Answer**\n$7$", "$7$"), ("Final answer\n\\boxed{3}", "3"), ("### Answer\nB", "B"), ("The answer is St. John.", "St. John"),
+        ("Answer: Dr. Lee. He is tall", "Dr. Lee"), ("The answer is J. Smith.", "J. Smith"), ("The answer is the U.S. Open", "the U.S. Open"), ("Answer: 5. So we stop.", "5"),
+    ],
+)  # fmt: skip
+def test_the_answer_line_is_found_and_not_cut(text, answer):
+    assert extract(text, [AnswerRule.answer_line]) == answer
 
 
 def test_rules_are_tried_in_order_and_only_behind_the_thinking():

@@ -403,3 +403,14 @@ def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back(tiny, sampled):
     policy.engine.step()
     moved = policy.engine.accumulate([batch], algorithm.loss, 24.0).total()
     assert moved["ref_kl"] > 0.0
+
+
+@pytest.mark.parametrize(
+    ("values", "reason"),
+    [
+        ((0.0, 0.5, 0.9, 0.0), ""), ((0.5, 0.6), ""), ((0.5, 1.0), ""), ((-1.0, 1.0), ""), ((1.0, 1.0), "all_right"),
+        ((0.0, 0.0), "all_wrong"), ((-1.0, -1.0), "all_wrong"), ((0.5, 0.5), "equal_answers"),
+    ],
+)  # fmt: skip
+def test_answers_that_a_verifier_grades_differently_have_spread(values, reason):
+    assert DAPO.drop_reason(make_group([result(value) for value in values])) == reason
