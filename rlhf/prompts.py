@@ -107,6 +107,9 @@ class PromptSet(TableSource[PromptRow]):
         """The prompt in the mode that the set was opened for. `MediaError` for one whose media cannot be read."""
         return self._in_mode(index, self._mode)
 
+    def __getitem__(self, index: int) -> Task:
+        return self.build(index)
+
     def task(self, index: int) -> Task | None:
         """None for a row whose media cannot be read; it is named. `ValueError` past `data.max_bad_rows`."""
         if self.items[index].prompt.id in self.bad_rows.ids:
