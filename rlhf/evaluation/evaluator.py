@@ -1,5 +1,6 @@
 """Both modes of a policy on held-out prompts: what `rlhf.evaluate` reports, and what training watches."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -46,13 +47,13 @@ class Answers:
         return Answers([self.right[number] for number in numbers], [], [])
 
     @property
-    def accuracy(self) -> float:
-        """pass@1: share of right completions among the scorable ones."""
+    def accuracy(self) -> float | None:
+        """pass@1: share of right completions among the scorable ones; None where there are none."""
         return _mean([float(right) for group in self.right for right in group if right is not None])
 
     @property
-    def pass_at_k(self) -> float:
-        """Share of prompts with a right completion among their k, of those with a scorable one."""
+    def pass_at_k(self) -> float | None:
+        """Share of prompts with a right completion among their k, of those with a scorable one; None without any."""
         return _mean([float(any(group)) for group in self.right if any(right is not None for right in group)])
 
     @property
@@ -96,8 +97,9 @@ def evaluate_modes(
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
-    Accuracies are shares of scorable completions; `num_unscorable` counts the others. `majority_answer_rate` is the
-    accuracy of always giving the most common reference. With `group_by` the values of that column are told apart.
+    Accuracies are shares of scorable completions, None where there are none; `num_unscorable` counts the others.
+    `majority_answer_rate` is the accuracy of always giving the most common reference. With `group_by` the values of
+    that column are told apart.
     `ValueError` when nothing could be scored.
     """
     asked: list[Prompt] = []
@@ -133,7 +135,7 @@ def evaluate_modes(
 
 def _by_group(
     asked: Sequence[Prompt], thinking: Answers, answered: Answers, column: str
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """For each value of a column: its accuracies, number of prompts, and that of its most common answer."""
     members: dict[str, list[int]] = {}
     for number, prompt in enumerate(asked):
@@ -203,8 +205,20 @@ class Evaluator:
             self.config.group_by,
         )
         self._rubric.take_metrics()  # these completions are no part of the step
-        value = result[f"accuracy_{self.config.metric.value}"]
-        if self.best is None or value > self.best:
+        self._compare(result[f"accuracy_{self.config.metric.value}"], step, run)
+        run.append("evaluations.jsonl", step, [result])
+        by_group = result.get("by_group", {})
+        kept = {name: n for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
+        for group, numbers in by_group.items():
+            kept |= {f"{group}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
+        kept["best"] = self.best
+        return {f"eval/{name}": math.nan if number is None else float(number) for name, number in kept.items()}
+
+    def _compare(self, value: float | None, step: int, run: RunFolder) -> None:
+        """Keep the policy if it is the best so far. An evaluation without a number is neither better nor worse."""
+        if value is None:
+            print(f"step {step}: no {self.config.metric.value} completion could be scored", file=sys.stderr)
+        elif self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
             with run.space_for("best"):
                 self._engine.export(run.folder / "best", self._processor)
@@ -216,12 +230,6 @@ class Evaluator:
                 f"{self.best_step} in {self.without_new_best} evaluations; the run ends",
                 file=sys.stderr,
             )
-        run.append("evaluations.jsonl", step, [result])
-        by_group = result.get("by_group", {})
-        kept = {name: float(n) for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
-        for group, numbers in by_group.items():
-            kept |= {f"{group}/{name}": numbers[name] for name in ("accuracy_think", "accuracy_direct")}
-        return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
@@ -234,5 +242,5 @@ class Evaluator:
             self._prompts.bad_rows.restore(state["bad_rows"])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

@@ -13,6 +13,7 @@ from model.json_values import JsonObject
 from model.run.durable import write_file
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig
+from rlhf.console import shown
 from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
@@ -58,9 +59,10 @@ def _check_output(output: Path) -> None:
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
     """Print a summary; without `output`, also the whole result as one JSON object in the last line."""
     result = evaluate_folder(config)
+    think, sampled, direct = (shown(result[f"accuracy_{mode}"], ".1%") for mode in ("think", "think_sampled", "direct"))
     print(
-        f"{config.checkpoint}: think {result['accuracy_think']:.1%} (T=1 {result['accuracy_think_sampled']:.1%}), "
-        f"direct {result['accuracy_direct']:.1%}, mean length {result['mean_length']:.1f}, n {result['num_eval']}, "
+        f"{config.checkpoint}: think {think} (T=1 {sampled}), direct {direct}, "
+        f"mean length {shown(result['mean_length'], '.1f')}, n {result['num_eval']}, "
         f"at most {result['max_completion_tokens']} tokens"
     )
     if not config.output:
