@@ -114,7 +114,7 @@ def honest(row: DataRow) -> str:
 def check(args: argparse.Namespace, console: Console) -> list[str]:
     """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
-    rows = read_rows(Path(args.data), args.rows)
+    rows = read_rows(Path(args.data).expanduser(), args.rows)
     checker = Checker(args)
     with checker.rubric as rubric:
         rubric.check_functions()

@@ -55,7 +55,7 @@ def load_function(spec: str) -> Function:
     place, colon, name = spec.rpartition(":")
     if not colon:
         return _from_entry_point(spec)
-    module = _from_file(spec, Path(place)) if place.endswith(".py") else _from_module(spec, place)
+    module = _from_file(spec, Path(place).expanduser()) if place.endswith(".py") else _from_module(spec, place)
     function = getattr(module, name, None)
     if not callable(function):
         defined = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))

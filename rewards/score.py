@@ -44,12 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
+        args.input, args.output = args.input.expanduser(), args.output.expanduser()
         settings = _settings(args)
         done = _prepare_output(args.input, args.output, settings)
         for field, name in zip(ADDED, settings.fields, strict=True):
             if name != field:
                 print(f"rewards.score: the input's own {field!r} is kept; ours is {name!r}", file=sys.stderr)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: `~` of a user that is not there
         print(f"rewards.score: {error}", file=sys.stderr)
         return 2
     try:

@@ -102,6 +102,8 @@ def evaluate_modes(
     that column are told apart.
     `ValueError` when nothing could be scored.
     """
+    if group_by and not any(group_by in row.prompt.meta for row in prompts.items):
+        raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {group_by!r}")
     asked: list[Prompt] = []
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
@@ -140,8 +142,6 @@ def _by_group(
     members: dict[str, list[int]] = {}
     for number, prompt in enumerate(asked):
         members.setdefault(str(prompt.meta.get(column, "")), []).append(number)
-    if list(members) == [""]:
-        raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {column!r}")
     return {
         value: {
             "accuracy_think": thinking.only(numbers).accuracy,

@@ -22,6 +22,7 @@ from rollouts.weights.sync import fill_worker
 
 def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
+    config.rollouts.require_packages()
     if config.output:
         _check_output(Path(config.output))
     prepare_cpu(config.num_threads)
@@ -31,6 +32,7 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, rollout_config, config.data)
     model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
+        rubric.check_datasets(row.prompt.meta for row in prompts.items)
         rubric.check_functions()
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))

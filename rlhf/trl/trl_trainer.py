@@ -55,6 +55,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 return
             _begin(run)
             prompts, _ = open_prompts(config, processor, run.folder)
+            rubric.check_datasets(row.prompt.meta for row in prompts.items)
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
             print(describe(config, len(prompts)), flush=True)
             with StageProgress("rl", config.trainer.max_steps) as progress:

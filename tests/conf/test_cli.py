@@ -40,7 +40,7 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
         ("rlhf", ["reward.functions=a.py:f"], ["reward.functions", "str is not a ListConfig"]),
         ("rlhf", ["run.dir=${nowhere}"], ["run.dir", "'nowhere' not found"]),
-        ("rlhf", ["run.dir=lr=3"], ["run.dir=lr=3", "quote a value with special characters"]),
+        ("rlhf", ["trainer.max_steps=lr=3"], ["trainer.max_steps=lr=3", "quote a value with special characters"]),
         ("rlhf", ["run.dir='open"], ["run.dir='open", "quote a value with special characters"]),
         ("pretrain", ["model=tinny"], ["model", "'tinny'", "tiny"]),
         ("pretrain", ["data.mixture.caption=x"], ["data.mixture.caption", "'x'", "Integer"]),
