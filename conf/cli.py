@@ -27,8 +27,8 @@ USER_ERROR = 2
 _EXTRAS = {
     "hf": ("transformers", "tokenizers"),
     "video": ("av",),
-    "data": ("pyarrow", "datasets"),
-    "trl": ("trl", "accelerate"),
+    "data": ("pyarrow",),
+    "trl": ("trl", "accelerate", "datasets"),
     "ray": ("ray",),
     "vllm": ("vllm",),
 }
