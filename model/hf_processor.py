@@ -107,6 +107,8 @@ class SAILVLProcessor(ProcessorMixin):
         return cls(SAILVLImageProcessor.from_pretrained(pretrained_model_name_or_path), tokenizer)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        if push_to_hub:
+            raise ValueError("push_to_hub: expected False, found True; upload the folder that is saved")
         return self.image_processor.save_pretrained(save_directory)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
