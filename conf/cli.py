@@ -19,9 +19,21 @@ from enum import Enum
 from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
+from conf.texts import at_home, expand_home, take_texts, texts_in_yaml
+
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "sft", "rewards", "rollouts", "rlhf", "conf")
 USER_ERROR = 2
+_EXTRAS = {
+    "hf": ("transformers", "tokenizers"),
+    "video": ("av",),
+    "data": ("pyarrow",),
+    "trl": ("trl", "accelerate", "datasets"),
+    "ray": ("ray",),
+    "vllm": ("vllm",),
+}
+"""Extra of our distribution -> the packages that come with it."""
+
 Config = TypeVar("Config")
 
 
@@ -58,13 +70,18 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
         overrides, show = _split_arguments(arguments)
         config, resolved = load_config(entry, overrides)
         if show:
-            print(resolved, end="")
+            print(_without_passwords(resolved), end="")
             return 0
         if "recipe" in _groups(entry):
             print(_recipe_line(overrides), flush=True)
         run(config, resolved)
     except ValueError as error:
-        print(f"error: {message(error)}", file=sys.stderr)
+        print(f"error: {_without_passwords(message(error))}", file=sys.stderr)
+        return USER_ERROR
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.partition(".")[0] in PACKAGES:
+            raise
+        print(f"error: {_missing(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
         print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
@@ -76,6 +93,20 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
         print(f"error: {message(error)}", file=sys.stderr)
         return exit_code
     return 0
+
+
+def _without_passwords(text: str) -> str:
+    """Mask what stands before the @ of an address."""
+    return re.sub(r"(://)[^/\s'\"]*@", r"\1***@", text)
+
+
+def _missing(error: ModuleNotFoundError) -> str:
+    """Name the package that is not installed, and how it is had, in one line."""
+    if not str(error).startswith("No module named"):
+        return str(error)
+    extra = next((extra for extra, packages in _EXTRAS.items() if (error.name or "").partition(".")[0] in packages), "")
+    remedy = f"pip install 'sailvl2-rl[{extra}]'" if extra else "install the package that it belongs to"
+    return f"expected the Python module {error.name!r}, found none; {remedy}"
 
 
 def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
@@ -94,17 +125,22 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
     GlobalHydra.instance().clear()
     try:
         with (
-            _own_recipe(plain) as (plain, search),
+            _own_recipe(plain) as (plain, search, own),
             initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"),
         ):
             groups = [_check_choice(o, entry, bool(search)) for o in plain if _key(o) in _groups(entry)]
             known = compose("config", [*groups, *search])
             assert isinstance(known, DictConfig)
             checked = [_check_key(override, known, entry, bool(search)) for override in plain]
-            composed = compose("config", [*checked, *search])
+            overrides, texts = take_texts(checked, known)
+            composed = compose("config", [*overrides, *search])
+            for key, value in {**texts_in_yaml(own, known), **texts}.items():
+                OmegaConf.update(composed, key, value, force_add=_is_free_mapping(known, key) or _is_open(known, key))
             if stage_overrides:
                 _add_stage_overrides(composed, stage_overrides)
-            config = OmegaConf.to_object(composed)
+            config: Any = OmegaConf.to_object(composed)
+            expand_home(config)
+            _check_names(config, entry)
             return config, OmegaConf.to_yaml(OmegaConf.structured(config))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
@@ -137,7 +173,8 @@ def assign(key: str, value: object) -> str:
 
 
 def _quoted(value: object) -> str:
-    text = str(value).replace("\\", "\\\\").replace("'", "\\'")
+    # Hydra takes a backslash for itself unless a quote follows; then every backslash before it needs another.
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(value))
     return f"'{text}'"
 
 
@@ -215,14 +252,15 @@ def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> No
 
 
 @contextmanager
-def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]]]:
-    """(overrides, what makes Hydra find the recipe) where a recipe is a user's YAML file: `recipe=my/recipe.yaml`."""
+def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str], str]]:
+    """(overrides, what makes Hydra find the recipe, its text) where a recipe is a user's YAML file:
+    `recipe=my/recipe.yaml`."""
     chosen = [override.partition("=")[2] for override in overrides if _key(override) == "recipe"]
-    if not chosen or not chosen[-1].endswith((".yaml", ".yml")):
+    if not chosen or not chosen[-1].strip("'\"").endswith((".yaml", ".yml")):
         named = [f"recipe={chosen[-1]}"] if len(chosen) > 1 else []
-        yield [*(o for o in overrides if not named or _key(o) != "recipe"), *named], []
+        yield [*(o for o in overrides if not named or _key(o) != "recipe"), *named], [], ""
         return
-    path = Path(chosen[-1])
+    path = Path(at_home(chosen[-1].strip("'\""), "recipe"))
     try:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -233,7 +271,7 @@ def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]
         name = f"file_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"  # no shipped recipe is called like that
         (folder / f"{name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
         kept = [override for override in overrides if _key(override) != "recipe"]
-        yield [*kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"]
+        yield [*kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"], text
 
 
 def _recipe_line(overrides: Sequence[str]) -> str:
@@ -279,11 +317,45 @@ def _check_key(override: str, known: Any, entry: str, has_own_recipe: bool) -> s
     _refuse_deletion(override)
     keys = list(_flatten(known, ""))
     if key in keys:
+        _refuse_name(key, override.partition("=")[2], known, entry)
         return f"{'++' if _is_free_mapping(known, key) else ''}{override.lstrip('+')}"
-    parents = [key[:end] for end, letter in enumerate(key) if letter == "."]
-    if any(parent in keys and _is_free_mapping(known, parent) for parent in parents):
+    if _is_open(known, key):
         return f"++{override.lstrip('+')}"
     raise UsageError(f"{key}: no such key; {_nearest(key, [*keys, *_groups(entry)])}")
+
+
+def _refuse_name(key: str, name: str, known: Any, entry: str) -> None:
+    """`UsageError` for `GROUP.name`, which chooses nothing: the group does."""
+    from omegaconf import OmegaConf
+
+    from conf.schema import GROUPS, NAMED
+
+    group, _, field = key.rpartition(".")
+    choices = GROUPS.get(entry, {}).get(group)
+    if choices is None or field != "name" or OmegaConf.get_type(known, group) in NAMED:
+        return
+    raise UsageError(f"{key}: chooses nothing by itself; set {group}={'|'.join(choices)} instead, found {name!r}")
+
+
+def _check_names(config: Any, entry: str) -> None:
+    """`UsageError` where a file gives a section the name of another choice than the group's."""
+    from conf.schema import GROUPS, NAMED
+
+    for group, choices in GROUPS.get(entry, {}).items():
+        section = getattr(config, group)
+        chosen = next((name for name, schema in choices.items() if schema is type(section)), None)
+        if type(section) not in NAMED and chosen is not None and section.name != chosen:
+            raise UsageError(
+                f"{group}.name: chooses nothing by itself; set {group}={'|'.join(choices)} instead, found "
+                f"{section.name!r} with {group}={chosen}"
+            )
+
+
+def _is_open(known: Any, key: str) -> bool:
+    """Tell whether a key lies in a mapping that takes any keys."""
+    keys = set(_flatten(known, ""))
+    parents = [key[:end] for end, letter in enumerate(key) if letter == "."]
+    return any(parent in keys and _is_free_mapping(known, parent) for parent in parents)
 
 
 def _flatten(node: Any, prefix: str) -> Iterator[str]:

@@ -44,6 +44,9 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
 
+NAMED = (CustomConfig,)
+"""The choices whose `name` is a setting; any other `GROUP.name` only says what the group chose."""
+
 
 def register() -> None:
     """Make the schemas known; calling it again changes nothing."""

@@ -22,6 +22,24 @@ from model.processing.settings import FILE
 
 _IMAGE = f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}"
 _BLANK = Image.new("RGB", (1, 1))
+_TEMPLATE_OPTIONS = (
+    "add_generation_prompt",
+    "padding",
+    "padding_side",
+    "return_dict",
+    "return_tensors",
+    "thinking",
+    "tokenize",
+)
+_TEXT_OPTIONS = ("padding", "padding_side", "return_tensors")
+_WITHOUT_EFFECT = ("add_special_tokens", "return_attention_mask")  # there are none to add, and a mask always comes
+
+
+def _refuse(given: dict[str, Any], known: Sequence[str], remedy: str) -> None:
+    """`ValueError` for an option that would be ignored. None and False ask for nothing."""
+    for name, value in given.items():
+        if name not in (*known, *_WITHOUT_EFFECT) and value is not None and value is not False:
+            raise ValueError(f"{name}: expected none, found {value!r:.80}; {remedy}")
 
 
 class SAILVLImageProcessor(BaseImageProcessor):
@@ -52,8 +70,11 @@ class SAILVLImageProcessor(BaseImageProcessor):
         """`images`: one, a list of the images of one prompt, or a list of such lists (None for a prompt without).
 
         Returns `pixel_values` [all tiles, 3, S, S] (AnyRes of several sizes: a list of [1, 3, height, width]) and
-        `num_patches` [images], the tiles of each image.
+        `num_patches` [images], the tiles of each image. Other options are refused.
         """
+        for name, value in kwargs.items():
+            if value is not None and (name, value) != ("crop_to_patches", True):  # as TRL asks, and as is always done
+                raise ValueError(f"{name}: expected none, found {value!r:.80}; the checkpoint says how images are cut")
         tiles = [image for prompt in _by_prompt(images) for image in self.processor.open_images(None, prompt)]
         counts = torch.tensor([len(image) for image in tiles], dtype=torch.long)
         return BatchFeature({"pixel_values": _joined(tiles), "num_patches": counts})
@@ -86,6 +107,8 @@ class SAILVLProcessor(ProcessorMixin):
         return cls(SAILVLImageProcessor.from_pretrained(pretrained_model_name_or_path), tokenizer)
 
     def save_pretrained(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> list[str]:
+        if push_to_hub:
+            raise ValueError("push_to_hub: expected False, found True; upload the folder that is saved")
         return self.image_processor.save_pretrained(save_directory)
 
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
@@ -93,13 +116,8 @@ class SAILVLProcessor(ProcessorMixin):
 
         `thinking=True` appends the published instruction. Other options that would change the result are refused.
         """
-        refused = ("tools", "continue_final_message", "documents", "truncation", "return_assistant_tokens_mask")
-        kwargs["chat_template"] = chat_template
-        for name in (*refused, "chat_template"):
-            if kwargs.get(name):
-                raise ValueError(
-                    f"{name}: expected none, found {kwargs[name]!r:.80}; the published template has no such part"
-                )
+        remedy = "the published template has no such part, and nothing is cut"
+        _refuse({**kwargs, "chat_template": chat_template}, _TEMPLATE_OPTIONS, remedy)
         if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
             raise ValueError(f"conversation: expected a list of messages, found {conversation!r:.80}")
         single = isinstance(conversation[0], dict)
@@ -127,7 +145,11 @@ class SAILVLProcessor(ProcessorMixin):
         return BatchFeature(features)
 
     def __call__(self, images: Any = None, text: Any = None, **kwargs: Any) -> BatchFeature:
-        """Rendered text with one `<img><IMG_CONTEXT></img>` (or `<image>`) per image -> padded ids and pixels."""
+        """Rendered text with one `<img><IMG_CONTEXT></img>` (or `<image>`) per image -> padded ids and pixels.
+
+        Options beside `padding`, `padding_side` and `return_tensors` are refused: cutting could split an image.
+        """
+        _refuse(kwargs, _TEXT_OPTIONS, "nothing is cut, because that could split an image; shorten the text")
         if text is None:
             raise ValueError("text: expected a string or a list of strings, found none")
         texts = [text] if isinstance(text, str) else list(text)

@@ -7,7 +7,6 @@ and on probes that deserve nothing. Exit code 0: the reward keeps its contract, 
 
 import argparse
 import json
-import math
 import statistics
 import sys
 import time
@@ -115,7 +114,7 @@ def honest(row: DataRow) -> str:
 def check(args: argparse.Namespace, console: Console) -> list[str]:
     """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
-    rows = read_rows(Path(args.data), args.rows)
+    rows = read_rows(Path(args.data).expanduser(), args.rows)
     checker = Checker(args)
     with checker.rubric as rubric:
         rubric.check_functions()
@@ -155,8 +154,9 @@ def _check_contract(checker: Checker, inputs: Sequence[RewardInput], timeout: fl
         seconds.append(time.perf_counter() - start)
     slowest = max(seconds)
     values = [result.value for result in first if result.value is not None]
+    spread = f"{min(values):.3g} to {max(values):.3g}" if values else "-"
     console.print(
-        f"{len(inputs)} rows: values {min(values, default=math.nan):.3g} to {max(values, default=math.nan):.3g}, "
+        f"{len(inputs)} rows: values {spread}, "
         f"{sum(value is None for value in (r.value for r in first)) - len(failed)} not applicable, "
         f"{len(failed)} unscorable; {statistics.median(seconds) * 1000:.1f} ms a completion, slowest "
         f"{slowest * 1000:.1f} ms"

@@ -1,6 +1,8 @@
 """Settings of the reward: its parts, how they are combined, and their limits."""
 
 import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -73,6 +75,7 @@ class RewardConfig:
                     "reward.functions: expected FILE.py:NAME, package.module:NAME or the name of an entry point, "
                     f"found {function!r}"
                 )
+        _refuse_secrets("reward.options", self.options)
         if not self.answer_rules:
             raise ValueError("reward.answer_rules: expected at least one rule, found none")
         names = [*_OWN_PARTS, *self.parts, *self.function_names]
@@ -127,6 +130,29 @@ class RewardConfig:
 _OWN_PARTS = ("answer", "format")
 _DEFAULT_FUNCTION_WEIGHT = 0.1
 _PENALTIES = ("overlong", "repetition")  # verifiers whose values are 0 or less
+
+
+_SECRET_NAME = re.compile(
+    r"(.*[_-])?(api[_-]?key|password|passwd|secret|(access|auth|bearer)[_-]?token|authorization)", re.I
+)
+_ADDRESS_WITH_PASSWORD = re.compile(r"\s*[a-z][a-z0-9+.-]*://[^/?#\s]*@", re.I)
+
+
+def _refuse_secrets(where: str, value: object) -> None:
+    """`ValueError` for a setting that is a secret, which is not shown: a run writes its settings to config.yaml."""
+    remedy = "put it into an environment variable, and the variable's name among the settings"
+    if isinstance(value, str) and _ADDRESS_WITH_PASSWORD.match(value):
+        raise ValueError(f"{where}: expected an address without a user name and password, found one with; {remedy}")
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            if isinstance(inner, str) and inner and _SECRET_NAME.fullmatch(str(name)):
+                raise ValueError(
+                    f"{where}.{name}: expected no secret, which config.yaml would show, found one; {remedy}"
+                )
+            _refuse_secrets(f"{where}.{name}", inner)
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for inner in value:
+            _refuse_secrets(where, inner)
 
 
 def _earns(name: str, weight: float) -> bool:

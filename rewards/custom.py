@@ -29,8 +29,11 @@ from rewards.result import CallResult, CallStyle, Options, RewardInput, SiblingR
 
 ENTRY_POINTS = "sailvl2_rl.rewards"
 Function = Callable[..., object]
-_ALIASES = ("solution", "answer", "ground_truth", "label", "target")
-"""Other names by which a function may ask for the reference."""
+_REFERENCE_NAMES = ("reference", "solution", "answer", "ground_truth", "label", "target")
+_QUESTION_NAMES = ("question", "problem")
+_ID_NAMES = ("id", "index")
+_IMAGE_NAMES = ("image", "image_path")
+"""Names by which TRL functions ask for what our rows have in one place; a row's own column of that name goes first."""
 
 _MAX_SHOWN = 80
 
@@ -52,7 +55,7 @@ def load_function(spec: str) -> Function:
     place, colon, name = spec.rpartition(":")
     if not colon:
         return _from_entry_point(spec)
-    module = _from_file(spec, Path(place)) if place.endswith(".py") else _from_module(spec, place)
+    module = _from_file(spec, Path(place).expanduser()) if place.endswith(".py") else _from_module(spec, place)
     function = getattr(module, name, None)
     if not callable(function):
         defined = sorted(key for key, value in vars(module).items() if callable(value) and not key.startswith("_"))
@@ -85,11 +88,14 @@ def style_of(function: Function, spec: str = "") -> Style:
 def describe(spec: str, options: Options | None = None) -> CallStyle:
     """Tell how to call a function, by its parameters and its attributes `timeout_seconds` and `memory_mb`.
 
-    `ValueError` for options or limits that it cannot be called with.
+    `ValueError` for options or limits that it cannot be called with. A function's attribute `check_options` is called
+    with the options, and raises it for values that it does not take.
     """
     function = load_function(spec)
     style = style_of(function, spec)
     _check_options(spec, function, style, options or {})
+    if (check := getattr(function, "check_options", None)) is not None:
+        check(dict(options or {}))
     single = style in (Style.native, Style.verl) and not _is_async(function)
     return CallStyle(single, **_own_limits(spec, function))
 
@@ -142,7 +148,7 @@ def _call_together(
         CallResult(None, _said(value), "".join(traceback.format_exception(value)))
         if isinstance(value, Exception)
         else _entry(spec, index, value, style)
-        for index, value in enumerate(asyncio.run(_gather(calls)))
+        for index, value in enumerate(_loop().run(_gather(calls)))
     ]
 
 
@@ -168,7 +174,13 @@ def _await(value: object) -> object:
     async def wait(awaitable: Awaitable[object]) -> object:
         return await awaitable
 
-    return asyncio.run(wait(value)) if inspect.isawaitable(value) else value
+    return _loop().run(wait(value)) if inspect.isawaitable(value) else value
+
+
+@cache
+def _loop() -> asyncio.Runner:
+    """Return the one event loop of this process, because clients stay bound to the loop that first used them."""
+    return asyncio.Runner()
 
 
 def _entry(spec: str, index: int, value: object, style: Style) -> CallResult:
@@ -216,8 +228,8 @@ def _trl_arguments(
     state: SimpleNamespace,
     metrics: dict[str, list[float]],
 ) -> dict[str, object]:
-    """Return the arguments that TRL passes for conversational rows: messages in, one assistant message out, columns as
-    lists."""
+    """Return the arguments that TRL passes for conversational rows: messages in, one assistant message out, and every
+    column of the row as a list under its own name."""
     given: dict[str, object] = {
         "prompts": [item.messages for item in inputs],
         "completions": [[{"role": "assistant", "content": item.completion}] for item in inputs],
@@ -230,11 +242,22 @@ def _trl_arguments(
     }
     for key in sorted({key for item in inputs for key in item.meta}):
         given.setdefault(key, [item.meta.get(key) for item in inputs])
-    parameters = inspect.signature(function).parameters
-    for alias in _ALIASES:
-        if alias in parameters:
-            given.setdefault(alias, given["reference"])
+    questions = [_question(item) for item in inputs]
+    first_images = [next(iter(item.images), None) for item in inputs]
+    ids = [item.prompt_id for item in inputs]
+    by_names = (_REFERENCE_NAMES, given["reference"]), (_QUESTION_NAMES, questions), (_ID_NAMES, ids)
+    for names, values in (*by_names, (_IMAGE_NAMES, first_images), (("messages",), given["prompts"])):
+        for name in names:
+            given.setdefault(name, values)
     return {**_understood(function, given), **options}
+
+
+def _question(item: RewardInput) -> str:
+    """Return the text of the last message of the user."""
+    content = next((message["content"] for message in reversed(item.messages) if message.get("role") == "user"), "")
+    if isinstance(content, str):
+        return content
+    return "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
 
 
 def _log(metrics: dict[str, list[float]], name: str, value: float) -> None:
@@ -284,7 +307,7 @@ def _check_options(spec: str, function: Function, style: Style, options: Options
             signature.bind_partial(**options)
     except TypeError as error:
         raise ValueError(
-            f"reward.options: {spec!r} cannot be called with {dict(options)}: {error}; its parameters are "
+            f"reward.options: {spec!r} cannot be called with {sorted(options)}: {error}; its parameters are "
             f"{list(signature.parameters)}"
         ) from None
 

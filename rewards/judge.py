@@ -13,17 +13,18 @@ import json
 import mimetypes
 import os
 import random
-import re
 import secrets
 import threading
 import time
-import urllib.error
-import urllib.request
-from dataclasses import dataclass, field
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
+from rewards.endpoint import Endpoint, read_endpoint
+from rewards.http_post import post
 from rewards.result import RewardInput
+from rewards.verifiers.verifier import parse_json
 
 CHECKS = {
     "coherent": "every step of the reasoning follows from what stands before it, without contradiction",
@@ -53,68 +54,26 @@ class JudgeError(RuntimeError):
     """The judge gave no usable verdict."""
 
 
-@dataclass(frozen=True)
-class Endpoint:
-    base_url: str
-    model: str
-    api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key; empty: no key is sent
-    request_seconds: float = 60.0
-    retries: int = 3
-    requests_per_minute: float = 120.0
-    cache: str = ""  # folder that keeps verdicts; empty: none are kept
-    limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
-
-    def __post_init__(self) -> None:
-        if not re.match(r"https?://", self.base_url) or not self.model:
-            raise ValueError(
-                "reward.options.reasoning: expected base_url (http...) and model, "
-                f"found {self.base_url!r} and {self.model!r}"
-            )
-        if self.request_seconds <= 0 or self.retries < 0 or self.requests_per_minute <= 0:
-            raise ValueError(
-                "reward.options.reasoning: expected positive request_seconds, requests_per_minute, retries >= 0"
-            )
-
-
-class RateLimit:
-    """Spaces requests of this process evenly."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._next = 0.0
-
-    def wait(self, per_minute: float) -> None:
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + 60.0 / per_minute
-        time.sleep(turn - now)
-
-
 _endpoints: dict[str, Endpoint] = {}
 
 
-async def reasoning(completion: RewardInput, **settings: Any) -> float:
+async def reasoning(completion: RewardInput, **settings: object) -> float:
     """Return the share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
 
     Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache. A completion without
     thinking or answer fails without being asked about. Raises `JudgeError` when no verdict comes.
     """
-    endpoint = _endpoints.setdefault(json.dumps(settings, sort_keys=True), _endpoint(settings))
+    name = json.dumps(settings, sort_keys=True)
+    if name not in _endpoints:
+        _endpoints[name] = read_endpoint(settings)
     if not completion.thinking.strip() or completion.answer is None:
         return 0.0
-    checks = await asyncio.to_thread(judge, endpoint, completion)
+    checks = await asyncio.to_thread(judge, _endpoints[name], completion)
     return sum(checks.values()) / len(checks)
 
 
 reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the deadline for all completions of one prompt)
-
-
-def _endpoint(settings: dict[str, Any]) -> Endpoint:
-    known = [name for name in Endpoint.__dataclass_fields__ if name != "limiter"]
-    if unknown := sorted(set(settings) - set(known)):
-        raise ValueError(f"reward.options.reasoning: expected some of {known}, found {unknown[0]!r}")
-    return Endpoint(**{"base_url": "", "model": "", **settings})
+reasoning.check_options = read_endpoint  # type: ignore[attr-defined]  (called before a run)
 
 
 def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
@@ -167,7 +126,7 @@ def _image(path: Path) -> dict[str, object]:
 
 def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[str, bool]:
     """Ask for one verdict, and ask again after failures that may pass; the waits double, with jitter."""
-    _check_key(endpoint)
+    endpoint.key()
     problem = ""
     for attempt in range(endpoint.retries + 1):
         if attempt:
@@ -175,54 +134,29 @@ def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[st
         endpoint.limiter.wait(endpoint.requests_per_minute)
         try:
             return _read_verdict(_post(endpoint, payload), marker)
-        except urllib.error.HTTPError as error:
+        except HTTPError as error:
             problem = f"HTTP status {error.code}"
             if error.code not in _TRANSIENT:
                 break
-        except (OSError, ValueError, JudgeError) as error:
+        except (OSError, HTTPException, ValueError, JudgeError) as error:
             problem = f"{type(error).__name__}: {error}"
     raise JudgeError(
-        _without_key(endpoint, f"judge {endpoint.model}: no verdict after {attempt + 1} requests: {problem}")
+        endpoint.without_key(f"judge {endpoint.model}: no verdict after {attempt + 1} requests: {problem}")
     )
-
-
-def _check_key(endpoint: Endpoint) -> None:
-    """Raise `ValueError` for a key that a header cannot hold: the client's own message would show the key."""
-    key = _key(endpoint)
-    if not key.isascii() or not key.isprintable():
-        raise ValueError(
-            f"environment variable {endpoint.api_key_env}: expected a key of printable ASCII characters, found others"
-        )
-
-
-class _StayHere(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another address: it counts as a failure, like any status but 200."""
-
-    def redirect_request(self, *_: object) -> None:
-        return None
-
-
-_opener = urllib.request.build_opener(_StayHere)
 
 
 def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
     headers = {"Content-Type": "application/json"}
-    if key := _key(endpoint):
+    if key := endpoint.key():
         headers["Authorization"] = f"Bearer {key}"
     url = endpoint.base_url.rstrip("/") + "/chat/completions"
-    request = urllib.request.Request(url, json.dumps(payload).encode(), headers)
-    with _opener.open(request, timeout=endpoint.request_seconds) as reply:
-        body = reply.read(_MAX_REPLY_BYTES + 1)
-    if len(body) > _MAX_REPLY_BYTES:
-        raise JudgeError(f"expected a reply of at most {_MAX_REPLY_BYTES} bytes, found more")
-    return body
+    return post(url, json.dumps(payload).encode(), headers, endpoint.request_seconds, _MAX_REPLY_BYTES)
 
 
 def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
     """Return the checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-        verdict = json.loads(text)
+        verdict = parse_json(_content_of(parse_json(body.decode())))
     except (ValueError, KeyError, IndexError, TypeError):
         raise JudgeError("expected one JSON verdict in the reply, found something else") from None
     if not isinstance(verdict, dict) or set(verdict) != {"marker", *CHECKS} or verdict["marker"] != marker:
@@ -232,13 +166,8 @@ def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
     return {name: verdict[name] for name in CHECKS}
 
 
-def _key(endpoint: Endpoint) -> str:
-    return os.environ.get(endpoint.api_key_env, "").strip() if endpoint.api_key_env else ""
-
-
-def _without_key(endpoint: Endpoint, text: str) -> str:
-    key = _key(endpoint)
-    return text.replace(key, "***") if key else text
+def _content_of(reply: Any) -> str:
+    return reply["choices"][0]["message"]["content"]
 
 
 def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
@@ -252,7 +181,7 @@ def _read_cache(endpoint: Endpoint, key: str) -> dict[str, bool] | None:
     if not endpoint.cache or not file.is_file():
         return None
     try:
-        verdict = json.loads(file.read_text(encoding="utf-8"))
+        verdict: Any = parse_json(file.read_text(encoding="utf-8"))
         return {name: verdict[name] for name in CHECKS} if all(type(verdict[n]) is bool for n in CHECKS) else None
     except (ValueError, KeyError, TypeError):
         return None  # the file is torn or another program's: ask again

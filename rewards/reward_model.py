@@ -5,14 +5,17 @@ classifier with one output that transformers can load from a folder; settings co
 `reward.options={preference: {model: FOLDER}}`.
 """
 
+import importlib.util
+import re
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from rewards.result import RewardInput
+from rewards.result import Options, RewardInput
 
 _TRANSFORMS = ("sigmoid", "none")
+_DEVICE = re.compile(r"cpu|mps|cuda(:\d+)?")
 
 
 def preference(
@@ -29,10 +32,8 @@ def preference(
     """
     import torch
 
-    if transform not in _TRANSFORMS:
-        raise ValueError(
-            f"reward.options.preference.transform: expected {' or '.join(_TRANSFORMS)}, found {transform!r}"
-        )
+    check_options({"model": model, "device": device, "transform": transform, "max_tokens": max_tokens})
+    model = str(Path(model).expanduser())
     tokenizer, scorer = _load(model, device)
     values = []
     for item in batch:
@@ -49,18 +50,34 @@ def preference(
     return values
 
 
+def check_options(options: Options) -> None:
+    """`ValueError` names the option that `preference` does not take, or the missing package."""
+    model, transform = options.get("model", ""), options.get("transform", "sigmoid")
+    if not isinstance(model, str) or not model or not (Path(model).expanduser() / "config.json").is_file():
+        raise ValueError(f"reward.options.preference.model: expected a model folder with config.json, found {model!r}")
+    if transform not in _TRANSFORMS:
+        raise ValueError(
+            f"reward.options.preference.transform: expected {' or '.join(_TRANSFORMS)}, found {transform!r}"
+        )
+    device = options.get("device", "cpu")
+    if not isinstance(device, str) or not _DEVICE.fullmatch(device):
+        raise ValueError(f"reward.options.preference.device: expected cpu, cuda, cuda:NUMBER or mps, found {device!r}")
+    max_tokens = options.get("max_tokens", 4096)
+    if isinstance(max_tokens, bool) or not isinstance(max_tokens, int) or max_tokens < 1:
+        raise ValueError(f"reward.options.preference.max_tokens: expected at least 1, found {max_tokens!r}")
+    if importlib.util.find_spec("transformers") is None:
+        raise ValueError("rewards.reward_model: expected transformers, found none; pip install 'sailvl2-rl[hf]'")
+
+
+preference.check_options = check_options  # type: ignore[attr-defined]  (called before a run)
 preference.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the first call loads the model)
 preference.memory_mb = 0  # type: ignore[attr-defined]  (no limit: a model is large)
 
 
 @cache
 def _load(folder: str, device: str) -> tuple[Any, Any]:
-    if not (Path(folder) / "config.json").is_file():
-        raise ValueError(f"reward.options.preference.model: expected a model folder with config.json, found {folder!r}")
-    try:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer
-    except ModuleNotFoundError:
-        raise ValueError("rewards.reward_model: expected transformers; pip install 'sailvl2-rl[hf]'") from None
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     scorer = AutoModelForSequenceClassification.from_pretrained(folder, local_files_only=True)
     return tokenizer, scorer.to(device).eval()

@@ -3,7 +3,7 @@
 import math
 import sys
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
@@ -51,6 +51,16 @@ class Rubric:
                 reason = outcome.reason
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
             self._functions[spec] = outcome.value
+
+    def check_datasets(self, rows: Iterable[Mapping[str, object]]) -> None:
+        """`ValueError` for a name in `reward.datasets` that is the data set of none of these rows' columns."""
+        if not self.config.datasets:
+            return
+        found = {_dataset(columns) for columns in rows}
+        if unknown := sorted(set(self.config.datasets) - found):
+            raise ValueError(
+                f"reward.datasets: expected names of data sets among {', '.join(sorted(found))}, found {unknown[0]!r}"
+            )
 
     def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
         """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
@@ -114,8 +124,7 @@ class Rubric:
         return outcomes
 
     def _route(self, meta: Mapping[str, object]) -> str:
-        dataset = meta.get("dataset", meta.get("data_source"))
-        return self.config.datasets.get(str(dataset), self.config.verifier)
+        return self.config.datasets.get(_dataset(meta), self.config.verifier)
 
     def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
         """Make a task per completion, or per prompt where a function wants siblings; a failure costs its task alone."""
@@ -198,6 +207,10 @@ class Rubric:
                     f"reward.max_unscorable_share: expected at most {self.config.max_unscorable_share:.1%} of the last "
                     f"{len(self._recent)} completions unscorable, found {share:.1%}; latest reason: {reason}"
                 )
+
+
+def _dataset(columns: Mapping[str, object]) -> str:
+    return str(columns.get("dataset", columns.get("data_source")))
 
 
 def _claim(item: RewardInput) -> Claim:

@@ -1,8 +1,9 @@
 """Score a file of completions: `python -m rewards.score --verifier math --input in.jsonl --output out.jsonl`.
 
 Every input row gives one output line, in order: the input's fields and `value` (null where unscorable or not
-applicable), `status` (ok | unscorable), `answer` (the one that was extracted), `reason`, `seconds`. A run that was
-killed goes on where its output ends. Settings stand beside the output in `<output>.settings.json`.
+applicable), `status` (ok | unscorable), `answer` (the one that was extracted), `reason`, `seconds`. Where the input has
+a field of such a name, ours gets `scored_` in front. A run that was killed goes on where its output ends. Settings
+stand beside the output in `<output>.settings.json`.
 """
 
 import argparse
@@ -35,6 +36,7 @@ class Settings:
     options: dict[str, float | str]
     extract: list[str]
     timeout: float
+    fields: list[str]  # the names of `ADDED` in this output
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,9 +44,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
+        args.input, args.output = args.input.expanduser(), args.output.expanduser()
         settings = _settings(args)
         done = _prepare_output(args.input, args.output, settings)
-    except (ValueError, OSError) as error:
+        for field, name in zip(ADDED, settings.fields, strict=True):
+            if name != field:
+                print(f"rewards.score: the input's own {field!r} is kept; ours is {name!r}", file=sys.stderr)
+    except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: `~` of a user that is not there
         print(f"rewards.score: {error}", file=sys.stderr)
         return 2
     try:
@@ -84,7 +90,21 @@ def _settings(args: argparse.Namespace) -> Settings:
             raise ValueError(f"--extract: expected names among {', '.join(known)}, found {name!r}")
     if args.workers < 1 or not 0 < args.timeout < math.inf:
         raise ValueError("--workers, --timeout: expected at least one worker and a positive number of seconds")
-    return Settings(args.verifier, check_options(args.verifier, options), names, args.timeout)
+    options = check_options(args.verifier, options)
+    if not args.input.exists():
+        raise ValueError(f"--input: expected a file, found none at {args.input}")
+    return Settings(args.verifier, options, names, args.timeout, _field_names(args.input))
+
+
+def _field_names(source: Path) -> list[str]:
+    """Return the names of `ADDED` in the output: none of them is a field of the input."""
+    taken = {key for _, row, fault in numbered_rows(source) if not fault for key in row}
+    names: list[str] = []
+    for name in ADDED:
+        while name in taken:
+            name = f"scored_{name}"
+        names.append(name)
+    return names
 
 
 def _option_value(text: str) -> float | str:
@@ -97,9 +117,6 @@ def _option_value(text: str) -> float | str:
 def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
     """Make the output ready; the number of lines that are already judged. `ValueError` when it belongs to another input
     or other settings."""
-    if not source.exists():
-        raise ValueError(f"--input: expected a file, found none at {source}")
-    next(numbered_rows(source), None)  # a table that cannot be read is refused before anything is written
     if not output.parent.is_dir():
         raise ValueError(f"--output: expected an existing directory, found none at {output.parent}")
     if output.exists() and output.samefile(source):
@@ -122,7 +139,7 @@ def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
         differing = ", ".join(key for key, value in asdict(settings).items() if found.get(key) != value)
         raise ValueError(f"--output: {output} was written with other settings ({differing}); {mend}")
     _drop_torn_line(output)
-    return _compare_lines(source, output, mend)
+    return _compare_lines(source, output, settings.fields, mend)
 
 
 def _drop_torn_line(output: Path) -> None:
@@ -139,13 +156,13 @@ def _drop_torn_line(output: Path) -> None:
         file.truncate(0)
 
 
-def _compare_lines(source: Path, output: Path, mend: str) -> int:
+def _compare_lines(source: Path, output: Path, added: Sequence[str], mend: str) -> int:
     done = 0
     inputs = read_rows(source)
     with output.open("rb") as outputs:
         for done, line in enumerate(outputs, 1):
             _, fields, _ = next(inputs, (0, None, ""))
-            if fields is None or _own_fields(_parsed(line)) != _own_fields(fields):
+            if fields is None or _own_fields(_parsed(line), added) != fields:
                 raise ValueError(
                     f"--output: line {done} of {output} does not come from line {done} of {source}; {mend}"
                 )
@@ -159,8 +176,8 @@ def _parsed(line: bytes) -> object:
         return None
 
 
-def _own_fields(row: object) -> DataRow | None:
-    return {key: value for key, value in row.items() if key not in ADDED} if isinstance(row, dict) else None
+def _own_fields(row: object, added: Sequence[str]) -> DataRow | None:
+    return {key: value for key, value in row.items() if key not in added} if isinstance(row, dict) else None
 
 
 def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
@@ -185,7 +202,7 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
         scorer = Scorer(pool)
         while chunk := list(islice(numbered, _CHUNK)):
             for line in _judge(chunk, settings, scorer):
-                counts[str(line["status"])] += 1
+                counts[str(line[settings.fields[1]])] += 1
                 outputs.write(_encode(line))
             outputs.flush()
             progress.update(bar, advance=len(chunk))
@@ -203,7 +220,7 @@ def _judge(chunk: Sequence[tuple[int, DataRow, str]], settings: Settings, scorer
         outcome = Outcome(None, Status.unscorable, fault) if fault else next(outcomes)
         answer = None if fault else next(judged).answer
         added = (outcome.value, outcome.status.value, answer, outcome.reason, round(outcome.seconds, 6))
-        yield row | dict(zip(ADDED, added, strict=True))
+        yield row | dict(zip(settings.fields, added, strict=True))
 
 
 def _missing(number: int, row: DataRow, verifier: str) -> str:

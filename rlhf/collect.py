@@ -209,7 +209,7 @@ class Collector:
         rates = self.order.pass_rates.values()
         return {
             "prompts/seen_share": len(rates) / self.order.num_prompts,
-            "prompts/pass_rate": sum(rates) / len(rates) if rates else 0.0,
+            "prompts/pass_rate": sum(rates) / len(rates) if rates else math.nan,
         }
 
     def _end_of_budget(self, useful: list[Group], dropped: list[tuple[Group, str]], num_drawn: int) -> list[Group]:

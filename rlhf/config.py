@@ -41,7 +41,7 @@ class Curriculum(Enum):
 @dataclass
 class TrainerConfig:
     name: str = "sailvl2"
-    """the loop that trains"""
+    """the loop that trains, as `trainer=NAME` chose it; not a key to set"""
     max_steps: int = 0
     """steps: sampled sets of groups; 0: as many as draw every prompt once"""
     groups_per_step: int = 256

@@ -1,6 +1,7 @@
 """The output for a person of RL and of the pipeline: lines, rollouts, the stage table, the curves."""
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,8 +22,9 @@ class StepReporter:
 
     def show(self, step: int, metrics: dict[str, float], collected: Collected, seconds: float) -> None:
         line = (
-            f"reward {metrics['reward']:.3f}  accuracy {metrics['accuracy']:.3f}  length {metrics['length/mean']:.1f}  "
-            f"dead {metrics['groups/dead_share']:.0%}  unscorable {metrics['unscorable_share']:.0%}  "
+            f"reward {shown(metrics['reward'], '.3f')}  accuracy {shown(metrics['accuracy'], '.3f')}  "
+            f"length {shown(metrics['length/mean'], '.1f')}  dead {shown(metrics['groups/dead_share'], '.0%')}  "
+            f"unscorable {shown(metrics['unscorable_share'], '.0%')}  "
             f"{metrics['completion_tokens'] / max(seconds, 1e-9):.0f} tokens/s"
         )
         self._progress.say(f"step {step:4d}  {line}")
@@ -35,8 +37,13 @@ class StepReporter:
             self._progress.say(
                 f"  rollout of {printable(group.prompt.id, 80)}  {printable(' '.join(map(str, images)), 200)}\n"
                 f"    {printable(text)}\n"
-                f"    reference {printable(group.prompt.reference, 200)}  reward {trajectory.reward.value}"
+                f"    reference {printable(group.prompt.reference, 200)}  reward {shown(trajectory.reward.value, '')}"
             )
+
+
+def shown(value: float | None, form: str) -> str:
+    """The number in this format, or "-" where there was nothing to average."""
+    return "-" if value is None or math.isnan(value) else format(value, form)
 
 
 def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:
@@ -46,8 +53,8 @@ def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:
     for heading in ("stage", "seconds", "think", "think, T=1", "direct", "format", "mean length"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage in stages:
-        rates = [f"{stage[column]:.1%}" for column in columns]
-        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *rates, f"{stage['mean_length']:.1f}")
+        rates = [shown(stage[column], ".1%") for column in columns]
+        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *rates, shown(stage["mean_length"], ".1f"))
     return table
 
 
@@ -67,20 +74,25 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
         axis.set_xlabel("step")
         if "reward" in rows[0]:
             for name in ("reward", "accuracy", "groups/dead_share"):
-                axis.plot(steps, [row[name] for row in rows], label=name)
+                axis.plot(steps, _curve(rows, name), label=name)
             axis.set_ylim(0, 1)
             lengths = axis.twinx()
-            lengths.plot(steps, [row["length/mean"] for row in rows], color="grey", linestyle=":")
+            lengths.plot(steps, _curve(rows, "length/mean"), color="grey", linestyle=":")
             lengths.set_ylabel("mean length (dotted)")
             axis.legend(loc="lower right", fontsize=7)
         else:
-            axis.plot(steps, [row["nll_per_token"] for row in rows])
+            axis.plot(steps, _curve(rows, "nll_per_token"))
             axis.set_ylabel("loss, nats per token")
             axis.set_yscale("log")
     path = folder / "curves.png"
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path
+
+
+def _curve(rows: Sequence[JsonObject], name: str) -> list[float]:
+    """The values of a metric; a curve has a gap where there is no number."""
+    return [math.nan if row[name] is None else row[name] for row in rows]
 
 
 def _parts(message: JsonObject) -> list[JsonObject]:

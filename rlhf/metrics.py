@@ -1,5 +1,9 @@
-"""The metrics of a step: plain numbers from groups and loss sums."""
+"""The metrics of a step: plain numbers from groups and loss sums.
 
+A mean or an extreme of nothing is NaN, which the run's folder writes as null; it is never 0.
+"""
+
+import math
 from collections import Counter
 from collections.abc import Sequence
 from statistics import pstdev
@@ -47,25 +51,25 @@ class LossTotals:
         if not self.updates:
             return {"updates": 0.0}
         sums = self._sums.total()
-        tokens = max(1.0, sums["tokens"])
+        tokens = sums["tokens"]
         values = {
             "loss": sums["loss"] / len(self.updates),
-            "entropy": sums["entropy"] / tokens,
-            "clip/low_share": sums["clipped_low"] / tokens,
-            "clip/high_share": sums["clipped_high"] / tokens,
-            "kl/old": sums["old_kl"] / tokens,
-            "kl/sampler": sums["sampler_kl"] / tokens,
-            "ratio/min": sums["ratio_min"],
-            "ratio/max": sums["ratio_max"],
-            "sampler_gap/mean": sums["sampler_gap"] / tokens,
-            "sampler_gap/max": sums["sampler_gap_max"],
-            "correction/mean": sums["correction"] / tokens,
+            "entropy": _share(sums["entropy"], tokens),
+            "clip/low_share": _share(sums["clipped_low"], tokens),
+            "clip/high_share": _share(sums["clipped_high"], tokens),
+            "kl/old": _share(sums["old_kl"], tokens),
+            "kl/sampler": _share(sums["sampler_kl"], tokens),
+            "ratio/min": sums["ratio_min"] if tokens else math.nan,
+            "ratio/max": sums["ratio_max"] if tokens else math.nan,
+            "sampler_gap/mean": _share(sums["sampler_gap"], tokens),
+            "sampler_gap/max": sums["sampler_gap_max"] if tokens else math.nan,
+            "correction/mean": _share(sums["correction"], tokens),
             "learning_rate": self.updates[-1].learning_rate,
             "grad_norm": float(np.max([update.grad_norm for update in self.updates])),
             "skipped_updates": float(sum(not update.applied for update in self.updates)),
             "updates": float(len(self.updates)),
             "trained_tokens": sums["tokens"],
-            "zero_advantage_share": self._tokens[False] / max(1, sum(self._tokens.values())),
+            "zero_advantage_share": _share(self._tokens[False], sum(self._tokens.values())),
         }
         for tower in self.updates[-1].tower_norms:
             values[f"grad_norm/{tower}"] = float(np.max([update.tower_norms[tower] for update in self.updates]))
@@ -74,9 +78,9 @@ class LossTotals:
                 gap = sums[f"sampler_gap_from_{first}"] / sums[f"tokens_from_{first}"]
                 values[f"sampler_gap/from_{first}"] = gap
         if "ref_kl" in sums:
-            values["kl/reference"] = sums["ref_kl"] / tokens
+            values["kl/reference"] = _share(sums["ref_kl"], tokens)
         if "dual_clipped" in sums:
-            values["clip/dual_share"] = sums["dual_clipped"] / tokens
+            values["clip/dual_share"] = _share(sums["dual_clipped"], tokens)
         for name in ("balance", "expert_entropy"):
             if name in sums:
                 values[name] = sums[name] / len(self.updates)
@@ -99,9 +103,9 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
         "reward/shaped": _mean([t.shaped_reward for t in scored]),
         "accuracy": _mean([float(t.reward.correct) for t in scored]),
         "length/mean": _mean(lengths),
-        "length/max": float(max(lengths, default=0)),
+        "length/max": float(max(lengths, default=math.nan)),
         "overlong_share": _mean([float(t.is_overlong) for t in trajectories]),
-        "unscorable_share": 1.0 - len(scored) / max(1, len(trajectories)),
+        "unscorable_share": 1.0 - _share(len(scored), len(trajectories)),
         "completion_tokens": float(sum(lengths)),
     }
     for name in sorted({part for t in scored for part in t.reward.parts}):
@@ -118,10 +122,10 @@ def _group_metrics(collected: Collected, groups: list[Group], totals: LossTotals
         "groups/drawn": float(collected.num_drawn),
         "groups/trained": float(len(collected.groups)),
         "groups/kept": float(len(collected.kept)),
-        "groups/dead_share": len(collected.dropped) / max(1, len(groups)),
+        "groups/dead_share": _share(len(collected.dropped), len(groups)),
         "groups/reward_spread": _mean([pstdev(values) for values in rewards]),
         "policy_age/mean": _mean(ages),
-        "policy_age/max": max(ages, default=0.0),
+        "policy_age/max": max(ages, default=math.nan),
         **collected.metrics,
         **_staleness(collected.groups, totals.policy_version),
         "ledger/draws": float(ledger.next_draw),
@@ -130,7 +134,7 @@ def _group_metrics(collected: Collected, groups: list[Group], totals: LossTotals
     }
     for reason, count in sorted(reasons.items()):
         metrics[f"dropped/{reason}"] = float(count)
-        metrics[f"dead_share/{reason}"] = count / max(1, len(groups))
+        metrics[f"dead_share/{reason}"] = _share(count, len(groups))
     return metrics
 
 
@@ -148,9 +152,9 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
     total = sum(ages.values())
     shares = {f"staleness/share_{age}": tokens / total for age, tokens in sorted(ages.items()) if tokens}
     return {
-        "staleness/mean": sum(age * tokens for age, tokens in ages.items()) / max(1, total),
-        "staleness/max": float(max((age for age, tokens in ages.items() if tokens), default=0)),
-        "staleness/mixed_share": mixed / max(1, count),
+        "staleness/mean": _share(sum(age * tokens for age, tokens in ages.items()), total),
+        "staleness/max": float(max((age for age, tokens in ages.items() if tokens), default=math.nan)),
+        "staleness/mixed_share": _share(mixed, count),
         **shares,
     }
 
@@ -179,5 +183,9 @@ def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str
     ]
 
 
-def _mean(values: list) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float:
+    return _share(sum(values), len(values))
+
+
+def _share(amount: float, total: float) -> float:
+    return amount / total if total else math.nan

@@ -36,18 +36,21 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
 
         check(config)
         return run_with_trl(config, resolved, rubric_class)
+    config.rollouts.require_packages()
     processor = load_processor(Path(config.checkpoint))
     config, algorithm = checked(config, processor)
-    with rubric_class(config.reward) as rubric, RunFolder(config.run, resolved, outside_keys(config)) as run:
-        rubric.check_functions()
-        if run.is_done:
-            print(f"{run.folder}: already complete; run.start=fresh starts anew")
-            return
-        prompts, held_out = open_prompts(config, processor, run.folder)
-        run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})
-        config = replace(config, trainer=config.trainer.complete(len(prompts)))
-        print(describe(config, len(prompts)), flush=True)
-        _train(config, algorithm, prompts, held_out, rubric, run)
+    with rubric_class(config.reward) as rubric:
+        rubric.check_functions()  # before the run's folder keeps the settings
+        with RunFolder(config.run, resolved, outside_keys(config)) as run:
+            if run.is_done:
+                print(f"{run.folder}: already complete; run.start=fresh starts anew")
+                return
+            prompts, held_out = open_prompts(config, processor, run.folder)
+            run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})
+            rubric.check_datasets(row.prompt.meta for one in (prompts, held_out) if one for row in one.items)
+            config = replace(config, trainer=config.trainer.complete(len(prompts)))
+            print(describe(config, len(prompts)), flush=True)
+            _train(config, algorithm, prompts, held_out, rubric, run)
 
 
 def _train(

@@ -39,23 +39,23 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
 
     `ValueError` names the stage and its field where one would be refused.
     """
-    if not config.stages:
-        raise ValueError("stages: expected at least one stage, found none; choose a recipe, such as recipe=quickstart")
-    stages: list[StagePlan] = []
-    for number, fields in enumerate(config.stages):
-        stages.append(_stage(config, number, fields, stages))
     if config.prepare and not _can_import(config.prepare):
         raise ValueError(
             f"prepare: expected a module that can be imported, found {config.prepare!r}; the examples are in the "
             "checkout, not in the installed package"
         )
+    if not config.stages:
+        raise ValueError("stages: expected at least one stage, found none; choose a recipe, such as recipe=quickstart")
+    stages: list[StagePlan] = []
+    for number, fields in enumerate(config.stages):
+        stages.append(_stage(config, number, fields, stages))
     return stages, _evaluations(config, stages)
 
 
 def _can_import(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except (ImportError, ValueError):  # a package on the way is missing; a name that begins with a dot
+    except Exception:  # a package on the way is missing, or does not import; a name that begins with a dot
         return False
 
 
@@ -105,12 +105,13 @@ def _refuse_owned(overrides: Sequence[str], where: str, has_start: bool) -> None
 
 
 def _check(stage: StagePlan) -> None:
-    """Compose the stage's own config, and load the reward functions that it names."""
+    """Compose the stage's own config, and check the packages and the reward that it names."""
     try:
         config, _ = load_config(stage.entry, stage.overrides)
     except ValueError as error:
         raise ValueError(f"{stage.where}: {error}") from None
-    if isinstance(config, RlConfig | EvaluateConfig) and config.reward.functions:
+    if isinstance(config, RlConfig | EvaluateConfig):
+        config.rollouts.require_packages()
         with Rubric(config.reward) as rubric:
             rubric.check_functions()
 

@@ -44,6 +44,7 @@ class GenerateRow:
 
 def generate_file(config: GenerateConfig, resolved: str) -> None:
     """Sample what `config.out` does not have yet. `ValueError` while another run does."""
+    config.rollouts.require_packages()
     processor = load_processor(Path(config.checkpoint))
     config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
     media = MediaStore()  # a temporary folder, for images that come as bytes

@@ -27,6 +27,7 @@ def build_worker(template: ModelTemplate, processor: Processor, config: RolloutC
     is always in the trainer's process, and so is every sampler where there is no Linux. `ModuleNotFoundError` names a
     missing extra.
     """
+    config.require_packages()
     config = config.within(template.config.language.max_position_embeddings)
     is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), template.device.type == "cpu"
     num_gpus, placement = torch.cuda.device_count(), config.pool.placement
@@ -88,13 +89,6 @@ def _ray_pool(config: PoolConfig) -> ModuleType:
     # Ray reads these as it is imported. With a token, other users of this host cannot speak to the run's cluster.
     if not config.ray_address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         os.environ |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    try:
-        from rollouts.pool import ray_pool
-    except ModuleNotFoundError as error:
-        if error.name != "ray":
-            raise
-        raise ModuleNotFoundError(
-            "rollouts.pool.placement=ray: expected Ray, found none; install the extra: pip install 'sailvl2-rl[ray]'",
-            name="ray",
-        ) from None
+    from rollouts.pool import ray_pool
+
     return ray_pool

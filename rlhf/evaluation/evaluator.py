@@ -1,5 +1,6 @@
 """Both modes of a policy on held-out prompts: what `rlhf.evaluate` reports, and what training watches."""
 
+import math
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -50,18 +51,18 @@ class Answers:
         return Answers([self.right[number] for number in numbers], [self.scores[number] for number in numbers], [], [])
 
     @property
-    def accuracy(self) -> float:
-        """pass@1: share of right completions among the scorable ones."""
+    def accuracy(self) -> float | None:
+        """pass@1: share of right completions among the scorable ones; None where there are none."""
         return _mean([float(right) for group in self.right for right in group if right is not None])
 
     @property
-    def score(self) -> float:
+    def score(self) -> float | None:
         """Mean of the answer part among the scorable completions: the benchmark's number where a verifier grades."""
         return _mean([score for group in self.scores for score in group if score is not None])
 
     @property
-    def pass_at_k(self) -> float:
-        """Share of prompts with a right completion among their k, of those with a scorable one."""
+    def pass_at_k(self) -> float | None:
+        """Share of prompts with a right completion among their k, of those with a scorable one; None without any."""
         return _mean([float(any(group)) for group in self.right if any(right is not None for right in group)])
 
     @property
@@ -106,11 +107,13 @@ def evaluate_modes(
     """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate and mean length.
 
     `prompts` were opened for thinking; the first `count` are asked, 0 asks all.
-    Accuracies are shares of scorable completions, scores the means of their answer part (ANLS is one);
-    `num_unscorable` counts the others. `majority_answer_rate` is the accuracy of always giving the most common
-    reference. With `group_by` the values of that column are told apart.
+    Accuracies are shares of scorable completions, scores the means of their answer part (ANLS is one), None where there
+    are none; `num_unscorable` counts the others. `majority_answer_rate` is the accuracy of always giving the most
+    common reference. With `group_by` the values of that column are told apart.
     `ValueError` when nothing could be scored.
     """
+    if group_by and not any(group_by in row.prompt.meta for row in prompts.items):
+        raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {group_by!r}")
     asked: list[Prompt] = []
     answers: list[tuple[Answers, Answers, Answers]] = []
     for tasks in prompts.portions(count, PORTION):
@@ -147,13 +150,11 @@ def evaluate_modes(
 
 def _by_group(
     asked: Sequence[Prompt], thinking: Answers, answered: Answers, column: str
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """For each value of a column: its accuracies, number of prompts, and that of its most common answer."""
     members: dict[str, list[int]] = {}
     for number, prompt in enumerate(asked):
         members.setdefault(str(prompt.meta.get(column, "")), []).append(number)
-    if list(members) == [""]:
-        raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {column!r}")
     return {
         value: {
             "accuracy_think": thinking.only(numbers).accuracy,
@@ -219,8 +220,20 @@ class Evaluator:
             self.config.group_by,
         )
         self._rubric.take_metrics()  # these completions are no part of the step
-        value = result[f"accuracy_{self.config.metric.value}"]
-        if self.best is None or value > self.best:
+        self._compare(result[f"accuracy_{self.config.metric.value}"], step, run)
+        run.append("evaluations.jsonl", step, [result])
+        by_group = result.get("by_group", {})
+        kept = {name: n for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
+        for group, numbers in by_group.items():
+            kept |= {f"{group}/{name}": numbers[name] for name in _OF_GROUPS}
+        kept["best"] = self.best
+        return {f"eval/{name}": math.nan if number is None else float(number) for name, number in kept.items()}
+
+    def _compare(self, value: float | None, step: int, run: RunFolder) -> None:
+        """Keep the policy if it is the best so far. An evaluation without a number is neither better nor worse."""
+        if value is None:
+            print(f"step {step}: no {self.config.metric.value} completion could be scored", file=sys.stderr)
+        elif self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
             with run.space_for("best"):
                 self._engine.export(run.folder / "best", self._processor)
@@ -232,12 +245,6 @@ class Evaluator:
                 f"{self.best_step} in {self.without_new_best} evaluations; the run ends",
                 file=sys.stderr,
             )
-        run.append("evaluations.jsonl", step, [result])
-        by_group = result.get("by_group", {})
-        kept = {name: float(n) for name, n in result.items() if name != "by_group" and not name.startswith("majority")}
-        for group, numbers in by_group.items():
-            kept |= {f"{group}/{name}": numbers[name] for name in _OF_GROUPS}
-        return {**{f"eval/{name}": number for name, number in kept.items()}, "eval/best": max(self.best, value)}
 
     def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
@@ -250,5 +257,5 @@ class Evaluator:
             self._prompts.bad_rows.restore(state["bad_rows"])
 
 
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values) if values else 0.0
+def _mean(values: Sequence[float]) -> float | None:
+    return sum(values) / len(values) if values else None

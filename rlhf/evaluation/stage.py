@@ -13,6 +13,7 @@ from model.json_values import JsonObject
 from model.run.durable import write_file
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig
+from rlhf.console import shown
 from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
@@ -21,6 +22,7 @@ from rollouts.weights.sync import fill_worker
 
 def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
+    config.rollouts.require_packages()
     if config.output:
         _check_output(Path(config.output))
     prepare_cpu(config.num_threads)
@@ -30,6 +32,7 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, rollout_config, config.data)
     model, _ = load_model(checkpoint)
     with Rubric(config.reward) as rubric:
+        rubric.check_datasets(row.prompt.meta for row in prompts.items)
         rubric.check_functions()
         device = pick_device(config.device)
         model = model.to(device, pick_dtype(ComputeDtype.auto, device))
@@ -58,9 +61,10 @@ def _check_output(output: Path) -> None:
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
     """Print a summary; without `output`, also the whole result as one JSON object in the last line."""
     result = evaluate_folder(config)
+    think, sampled, direct = (shown(result[f"accuracy_{mode}"], ".1%") for mode in ("think", "think_sampled", "direct"))
     print(
-        f"{config.checkpoint}: think {result['accuracy_think']:.1%} (T=1 {result['accuracy_think_sampled']:.1%}), "
-        f"direct {result['accuracy_direct']:.1%}, mean length {result['mean_length']:.1f}, n {result['num_eval']}, "
+        f"{config.checkpoint}: think {think} (T=1 {sampled}), direct {direct}, "
+        f"mean length {shown(result['mean_length'], '.1f')}, n {result['num_eval']}, "
         f"at most {result['max_completion_tokens']} tokens"
     )
     if not config.output:

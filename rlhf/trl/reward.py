@@ -43,7 +43,7 @@ class TrlReward:
                 f"{sorted(columns)}"
             )
         ids = _prompt_ids(prompts, columns)
-        meta = {name: values for name, values in columns.items() if name not in (reference, "images", "image", *_IDS)}
+        meta = {name: values for name, values in columns.items() if name not in ("images", "image")}
         inputs = []
         for i, tokens in enumerate(completion_ids):
             text = self._tokenizer.decode(tokens)

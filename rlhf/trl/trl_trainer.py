@@ -49,30 +49,29 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
     config, algorithm = checked(config, processor)
-    with (
-        (rubric_class or Rubric)(config.reward) as rubric,
-        RunFolder(config.run, resolved, outside_keys(config)) as run,
-    ):
-        rubric.check_functions()
-        if run.is_done:
-            print(f"{run.folder}: already complete; run.start=fresh starts anew")
-            return
-        _begin(run)
-        prompts, _ = open_prompts(config, processor, run.folder)
-        run.declare({**inputs_of(config), **prompts.inputs})
-        config = replace(config, trainer=config.trainer.complete(len(prompts)))
-        print(describe(config, len(prompts)), flush=True)
-        with StageProgress("rl", config.trainer.max_steps) as progress:
-            progress.say(switched_off(config))
-            prepare_cpu(config.engine.num_threads)
-            rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
-            reporter = StepReporter(progress, processor.tokenizer, config.trainer.show_every)
-            policy = load_policy(checkpoint, processor, config.engine)
-            trainer = build_trainer(config, policy, prompts, rewards, processor)
-            trainer.add_callback(StepRecorder(run, rewards, reporter))
-            trainer.train()
-        save_policy(run.final_folder, policy, checkpoint)
-        run.finish({"updates": trainer.state.global_step})
+    with (rubric_class or Rubric)(config.reward) as rubric:
+        rubric.check_functions()  # before the run's folder keeps the settings
+        with RunFolder(config.run, resolved, outside_keys(config)) as run:
+            if run.is_done:
+                print(f"{run.folder}: already complete; run.start=fresh starts anew")
+                return
+            _begin(run)
+            prompts, _ = open_prompts(config, processor, run.folder)
+            run.declare({**inputs_of(config), **prompts.inputs})
+            rubric.check_datasets(row.prompt.meta for row in prompts.items)
+            config = replace(config, trainer=config.trainer.complete(len(prompts)))
+            print(describe(config, len(prompts)), flush=True)
+            with StageProgress("rl", config.trainer.max_steps) as progress:
+                progress.say(switched_off(config))
+                prepare_cpu(config.engine.num_threads)
+                rewards = StepRewards(prompts, rubric, algorithm, processor.tokenizer, config)
+                reporter = StepReporter(progress, processor.tokenizer, config.trainer.show_every)
+                policy = load_policy(checkpoint, processor, config.engine)
+                trainer = build_trainer(config, policy, prompts, rewards, processor)
+                trainer.add_callback(StepRecorder(run, rewards, reporter))
+                trainer.train()
+            save_policy(run.final_folder, policy, checkpoint)
+            run.finish({"updates": trainer.state.global_step})
 
 
 def build_trainer(

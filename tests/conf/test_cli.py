@@ -40,7 +40,7 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
         ("rlhf", ["reward.functions=a.py:f"], ["reward.functions", "str is not a ListConfig"]),
         ("rlhf", ["run.dir=${nowhere}"], ["run.dir", "'nowhere' not found"]),
-        ("rlhf", ["run.dir=lr=3"], ["run.dir=lr=3", "quote a value with special characters"]),
+        ("rlhf", ["trainer.max_steps=lr=3"], ["trainer.max_steps=lr=3", "quote a value with special characters"]),
         ("rlhf", ["run.dir='open"], ["run.dir='open", "quote a value with special characters"]),
         ("pretrain", ["model=tinny"], ["model", "'tinny'", "tiny"]),
         ("pretrain", ["data.mixture.caption=x"], ["data.mixture.caption", "'x'", "Integer"]),
@@ -213,6 +213,41 @@ class TestExitCodes:
             raise error
 
         assert run("pretrain", *required["pretrain"], function=fail).code == 9
+
+    @pytest.mark.parametrize(
+        ("error", "said"),
+        [
+            (ModuleNotFoundError("No module named 'av'", name="av"), "module 'av', found none; pip install 'sailvl2-rl[video]'"),
+            (ModuleNotFoundError("No module named 'trl.x'", name="trl.x"), "'trl.x', found none; pip install 'sailvl2-rl[trl]'"),
+            (ModuleNotFoundError("No module named 'zebra'", name="zebra"), "module 'zebra', found none; install"),
+            (ModuleNotFoundError("rollouts=vllm: expected vLLM, found none", name="vllm"), "rollouts=vllm: expected vLLM"),
+        ],
+    )  # fmt: skip
+    def test_a_package_that_is_not_there_is_one_line(self, run, required, error, said):
+        def fail(config, resolved):
+            raise error
+
+        outcome = run("pretrain", *required["pretrain"], function=fail)
+        assert outcome.code == 2 and said in outcome.err and outcome.err.count("\n") == 1
+
+    def test_a_module_of_ours_that_is_not_there_is_a_bug(self, run, required):
+        def fail(config, resolved):
+            raise ModuleNotFoundError("No module named 'rlhf.zebra'", name="rlhf.zebra")
+
+        with pytest.raises(ModuleNotFoundError):
+            run("pretrain", *required["pretrain"], function=fail)
+
+    def test_a_password_in_an_address_is_never_shown(self, run, required):
+        def refuse(config, resolved):
+            raise ValueError("could not reach http://user:CANARY@host/v1")
+
+        assert "CANARY" not in run("pretrain", *required["pretrain"], function=refuse).err
+        for option in (
+            "reward.options={reasoning: {base_url: http://user:CANARY@host}}",
+            "reward.options={a: http://u:CANARY@h]}",
+        ):
+            outcome = run("rlhf", *required["rlhf"], option, "--cfg", "job")
+            assert outcome.code == 2 and "CANARY" not in outcome.out + outcome.err
 
     def test_a_bug_of_ours_is_not_the_users_error(self, run, required):
         def crash(config, resolved):

@@ -79,6 +79,24 @@ def test_placeholders_without_images_are_refused(processor):
         processor.apply_chat_template(conversations(QUESTION), tools=[{"name": "x"}])
 
 
+@pytest.mark.parametrize(
+    "options", [{"truncation": True, "max_length": 20}, {"max_length": 20}, {"text_kwargs": {"padding": True}}]
+)
+def test_options_that_would_be_ignored_are_refused_by_name(processor, options):
+    name = next(iter(options))
+    with pytest.raises(ValueError, match=f"{name}: expected none, found"):
+        processor(text="a", **options)
+    with pytest.raises(ValueError, match=f"{name}: expected none, found"):
+        processor.apply_chat_template(conversations(QUESTION), tokenize=True, add_generation_prompt=True, **options)
+    with pytest.raises(ValueError, match=r"do_resize: expected none, found False"):
+        processor.image_processor([picture(WIDE)], do_resize=False)
+
+
+def test_options_that_ask_for_what_is_done_anyway_are_taken(processor):
+    idle = {"truncation": False, "max_length": None, "add_special_tokens": False, "return_attention_mask": True}
+    assert processor(text="a", **idle)["input_ids"] == processor(text="a")["input_ids"]
+
+
 def test_a_saved_processor_is_read_back(processor, folder, tmp_path):
     processor.save_pretrained(tmp_path)
     for name in ("preprocessor_config.json", "tokenizer.json"):

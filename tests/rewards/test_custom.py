@@ -87,6 +87,43 @@ def too_many(completion, other):
 def nothing():
     return 0.0
 
+class Client:
+    loop = None
+
+    async def ask(self):
+        self.loop = self.loop or asyncio.get_running_loop()
+        if self.loop.is_closed():
+            raise RuntimeError("the client's loop is closed")
+        await asyncio.sleep(0)
+        return 0.5
+
+CLIENT = Client()
+
+async def asks(completion):
+    return await CLIENT.ask()
+
+async def asks_trl(completions, **columns):
+    return await asyncio.gather(*[CLIENT.ask() for _ in completions])
+
+def columns_of_trl(completions, **columns):
+    return [0.5 if all(columns[name][i] for name in NEEDED) else 0.0 for i in range(len(completions))]
+
+NEEDED = ("solution", "answer", "reference", "problem", "question", "id", "level")
+
+def shows_columns(completions, log_metric, **columns):
+    if columns["solution"] == [7, 8] and columns["question"] == ["1+1?", "1+1?"]:
+        log_metric("own", 1.0)
+    return [1.0] * len(completions)
+
+def picky(completion, size=1):
+    return 1.0
+
+def check_size(options):
+    if options.get("size", 1) > 3:
+        raise ValueError("reward.options.picky.size: expected at most 3")
+
+picky.check_options = check_size
+
 one.timeout_seconds = 30
 not_a_function = 3
 """
@@ -132,6 +169,29 @@ def test_trl_function_sees_columns_state_and_metrics_and_may_abstain(spec, make_
     found = call_siblings(spec("trl"), inputs, {}, step=7)
     assert values(found) == [(1.0, ""), (0.0, ""), (None, "")]
     assert found.metrics == {"seen": [3.0]}
+
+
+def test_trl_function_finds_every_column_of_the_row_among_any_keywords(spec, make_input):
+    inputs = [make_input("a", meta={"level": "easy"}), make_input("b", meta={"level": "hard"})]
+    assert values(call_siblings(spec("columns_of_trl"), inputs, {})) == [(0.5, "")] * 2
+
+
+def test_a_column_of_the_rows_own_goes_before_what_stands_for_it(spec, make_input):
+    question = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "1+1?"}]}]
+    inputs = [make_input("a", meta={"solution": n}, messages=question) for n in (7, 8)]
+    assert call_siblings(spec("shows_columns"), inputs, {}).metrics == {"own": [1.0]}
+
+
+def test_a_client_that_is_kept_lives_in_one_event_loop(spec, make_input):
+    inputs = [make_input("a"), make_input("b")]
+    for name in ("asks", "asks_trl", "asks", "asks_trl"):
+        assert values(call_siblings(spec(name), inputs, {})) == [(0.5, "")] * 2
+
+
+def test_a_function_may_check_its_own_options(spec):
+    assert describe(spec("picky"), {"size": 3}).one_by_one
+    with pytest.raises(ValueError, match=r"picky\.size: expected at most 3"):
+        describe(spec("picky"), {"size": 4})
 
 
 def test_verl_function_gets_its_four_arguments(spec, make_input):
@@ -199,6 +259,7 @@ def test_a_metric_of_nothing_costs_no_reward(spec, make_input):
         ("one", {"limt": 3}, "unexpected keyword argument 'limt'; its parameters are .*'limit'"),
         ("needs", {}, "missing a required .*'limit'"),
         ("verl", {"strict": 1}, "unexpected keyword argument 'strict'"),
+        ("one", {"secret_word": "x"}, r"cannot be called with \['secret_word'\]"),
         ("forever", {}, "attribute timeout_seconds: expected more than 0, found inf"),
     ],
 )
@@ -263,4 +324,3 @@ def test_description_says_how_to_call_a_function(spec):
     assert describe(spec("one")) == CallStyle(one_by_one=True, timeout_seconds=30.0)
     assert describe(spec("siblings")) == describe(spec("slow")) == CallStyle(one_by_one=False)
     assert describe(spec("verl")) == CallStyle(one_by_one=True)
-    assert describe("rewards.reward_model:preference").memory_mb == 0.0

@@ -3,12 +3,15 @@
 import asyncio
 import json
 import threading
+from http.client import BadStatusLine, IncompleteRead
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from PIL import Image
 
-from rewards.judge import CHECKS, Endpoint, JudgeError, RateLimit, judge, reasoning
+from rewards.endpoint import Endpoint, RateLimit
+from rewards.http_post import post
+from rewards.judge import CHECKS, JudgeError, judge, reasoning
 
 GOOD = dict.fromkeys(CHECKS, True)
 RIGHT = "<think>3 and 4 make 7</think>\\boxed{7}"
@@ -92,7 +95,27 @@ def test_image_is_sent(ask, stub, make_input, tmp_path):
     assert stub.asked[0]["body"]["messages"][1]["content"][0]["image_url"]["url"].startswith("data:image/png;base64,")
 
 
-@pytest.mark.parametrize("failure", [(500, "oops"), (429, "slow"), "not json", json.dumps({"choices": []})])
+def reply_with(content: str) -> str:
+    return json.dumps({"choices": [{"message": {"content": content}}]})
+
+
+def twice(name: str):
+    """A verdict that says true for a check, and false for it before."""
+
+    def reply(body):
+        said = json.dumps({"marker": marker_of(body), **GOOD})
+        return reply_with(f'{{"{name}": false, {said[1:]}')
+
+    return reply
+
+
+DEEP = "[" * 100_000
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [(500, "oops"), (429, "slow"), "not json", json.dumps({"choices": []}), DEEP, reply_with(DEEP), twice("grounded")],
+)
 def test_passing_failures_are_asked_again(ask, stub, make_input, failure):
     assert ask(make_input(RIGHT), [failure, failure, verdict()]) == GOOD
     assert len(stub.asked) == 3
@@ -108,12 +131,37 @@ def test_passing_failures_are_asked_again(ask, stub, make_input, failure):
         (verdict(score=1.0), 3),
         (verdict({**GOOD, "coherent": "true"}), 3),
         (verdict({"coherent": True}), 3),
+        (twice("coherent"), 3),
+        (twice("marker"), 3),
+        (lambda body: verdict()(body).replace('{"choices', '{"choices": [], "choices'), 3),
     ],
 )
 def test_no_verdict_is_an_error_and_never_a_value(ask, stub, make_input, reply, requests):
     with pytest.raises(JudgeError, match=f"no verdict after {requests} requests"):
         ask(make_input(RIGHT), [reply], retries=2)
     assert len(stub.asked) == requests
+
+
+@pytest.mark.parametrize("failure", [BadStatusLine("FUNNY"), IncompleteRead(b"half"), TimeoutError("late")])
+def test_a_broken_connection_is_asked_again(ask, stub, make_input, monkeypatch, failure):
+    failures, send = [failure], post
+
+    def flaky(*request):
+        if failures:
+            raise failures.pop()
+        return send(*request)
+
+    monkeypatch.setattr("rewards.judge.post", flaky)
+    assert ask(make_input(RIGHT), [verdict()]) == GOOD and len(stub.asked) == 1
+
+
+def test_a_verdict_on_disk_that_says_both_is_asked_for_again(ask, stub, make_input, tmp_path):
+    ask(make_input(RIGHT), [verdict()], cache=str(tmp_path))
+    kept = next(tmp_path.glob("*.json"))
+    for text in (kept.read_text().replace("{", '{"grounded": false, '), DEEP):
+        kept.write_text(text)
+        assert ask(make_input(RIGHT), [verdict()], cache=str(tmp_path)) == GOOD
+    assert len(stub.asked) == 3
 
 
 def test_candidate_cannot_leave_its_frame(ask, stub, make_input):
@@ -181,7 +229,7 @@ def test_key_does_not_follow_a_redirect(stub, make_input, monkeypatch):
 
 def test_requests_are_spaced(monkeypatch):
     slept = []
-    monkeypatch.setattr("rewards.judge.time.sleep", slept.append)
+    monkeypatch.setattr("rewards.endpoint.time.sleep", slept.append)
     limit = RateLimit()
     for _ in range(3):
         limit.wait(per_minute=60)

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from rewards.custom import describe
 from rewards.reward_model import preference
 from tests.conftest import require_extra
 
@@ -45,10 +46,21 @@ def test_values_are_the_models(folder, make_input):
     [
         ({}, {"model": "/nowhere"}, "expected a model folder"),
         ({}, {"transform": "tanh"}, "expected sigmoid or none"),
+        ({}, {"model": ""}, "expected a model folder"),
         ({}, {"max_tokens": 3}, "expected at most 3 tokens"),
+        ({}, {"max_tokens": 0}, "max_tokens: expected at least 1, found 0"),
+        ({}, {"device": "gpu"}, "device: expected cpu, cuda.*found 'gpu'"),
         ({"images": ["a.png"]}, {}, "expected text prompts, found images"),
     ],
 )
 def test_bad_input_is_an_error(folder, make_input, changes, settings, said):
     with pytest.raises(ValueError, match=said):
         preference([make_input("text", **changes)], **{"model": str(folder), **settings})
+
+
+@pytest.mark.parametrize("settings", [{"model": "/nowhere"}, {"transform": "tanh"}, {"max_tokens": 2.5}, {}])
+def test_its_options_are_checked_before_a_run(folder, settings):
+    good = {"model": str(folder)} if settings and "model" not in settings else {}
+    assert describe("rewards.reward_model:preference", {"model": str(folder)}).memory_mb == 0.0
+    with pytest.raises(ValueError, match=r"reward\.options\.preference\.(model|transform|max_tokens): expected"):
+        describe("rewards.reward_model:preference", {**good, **settings})

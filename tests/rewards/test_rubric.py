@@ -345,3 +345,27 @@ class TestComposition:
     def test_unknown_verifiers_and_options_are_refused(self, settings, said):
         with pytest.raises(ValueError, match=said):
             Rubric(RewardConfig(**settings))
+
+
+def test_names_of_data_sets_that_no_row_has_are_refused():
+    rows = [{"dataset": "a"}, {"data_source": "b"}]
+    with Rubric(RewardConfig(datasets={"a": "exact", "b": "numeric"})) as rubric:
+        rubric.check_datasets(rows)
+        with pytest.raises(ValueError, match=r"reward\.datasets: expected names of data sets among a, found 'b'"):
+            rubric.check_datasets(rows[:1])
+    with Rubric(RewardConfig()) as rubric:
+        rubric.check_datasets([])
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "said"),
+    [
+        ("rewards.judge:reasoning", {"base_uri": "http://h/v1", "model": "m"}, "did you mean 'base_url'"),
+        ("rewards.judge:reasoning", {}, "expected base_url"),
+        ("rewards.reward_model:preference", {"model": "/nowhere"}, "preference.model: expected a model folder"),
+    ],
+)
+def test_options_of_a_judge_are_checked_before_a_run(spec, options, said):
+    config = RewardConfig(functions=[spec], options={spec.rpartition(":")[2]: options})
+    with Rubric(config) as rubric, pytest.raises(ValueError, match=said):
+        rubric.check_functions()

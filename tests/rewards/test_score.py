@@ -74,6 +74,21 @@ def test_extraction_rules_and_columns(files):
     assert status == 0 and [line["value"] for line in lines] == [1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("own", [["answer"], ["value", "status"], ["answer", "scored_answer"]])
+def test_a_column_of_the_input_is_kept_and_ours_named_otherwise(files, capsys, own):
+    rows = [{**GOOD, **dict.fromkeys(own, "mine")}, WRONG]
+    status, lines = files(rows)
+    assert status == 0 and [{key: line[key] for key in row} for row, line in zip(rows, lines, strict=True)] == rows
+    names = {name: f"scored_{name}" if name in own else name for name in ADDED}
+    names["answer"] = "scored_scored_answer" if "scored_answer" in own else names["answer"]
+    assert [line[names["answer"]] for line in lines] == ["\\frac{14}{2}", "\\sqrt{50}"]
+    assert [line[names["value"]] for line in lines] == [1.0, 0.0]
+    said = capsys.readouterr().err
+    assert f"the input's own {own[0]!r} is kept; ours is {names[own[0]]!r}" in said
+    before = files.output.read_bytes()
+    assert files(rows)[0] == 0 and files.output.read_bytes() == before  # the same command has nothing left to do
+
+
 def test_options_reach_the_verifier(files):
     rows = [{"completion": "\\boxed{105}", "reference": 100}]
     assert files(rows, "--options", "relative=0.1", verifier="numeric")[1][0]["value"] == 1.0

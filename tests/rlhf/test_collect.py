@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import threading
 import time
 from pathlib import Path
@@ -263,6 +264,12 @@ def test_pass_rates_are_remembered_and_reported(collector):
     assert set(one.order.pass_rates.values()) == {0.25}
     metrics = step_metrics(collected, LossTotals(), one.ledger)
     assert (metrics["prompts/pass_rate"], metrics["prompts/seen_share"]) == (0.25, 4 / 12)
+
+
+def test_a_pass_rate_of_nothing_is_no_number(collector):
+    one = collector(lambda p, s: None, curriculum=Curriculum.pass_rate)
+    metrics = step_metrics(one_step(one)[0], LossTotals(), one.ledger)
+    assert math.isnan(metrics["prompts/pass_rate"]) and metrics["prompts/seen_share"] == 0.0
 
 
 @pytest.mark.parametrize(

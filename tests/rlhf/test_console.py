@@ -22,8 +22,8 @@ def test_printable_keeps_one_short_line_without_control_characters():
 
 @pytest.fixture
 def show(tiny, capsys):
-    def run(step: int, every: int) -> str:
-        one = Collected([group(0, 1.0, 0.0)], [], [], 1)
+    def run(step: int, every: int, *rewards: float | None) -> str:
+        one = Collected([group(0, *(rewards or (1.0, 0.0)))], [], [], 1)
         metrics = step_metrics(one, LossTotals(), Ledger())
         with StageProgress("rl", 8) as progress:
             StepReporter(progress, tiny[1].tokenizer, every).show(step, metrics, one, 2.0)
@@ -38,6 +38,12 @@ def test_a_step_is_one_line(show):
     assert "step    3" in said and "reward 0.500" in said and "2 tokens/s" in said and "rollout of" not in said
 
 
+def test_where_nothing_was_scored_there_is_no_number(show):
+    said = show(10, 10, None, None)
+    assert "reward -  accuracy -  length 2.0" in said and "unscorable 100%" in said and "reward -" in said
+    assert "nan" not in said
+
+
 def test_now_and_then_a_rollout_is_shown(show):
     said = show(10, 10)
     assert "rollout of p0" in said and "reference 2" in said
@@ -50,6 +56,10 @@ def test_the_stage_table_has_a_row_a_stage():
     with console.capture() as captured:
         console.print(stage_table(stages, 0.125))
     said = captured.get()
+    stages[1] |= {"accuracy_direct": None, "format_rate": None}
+    with console.capture() as captured:
+        console.print(stage_table(stages, 0.125))
+    assert captured.get().count("25.0%") == 6 and "nan" not in captured.get()
     assert "12.5%" in said and said.count("25.0%") == 8 and "sft" in said and "7.5" in said
 
 
@@ -62,6 +72,7 @@ def test_curves_are_drawn_of_supervised_stages_and_of_rl(tmp_path):
     }
     for name, lines in rows.items():
         (tmp_path / name).mkdir()
+        lines.append({key: None if key != "step" else 3 for key in lines[0]})  # a step with nothing to average
         (tmp_path / name / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     path = plot_curves(tmp_path, list(rows))
     assert path == tmp_path / "curves.png" and path.read_bytes().startswith(b"\x89PNG")

@@ -1,9 +1,13 @@
 """What the metrics of a step say, on groups whose figures are known."""
 
+import math
+from dataclasses import replace
+
 import pytest
 
 from model.engine.base import LossSums, StepResult
 from model.processing.tokenizer import Tokenizer
+from rewards.result import RewardResult
 from rlhf.collect import Collected
 from rlhf.ledger import Ledger
 from rlhf.metrics import LossTotals, reward_metrics, step_metrics, stored_rollouts
@@ -26,6 +30,32 @@ def test_rewards_are_means_over_what_was_scored():
     assert found["reward"] == pytest.approx(0.5) and found["reward/answer"] == pytest.approx(0.5)
     assert found["accuracy"] == pytest.approx(1 / 3)  # a half is not right
     assert found["unscorable_share"] == 0.25 and found["completion_tokens"] == 8
+
+
+def test_a_mean_of_nothing_is_no_number():
+    unscored = reward_metrics([group(0, None, None)])
+    assert {name for name, value in unscored.items() if math.isnan(value)} == {"reward", "reward/shaped", "accuracy"}
+    assert (unscored["unscorable_share"], unscored["length/mean"]) == (1.0, 2.0)
+    nothing = reward_metrics([])
+    assert {name for name, value in nothing.items() if not math.isnan(value)} == {"completion_tokens"}
+    made = trajectory(0, 1.0)
+    silent = replace(made, reward=RewardResult(1.0, {"answer": 1.0, "judge": None}))
+    assert math.isnan(reward_metrics([group(0, 1.0).with_trajectories([silent])])["reward/judge"])
+
+
+def test_a_step_without_trained_groups_has_no_ages():
+    found = step_metrics(collected(dropped=[(group(0, 0.0, 0.0), "all_wrong")]), LossTotals(), Ledger())
+    assert all(math.isnan(found[name]) for name in ("policy_age/mean", "policy_age/max", "staleness/mean"))
+    assert (found["groups/dead_share"], found["groups/trained"], found["reward"]) == (1.0, 0.0, 0.0)
+
+
+def test_an_update_without_trained_tokens_has_no_means():
+    totals = LossTotals()
+    sums = LossSums(({**dict.fromkeys(PART, 0.0), "ratio_min": 1.0, "ratio_max": 1.0},))
+    totals.add_update(UpdateResult(StepResult(0.1, 0.0, True), sums, []))
+    found = totals.metrics()
+    assert all(math.isnan(found[name]) for name in ("entropy", "kl/old", "ratio/max", "sampler_gap/max"))
+    assert math.isnan(found["zero_advantage_share"]) and (found["loss"], found["trained_tokens"]) == (0.0, 0.0)
 
 
 def test_loss_figures_are_per_token_over_all_updates():

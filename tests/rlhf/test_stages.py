@@ -98,12 +98,30 @@ def test_a_stage_may_start_from_a_folder_or_the_base(tmp_path):
         ([PRETRAIN], "evaluation: {after: [z], inputs: {prompts: x}}", r"evaluation\.after: .*\(a\), found 'z'"),
         ([PRETRAIN], "evaluation: {inputs: {promts: x}}", r"evaluation: promts: no such key"),
         ([PRETRAIN], "prepare: nosuchmodule", "prepare: expected a module that can be imported"),
+        (
+            [PRETRAIN],
+            "prepare: nosuch.module",
+            "prepare: expected a module that can be imported, found 'nosuch.module'",
+        ),
+        ([PRETRAIN], "prepare: json.nosuch", "prepare: expected a module that can be imported"),
+        ([PRETRAIN], "prepare: .relative", "prepare: expected a module that can be imported"),
+        (
+            [PRETRAIN, SFT, RL.replace("trainer.max_steps=3", "'reward.options={math: {depth: 3}}'")],
+            "",
+            "verifier 'math': unknown option 'depth'",
+        ),
     ],
 )
 def test_what_cannot_run_is_refused_by_name_before_anything_starts(tmp_path, stages, rest, message):
     with pytest.raises(ValueError, match=message):
         planned(tmp_path, stages, rest)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_module_that_is_not_there_is_said_before_stages_that_are_not(tmp_path):
+    config, _ = load_config("pipeline", ["prepare=nosuch.module", f"data={tmp_path}", f"run.dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match=r"prepare: expected a module that can be imported, found 'nosuch\.module'"):
+        plan(config)
 
 
 def test_inputs_that_are_not_there_are_named(tmp_path):

@@ -178,6 +178,20 @@ def test_settings_that_cannot_work_are_refused_before_anything_is_read(tmp_path,
         run("no/model", "no/prompts", tmp_path, LengthRubric, override)
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("reward.functions=[rewards.judge:reasoning]", "reasoning: expected base_url"),
+        ("reward.functions=[nosuch.module:fn]", "importing nosuch.module failed"),
+        ("reward.datasets={nosuch: exact}", "reward.datasets: expected names of data sets among .*, found 'nosuch'"),
+    ],
+)
+def test_a_reward_that_cannot_work_is_refused_before_a_step(tiny_folder, digits_folder, tmp_path, override, message):
+    with pytest.raises(ValueError, match=message):
+        run(tiny_folder, digits_folder / "train.jsonl", tmp_path / "run", Rubric, override)
+    assert not (tmp_path / "run/metrics.jsonl").exists() and ("datasets" in override or not (tmp_path / "run").exists())
+
+
 @pytest.mark.parametrize("policy", ["train_partial", "skip_step"])
 def test_an_all_wrong_set_trains_nothing_and_ends(tiny_folder, digits_folder, tmp_path, policy):
     run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")

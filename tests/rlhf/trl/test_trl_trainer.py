@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,7 +23,7 @@ from model.engine.optimizer import AdamW
 from model.engine.schedule import learning_rate_at
 from model.interface import Mode
 from model.processing.processor import Processor
-from rewards.config import RewardConfig
+from rewards.config import RewardConfig, WeightCheck
 from rewards.result import RewardInput
 from rewards.rubric import Rubric
 from rlhf.algorithms.registry import build_algorithm
@@ -409,6 +410,24 @@ class TestRewards:
             ours = [result.parts["share"] for result in rubric.score(self.inputs(completions, kinds))]
         assert [math.nan if v is None else v for v in ours] == pytest.approx(theirs, rel=1e-6, nan_ok=True)
         assert [value is None for value in ours] == [kind == "skip" for kind in kinds]
+
+    def test_a_function_finds_the_columns_of_trls_data_set(self, calculate, completions, trl, tiny_folder, tmp_path):
+        (tmp_path / "own.py").write_text(
+            "def own(completions, **kwargs):\n"
+            "    rows = zip(kwargs['solution'], kwargs['id'], kwargs['kind'])\n"
+            "    return [float(row == (2, 'a', 'x')) for row in rows]\n"
+        )
+        config = RewardConfig(
+            functions=[f"{tmp_path / 'own.py'}:own"], function_weights=[1.0], weight_check=WeightCheck.free
+        )
+        reward = trl_reward(
+            replace(config, answer_weight=0.0, format_weight=0.0), trl.AutoProcessor.from_pretrained(tiny_folder)
+        )
+        try:
+            columns = {"solution": [2, 2, 2], "id": ["a", "a", "b"], "kind": ["x", "x", "x"]}
+            assert calculate(reward, completions, self.TEXTS, columns) == pytest.approx([1.0, 1.0, 0.0])
+        finally:
+            reward.close()
 
     def test_our_rewards_in_trl(self, calculate, completions, trl, tiny_folder):
         """A reference that does not parse is unscorable: None, which TRL takes as no reward at all."""
