@@ -56,7 +56,7 @@ class RewardInput:
     answer: str | None  # the answer by the reward's answer rules; None: there is none
     token_ids: list[int]
     finish_reason: str  # stop | length
-    meta: dict[str, Any]  # the data row's other columns
+    meta: dict[str, Any]  # the data row's columns, those of its images apart
     draw: int = 0  # number of the group among the groups of this prompt; siblings have the same number
 
 

@@ -29,7 +29,7 @@ class ChatRow:
     id: str
     messages: list[Message]
     reference: str | None  # None where the row has no such column
-    meta: JsonObject  # all other columns, as JSON data
+    meta: JsonObject  # all columns but the images', as JSON data
     root: Path
     dataset: str
     file: Path
@@ -59,18 +59,21 @@ class ChatReader:
         columns = raw.columns
         question_column, question = _first(columns, self._question)
         image_column, images = _first(columns, self._image)
-        id_column, row_id = _first(columns, self._id)
-        reference_column, reference = _first(columns, self._reference)
+        row_id = _first(columns, self._id)[1]
+        reference = _first(columns, self._reference)[1]
         dataset_column, dataset = _first(columns, self._dataset)
         messages, used = placed(question_column, question, sources_of(columns, images))
         messages, root = self._with_files(messages, table.root)
         self._note_videos(messages, root)
-        own = {id_column, question_column, reference_column, image_column if "image" in used else ""}
-        own |= set(VIDEO_COLUMNS) if "video" in used else set()
-        meta = {key: as_json(value) for key, value in columns.items() if key not in own}
+        media = {image_column if "image" in used else "", *(VIDEO_COLUMNS if "video" in used else ())}
+        meta = {key: as_json(value) for key, value in columns.items() if key not in media}
+        if isinstance(question, list):
+            meta[question_column] = messages  # with file names where the row has bytes
         if dataset_column != "data_source":
             meta["dataset"] = table.name if dataset is None else dataset
-        check_text({"messages": messages, "reference": reference, "id": _id(row_id, ""), **meta})
+        check_text(
+            {"messages": messages, "id": _id(row_id, ""), **{k: v for k, v in meta.items() if k != question_column}}
+        )
         return ChatRow(
             id=self.id_of(raw, table, ordinal),
             messages=messages,

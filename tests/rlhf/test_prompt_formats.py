@@ -178,8 +178,17 @@ class TestSpellings:
         row = plain_row(0, day=date(2026, 11, 25), thumb=b"123", nothing=None, nested={"a": None, "b": [b"1"]})
         pq.write_table(pa.Table.from_pylist([row]), tmp_path / "prompts.parquet")
         meta = opened(tmp_path / "prompts.parquet").build(0).prompt.meta
-        assert meta == {"dataset": "prompts", "day": "2026-11-25", "thumb": "3 bytes", "nested": {"b": ["1 bytes"]}}
+        found = {key: value for key, value in meta.items() if key not in ("id", "question", "answer")}
+        assert found == {"dataset": "prompts", "day": "2026-11-25", "thumb": "3 bytes", "nested": {"b": ["1 bytes"]}}
         json.dumps(meta)
+
+    def test_every_column_but_the_images_is_kept_as_it_is(self, tmp_path, opened):
+        row = {"ask": "Which?", "gold": 3, "uid": 7, "level": "easy"}
+        path = tmp_path / "a.jsonl"
+        path.write_text(json.dumps(row) + "\n")
+        names = {"question_column": "ask", "reference_column": "gold", "id_column": "uid"}
+        prompt = opened(path, **names).build(0).prompt
+        assert (prompt.id, prompt.reference) == ("7", "3") and prompt.meta == {**row, "dataset": "a"}
 
 
 class TestTsv:
