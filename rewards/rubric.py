@@ -9,6 +9,7 @@ from itertools import groupby
 
 from rewards.answers import AnswerRule, extract
 from rewards.config import Combine, RewardConfig
+from rewards.printable import printable
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load
@@ -191,8 +192,8 @@ class Rubric:
         failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
         if failure not in self._reasons_shown:
             self._reasons_shown.add(failure)
-            detail = f"\n{outcome.traceback}" if outcome.traceback else ""
-            print(f"reward part {name!r} is unscorable: {outcome.reason}{detail}", file=sys.stderr)
+            detail = "".join(f"\n{printable(line)}" for line in outcome.traceback.rstrip().split("\n") if line)
+            print(f"reward part {name!r} is unscorable: {printable(outcome.reason)}{detail}", file=sys.stderr)
 
     def _watch(self, results: Sequence[RewardResult]) -> None:
         """Count one completion after the other: how many are scored at a time must not decide whether a run ends."""

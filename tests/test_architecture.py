@@ -97,7 +97,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         "model.supervised",
         {"model types", "model batch", "model run", "model network", "model data", "model processing", "model engine"},
     ),
-    "rewards base": ("rewards.result rewards.answers rewards.config", set()),
+    "rewards base": ("rewards.result rewards.answers rewards.config rewards.printable", set()),
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
     "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
     "rewards functions": (
