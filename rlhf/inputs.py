@@ -1,4 +1,4 @@
-"""What an RL run reads beside its rows, with checksums: the start model and the sources of the user's own functions."""
+"""The inputs of an RL run beside its rows, with checksums: the start model and the sources of the user's functions."""
 
 import importlib.metadata
 import importlib.util

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from model.data.chat_rows import require_reference
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.raw_rows import RawRow
 from model.data.sources import BoundedCache, DataFolders, TableSource
 from model.data.tables import Table

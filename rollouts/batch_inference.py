@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
 from model.data.chat_rows import ChatReader
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.engine.config import ComputeDtype

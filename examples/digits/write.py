@@ -48,7 +48,7 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     with _held(out.parent / f".{out.name}.lock"):
         if _is_finished(out, made_with):
             return
-        for leftover in out.parent.glob(f".{out.name}.*{STAGING_SUFFIX}"):  # of a call that was killed
+        for leftover in out.parent.glob(f".{out.name}.*{STAGING_SUFFIX}"):  # a call that was killed left it
             shutil.rmtree(leftover)
         staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=STAGING_SUFFIX))
         try:

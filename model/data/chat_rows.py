@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from model.data.config import ChatTableConfig, TableConfig
-from model.data.media import MediaError, inside
+from model.data.media import inside
 from model.data.media_cells import VIDEO_COLUMNS, Message, image_sources, media_parts, placed, sources_of
+from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.raw_rows import RawRow, check_text
 from model.data.tables import Table, as_json
@@ -41,7 +42,7 @@ class ChatReader:
 
     def __init__(self, config: TableConfig, media: MediaStore) -> None:
         self._config, self._media = config, media
-        self.digest = MediaDigest()  # of all image and video files that rows name
+        self.digest = MediaDigest()  # covers all image and video files that rows name
         chat = config if isinstance(config, ChatTableConfig) else ChatTableConfig()
         self._id = _names(config.id_column, _ID)
         self._question = _names(chat.question_column, _QUESTION)

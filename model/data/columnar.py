@@ -15,7 +15,7 @@ from model.json_values import JsonObject, read_json_object
 
 _ROWS_AT_ONCE = 64  # how much of a file is read at once, because a row may carry megabytes of images
 _BYTES_AT_ONCE = 64 * 2**20  # expanded
-_MAX_CHUNK_BYTES = 2**31  # of one column of one row group, expanded as far as its own account goes
+_MAX_CHUNK_BYTES = 2**31  # a column of a row group may expand to, by its own account
 _VALUE_BYTES = 64  # a Python object and its place in a list
 
 

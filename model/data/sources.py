@@ -12,7 +12,7 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatReader
 from model.data.config import TableConfig
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
 from model.data.raw_rows import RawRow
@@ -51,7 +51,7 @@ class RowSource(Protocol[Built]):
 
     @property
     def inputs(self) -> Mapping[str, Input]:
-        """What the rows were read from, by key of the config, with checksums."""
+        """The inputs of the rows, by key of the config, with checksums."""
         ...
 
 
@@ -221,7 +221,7 @@ class StepRows:
 
     @property
     def inputs(self) -> dict[str, Input]:
-        """What the rows of all parts were read from."""
+        """The inputs of all parts."""
         return {key: one for part in self._parts for key, one in part.source.inputs.items()}
 
     @property

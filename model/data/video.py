@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
-from model.data.media import MAX_PIXELS, MediaError, inside
+from model.data.media import MAX_PIXELS, inside
+from model.data.media_error import MediaError
 
 CONTAINERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi")
 MAX_VIDEO_BYTES = 512 * 2**20

@@ -8,7 +8,8 @@ import numpy as np
 from PIL import Image
 
 from model.config import SailVL2Config
-from model.data.media import MediaError, as_rgb, check_images, image_size, open_image
+from model.data.media import as_rgb, check_images, image_size, open_image
+from model.data.media_error import MediaError
 from model.data.video import check_video, read_frames, video_size
 from model.processing.messages import ImageSource, Media
 from model.processing.settings import ProcessorSettings

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from model.run.failpoints import bytes_until_kill, reach
+from model.run.failpoints import bytes_until_end, reach
 from model.run.manifest import MANIFEST, DamagedFolder, Digests, FileDigest, Manifest, manifest_bytes
 
 STAGING_SUFFIX = ".sailvl2-partial"
@@ -104,7 +104,7 @@ def _write_durably(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDige
     size, digest = 0, hashlib.sha256()
     with path.open("wb") as file:
         for chunk in chunks:
-            left = bytes_until_kill()
+            left = bytes_until_end()
             if left is not None and left < len(chunk):
                 file.write(chunk[:left])
                 file.flush()

@@ -1,9 +1,11 @@
-"""Named instants at which a test can kill the process, to prove that a restart loses nothing.
+"""Named instants at which a test can end the process, to prove that a restart loses nothing.
 
-`SAILVL2_FAILPOINT=NAME:COUNT` kills with SIGKILL when NAME is reached for the COUNT-th time;
-`SAILVL2_FAILPOINT=bytes:COUNT` when COUNT checkpoint bytes have been written. Unset, both do nothing.
+`SAILVL2_FAILPOINT=NAME:COUNT` acts when NAME is reached for the COUNT-th time; `SAILVL2_FAILPOINT=bytes:COUNT` when
+COUNT checkpoint bytes have been written. The act is SIGKILL, or what stands behind another colon: `term` is SIGTERM,
+`full` a disk without space. Unset, nothing happens.
 """
 
+import errno
 import os
 import signal
 
@@ -11,16 +13,26 @@ _reached: dict[str, int] = {}
 
 
 def reach(name: str, amount: int = 1) -> None:
-    """Count one visit of `name` (or `amount` bytes), and die here if the environment says so."""
-    wanted, _, count = os.environ.get("SAILVL2_FAILPOINT", "").partition(":")
+    """Count one visit of `name` (or `amount` bytes), and act here if the environment says so."""
+    wanted, count, act = _failpoint()
     if name != wanted:
         return
-    _reached[name] = _reached.get(name, 0) + amount
-    if _reached[name] >= int(count):
-        os.kill(os.getpid(), signal.SIGKILL)
+    before = _reached.get(name, 0)
+    _reached[name] = before + amount
+    if before < count <= _reached[name]:
+        if act == "full":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        os.kill(os.getpid(), signal.SIGTERM if act == "term" else signal.SIGKILL)
 
 
-def bytes_until_kill() -> int | None:
-    """How many more checkpoint bytes may be written before the kill, or None when no byte kill is set."""
-    wanted, _, count = os.environ.get("SAILVL2_FAILPOINT", "").partition(":")
-    return max(0, int(count) - _reached.get("bytes", 0)) if wanted == "bytes" else None
+def bytes_until_end() -> int | None:
+    """How many more checkpoint bytes may be written before the act, or None when no bytes are counted."""
+    wanted, count, _ = _failpoint()
+    left = count - _reached.get("bytes", 0)
+    return left if wanted == "bytes" and left > 0 else None
+
+
+def _failpoint() -> tuple[str, int, str]:
+    name, _, rest = os.environ.get("SAILVL2_FAILPOINT", "").partition(":")
+    count, _, act = rest.partition(":")
+    return name, int(count or 0), act

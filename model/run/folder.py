@@ -18,7 +18,7 @@ from model.run.durable import OUT_OF_SPACE, OutOfSpace, write_file, write_folder
 from model.run.failpoints import reach
 from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
-from model.run.logs import Log, cut_lines, read_lines
+from model.run.logs import Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
 from model.run.ownership import LOGS, METRICS, clear_run, delete_leftovers, delete_written, free_name
 from model.run.state import State
@@ -175,7 +175,7 @@ class RunFolder:
 
         def fill(staging: Path) -> Digests:
             digests = dict(engine.save(staging))
-            logs = {name: _size(self.folder / name) for name in LOGS}
+            logs = {name: num_lines(self.folder / name) for name in LOGS}
             whole = {**state, "identity": self._identity.to_json(), "logs": logs, "files": sorted(digests)}
             return {**digests, STATE: write_stream(staging / STATE, [json.dumps(whole).encode()])}
 
@@ -334,15 +334,15 @@ class RunFolder:
             reach("save.prune")
             delete_written(old)
 
-    def _open_logs(self, step: int, sizes: Mapping[str, int]) -> None:
+    def _open_logs(self, step: int, counts: Mapping[str, int]) -> None:
         delete_leftovers(self.folder)
         for path in [self.folder / name for name in LOGS] + sorted(self.folder.glob("rollouts/step_??????.jsonl")):
             cut_lines(path, step or -1)  # lines from before the first step are written again
-        for name, size in sizes.items():
-            if (found := _size(self.folder / name)) != size:
+        for name, count in counts.items():
+            if (found := num_lines(self.folder / name)) != count:
                 print(
-                    f"{self.folder / name}: expected {size} bytes up to step {step}, as the checkpoint has it, found "
-                    f"{found}: lines are lost or were changed; the run goes on without them",
+                    f"{self.folder / name}: expected {count} lines up to step {step}, as the checkpoint has it, found "
+                    f"{found}: lines are lost, and the run goes on without them",
                     file=sys.stderr,
                 )
         self._log(METRICS)

@@ -1,4 +1,5 @@
-"""What a run is: its settings, the content of its inputs, and the code. A checkpoint keeps it, and a restart compares.
+"""The identity of a run: its settings, the content of its inputs, and the code. A checkpoint keeps it, and a restart
+compares.
 
 Where a folder lies, how a path is spelt, and settings that change no number are no part of it.
 """

@@ -37,7 +37,7 @@ def manifest_bytes(digests: Digests) -> bytes:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a folder's manifest lists."""
+    """The files of a folder that its manifest lists."""
 
     folder: Path
     entries: Digests

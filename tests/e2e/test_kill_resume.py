@@ -45,7 +45,8 @@ class Runner:
         self.process.stdin.write(json.dumps(job) + "\n")
         self.process.stdin.flush()
         status = json.loads(self.process.stdout.readline())["status"]
-        assert status in (0, -signal.SIGKILL), log.read_text()[-3000:]
+        ends = {"term": (0, 5), "full": (0, 6)}.get(failpoint.partition(":")[2].partition(":")[2], (0, -signal.SIGKILL))
+        assert status in ends, log.read_text()[-3000:]
         return status
 
 
@@ -146,17 +147,17 @@ def contents(folder: Path) -> dict[str, object]:
 
 
 def check(runner: Runner, commands, straight, stage: str, failpoints: list[str], label: str) -> int:
-    """Kill once per failpoint, then finish; returns how many kills really happened."""
+    """End the run once per failpoint, then finish it; returns how many ends really happened."""
     module, arguments = commands[stage]
     folder = runner.folder / f"{stage}_{label}"
     kills = 0
     for failpoint in failpoints:
-        kills += runner.run(module, [*arguments, f"run.dir={folder}"], failpoint) == -signal.SIGKILL
+        kills += runner.run(module, [*arguments, f"run.dir={folder}"], failpoint) != 0
     assert runner.run(module, [*arguments, f"run.dir={folder}"]) == 0
     left, wanted = contents(folder), straight[stage]
     assert left.keys() == wanted.keys()
     assert [name for name in wanted if left[name] != wanted[name]] == []
-    assert not list(folder.rglob("*.partial"))
+    assert not list(folder.rglob("*partial"))
     return kills
 
 
@@ -188,6 +189,29 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
 def test_rl_survives_a_kill(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
+
+
+WRITES = [*SAVES, "append.ledger", "append.evaluations", "append.step_000002", "log"]
+
+
+@pytest.mark.parametrize(
+    "seeds", [range(2), *(pytest.param(range(n, n + 7), marks=pytest.mark.slow) for n in (2, 9, 16, 23))], ids=str
+)
+@pytest.mark.parametrize(("act", "phases"), [("term", [*RL_PHASES, *SAVES]), ("full", WRITES)])
+def test_rl_survives_sigterm_and_a_full_disk(runner, commands, straight, act, phases, seeds):
+    """One code each, in whatever phase it comes; the same command then leaves what an undisturbed run leaves."""
+    for seed in seeds:
+        rng = random.Random(1000 + seed)
+        name = phases[seed % len(phases)]
+        once = name.startswith("append.step") or name in ("save.prune", "append.evaluations")
+        failpoint = f"{name}:{1 if once else rng.randint(1, 3)}:{act}"
+        assert check(runner, commands, straight, "rl", [failpoint], f"{act}{seed}") == 1, failpoint
+
+
+@pytest.mark.parametrize("stage", [pytest.param("sft", marks=pytest.mark.slow), "pretrain"])
+def test_supervised_stages_survive_sigterm_and_full_disks(runner, commands, straight, stage):
+    points = ["save.begin:1:term", "log:1:full", "data:2:term", "save.file:3:full", "bytes:9000000:full"]
+    assert check(runner, commands, straight, stage, points, "ends") == len(points)
 
 
 def test_three_kills_in_one_run(runner, commands, straight):

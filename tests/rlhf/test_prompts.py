@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.sources import DataFolders
 from model.interface import Mode
 from rewards.config import RewardConfig

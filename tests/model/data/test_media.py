@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from model.data.media import MAX_BYTES, MAX_PIXELS, MediaError, open_image
+from model.data.media import MAX_BYTES, MAX_PIXELS, open_image
+from model.data.media_error import MediaError
 
 RED, GREEN, BLUE, WHITE, BLACK = (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255), (0, 0, 0)
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.order import KeyedOrder
 from model.data.sources import BoundedCache, DataFolders, StepPart, StepRows
 from model.data.tables import Table

@@ -11,7 +11,7 @@ from PIL import Image
 from model.checkpoint import build_flavour
 from model.config import Flavour
 from model.data import video
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.video import check_video, read_frames, video_size
 from model.interface import IMAGE_CONTEXT, Mode
 from model.processing.processor import Processor

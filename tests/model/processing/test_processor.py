@@ -12,7 +12,7 @@ from PIL import Image
 
 from examples.digits.task import Family
 from model.config import FLAVOUR_FOLDER, SailVL2Config
-from model.data.media import MediaError
+from model.data.media_error import MediaError
 from model.data.tables import Table
 from model.interface import CONTROL_TOKENS, DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION, Mode
 from model.processing.processor import Processor

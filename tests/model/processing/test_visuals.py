@@ -18,7 +18,8 @@ from model.batch import Row, pack_rows
 from model.checkpoint import build_flavour
 from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
 from model.data import media
-from model.data.media import MAX_PIXELS, MediaError, image_size, open_image
+from model.data.media import MAX_PIXELS, image_size, open_image
+from model.data.media_error import MediaError
 from model.interface import Mode
 from model.processing.processor import Processor
 from model.processing.settings import IMAGENET_MEAN, IMAGENET_STD, ProcessorSettings

@@ -56,7 +56,9 @@ class TestLostLines:
         assert make_run(tmp_path).restore(Counter())["step"] == 6
         said = capfd.readouterr().err
         assert (
-            "metrics.jsonl: expected" in said and "ledger.jsonl: expected" in said and "found 0: lines are lost" in said
+            "metrics.jsonl: expected" in said
+            and "ledger.jsonl: expected" in said
+            and "found 0: lines are lost, and the run goes on" in said
         )
 
     @pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "x"}', '{"step": true}', "null", "[" * 100_000, "\x00"])
