@@ -48,11 +48,14 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
     lists them; a failed stage's own) ends with it and its message; others raise.
     """
     try:
-        check_packages()
-    except UsageError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return USER_ERROR
-    from model.run.ends import run_command
+        from model.run.ends import run_command
+    except ImportError:  # a file of the user's may be called model.py
+        try:
+            check_packages()
+        except UsageError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return USER_ERROR
+        raise
 
     return run_command(lambda: _launch(entry, schema, run, sys.argv[1:]))
 

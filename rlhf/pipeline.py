@@ -6,7 +6,6 @@ one starts. The same command after an interruption continues where it stopped.
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -82,17 +81,29 @@ def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, folde
 
 
 def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> None:
-    """Delete what an earlier pipeline left in the folder, and nothing else. `ValueError` where `kept` folders, or
-    folders that no stage made, are in the way."""
+    """Delete what an earlier pipeline left in the folder, and nothing else. `ValueError`, before anything is deleted,
+    where `kept` folders, or files that no stage wrote, are in the way."""
+    from model.run.durable import refuse_foreign_files
+    from model.run.folder import MARK
+    from model.run.ownership import clear_run, delete_written
+
     for stage in stages:
         own = (folder / stage.name).resolve()
         inputs = [*kept, *stage.files.values()]
         if any(path and Path(path).resolve().is_relative_to(own) for path in inputs):
             raise ValueError(f"run.start=fresh would delete {own}, which holds inputs; rename stages.{stage.name}")
-        if stage.writes_model and own.is_dir() and any(own.iterdir()) and not (own / "config.yaml").exists():
+        if stage.writes_model and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
             raise ValueError(f"run.start=fresh would delete {own}, which no stage wrote; rename stages.{stage.name}")
-    for name in ("evaluations", *(stage.name for stage in stages), "export"):
-        shutil.rmtree(folder / name, ignore_errors=True)
+        for name in ("final", "best"):
+            refuse_foreign_files(own / name)
+    refuse_foreign_files(folder / "export")
+    for stage in stages:
+        clear_run(folder / stage.name)
+        (folder / stage.name / MARK).unlink(missing_ok=True)
+        for ending in ("json", "seconds.json"):
+            (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
+    if (folder / "export").is_dir():
+        delete_written(folder / "export")
     for name in ("summary.json", "curves.png", "elapsed.json"):
         (folder / name).unlink(missing_ok=True)
 

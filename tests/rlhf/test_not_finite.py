@@ -150,7 +150,7 @@ def test_a_loss_that_is_not_finite_changes_nothing_and_names_its_prompt(bench, c
     assert not bench.apply(one).applied
     assert bench.state() == before
     assert bench.last_skipped() == {"step": 7, "update": 0, "what": "loss", "prompts": ["bad"]}
-    assert "step 7: update 0 skipped, loss not finite; prompts: ['bad']" in capsys.readouterr().err
+    assert "step 7: update 0 skipped, loss not finite; prompts: bad" in capsys.readouterr().err
     assert bench.apply(bench.updates(bench.groups)).applied and bench.state() != before
 
 
@@ -194,9 +194,7 @@ def test_k_in_a_row_end_the_run(tmp_path):
     bench = Bench(tmp_path, max_skipped=2)
     before = bench.state()
     assert not bench.apply(in_pixels(NAN)(bench)).applied
-    with pytest.raises(
-        NonFiniteError, match=r"step 7: .* 2 updates in a row .*prompts of the last one: \['bad'\]"
-    ) as end:
+    with pytest.raises(NonFiniteError, match=r"step 7: .* 2 updates in a row .*prompts of the last one: bad") as end:
         bench.apply(in_pixels(NAN)(bench))
     assert end.value.exit_code == 4 and bench.state() == before
     assert len((tmp_path / "skipped.jsonl").read_text().splitlines()) == 2
@@ -232,11 +230,11 @@ def test_one_prompt_that_the_sampler_cannot_do_never_ends_a_run_but_several_in_a
     bad = [replace(rollout, finish_reason=FinishReason.error) for rollout in bad]
     assert name_failures([good, bad]) == 0
     assert name_failures([bad]) == 1  # a round that draws a single prompt
-    assert capsys.readouterr().err.count("numbers were not finite for prompts ['b']; these completions are") == 2
+    assert capsys.readouterr().err.count("numbers were not finite for prompts b; these completions are") == 2
     assert name_failures([good], num_before=1) == 0
-    with pytest.raises(NonFiniteError, match=r"prompts \['b'\], which is all that was sampled of several prompts"):
+    with pytest.raises(NonFiniteError, match=r"prompts b, which is all that was sampled of several prompts"):
         name_failures([bad], num_before=1)
     late = [replace(rollout, finish_reason=FinishReason.deadline) for rollout in good]
     assert name_failures([late, bad[:1] + good[:1]]) == 0 and name_failures([late]) == 1
-    with pytest.raises(SamplerTooSlow, match=r"prompts \['a'\], which is all that was sampled of several prompts"):
+    with pytest.raises(SamplerTooSlow, match=r"prompts a, which is all that was sampled of several prompts"):
         name_failures([late, late])

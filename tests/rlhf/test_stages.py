@@ -154,7 +154,7 @@ class TestRun:
             started.append(title)
             folder = tmp_path / "run" / "a"
             write_folder(folder / "final", {"model": b"1"})
-            (folder / "config.yaml").touch()
+            (folder / "run.json").touch()
             (folder / "metrics.jsonl").write_text('{"step": 1, "nll_per_token": 2.0}\n')
 
         monkeypatch.setattr(rlhf.pipeline, "_run", process)
@@ -195,7 +195,7 @@ class TestRun:
         shutil.copytree(tmp_path / "data", inner)
         with pytest.raises(ValueError, match="holds inputs; rename"):
             run("run.start=fresh", f"data={inner}")
-        (tmp_path / "run" / "a" / "config.yaml").unlink()
+        (tmp_path / "run" / "a" / "run.json").unlink()
         with pytest.raises(ValueError, match="which no stage wrote; rename"):
             run("run.start=fresh")
         assert inner.exists()

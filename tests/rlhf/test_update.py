@@ -121,13 +121,13 @@ class TestUpdate:
         engine = FakeEngine(results=[StepResult(0.1, float("nan"), False)], not_finite=(1,))
         self.run(one, policy(engine), folder)
         suspects = sorted(set(one.batches[1].prompt_ids))
-        assert f"step 3: update 1 skipped, loss not finite; prompts: {suspects}" in capsys.readouterr().err
+        assert f"step 3: update 1 skipped, loss not finite; prompts: {', '.join(suspects)}" in capsys.readouterr().err
         (line,) = (folder.folder / "skipped.jsonl").read_text().splitlines()
         assert json.loads(line) == {"step": 3, "update": 1, "what": "loss", "prompts": suspects}
 
     def test_a_gradient_that_is_not_finite_names_all(self, one, policy, folder, capsys):
         self.run(one, policy(FakeEngine(results=[StepResult(0.1, float("inf"), False)])), folder)
-        assert "gradient not finite; prompts: ['p0', 'p1', 'p2', 'p3']" in capsys.readouterr().err
+        assert "gradient not finite; prompts: p0, p1, p2, p3" in capsys.readouterr().err
 
     def test_too_many_in_a_row_end_the_run_by_name(self, one, policy, folder):
         with pytest.raises(NonFiniteError, match=r"step 3: 3 updates in a row were skipped; prompts of the last one"):

@@ -13,14 +13,14 @@ from rlhf.evaluation.evaluator import Answers, Evaluator
 
 
 def test_an_accuracy_is_a_share_of_what_was_scored():
-    some = Answers([[True, None], [False, False], [None, None]], [], [])
+    some = Answers([[True, None], [False, False], [None, None]], [], [], [])
     assert (some.accuracy, some.pass_at_k, some.num_unscorable) == (1 / 3, 1 / 2, 3)
 
 
 @pytest.mark.parametrize("right", [[], [[None]], [[None, None], [None, None]]])
 def test_an_accuracy_of_nothing_is_no_number(right):
-    nothing = Answers(right, [], [])
-    assert nothing.accuracy is None and nothing.pass_at_k is None
+    nothing = Answers(right, [[None for _ in group] for group in right], [], [])
+    assert nothing.accuracy is None and nothing.pass_at_k is None and nothing.score is None
     assert nothing.only([]).accuracy is None
 
 
@@ -49,7 +49,7 @@ def evaluate(monkeypatch):
         made = Evaluator(config, cast(Any, engine), cast(Any, None), cast(Any, None), cast(Any, rubric), cast(Any, "p"))
         found = []
         for step, accuracy in enumerate(accuracies):
-            group = {"accuracy_think": 0.5, "accuracy_direct": accuracy}
+            group = {"accuracy_think": 0.5, "accuracy_direct": accuracy, "score_think": 0.5, "score_direct": accuracy}
             result = {"accuracy_think": 0.5, "accuracy_direct": accuracy, "by_group": {"sum": group}, "num_eval": 2}
             monkeypatch.setattr("rlhf.evaluation.evaluator.evaluate_modes", lambda *_, result=result: result)
             found.append(made.evaluate_if_due(step, 9, cast(Any, Run())))
