@@ -32,7 +32,7 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         check_inputs([*stages, *evaluations.values()])
     if config.run.start is not StartMode.fresh:
         for stage in stages:
-            _refuse_other_settings(stage, evaluations.get(stage.name), Path(config.run.dir))
+            _refuse_other_settings(config, stage, evaluations.get(stage.name))
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
         folder = run.folder
         if config.run.start is StartMode.fresh:
@@ -44,13 +44,14 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         check_inputs([*stages, *evaluations.values()])
         results = []
         for stage in stages:
-            results.append({"name": stage.name, **_run_and_evaluate(stage, evaluations.get(stage.name), folder)})
+            results.append({"name": stage.name, **_run_and_evaluate(config, stage, evaluations.get(stage.name))})
             _write(folder / "elapsed.json", {"seconds": earlier + time.time() - begin})
         _finish(config, folder, stages, results, earlier, begin)
 
 
-def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Path) -> JsonObject:
+def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
     """Run what is not there yet; the stage's seconds and the evaluation's result."""
+    folder = Path(config.run.dir)
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
     product = folder / stage.name / "final" if stage.writes_model else evaluated
@@ -59,24 +60,57 @@ def _run_and_evaluate(stage: StagePlan, evaluation: StagePlan | None, folder: Pa
         begin = time.time()
         _run(f"stage {stage.name}", stage.command)
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
-            commands = {"stage": stage.command, "evaluation": evaluation.command if evaluation else []}
-            _write(seconds_path, {"seconds": time.time() - begin, "commands": commands})
+            _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
         if evaluation:
             _run(f"evaluation of stage {stage.name}", evaluation.command)
     return {"seconds": _read(seconds_path)["seconds"], **_read(evaluated)}
 
 
-def _refuse_other_settings(stage: StagePlan, evaluation: StagePlan | None, folder: Path) -> None:
-    """`ValueError` for a finished stage that would now be run, or evaluated, by another command."""
+def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
+    """A finished stage as a record: its command lines without the places of folders, and checksums of the inputs
+    that no earlier stage writes. Pictures are not among them: the run of a stage looks at these itself."""
+    from model.run.identity import digest_of_files
+
+    places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
+
+    def without_places(command: Sequence[str]) -> list[str]:
+        found = list(command)
+        for place in sorted(filter(None, places), key=len, reverse=True):
+            found = [argument.replace(str(Path(place)), places[place]) for argument in found]
+        return found
+
+    files = dict(stage.files)
+    if evaluation:
+        files |= {f"evaluation.{key}": path for key, path in evaluation.files.items()}
+    return {
+        "commands": {
+            "stage": without_places(stage.command),
+            "evaluation": without_places(evaluation.command) if evaluation else [],
+        },
+        "inputs": {key: digest_of_files([path]) for key, path in files.items() if path.exists()},
+    }
+
+
+def _refuse_other_settings(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> None:
+    """`ValueError` for a finished stage that would now be run, or evaluated, by another command or on other inputs."""
+    folder = Path(config.run.dir)
     done = _read(folder / "evaluations" / f"{stage.name}.seconds.json")
-    wanted = {"stage": stage.command, "evaluation": evaluation.command if evaluation else []}
+    if not done:
+        return
+    now = _record(config, stage, evaluation)
+    mend = "use those again, choose another run.dir, or start anew with run.start=fresh"
+    changed = [key for key, before in done.get("inputs", {}).items() if now["inputs"].get(key, before) != before]
+    if changed:
+        raise ValueError(
+            f"stages.{stage.name}: {folder} holds a finished stage whose inputs had other content "
+            f"({', '.join(changed)}); {mend}"
+        )
     for name, before in done.get("commands", {}).items():
-        now = wanted[name]
-        if before and now and before != now:
-            differing = sorted({*before} ^ {*now})
+        if before and now["commands"][name] and before != now["commands"][name]:
+            differing = sorted({*before} ^ {*now["commands"][name]})
             raise ValueError(
-                f"stages.{stage.name}: {folder} holds a finished stage whose {name} had other settings ({differing}); "
-                "use those again, choose another run.dir, or start anew with run.start=fresh"
+                f"stages.{stage.name}: {folder} holds a finished stage whose {name} had other settings "
+                f"({differing}); {mend}"
             )
 
 

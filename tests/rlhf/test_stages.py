@@ -186,6 +186,31 @@ class TestRun:
         assert "max_steps=9" not in (tmp_path / "run" / "config.yaml").read_text()
         assert run("stages.a.max_steps=9", "run.start=fresh") == ["stage a"]
 
+    def test_a_finished_stage_refuses_inputs_of_other_content(self, run, tmp_path):
+        run()
+        (tmp_path / "data" / "p.jsonl").write_text("{}\n")
+        with pytest.raises(ValueError, match=r"finished stage whose inputs had other content \(inputs\.data\.path\)"):
+            run()
+
+    def test_a_pipeline_that_was_moved_goes_on(self, run, tmp_path):
+        run()
+        (tmp_path / "run").rename(tmp_path / "moved")
+        (tmp_path / "data").rename(tmp_path / "other")
+        assert run(f"run.dir={tmp_path / 'moved'}", f"data={tmp_path / 'other'}") == []
+
+    def test_a_fresh_start_keeps_what_no_stage_wrote(self, run, tmp_path):
+        run()
+        (tmp_path / "run" / "evaluations" / "notes.txt").write_text("mine")
+        (tmp_path / "run" / "a" / "notes.txt").write_text("mine")
+        assert run("run.start=fresh") == ["stage a"]
+        assert (tmp_path / "run" / "evaluations" / "notes.txt").exists() and (
+            tmp_path / "run" / "a" / "notes.txt"
+        ).exists()
+        (tmp_path / "run" / "export" / "README.md").write_text("mine")
+        with pytest.raises(ValueError, match=r"an earlier run wrote, found README\.md"):
+            run("run.start=fresh")
+        assert (tmp_path / "run" / "a" / "final").exists()
+
     def test_a_fresh_start_deletes_no_inputs_and_nothing_before_they_are_there(self, run, tmp_path):
         run()
         with pytest.raises(ValueError, match=r"stages\.a\.inputs\.data\.path: expected a file"):
