@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 def chat(config: ChatConfig, resolved: str) -> None:
     """Ask `config.question`, or what is typed until an empty line, and print answers as they are written."""
     from model.checkpoint import load_model
+    from model.run.printable import printable_text
 
     model, processor = load_model(Path(config.checkpoint))
     messages: list[JsonObject] = []
@@ -35,7 +36,7 @@ def chat(config: ChatConfig, resolved: str) -> None:
             ids.append(token)
             text = processor.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                print(text[len(shown) :], end="", flush=True)
+                print(printable_text(text[len(shown) :]), end="", flush=True)
                 shown = text
         print()
         messages.append({"role": "assistant", "content": processor.tokenizer.decode(ids)})

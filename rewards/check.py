@@ -18,6 +18,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from model.run.ends import run_command
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.config import RewardConfig, WeightCheck
 from rewards.data_rows import DataRow, numbered_rows
@@ -233,7 +234,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    args = parse(arguments)
+    return run_command(lambda: _check(parse(arguments)))
+
+
+def _check(args: argparse.Namespace) -> int:
     console = Console()
     try:
         problems = check(args, console)

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
+from model.run.durable import OUT_OF_SPACE
+from model.run.ends import run_command
 from rewards.answers import AnswerRule, extract
 from rewards.data_rows import DataRow, numbered_rows
 from rewards.result import Claim, Outcome, Status
@@ -40,7 +42,12 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 130: interrupted."""
+    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 5: SIGTERM, 6: no
+    space left, 130: interrupted."""
+    return run_command(lambda: _score(arguments))
+
+
+def _score(arguments: Sequence[str] | None) -> int:
     parser = _parser()
     args = parser.parse_args(arguments)
     try:
@@ -51,6 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             if name != field:
                 print(f"rewards.score: the input's own {field!r} is kept; ours is {name!r}", file=sys.stderr)
     except (ValueError, OSError, RuntimeError) as error:  # RuntimeError: `~` of a user that is not there
+        if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
+            raise
         print(f"rewards.score: {error}", file=sys.stderr)
         return 2
     try:
@@ -58,7 +67,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"rewards.score: interrupted; {_goes_on(args)}", file=sys.stderr)
         return 130
-    except OSError as error:  # a full disk
+    except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         print(f"rewards.score: {error}; {_goes_on(args)}", file=sys.stderr)
         return 1
 

@@ -120,6 +120,9 @@ class RunFolder:
         if self.is_done:
             return
         self._identity.inputs.setdefault("code", code_input())
+        if unknown := [name for name in self.config.accept_changes if name not in self._identity.inputs]:
+            known = ", ".join(sorted(self._identity.inputs))
+            raise ValueError(f"run.accept_changes: expected names among {known}, found {unknown[0]!r}")
         if self._before is None:
             self._write_mark()
             return

@@ -15,6 +15,11 @@ def printable(text: str, limit: int = 400) -> str:
     return clean if len(text) <= limit else f"{clean}... ({len(text)} characters)"
 
 
+def printable_text(text: str) -> str:
+    """Text of several lines without control characters, line breaks and tabs apart."""
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in text)
+
+
 def names(ids: Collection[str]) -> str:
     """Some ids of a data set: the first few in order, and how many more there are."""
     chosen = sorted(ids)[:_MOST_NAMES]

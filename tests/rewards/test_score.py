@@ -1,6 +1,8 @@
 """The command that scores a file: order, bad lines, resuming, refusals."""
 
+import errno
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -254,3 +256,18 @@ def test_a_table_that_is_none_is_refused(tmp_path, capsys):
     arguments = ["--verifier", "math", "--input", str(tmp_path / "in.parquet"), "--output", str(tmp_path / "out.jsonl")]
     assert main(arguments) == 2
     assert "expected a whole Parquet file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("act", "code", "said"),
+    [
+        (lambda *_: os.kill(os.getpid(), signal.SIGTERM), 5, "SIGTERM came"),
+        (lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), 6, "no space"),
+    ],
+)
+def test_sigterm_and_a_full_disk_have_one_code_each(tmp_path, monkeypatch, capsys, act, code, said):
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text(json.dumps({"completion": "\\boxed{1}", "reference": "1"}) + "\n")
+    monkeypatch.setattr("rewards.score._run", act)
+    arguments = ["--input", str(rows), "--output", str(tmp_path / "out.jsonl"), "--verifier", "math"]
+    assert main(arguments) == code and said in capsys.readouterr().err

@@ -48,6 +48,12 @@ class TestIdentity:
         with pytest.raises(ValueError, match="prompts: p does not hold"):
             self.begun(tmp_path / "run", {"prompts": Input("p", "1")})
 
+    def test_a_word_that_names_no_input_is_refused(self, tmp_path):
+        with pytest.raises(
+            ValueError, match=r"run\.accept_changes: expected names among code, prompts, found 'prompt'"
+        ):
+            self.begun(tmp_path / "run", {"prompts": Input("p", "1")}, accept=["prompt"])
+
     def test_another_version_of_the_code_is_named(self, tmp_path, monkeypatch):
         self.start(tmp_path / "run", {})
         monkeypatch.setattr("model.run.folder.code_input", lambda: Input("sailvl2-rl 9", "x"))
