@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from model.run.durable import OUT_OF_SPACE
+from model.run.durable import OUT_OF_SPACE, OutOfSpace
 from model.run.ends import run_command
 from rewards.answers import AnswerRule, extract
 from rewards.data_rows import DataRow, numbered_rows
@@ -68,10 +68,8 @@ def _score(arguments: Sequence[str] | None) -> int:
         print(f"rewards.score: interrupted; {_goes_on(args)}", file=sys.stderr)
         return 130
     except OSError as error:
-        if error.errno in OUT_OF_SPACE:
-            raise
         print(f"rewards.score: {error}; {_goes_on(args)}", file=sys.stderr)
-        return 1
+        return OutOfSpace.exit_code if error.errno in OUT_OF_SPACE else 1
 
 
 def _goes_on(args: argparse.Namespace) -> str:

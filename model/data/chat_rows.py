@@ -72,9 +72,8 @@ class ChatReader:
             meta[question_column] = messages  # with file names where the row has bytes
         if dataset_column != "data_source":
             meta["dataset"] = table.name if dataset is None else dataset
-        check_text(
-            {"messages": messages, "id": _id(row_id, ""), **{k: v for k, v in meta.items() if k != question_column}}
-        )
+        check_text({"id": _id(row_id, ""), "reference": reference})
+        check_text({"messages": messages, **{key: value for key, value in meta.items() if key != question_column}})
         return ChatRow(
             id=self.id_of(raw, table, ordinal),
             messages=messages,

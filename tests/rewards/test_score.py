@@ -165,7 +165,7 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(files, capsys):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, before[1]))
     try:
-        assert main(arguments) == 1
+        assert main(arguments) == 6
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert "File too large; the same command goes on" in capsys.readouterr().err
@@ -262,7 +262,11 @@ def test_a_table_that_is_none_is_refused(tmp_path, capsys):
     ("act", "code", "said"),
     [
         (lambda *_: os.kill(os.getpid(), signal.SIGTERM), 5, "SIGTERM came"),
-        (lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")), 6, "no space"),
+        (
+            lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left on device")),
+            6,
+            "No space left on device; the same command goes on",
+        ),
     ],
 )
 def test_sigterm_and_a_full_disk_have_one_code_each(tmp_path, monkeypatch, capsys, act, code, said):
