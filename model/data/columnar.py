@@ -13,6 +13,8 @@ from model.data.media import inside
 from model.data.raw_rows import MAX_ROW_BYTES, MAX_ROW_VALUES, RawRow, require_file
 from model.json_values import JsonObject, read_json_object
 
+Arrow = Any
+"""An object of pyarrow, which need not be installed."""
 _ROWS_AT_ONCE = 64  # how much of a file is read at once, because a row may carry megabytes of images
 _BYTES_AT_ONCE = 64 * 2**20  # expanded
 _MAX_CHUNK_BYTES = 2**31  # a column of a row group may expand to, by its own account
@@ -61,7 +63,7 @@ def saved_files(path: Path) -> list[Path]:
         raise ValueError(f"data: {path / 'state.json'}: expected what save_to_disk writes, found: {error}") from None
 
 
-def _repeated_columns(metadata: Any) -> list[str]:
+def _repeated_columns(metadata: Arrow) -> list[str]:
     """The text columns that store repeated values once. `ValueError` for a column that expands beyond reason."""
     repeated = set()
     for group in range(metadata.num_row_groups):
@@ -78,7 +80,7 @@ def _repeated_columns(metadata: Any) -> list[str]:
     return sorted(repeated)
 
 
-def _rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:
+def _rows(file: Path, batches: Iterator[Arrow]) -> Iterator[RawRow]:
     number = 0
     for batch in batches:
         for columns in _expanded(batch):
@@ -87,7 +89,7 @@ def _rows(file: Path, batches: Iterator[Any]) -> Iterator[RawRow]:
             yield RawRow(file, number, problem=columns) if is_bad else RawRow(file, number, _filled(columns))
 
 
-def _expanded(batch: Any) -> Iterator[JsonObject | str]:
+def _expanded(batch: Arrow) -> Iterator[JsonObject | str]:
     """The columns of every row of a batch, or why it has none."""
     if sum(map(_num_bytes, batch.columns)) <= _BYTES_AT_ONCE:
         try:
@@ -99,7 +101,7 @@ def _expanded(batch: Any) -> Iterator[JsonObject | str]:
         yield _converted(batch.slice(index, 1))
 
 
-def _converted(row: Any) -> JsonObject | str:
+def _converted(row: Arrow) -> JsonObject | str:
     """The columns of a batch of one row, or which one cannot be read."""
     columns: JsonObject = {}
     left = MAX_ROW_BYTES
@@ -114,12 +116,12 @@ def _converted(row: Any) -> JsonObject | str:
     return columns
 
 
-def _num_bytes(array: Any) -> int:
+def _num_bytes(array: Arrow) -> int:
     """Memory that an Arrow array takes as Python values, about; nothing is expanded to find out."""
     import pyarrow
     import pyarrow.compute
 
-    compute: Any = pyarrow.compute  # its functions are made when it is imported
+    compute: Arrow = pyarrow.compute  # its functions are made when it is imported
     kinds, kind = pyarrow.types, array.type
     if isinstance(array, pyarrow.ExtensionArray):
         return _num_bytes(array.storage)
@@ -136,7 +138,7 @@ def _num_bytes(array: Any) -> int:
     return array.nbytes + _VALUE_BYTES * len(array)
 
 
-def _is_text(kind: Any) -> bool:
+def _is_text(kind: Arrow) -> bool:
     import pyarrow
 
     kinds = pyarrow.types
@@ -155,7 +157,7 @@ def _without_nulls(value: object) -> object:
     return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value
 
 
-def _pyarrow(path: Path) -> Any:
+def _pyarrow(path: Path) -> Arrow:
     try:
         import pyarrow
         import pyarrow.ipc

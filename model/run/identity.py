@@ -9,7 +9,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -103,7 +102,7 @@ def settings_of(resolved: str, outside: Iterable[str]) -> dict[str, object]:
     found: dict[str, object] = {}
     left_out = set(outside)
 
-    def walk(value: Any, key: str) -> None:
+    def walk(value: object, key: str) -> None:
         if key in left_out:
             return
         if isinstance(value, dict) and value:
