@@ -9,8 +9,8 @@ from model.checkpoint import load_model, load_processor
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
-from model.json_values import JsonObject
-from model.run.durable import write_file
+from model.json_values import JsonObject, read_json_object
+from model.run.durable import OUT_OF_SPACE, write_file
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig
 from rlhf.console import shown
@@ -24,7 +24,7 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """Load `config.checkpoint`, evaluate it, and write `config.output` if given."""
     config.rollouts.require_packages()
     if config.output:
-        _check_output(Path(config.output))
+        check_output(Path(config.output))
     prepare_cpu(config.num_threads)
     checkpoint = Path(config.checkpoint)
     processor = load_processor(checkpoint)
@@ -46,16 +46,28 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     return result
 
 
-def _check_output(output: Path) -> None:
+def check_output(output: Path) -> None:
     """Make the folder of the result. `ValueError` where no file can be written there."""
     if output.is_dir():
         raise ValueError(f"output: expected a file name, found the folder {output}")
+    if output.exists() and not _is_result(output):
+        raise ValueError(f"output: expected a new file, or an earlier result, found another file at {output}")
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=output.parent):
             pass
     except OSError as error:
+        if error.errno in OUT_OF_SPACE:
+            raise
         raise ValueError(f"output: expected a file that can be written at {output}, found: {error}") from None
+
+
+def _is_result(path: Path) -> bool:
+    """Whether a file is a result of this command, which a new one may replace."""
+    try:
+        return "num_eval" in read_json_object(path)
+    except (OSError, ValueError):
+        return False
 
 
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
