@@ -23,6 +23,7 @@ from model.config import (
     read_json_config,
     vision_section,
 )
+from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
     from model.checkpoint import StoredTensors
@@ -84,6 +85,9 @@ def _part(shapes: dict[str, torch.Size], prefix: str) -> dict[str, torch.Size]:
 
 
 def _joined_config(config: AssembleConfig) -> SailVL2Config:
+    for folder in (config.vision, config.language):
+        if (Path(folder) / "config.json").exists():
+            verify_files(Path(folder), ["config.json"])
     vision_raw, language_raw = read_json_config(Path(config.vision)), read_json_config(Path(config.language))
     vision = vision_section(vision_raw.get("vision_config", vision_raw), f"{config.vision}/config.json")
     any_resolution = config.resolution is Resolution.any

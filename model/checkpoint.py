@@ -25,6 +25,7 @@ from model.run.tensor_files import all_finite, write_tensors
 from model.sail_vl2 import SailVL2
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
+CONFIG = "config.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _WITH_TOKENIZER = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)  # that of flavours/tiny
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -246,7 +247,8 @@ class StoredTensors:
             except (SafetensorError, OSError) as error:
                 raise ValueError(f"{file}: expected a whole safetensors file, found: {error}") from None
         self._check_index(index, rename)
-        verify_files(self.folder, [path.name for path in files] + ([INDEX] if index else []))
+        others = [name for name in (INDEX if index else "", CONFIG) if name and (self.folder / name).exists()]
+        verify_files(self.folder, [path.name for path in files] + others)
 
     @property
     def shapes(self) -> dict[str, torch.Size]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from conf.cli import launch
 from model.config import DescribeConfig, SailVL2Config, Tower, flavour_config
 from model.json_values import JsonObject
+from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
     from model.sail_vl2 import SailVL2
@@ -68,6 +69,8 @@ def run_describe(config: DescribeConfig, resolved: str) -> None:
     from rich.table import Table
 
     named = config.checkpoint or config.model.value
+    if config.checkpoint:
+        verify_files(Path(config.checkpoint), ["config.json"])
     shapes = SailVL2Config.from_folder(Path(config.checkpoint)) if config.checkpoint else flavour_config(config.model)
     facts = describe(shapes)
     table = Table("tower", "stored", "trainable", "active", "bf16 bytes", title=f"{named}: parameters")

@@ -20,11 +20,16 @@ def parse_json(text: str | bytes) -> Any:
         raise ValueError("JSON that is nested too deeply") from None
 
 
+def refuse_special_file(path: Path) -> None:
+    """`OSError` for a named pipe, a device or a socket, whose opening would wait for ever; and for a missing file."""
+    mode = path.stat().st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(f"{path} is a pipe or a device, not a file")
+
+
 def read_json_object(path: Path) -> JsonObject:
     """The JSON object of a file. `ValueError` names the file; `OSError` where it cannot be read, or is a pipe."""
-    mode = path.stat().st_mode
-    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):  # opening a pipe would wait for a writer
-        raise OSError(f"{path} is a pipe or a device, not a file")
+    refuse_special_file(path)
     try:
         found = parse_json(path.read_bytes())
     except ValueError as error:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
-from model.data.sources import DataFolders, StepRows
+from model.data.sources import DataFolders, StepRows, input_of_tables
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.config import Normalisation, SupervisedConfig
@@ -29,13 +29,14 @@ def run_supervised(
     model: SailVL2,
     processor: Processor,
     open_rows: Callable[[DataFolders], StepRows],
+    tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
 ) -> None:
     """Train `model` on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
-    stopped. A `max_steps` of 0 is one pass over the rows. `inputs`: what the run reads beside its rows."""
+    stopped. A `max_steps` of 0 is one pass over the rows. `tables`: key of the
+    config -> the table that it names. `inputs`: what the run reads beside its rows."""
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
-        if run.is_done:
-            print(f"{run.folder}: already complete; run.start=fresh starts anew")
+        if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
             return
         rows_of_step = open_rows(DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl"))
         run.declare({**rows_of_step.inputs, **(inputs or {})})

@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 
+from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
 from rewards.config import Combine, RewardConfig
-from rewards.printable import printable
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load

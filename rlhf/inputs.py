@@ -1,23 +1,40 @@
 """The inputs of an RL run beside its rows, with checksums: the start model and the sources of the user's functions."""
 
+import hashlib
 import importlib.metadata
 import importlib.util
+from collections.abc import Sequence
 from pathlib import Path
 
-from model.run.identity import Input, digest_of_files, input_of
+from model.data.sources import input_of_tables
+from model.run.identity import Input, input_of
 from rewards.custom import ENTRY_POINTS
 from rlhf.config import RlConfig
 
 
 def inputs_of(config: RlConfig) -> dict[str, Input]:
-    """By the key of the config. Modules that a reward function imports on its own are not looked into."""
+    """By the key of the config. Modules that a function imports on its own are not looked into."""
     found = {"checkpoint": input_of(Path(config.checkpoint))}
-    functions = [*config.reward.functions, config.algorithm.name]
-    sources = [source for spec in functions if (source := _source_of(spec)) is not None]
-    if sources:
-        names = ", ".join(str(source) for source in sources)
-        found["reward.functions"] = Input(names, digest_of_files(sources))
+    for key, specs in (("reward.functions", config.reward.functions), ("algorithm.name", [config.algorithm.name])):
+        if sources := [(spec, _source_of(spec)) for spec in specs if key == "reward.functions" or ":" in spec]:
+            found[key] = _code_of(sources)
     return found
+
+
+def known_inputs(config: RlConfig) -> dict[str, Input]:
+    """Those inputs of a run that can be had without opening its data."""
+    tables = {"prompts": config.prompts, "evaluation.prompts": config.evaluation.prompts}
+    return {**inputs_of(config), **input_of_tables(tables)}
+
+
+def _code_of(sources: Sequence[tuple[str, Path | None]]) -> Input:
+    """Functions by name, with the content of the files that they stand in; where the files lie is no part of it."""
+    total = hashlib.sha256()
+    for spec, file in sources:
+        place, _, name = spec.rpartition(":")
+        total.update(f"{Path(place).name}:{name}\0".encode())
+        total.update(input_of(file).sha256.encode() if file else b"")
+    return Input(", ".join(str(file or spec) for spec, file in sources), total.hexdigest())
 
 
 def _source_of(spec: str) -> Path | None:

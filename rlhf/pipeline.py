@@ -6,6 +6,7 @@ one starts. The same command after an interruption continues where it stopped.
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +17,13 @@ from pathlib import Path
 from conf.cli import launch
 from model.json_values import JsonObject
 from model.run.config import StartMode
+from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
 from rlhf.config import PipelineConfig
 from rlhf.stages import StagePlan, check_inputs, plan
+
+_PATIENCE_SECONDS = STOP_SECONDS + 2.5
+"""Seconds after SIGTERM until a stage that did not end by itself is killed."""
 
 
 def run_pipeline(config: PipelineConfig, resolved: str) -> None:
@@ -68,7 +73,7 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
 
 def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
     """A finished stage as a record: its command lines without the places of folders, and checksums of the inputs
-    that no earlier stage writes. Pictures are not among them: the run of a stage looks at these itself."""
+    that no earlier stage writes."""
     from model.run.identity import digest_of_files
 
     places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
@@ -76,7 +81,8 @@ def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | No
     def without_places(command: Sequence[str]) -> list[str]:
         found = list(command)
         for place in sorted(filter(None, places), key=len, reverse=True):
-            found = [argument.replace(str(Path(place)), places[place]) for argument in found]
+            path = re.compile(rf"(?<=['=\[,]){re.escape(str(Path(place)))}(?=['/\],]|$)")  # a value, not part of a word
+            found = [path.sub(lambda _, name=places[place]: name, argument) for argument in found]
         return found
 
     files = dict(stage.files)
@@ -132,8 +138,8 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
             refuse_foreign_files(own / name)
     refuse_foreign_files(folder / "export")
     for stage in stages:
-        clear_run(folder / stage.name)
-        (folder / stage.name / MARK).unlink(missing_ok=True)
+        if stage.writes_model:
+            clear_run(folder / stage.name)
         for ending in ("json", "seconds.json"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
     if (folder / "export").is_dir():
@@ -177,16 +183,35 @@ def _finish(
 def _run(title: str, arguments: Sequence[str]) -> None:
     """A Python process with these arguments. `StageFailed` if it ends with an error.
 
-    SIGTERM is passed on: the stage saves its state and ends with its own exit code.
+    SIGTERM is passed on: a stage saves its state and ends. One that does not is killed. `Terminated` afterwards,
+    whatever the process made of it.
     """
+    asked: list[float] = []
     with subprocess.Popen([sys.executable, *arguments], preexec_fn=die_with_parent) as stage:
-        previous = signal.signal(signal.SIGTERM, lambda *_: stage.terminate())
+
+        def pass_on(*_: object) -> None:
+            asked.append(time.monotonic())
+            stage.terminate()
+
+        previous = signal.signal(signal.SIGTERM, pass_on)
         try:
-            code = stage.wait()
+            while (code := _wait(stage)) is None:
+                if asked and time.monotonic() > asked[0] + _PATIENCE_SECONDS:
+                    stage.kill()
         finally:
             signal.signal(signal.SIGTERM, previous)
+    if asked:
+        raise Terminated
     if code:
         raise StageFailed(title, code)
+
+
+def _wait(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code, None after half a second without one."""
+    try:
+        return process.wait(0.5)
+    except subprocess.TimeoutExpired:
+        return None
 
 
 class StageFailed(RuntimeError):

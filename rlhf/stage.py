@@ -16,7 +16,7 @@ from rlhf.collect import Collector
 from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
 from rlhf.evaluation.evaluator import Evaluator
-from rlhf.inputs import inputs_of
+from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
 from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
@@ -42,8 +42,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
     with rubric_class(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings
         with RunFolder(config.run, resolved, outside_keys(config)) as run:
-            if run.is_done:
-                print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            if run.already_complete(lambda: known_inputs(config)):
                 return
             prompts, held_out = open_prompts(config, processor, run.folder)
             run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})

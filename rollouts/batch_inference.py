@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
+from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatReader
-from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.engine.config import ComputeDtype
@@ -18,7 +18,7 @@ from model.json_values import JsonObject, parse_json, read_json_object
 from model.processing.messages import texts_of
 from model.processing.processor import Processor
 from model.run.durable import OUT_OF_SPACE, write_file
-from model.run.identity import Identity, Input, digest_of_files, input_of, listed, outside_keys, settings_of
+from model.run.identity import Identity, Input, code_input, input_of, listed, outside_keys, settings_of
 from model.run.progress import StageProgress
 from rollouts.build import build_worker
 from rollouts.config import Decoding, GenerateConfig
@@ -48,11 +48,12 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
     processor = load_processor(Path(config.checkpoint))
     config = replace(config, rollouts=config.rollouts.within(processor.config.language.max_position_embeddings))
     media = MediaStore()  # a temporary folder, for images that come as bytes
-    rows = read_rows(config, media)
-    prompts = Input(config.prompts, digest_of_files(Table(Path(config.prompts)).files))
+    rows, pictures = read_rows(config, media)
+    prompts = replace(input_of(*Table(Path(config.prompts)).files), path=config.prompts)
     with _hold(Path(config.out)):
         settings = settings_of(resolved, outside_keys(config))
-        inputs = {"checkpoint": input_of(Path(config.checkpoint)), "prompts": prompts}
+        checkpoint = input_of(Path(config.checkpoint))
+        inputs = {"checkpoint": checkpoint, "prompts": prompts, "prompts.media": pictures, "code": code_input()}
         done = _continue(Path(config.out), config, Identity(settings, inputs))
         open_rows = [row for row in rows if row.id not in done]
         limits = f"at most {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens} tokens"
@@ -84,28 +85,33 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Proc
     print(f"{config.out}: {count} prompts, {num_tokens} tokens, {num_failed} with an error")
 
 
-def read_rows(config: GenerateConfig, media: MediaStore) -> list[GenerateRow]:
-    """Read the prompts. `ValueError` names the row that is wrong, or the id that stands twice.
+def read_rows(config: GenerateConfig, media: MediaStore) -> tuple[list[GenerateRow], Input]:
+    """(the prompts, a checksum of the media files that they name). `ValueError` names an id that stands twice, and past
+    `data.max_bad_rows` the rows that cannot be read.
 
-    A row whose images cannot be had is kept with the reason, and answered by it.
+    A row that cannot be asked and has an id is kept with the reason, and answered by it.
     """
     table, reader = Table(Path(config.prompts)), ChatReader(config.data, media)
+    bad_rows = BadRows(config.data.max_bad_rows)
     rows: dict[str, GenerateRow] = {}
+    total = 0
     for ordinal, raw in enumerate(table.rows(), 1):
-        where = f"{raw.file}: line {raw.number}"
+        total += 1
         try:
             row_id = reader.id_of(raw, table, ordinal)
-            try:
-                chat = reader.read(raw, table, ordinal)
-                row = GenerateRow(raw.number - 1, row_id, chat.messages, chat.root)
-            except MediaError as error:
-                row = GenerateRow(raw.number - 1, row_id, [], table.root, str(error))
         except ValueError as error:
-            raise ValueError(f"{where}: {error}") from None
+            bad_rows.add(raw.file, raw.number, str(error))
+            continue
+        try:
+            chat = reader.read(raw, table, ordinal)
+            row = GenerateRow(ordinal - 1, row_id, chat.messages, chat.root)
+        except ValueError as error:
+            row = GenerateRow(ordinal - 1, row_id, [], table.root, str(error))
         if row.id in rows:
-            raise ValueError(f"{where}: expected ids that differ, found {row.id!r} twice")
+            raise ValueError(f"{raw.file}: line {raw.number}: expected ids that differ, found {row.id!r:.80} twice")
         rows[row.id] = row
-    return list(rows.values())
+    bad_rows.opened(total)
+    return list(rows.values()), Input(f"a picture or video of {config.prompts}", reader.digest.finish())
 
 
 @contextmanager
@@ -144,7 +150,7 @@ def _continue(out: Path, config: GenerateConfig, identity: Identity) -> set[str]
         before = Identity.from_json(read_json_object(beside))
     except ValueError as error:
         raise ValueError(f"out: {beside}: {error}; {mend}") from None
-    if changed := [*identity.changed_settings(before), *identity.changed_inputs(before).values()]:
+    if changed := [*identity.changed_settings(before).values(), *identity.changed_inputs(before).values()]:
         raise ValueError(f"out: {out} was written with other settings or inputs: {listed(changed)}; {mend}")
     *lines, rest = out.read_bytes().split(b"\n")
     records = [_record(line, f"{out}: line {number}") for number, line in enumerate(lines, 1)]

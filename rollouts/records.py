@@ -1,9 +1,10 @@
 """The stored form of a rollout: a line of RUN/rollouts/step_*.jsonl, which training writes and other stages read."""
 
-import json
 from collections.abc import Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
+
+from model.json_values import parse_json
 
 FORMAT = 1
 """Version of the stored form. A change that old readers would misread raises it."""
@@ -68,7 +69,7 @@ class StoredRollout:
         over.
         """
         try:
-            record = json.loads(line)
+            record = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{where}: expected a JSON object, found: {error}") from None
         if not isinstance(record, dict):
@@ -93,6 +94,10 @@ class StoredRollout:
 
 def read_rollouts(file: Path) -> Iterator[StoredRollout]:
     """Yield the rollouts of a step_*.jsonl file. A last line without an end was cut off, and is passed over."""
-    lines = file.read_text(encoding="utf-8").split("\n")[:-1]
+    lines = file.read_bytes().split(b"\n")[:-1]
     for number, line in enumerate(lines, 1):
-        yield StoredRollout.from_json(line, f"{file}: line {number}")
+        try:
+            text = line.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: line {number}: expected UTF-8, found: {error.reason}") from None
+        yield StoredRollout.from_json(text, f"{file}: line {number}")

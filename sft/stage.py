@@ -19,5 +19,6 @@ def run_stage(config: SftConfig, resolved: str) -> None:
         model,
         processor,
         lambda folders: open_samples(config, processor, folders),
+        {"data.demonstrations": config.data.demonstrations, "data.prompts": config.data.prompts},
         {"checkpoint": input_of(Path(config.checkpoint))},
     )

@@ -30,6 +30,7 @@ EXCEPTIONS = {
     "rewards.data_rows": {"model.data.tables"},
     "rewards.score": {"model.run.durable", "model.run.ends"},
     "rewards.check": {"model.run.ends"},
+    "rewards.rubric": {"model.run.printable"},
     "conf.cli": {"model.run.ends", "model.run.printable"},
 }
 """One reader of rows serves the commands that score and check, too; it is free of torch. Every command answers SIGTERM
@@ -99,7 +100,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         "model.supervised",
         {"model types", "model batch", "model run", "model network", "model data", "model processing", "model engine"},
     ),
-    "rewards base": ("rewards.result rewards.answers rewards.config rewards.printable", set()),
+    "rewards base": ("rewards.result rewards.answers rewards.config", set()),
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
     "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
     "rewards functions": (

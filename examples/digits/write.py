@@ -10,7 +10,6 @@ import os
 import shutil
 import string
 import sys
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -48,13 +47,12 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     with _held(out.parent / f".{out.name}.lock"):
         if _is_finished(out, made_with):
             return
-        for leftover in out.parent.glob(f".{out.name}.*{STAGING_SUFFIX}"):  # a call that was killed left it
-            shutil.rmtree(leftover)
-        staging = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.", suffix=STAGING_SUFFIX))
+        staging = out.with_name(f".{out.name}{STAGING_SUFFIX}")
+        shutil.rmtree(staging, ignore_errors=True)  # a call that was killed left it
+        staging.mkdir()
         try:
             _fill(staging, seed, share)
             (staging / DONE).write_text(made_with)
-            staging.chmod(0o755)
             os.replace(staging, out)
         finally:
             shutil.rmtree(staging, ignore_errors=True)

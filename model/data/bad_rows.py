@@ -103,4 +103,4 @@ class BadRows:
 
 def _named(record: JsonObject) -> str:
     known = f" (id {printable(record['id'], _LONGEST_ID)})" if "id" in record else ""
-    return f"{record['file']}:{record['row']}: {printable(record['reason'], _LONGEST_REASON)}{known}"
+    return f"{printable(record['file'])}:{record['row']}: {printable(record['reason'], _LONGEST_REASON)}{known}"

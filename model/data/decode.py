@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from model.data.media_error import MediaError
+from model.run.parent import die_with_parent
 
 DEADLINE_SECONDS = 6.0
 
@@ -22,7 +23,9 @@ def decode_apart(path: Path) -> Image.Image:
     command = [sys.executable, "-P", "-m", "model.data.decode_process", str(path)]
     environment = {**os.environ, "PYTHONPATH": root}
     try:
-        done = subprocess.run(command, capture_output=True, env=environment, timeout=DEADLINE_SECONDS)
+        done = subprocess.run(
+            command, capture_output=True, env=environment, timeout=DEADLINE_SECONDS, preexec_fn=die_with_parent
+        )
     except subprocess.TimeoutExpired:
         raise MediaError(
             f"image {path}: expected one that is decoded within {DEADLINE_SECONDS:g} s, found one that takes longer"

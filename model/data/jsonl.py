@@ -2,6 +2,7 @@
 
 import codecs
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -46,7 +47,7 @@ def _columns(line: bytes) -> JsonObject:
     if (found := line.count(b",") + line.count(b"[") + line.count(b"{")) > MAX_ROW_VALUES:
         raise ValueError(f"expected a row of at most {MAX_ROW_VALUES} values, found about {found}")
     try:
-        columns = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant)
+        columns = json.loads(line.decode("utf-8"), parse_constant=_refuse_constant, parse_float=_finite)
     except UnicodeDecodeError as error:
         raise ValueError(f"expected UTF-8, found: {error.reason} at byte {error.start} of the line") from None
     except RecursionError:
@@ -56,6 +57,12 @@ def _columns(line: bytes) -> JsonObject:
     if not isinstance(columns, dict):
         raise ValueError(f"expected a JSON object, found {type(columns).__name__}")
     return columns
+
+
+def _finite(text: str) -> float:
+    if math.isinf(value := float(text)):
+        raise ValueError(f"the number {text:.40}, which is too large to be held")
+    return value
 
 
 def _refuse_constant(name: str) -> None:

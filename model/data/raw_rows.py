@@ -5,8 +5,7 @@ import binascii
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from model.json_values import JsonObject
-from model.run.manifest import refuse_special_file
+from model.json_values import JsonObject, refuse_special_file
 
 MAX_ROW_BYTES = 96 * 2**20
 """Largest row, images inside it included, once it is expanded."""

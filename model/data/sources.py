@@ -17,7 +17,7 @@ from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
 from model.data.raw_rows import RawRow
 from model.data.tables import Table
-from model.run.identity import Input, digest_of_files
+from model.run.identity import Input, input_of
 from model.run.state import State
 
 Item = TypeVar("Item")
@@ -65,6 +65,15 @@ class DataFolders:
     def named(self, name: str) -> "DataFolders":
         """For another table of the same run: a report of its own."""
         return replace(self, report=self.report and self.report.with_stem(f"{self.report.stem}_{name}"))
+
+
+def input_of_tables(tables: Mapping[str, str]) -> dict[str, Input]:
+    """Checksums of tables by key of the config, without reading rows. Those that are gone are left out."""
+    found: dict[str, Input] = {}
+    for key, path in tables.items():
+        if path and Path(path).exists():
+            found[key] = input_of(*Table(Path(path)).files)
+    return found
 
 
 class TableSource(ABC, Generic[Item]):
@@ -138,12 +147,11 @@ class TableSource(ABC, Generic[Item]):
         """Checksums of the tables, and of the media files that their rows name."""
         first, *others = tables
         found = {
-            self._key: Input(str(first.path), digest_of_files(first.files)),
-            f"{self._key}.media": Input(f"a picture or video of {first.path}", self.reader.digest.hexdigest()),
+            self._key: replace(input_of(*first.files), path=str(first.path)),
+            f"{self._key}.media": Input(f"a picture or video of {first.path}", self.reader.digest.finish()),
         }
         if others:
-            names = ", ".join(str(table.path) for table in others)
-            found["data.also"] = Input(names, digest_of_files([file for table in others for file in table.files]))
+            found["data.also"] = input_of(*(file for table in others for file in table.files))
         return found
 
     def _take(self, raw: RawRow, table: Table, ordinal: int) -> None:

@@ -44,7 +44,7 @@ def _cells(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
     require_file(path, "TSV")
     csv.field_size_limit(MAX_ROW_BYTES)  # holds for the whole process; an image is one cell
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             yield from _read(file)
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"data: {path}: expected a readable TSV file in UTF-8, found: {error}") from None
@@ -54,7 +54,7 @@ def _read(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
     lines = csv.reader(itertools.chain(_bounded_lines(file), [_END]), delimiter="\t")
     header = next(lines, [])
     if len(header) < 2:
-        raise ValueError(f"columns separated by tabs were expected in the first line, found {header!r:.80}")
+        raise ValueError(f"columns separated by tabs were expected in the first line, found {header!a:.80}")
     number, before = 0, lines.line_num
     while (cells := _next(lines)) != [_END]:
         first, before = before + 1, lines.line_num
@@ -71,10 +71,20 @@ def _read(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
                 f"row {number}, line {first}: a quotation mark that opens a cell which takes in rows up to line "
                 f"{before}; {_MEND}"
             )
+        if not all(map(_is_utf8, cells)):
+            yield number, "expected UTF-8, found other bytes in a cell"
+            continue
         if len(cells) != len(header):
             yield number, f"expected {len(header)} cells as the first line has, found {len(cells)}"
             continue
         yield number, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+
+
+def _is_utf8(cell: str) -> bool:
+    try:
+        return cell.isascii() or bool(cell.encode())
+    except UnicodeEncodeError:  # a byte that is no UTF-8 arrives as half of a surrogate pair
+        return False
 
 
 def _holds_rows(cell: str, width: int) -> bool:

@@ -18,4 +18,5 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
         model,
         processor,
         lambda folders: open_documents(config.data, processor, config.run.seed, folders),
+        {"data.path": config.data.path},
     )

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer as Engine
 
 from model.interface import CONTROL_TOKENS, END_OF_TEXT, IM_END, THINK_END, THINK_START
 from model.json_values import JsonObject
+from model.run.manifest import verify_files
 
 _MOST_ENTRIES = 2**23
 _PIECE = 1 << 15  # characters
@@ -52,6 +53,7 @@ class Tokenizer:
         path = Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise ValueError(f"{folder}: expected a tokenizer.json in the checkpoint folder, found none")
+        verify_files(Path(folder), [TOKENIZER_FILE])
         try:
             raw = path.read_text(encoding="utf-8")
             return cls(_with_control_tokens(raw) if add_missing else raw, str(path))

@@ -4,15 +4,19 @@ import errno
 import hashlib
 import os
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 from model.run.failpoints import bytes_until_end, reach
 from model.run.manifest import MANIFEST, DamagedFolder, Digests, FileDigest, Manifest, manifest_bytes
+from model.run.printable import printable
 
 STAGING_SUFFIX = ".sailvl2-partial"
 """End of the names under which files and folders are written before they get their own. No user's file has it."""
+OLD_SUFFIX = ".old" + STAGING_SUFFIX
+"""End of the name of a folder that another one takes the place of, for the moment between two renames."""
 OUT_OF_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Numbers of the `OSError`s that say that a disk, a quota or a limit of file sizes is full."""
 _CHUNK = 1 << 22
@@ -31,9 +35,11 @@ def write_folder(
 
     `fill(staging)` writes its files by `write_stream` first and returns their digests; then `files` are written. Every
     file and folder is fsynced before the rename that publishes it. An earlier folder of the same name is replaced;
-    `ValueError`, before anything is written, where it holds files that no such call wrote.
+    files in it that no such call wrote are set aside. `ValueError`, before anything is written, where it has no
+    manifest.
     """
-    refuse_foreign_files(folder)
+    if not (folder / MANIFEST).is_file():
+        refuse_foreign_files(folder)
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
@@ -47,18 +53,22 @@ def write_folder(
         shutil.rmtree(staging, ignore_errors=True)
         raise
     reach("save.before_rename")
+    before = folder.with_name(folder.name + OLD_SUFFIX)
     if folder.exists():
-        shutil.rmtree(folder)
+        os.replace(folder, before)
+        reach("save.between_renames")
     os.replace(staging, folder)
     reach("save.after_rename")
     _sync(folder.parent)
+    if before.exists():
+        delete_written(before, folder)
 
 
 def refuse_foreign_files(folder: Path) -> None:
     """`ValueError` where a folder holds files that its manifest does not list, so that replacing it would lose them."""
+    if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"{folder}: expected a folder or nothing, found a file or a link; name another place")
     if not folder.is_dir():
-        if folder.exists() or folder.is_symlink():
-            raise ValueError(f"{folder}: expected a folder or nothing, found a file; name another place")
         return
     names = {path.name for path in folder.iterdir()}
     listed: set[str] = set()
@@ -69,6 +79,40 @@ def refuse_foreign_files(folder: Path) -> None:
             f"{folder}: expected a new folder, or one that an earlier run wrote, found {', '.join(foreign[:3])} in it; "
             "move that away, or name another folder"
         )
+
+
+def delete_written(folder: Path, name: Path | None = None) -> None:
+    """Delete a folder that was written with a manifest: the files that it lists, and the folder if nothing is left.
+
+    Other files stay, in a folder with `.kept` behind its name, or behind `name`. One without a readable manifest was
+    never finished, or is damaged; it goes as a whole.
+    """
+    try:
+        names = list(Manifest.read(folder).entries)
+    except DamagedFolder:
+        shutil.rmtree(folder)
+        return
+    for one in [*names, MANIFEST]:
+        (folder / one).unlink(missing_ok=True)
+    if not delete_if_empty(folder):
+        left = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
+        named = name or folder
+        os.replace(folder, kept := free_name(named.with_name(f"{named.name}.kept")))
+        print(f"{kept}: holds {printable(left)}, which no run wrote; the rest of it is deleted", file=sys.stderr)
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or with a number behind it the first that does not exist."""
+    names = [path, *(path.with_name(f"{path.name}{number}") for number in range(2, 1000))]
+    return next(name for name in names if not name.exists())
+
+
+def delete_if_empty(folder: Path) -> bool:
+    try:
+        folder.rmdir()
+    except OSError:
+        return False
+    return True
 
 
 def write_stream(path: Path, chunks: Iterable[bytes | memoryview]) -> FileDigest:

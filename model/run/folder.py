@@ -8,19 +8,30 @@ import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol
 
 from model.json_values import read_json_object
 from model.run.config import RunConfig, StartMode
-from model.run.durable import OUT_OF_SPACE, OutOfSpace, write_file, write_folder, write_stream
+from model.run.durable import (
+    OUT_OF_SPACE,
+    STAGING_SUFFIX,
+    OutOfSpace,
+    delete_written,
+    free_name,
+    refuse_foreign_files,
+    write_file,
+    write_folder,
+    write_stream,
+)
 from model.run.failpoints import reach
 from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
 from model.run.logs import Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
-from model.run.ownership import LOGS, METRICS, clear_run, delete_leftovers, delete_written, free_name
+from model.run.ownership import LOGS, METRICS, clear_run, delete_leftovers
+from model.run.printable import printable
 from model.run.state import State
 
 STATE = "state.json"
@@ -62,6 +73,8 @@ class RunFolder:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
         except OSError as error:
+            if error.errno in OUT_OF_SPACE:
+                raise
             raise ValueError(f"run.dir: expected a folder that can be written, found: {error}") from None
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,6 +82,8 @@ class RunFolder:
             raise ValueError(f"run.dir: {self.folder} is in use by another process") from None
         if config.start is StartMode.fresh:
             clear_run(self.folder)
+        for name in ("final", "best"):
+            refuse_foreign_files(self.folder / name)
         self._before = self._previous_identity()
         self._refuse_other_settings()
         self._logs: dict[str, Log] = {}
@@ -84,9 +99,10 @@ class RunFolder:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Let go of the folder, however the run ended."""
+        """Let go of the folder, however the run ended. What a log still held was said when it could not be written."""
         for log in self._logs.values():
-            log.close()
+            with suppress(OSError):
+                log.close()
         self._lock.close()
 
     @property
@@ -117,25 +133,33 @@ class RunFolder:
         `run.accept_changes` names it.
         """
         self._identity.inputs |= inputs
-        if self.is_done:
-            return
         self._identity.inputs.setdefault("code", code_input())
-        if unknown := [name for name in self.config.accept_changes if name not in self._identity.inputs]:
-            known = ", ".join(sorted(self._identity.inputs))
-            raise ValueError(f"run.accept_changes: expected names among {known}, found {unknown[0]!r}")
-        if self._before is None:
-            self._write_mark()
-            return
-        changed = self._identity.changed_inputs(self._before)
-        refused = [text for name, text in changed.items() if name not in self.config.accept_changes]
-        if refused:
-            names = ",".join(name for name in changed if name not in self.config.accept_changes)
-            raise ValueError(
-                f"resume: {self.folder}: {listed(refused)}. Put back what was there, go on with what is there now by "
-                f"run.accept_changes=[{names}], or start anew with run.start=fresh"
-            )
-        for text in changed.values():
-            print(f"resume: {text}; accepted by run.accept_changes", file=sys.stderr)
+        known = {*self._identity.inputs, *(self._before.inputs if self._before else ())}
+        for name in self.config.accept_changes:
+            if name not in known and name not in self._identity.settings:
+                raise ValueError(
+                    f"run.accept_changes: expected names among {', '.join(sorted(known))}, or keys, found {name!r}"
+                )
+        if self._before is not None:
+            changed = self._identity.changed_inputs(self._before)
+            self._refuse_changed(changed)
+            for text in changed.values():
+                print(f"resume: {text}; accepted by run.accept_changes", file=sys.stderr)
+        self._write_mark()
+
+    def already_complete(self, inputs: Callable[[], Mapping[str, Input]]) -> bool:
+        """Whether the run is complete; this is said. `inputs` gives those that can be had without opening the data.
+
+        `ValueError` names those that do not hold what the run began with.
+        """
+        if not self.is_done:
+            return False
+        if self._before is not None:
+            found = Identity({}, dict(inputs()))
+            known = {name: one for name, one in self._before.inputs.items() if name in found.inputs}
+            self._refuse_changed(found.changed_inputs(Identity({}, known)))
+        print(f"{self.folder}: already complete; run.start=fresh starts anew")
+        return True
 
     def restore(self, engine: Saves) -> State:
         """Load the newest checkpoint that verifies; returns its state, {"step": 0} when there is none.
@@ -150,7 +174,7 @@ class RunFolder:
             try:
                 state = _verified_state(folder)
             except DamagedFolder as error:
-                rejected.append(f"{folder.name}: {str(error).replace(f'{folder}/', '')}")
+                rejected.append(f"{folder.name}: {printable(str(error).replace(f'{folder}/', ''))}")
                 print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
                 continue
             engine.load(folder)
@@ -281,7 +305,8 @@ class RunFolder:
         """`ValueError` for a folder that holds something, and is not marked as a run's."""
         if not self.folder.is_dir() or (self.folder / MARK).is_file() or self._checkpoint_identity() is not None:
             return
-        if other := sorted(path.name for path in self.folder.iterdir() if path.name != ".lock"):
+        names = [path.name for path in self.folder.iterdir()]  # a start that was killed leaves only unfinished ones
+        if other := sorted(name for name in names if name != ".lock" and not name.endswith(STAGING_SUFFIX)):
             raise ValueError(
                 f"run.dir: expected a new or empty folder, or one of a run, which has the file {MARK}; found "
                 f"{', '.join(other[:3])} in {self.folder}; choose another folder"
@@ -311,11 +336,19 @@ class RunFolder:
             ) from None
 
     def _refuse_other_settings(self) -> None:
-        changed = self._identity.changed_settings(self._before) if self._before else []
-        if changed:
+        changed = self._identity.changed_settings(self._before) if self._before else {}
+        if refused := [text for key, text in changed.items() if key not in self.config.accept_changes]:
             raise ValueError(
-                f"run.dir: {self.folder} holds a run with other settings: {listed(changed)}. Use those again, choose "
+                f"run.dir: {self.folder} holds a run with other settings: {listed(refused)}. Use those again, choose "
                 "another run.dir, or start anew with run.start=fresh"
+            )
+
+    def _refuse_changed(self, changed: Mapping[str, str]) -> None:
+        refused = {name: text for name, text in changed.items() if name not in self.config.accept_changes}
+        if refused:
+            raise ValueError(
+                f"resume: {self.folder}: {listed(list(refused.values()))}. Put back what was there, go on with what is "
+                f"there now by run.accept_changes=[{','.join(refused)}], or start anew with run.start=fresh"
             )
 
     def _write_mark(self) -> None:

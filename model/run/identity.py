@@ -12,10 +12,11 @@ from pathlib import Path
 
 import yaml
 
-from model.run.manifest import MANIFEST, Manifest, refuse_special_file
+from model.json_values import refuse_special_file
+from model.run.manifest import MANIFEST, Manifest
 from model.run.state import State
 
-_ENDS = 1 << 16
+_ENDS = 1 << 14
 _CHUNK = 1 << 22
 _SHOWN = 8
 
@@ -50,21 +51,23 @@ class Identity:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise ValueError(f"expected the settings and inputs of a run, found: {error!r}") from None
 
-    def changed_settings(self, before: "Identity") -> list[str]:
-        """One text for each key that differs, with both values."""
+    def changed_settings(self, before: "Identity") -> dict[str, str]:
+        """Key -> a text with both values, for each that differs."""
         keys = sorted(self.settings.keys() | before.settings.keys())
-        return [
-            f"{key}: {_shown(before.settings, key)} in the folder, {_shown(self.settings, key)} now"
+        return {
+            key: f"{key}: {_shown(before.settings, key)} in the folder, {_shown(self.settings, key)} now"
             for key in keys
             if before.settings.get(key, _ABSENT) != self.settings.get(key, _ABSENT)
-        ]
+        }
 
     def changed_inputs(self, before: "Identity") -> dict[str, str]:
         """Name -> a text, for each input whose content differs."""
         found: dict[str, str] = {}
-        for name, one in self.inputs.items():
-            earlier = before.inputs.get(name)
-            if earlier is None or earlier.sha256 != one.sha256:
+        for name in sorted(self.inputs.keys() | before.inputs.keys()):
+            one, earlier = self.inputs.get(name), before.inputs.get(name)
+            if one is None:
+                found[name] = f"{name}: the run began with {before.inputs[name].path}, found none now"
+            elif earlier is None or earlier.sha256 != one.sha256:
                 was = f" ({earlier.path})" if earlier and earlier.path != one.path else ""
                 found[name] = f"{name}: {one.path} does not hold what the run began with{was}"
         return found
@@ -115,9 +118,12 @@ def settings_of(resolved: str, outside: Iterable[str]) -> dict[str, object]:
     return found
 
 
-def input_of(path: Path) -> Input:
-    """A file or folder that a run reads, with the checksum of its whole content. Files are known by their names."""
-    return Input(str(path), digest_of_files([path]))
+def input_of(*paths: Path) -> Input:
+    """Files or folders that a run reads, with a checksum of their content. `ValueError` for one that cannot be read."""
+    try:
+        return Input(", ".join(map(str, paths)), digest_of_files(paths))
+    except OSError as error:
+        raise ValueError(f"expected a file that can be read, found: {error}") from None
 
 
 def digest_of_files(paths: Iterable[Path]) -> str:
@@ -145,10 +151,10 @@ def _digest(path: Path) -> str:
 
 
 class MediaDigest:
-    """A checksum over media files, whatever the order in which they come: name, size, first and last 64 KiB of each.
+    """A checksum over media files, whatever the order in which they come: name, size, first and last 16 KiB of each.
 
     Reading all of every image would take as long as a pass over the data. A changed pixel of a PNG, WebP or JPEG
-    changes its size or its end; only an uncompressed picture of more than 128 KiB can change unseen in its middle.
+    changes its size or its end; an uncompressed picture of more than 32 KiB can change unseen in its middle.
     """
 
     def __init__(self) -> None:
@@ -168,7 +174,9 @@ class MediaDigest:
         digest.update(size.to_bytes(8, "little"))
         self._total = (self._total + int.from_bytes(digest.digest(), "little")) % (1 << 256)
 
-    def hexdigest(self) -> str:
+    def finish(self) -> str:
+        """The checksum in hexadecimal digits; what was seen is forgotten, because a run keeps this for ever."""
+        self._seen.clear()
         return f"{self._total:064x}"
 
 

@@ -128,7 +128,9 @@ class _Watchdog:
 
     def insist(self, seconds: float) -> None:
         """Send SIGTERM again after so many seconds, unless they are 0, and end the process if that does not help."""
-        self._rests = rests = threading.Event()
+        if self._rests.is_set():
+            self._rests = threading.Event()
+        rests = self._rests
 
         def watch() -> None:
             if seconds and not rests.wait(seconds):

@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
-import stat
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from model.json_values import read_json_object
+from model.json_values import read_json_object, refuse_special_file
 
 MANIFEST = "manifest.json"
 
@@ -98,10 +97,3 @@ def verify_files(folder: Path, names: Iterable[str]) -> None:
         raise DamagedFolder(
             f"{error}; copy the folder anew, or delete {folder / MANIFEST} if its files were changed on purpose"
         ) from None
-
-
-def refuse_special_file(path: Path) -> None:
-    """`OSError` for a named pipe, a device or a socket, whose opening would wait for ever; and for a missing file."""
-    mode = path.stat().st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise OSError(f"{path} is a pipe or a device, not a file")

@@ -3,11 +3,9 @@
 import os
 import re
 import shutil
-import sys
 from pathlib import Path
 
-from model.run.durable import STAGING_SUFFIX, refuse_foreign_files
-from model.run.manifest import MANIFEST, DamagedFolder, Manifest
+from model.run.durable import OLD_SUFFIX, STAGING_SUFFIX, delete_if_empty, delete_written, refuse_foreign_files
 
 METRICS = "metrics.jsonl"
 LOGS = (METRICS, "ledger.jsonl", "skipped.jsonl", "evaluations.jsonl")
@@ -45,43 +43,17 @@ def clear_run(folder: Path) -> None:
                 path.unlink(missing_ok=True)
     delete_leftovers(folder)
     for name in ("checkpoints", "rollouts", "media", "events"):
-        _delete_if_empty(folder / name)
+        delete_if_empty(folder / name)
 
 
 def delete_leftovers(folder: Path) -> None:
-    """Delete what a process that was killed had not finished writing."""
+    """Delete what a process that was killed had not finished writing. A folder whose place was to be taken is put back
+    where nothing has taken it."""
+    for old in folder.glob(f"*{OLD_SUFFIX}"):
+        if not (place := old.with_name(old.name.removesuffix(OLD_SUFFIX))).exists():
+            os.replace(old, place)
+        else:
+            delete_written(old, place)
     for pattern in ("*", "checkpoints/*", "rollouts/*", "media/*"):
         for leftover in folder.glob(f"{pattern}{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)
-
-
-def delete_written(folder: Path) -> None:
-    """Delete a folder that was written with a manifest: the files that it lists, and the folder if nothing is left.
-
-    One without a readable manifest was never finished, or is damaged; it goes as a whole.
-    """
-    try:
-        names = list(Manifest.read(folder).entries)
-    except DamagedFolder:
-        shutil.rmtree(folder)
-        return
-    for name in [*names, MANIFEST]:
-        (folder / name).unlink(missing_ok=True)
-    if not _delete_if_empty(folder):
-        left = ", ".join(sorted(path.name for path in folder.iterdir())[:3])
-        os.replace(folder, kept := free_name(folder.with_name(f"{folder.name}.kept")))
-        print(f"{kept}: holds {left}, which no run wrote; the rest of it is deleted", file=sys.stderr)
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or with a number behind it the first that does not exist."""
-    names = [path, *(path.with_name(f"{path.name}{number}") for number in range(2, 1000))]
-    return next(name for name in names if not name.exists())
-
-
-def _delete_if_empty(folder: Path) -> bool:
-    try:
-        folder.rmdir()
-    except OSError:
-        return False
-    return True

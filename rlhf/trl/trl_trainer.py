@@ -33,7 +33,7 @@ from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.draws import DrawOrder
-from rlhf.inputs import inputs_of
+from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
 from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
@@ -52,8 +52,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     with (rubric_class or Rubric)(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings
         with RunFolder(config.run, resolved, outside_keys(config)) as run:
-            if run.is_done:
-                print(f"{run.folder}: already complete; run.start=fresh starts anew")
+            if run.already_complete(lambda: known_inputs(config)):
                 return
             _begin(run)
             prompts, _ = open_prompts(config, processor, run.folder)

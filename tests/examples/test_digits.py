@@ -219,7 +219,7 @@ class TestWholeOrNotAtAll:
 
     def test_calls_for_one_folder_wait_for_each_other(self, folder, tmp_path):
         """Also one that starts while another fills its staging folder, and one after a call that was killed."""
-        (tmp_path / ".data.old.sailvl2-partial").mkdir()
+        (tmp_path / ".data.sailvl2-partial").mkdir()
         command = [sys.executable, "-m", "examples.digits.write", f"out={tmp_path / 'data'}", f"share={SHARE}"]
         calls = [subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) for _ in range(2)]
         said = [call.communicate()[1] for call in calls]

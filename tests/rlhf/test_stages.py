@@ -202,7 +202,7 @@ class TestRun:
         run()
         (tmp_path / "run" / "evaluations" / "notes.txt").write_text("mine")
         (tmp_path / "run" / "a" / "notes.txt").write_text("mine")
-        assert run("run.start=fresh") == ["stage a"]
+        assert run("run.start=fresh") == ["stage a"] and run("run.start=fresh") == ["stage a"]
         assert (tmp_path / "run" / "evaluations" / "notes.txt").exists() and (
             tmp_path / "run" / "a" / "notes.txt"
         ).exists()

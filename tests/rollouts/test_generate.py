@@ -158,9 +158,9 @@ def test_a_prompt_that_cannot_be_asked_is_an_error_and_not_lost(command, easy_pr
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("{", "line 1: expected a JSON object"),
-        ('{"id": 1}', "line 1: messages: expected list, found None"),
+        ("{", r"bad.jsonl:1: expected a JSON object, .* 1 of 1 rows cannot be used"),
         ('{"id": 1, "messages": []}\n{"id": 1, "messages": []}', "line 2: expected ids that differ, found '1' twice"),
+        ('{"id": [1], "messages": []}', r"bad.jsonl:1: id: expected str or int"),
     ],
 )
 def test_a_file_that_cannot_be_read_names_the_line(command, tmp_path, text, message):
@@ -168,6 +168,19 @@ def test_a_file_that_cannot_be_read_names_the_line(command, tmp_path, text, mess
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         command(prompts=path)
+
+
+def test_a_bad_row_costs_one_row(command, easy_prompts, capsys):
+    """One that has an id is answered by the reason, another one is counted and named."""
+    rows = easy_prompts.read_text().splitlines()[:2]
+    prompts = easy_prompts.with_name("some.jsonl")
+    prompts.write_bytes(
+        b"\n".join([rows[0].encode(), b"\xff", b'{"id": "x", "question": 3}', rows[1].encode()]) + b"\n"
+    )
+    lines = command("data.max_bad_rows=1", prompts=prompts)
+    assert {line["id"] for line in lines if "error" not in line} == {"p0", "p1"}
+    assert [line["id"] for line in lines if "error" in line] == ["x"]
+    assert "some.jsonl:2: expected UTF-8" in capsys.readouterr().err
 
 
 def test_a_table_with_images_as_bytes_gives_the_same_completions(command, easy_prompts, tmp_path):

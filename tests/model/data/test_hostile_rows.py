@@ -69,11 +69,12 @@ class TestJsonl:
             (b'{"a":' * 50_000 + b"\n", "nested too deeply"),
             (b'{"id": "b", "answer": ' + b"9" * 5000 + b"}\n", "expected a JSON object, found: Exceeds the limit"),
             (b'{"id": "b", "question": "x", "answer": NaN}\n', "NaN, which JSON does not have"),
+            (b'{"id": "b", "question": "x", "answer": 1e999}\n', "the number 1e999, which is too large to be held"),
             (b'{"id": "b", "question": "x", "answer": -Infinity}\n', "-Infinity, which JSON does not have"),
             (b'{"x": [' + b"[]," * 2_000_001 + b"[]]}\n", "at most 2000000 values"),
             (b"\x00" * 50 + b"\n", "expected a JSON object"),
         ],
-        ids=["byte", "torn", "lists", "objects", "digits", "nan", "infinity", "values", "zeros"],
+        ids=["byte", "torn", "lists", "objects", "digits", "nan", "large", "infinity", "values", "zeros"],
     )
     def test_a_line_that_cannot_be_read_costs_one_row(self, tmp_path, line, reason):
         rows = read(jsonl(tmp_path / "a.jsonl", row(0), line if line.endswith(b"\n") else line + b"\n", row(1)))
@@ -194,6 +195,12 @@ class TestTsv:
         rows = read(self.write(tmp_path, "index\tquestion\timage\tanswer\nshort\n1\tq\t\t1\n"))
         assert good(rows) == ["1"] and "expected 4 cells as the first line has, found 1" in reasons(rows)[0]
 
+    def test_bytes_that_are_no_text_cost_one_row(self, tmp_path):
+        path = tmp_path / "a.tsv"
+        path.write_bytes(self.HEADER.encode() + b"a\tq\t1\nb\t\xff\t1\nc\t\xc3\xa9\t1\n")
+        rows = read(path)
+        assert good(rows) == ["a", "c"] and reasons(rows) == ["expected UTF-8, found other bytes in a cell"]
+
     def test_nul_bytes_and_long_cells_cost_one_row(self, tmp_path, monkeypatch):
         monkeypatch.setattr("model.data.tsv.MAX_ROW_BYTES", 2000)
         rows = read(self.write(tmp_path, self.HEADER + "a\tq\t1\nb\t" + "x" * 5000 + "\t1\nc\tq\t1\n"))
@@ -273,6 +280,27 @@ class TestParquet:
         path = self.write(tmp_path, {**self.columns(1), "extra": lists})
         with pytest.raises(ValueError, match=r"a\.parquet: .*extra.*expected at most 2000000 values a row"):
             read(path)
+
+    @pytest.mark.parametrize("kind", ["string_view", "binary_view", "list_view", "dictionary of lists"])
+    def test_types_that_share_values_unseen_are_refused_by_column(self, tmp_path, kind):
+        import pyarrow
+        import pyarrow.ipc
+
+        if kind == "dictionary of lists":
+            cells = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0, 0]), pyarrow.array([[1, 2]]))
+        elif kind == "list_view":
+            cells = pyarrow.array([[1], [1]], pyarrow.list_view(pyarrow.int64()))
+        else:
+            cells = pyarrow.array([b"a", b"b"] if kind == "binary_view" else ["a", "b"], getattr(pyarrow, kind)())
+        table = pyarrow.table({**self.columns(2), "extra": cells})
+        with (
+            pyarrow.OSFile(str(tmp_path / "a.arrow"), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as stream,
+        ):
+            stream.write_table(table)
+        (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "a.arrow"}]}))
+        with pytest.raises(ValueError, match=r"a\.arrow: .*column extra: expected plain values, texts or lists, found"):
+            read(tmp_path)
 
     @pytest.mark.parametrize("kind", ["date", "duration", "bytes as text"])
     def test_a_cell_that_python_cannot_hold_costs_one_row(self, tmp_path, kind):

@@ -50,7 +50,7 @@ class TestIdentity:
 
     def test_a_word_that_names_no_input_is_refused(self, tmp_path):
         with pytest.raises(
-            ValueError, match=r"run\.accept_changes: expected names among code, prompts, found 'prompt'"
+            ValueError, match=r"run\.accept_changes: expected names among code, prompts, or keys, found 'prompt'"
         ):
             self.begun(tmp_path / "run", {"prompts": Input("p", "1")}, accept=["prompt"])
 
@@ -67,3 +67,50 @@ class TestIdentity:
         for folder in ("moved", "link"):
             with self.begun(tmp_path / folder, {}) as run:
                 assert run.restore(Counter())["step"] == 1
+
+    def test_an_input_that_is_gone_is_named(self, tmp_path):
+        both = {"prompts": Input("p", "1"), "data.also": Input("q", "2")}
+        self.start(tmp_path / "run", both)
+        with pytest.raises(ValueError, match=r"data\.also: the run began with q, found none now"):
+            self.begun(tmp_path / "run", {"prompts": Input("p", "1")})
+        self.begun(tmp_path / "run", {"prompts": Input("p", "1")}, accept=["data.also"]).__exit__()
+
+    def test_what_was_accepted_stays_accepted_before_the_first_checkpoint_too(self, tmp_path):
+        with self.begun(tmp_path, {"prompts": Input("p", "1")}) as run:
+            run.restore(Counter())
+            run.log(1, {"loss": 1.0})
+        self.begun(tmp_path, {"prompts": Input("p", "2")}, accept=["prompts"]).__exit__()
+        self.begun(tmp_path, {"prompts": Input("p", "2")}).__exit__()
+
+    def test_a_setting_can_be_accepted_by_name(self, tmp_path):
+        self.start(tmp_path / "run", {})
+        self.begun(tmp_path / "run", {}, accept=["b.e"], config="a: 1\nb: {c: 2, d: [3], e: 0}\n").__exit__()
+
+    def test_a_complete_run_refuses_other_inputs_too(self, tmp_path, capsys):
+        self.start(tmp_path, {"prompts": Input("p", "1"), "prompts.media": Input("m", "1")})
+        (tmp_path / "done.json").write_text("{}")
+        with RunFolder(RunConfig(dir=str(tmp_path)), "a: 1\nb: {c: 2, d: [3]}\n") as run:
+            with pytest.raises(ValueError, match="prompts: p does not hold"):
+                run.already_complete(lambda: {"prompts": Input("p", "2")})
+            assert run.already_complete(lambda: {"prompts": Input("p", "1")})
+            assert run.already_complete(dict) and "already complete" in capsys.readouterr().out
+
+
+def test_functions_are_known_by_name_and_source_not_by_place(tmp_path):
+    from conf.cli import load_config
+    from rlhf.inputs import inputs_of
+
+    (tmp_path / "model").mkdir()
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "r.py").write_text("def f(c):\n    return 1\ndef g(c):\n    return 1\n")
+
+    def found(*functions: str) -> dict[str, Input]:
+        override = f"reward.functions=[{','.join(functions)}]"
+        config = load_config("rlhf", [f"checkpoint={tmp_path / 'model'}", "prompts=p", override])[0]
+        return inputs_of(config)
+
+    one = found(f"{tmp_path}/a/r.py:f")["reward.functions"].sha256
+    assert found(f"{tmp_path}/b/r.py:f")["reward.functions"].sha256 == one
+    assert found(f"{tmp_path}/a/r.py:g")["reward.functions"].sha256 != one
+    assert "reward.functions" not in found()

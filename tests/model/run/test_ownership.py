@@ -42,19 +42,47 @@ class TestFoldersOfOthers:
         make_run(tmp_path, start).restore(Counter())
         assert all((tmp_path / name).read_text() == '{"step": 99}\n' for name in mine)
 
-    def test_a_model_with_other_files_beside_it_is_not_replaced(self, tmp_path):
+    @pytest.mark.parametrize("start", StartMode)
+    def test_a_model_with_other_files_beside_it_is_refused_at_the_start(self, tmp_path, start):
         fill(tmp_path)
         write_folder(tmp_path / "final", {"a": b"1"})
         (tmp_path / "final" / "README.md").write_text("mine")
-        for act in (
-            lambda: make_run(tmp_path, StartMode.fresh),
-            lambda: write_folder(tmp_path / "final", {"a": b"2"}),
-        ):
-            with pytest.raises(
-                ValueError, match=r"expected a new folder, or one that an earlier run wrote, found README"
-            ):
-                act()
+        with pytest.raises(ValueError, match=r"expected a new folder, or one that an earlier run wrote, found README"):
+            make_run(tmp_path, start)
         assert (tmp_path / "final" / "a").read_bytes() == b"1" and (tmp_path / "metrics.jsonl").exists()
+
+    def test_files_that_come_later_are_set_aside(self, tmp_path, capfd):
+        write_folder(tmp_path / "best", {"a": b"1"})
+        (tmp_path / "best" / ".DS_Store").write_text("mine")
+        write_folder(tmp_path / "best", {"a": b"2"})
+        assert (tmp_path / "best" / "a").read_bytes() == b"2"
+        assert [path.name for path in (tmp_path / "best.kept").iterdir()] == [".DS_Store"]
+        assert ".DS_Store" in capfd.readouterr().err
+
+    def test_a_folder_that_no_run_wrote_is_not_replaced(self, tmp_path):
+        (tmp_path / "mine").mkdir()
+        (tmp_path / "mine" / "notes.txt").write_text("mine")
+        (tmp_path / "link").symlink_to(tmp_path / "mine")
+        for name in ("mine", "link"):
+            with pytest.raises(ValueError, match=r"expected a new folder|found a file or a link"):
+                write_folder(tmp_path / name, {"a": b"2"})
+        assert (tmp_path / "mine" / "notes.txt").read_text() == "mine"
+
+    def test_a_kill_between_two_renames_leaves_the_old_folder(self, tmp_path, monkeypatch):
+        fill(tmp_path)
+        write_folder(tmp_path / "best", {"a": b"1"})
+        with monkeypatch.context() as patch:
+            patch.setattr("model.run.durable.reach", lambda name, *_: 1 / 0 if name == "save.between_renames" else None)
+            with pytest.raises(ZeroDivisionError):
+                write_folder(tmp_path / "best", {"a": b"2"})
+        assert not (tmp_path / "best").exists()
+        make_run(tmp_path).restore(Counter())
+        assert (tmp_path / "best" / "a").read_bytes() == b"1" and not list(tmp_path.glob("*partial"))
+
+    def test_a_start_that_was_killed_in_its_first_write_can_be_made_again(self, tmp_path):
+        (tmp_path / "run.json.sailvl2-partial").write_text("{")
+        make_run(tmp_path).restore(Counter())
+        assert not list(tmp_path.glob("*partial"))
 
     def test_checkpoints_alone_make_a_run(self, tmp_path):
         fill(tmp_path)
