@@ -265,6 +265,8 @@ def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str]
         return
     path = Path(at_home(chosen[-1].strip("'\""), "recipe"))
     try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise OSError("a folder, a pipe or a device")
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"recipe: expected a readable YAML file at {path}, found: {error}") from None

@@ -309,6 +309,9 @@ def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:
     `ValueError` where there is neither, and where there are both and they disagree.
     """
     single, index = folder / WEIGHTS, folder / INDEX
+    for path in (single, index):
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path}: expected a file, found a folder, a pipe or a device")
     if not index.is_file():
         if not single.is_file():
             raise ValueError(f"{folder}: expected {WEIGHTS} or {INDEX} beside config.json, found neither")

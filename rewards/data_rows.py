@@ -1,6 +1,5 @@
 """Rows of data for the commands that score and check: JSONL line by line, other formats by the model room's reader."""
 
-import codecs
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,15 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, DataRow, str]]:
     if path.is_dir() or path.suffix.lower() in _TABLES:
         yield from _table_rows(path)
         return
+    from model.data.jsonl import bounded_lines
+    from model.data.raw_rows import MAX_ROW_BYTES, require_file
+
+    require_file(path, "JSONL")
     with path.open("rb") as file:
-        for number, raw in enumerate(file, 1):
-            if number == 1:
-                raw = raw.removeprefix(codecs.BOM_UTF8)
+        for number, raw in enumerate(bounded_lines(file), 1):
+            if raw is None:
+                yield number, {"line": number}, f"line {number}: expected at most {MAX_ROW_BYTES} bytes, found more"
+                continue
             row, fault = _read_line(number, raw)
             yield number, row, fault
 

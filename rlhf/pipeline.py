@@ -187,19 +187,18 @@ def _run(title: str, arguments: Sequence[str]) -> None:
     whatever the process made of it.
     """
     asked: list[float] = []
-    with subprocess.Popen([sys.executable, *arguments], preexec_fn=die_with_parent) as stage:
-
-        def pass_on(*_: object) -> None:
-            asked.append(time.monotonic())
-            stage.terminate()
-
-        previous = signal.signal(signal.SIGTERM, pass_on)
-        try:
+    previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
+    try:
+        with subprocess.Popen([sys.executable, *arguments], preexec_fn=die_with_parent) as stage:
+            told = False
             while (code := _wait(stage)) is None:
+                if asked and not told:
+                    stage.terminate()
+                    told = True
                 if asked and time.monotonic() > asked[0] + _PATIENCE_SECONDS:
                     stage.kill()
-        finally:
-            signal.signal(signal.SIGTERM, previous)
+    finally:
+        signal.signal(signal.SIGTERM, previous)
     if asked:
         raise Terminated
     if code:
@@ -207,9 +206,9 @@ def _run(title: str, arguments: Sequence[str]) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
-    """The exit code, None after half a second without one."""
+    """The exit code, None after a fifth of a second without one."""
     try:
-        return process.wait(0.5)
+        return process.wait(0.2)
     except subprocess.TimeoutExpired:
         return None
 

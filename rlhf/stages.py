@@ -54,7 +54,10 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
 
 def _can_import(module: str) -> bool:
     try:
-        return importlib.util.find_spec(module) is not None
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.submodule_search_locations is not None:  # a package runs as its __main__
+            spec = importlib.util.find_spec(f"{module}.__main__")
+        return spec is not None
     except Exception:  # a package on the way is missing, or does not import; a name that begins with a dot
         return False
 

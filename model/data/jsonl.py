@@ -16,7 +16,7 @@ def json_rows(path: Path) -> Iterator[RawRow]:
     require_file(path, "JSONL")
     try:
         with path.open("rb") as file:
-            for number, line in enumerate(_bounded_lines(file), 1):
+            for number, line in enumerate(bounded_lines(file), 1):
                 if line is None:
                     yield RawRow(path, number, problem=f"expected a row of at most {MAX_ROW_BYTES} bytes, found more")
                 elif line.strip():
@@ -28,7 +28,7 @@ def json_rows(path: Path) -> Iterator[RawRow]:
         raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
 
 
-def _bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
+def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
     """Lines, the first without a byte order mark; None for one that is too long to be read."""
     is_first = True
     while line := file.readline(MAX_ROW_BYTES + 1):

@@ -83,7 +83,11 @@ class Processor:
         manifest says."""
         folder = Path(folder)
         files = ("config.json", TOKENIZER_FILE, FILE)
-        verify_files(folder, [name for name in files if (folder / name).exists()])
+        present = [name for name in files if (folder / name).exists()]
+        for name in present:
+            if not (folder / name).is_file():
+                raise ValueError(f"{folder / name}: expected a file, found a folder, a pipe or a device")
+        verify_files(folder, present)
         config = SailVL2Config.from_folder(folder)
         return cls(config, Tokenizer.from_folder(folder), ProcessorSettings.from_folder(folder, config))
 

@@ -42,6 +42,7 @@ class Tokenizer:
         missing = [name for name in CONTROL_TOKENS if name not in added]
         if missing:
             raise ValueError(f"{where}: added_tokens: expected {missing}, found only {sorted(added)}")
+        self._largest_id = max(description["model"]["vocab"].values(), default=0)
         self.control = added
         self.raw = varied or raw
         self._control_text = {index: text for text, index in added.items()}
@@ -62,7 +63,7 @@ class Tokenizer:
 
     @property
     def num_entries(self) -> int:
-        return 1 + max(max(self.control.values()), self._engine.get_vocab_size() - 1)
+        return 1 + max(max(self.control.values()), self._largest_id)
 
     @property
     def end_id(self) -> int:

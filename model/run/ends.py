@@ -1,14 +1,20 @@
 """How every command ends: SIGTERM and a full disk have one exit code and one message each."""
 
+import errno
 import sys
 from collections.abc import Callable
 
 from model.run.durable import OUT_OF_SPACE, OutOfSpace
 from model.run.interrupt import CONTINUES, Terminated, answer_sigterm
+from model.run.printable import printable
+
+_USER_ERROR = 2
+_OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The exit code of `command()`; 5 after SIGTERM, 6 where a disk is full. Other errors are the command's own."""
+    """The exit code of `command()`; 2 for a path that cannot be used, 5 after SIGTERM, 6 where a disk is full. Other
+    errors are the command's own."""
     try:
         with answer_sigterm():
             return command()
@@ -16,7 +22,11 @@ def run_command(command: Callable[[], int]) -> int:
         print(f"error: {stop}", file=sys.stderr)
         return stop.code
     except OSError as error:
-        if error.errno not in OUT_OF_SPACE:
+        no_scratch = "No usable temporary directory" in str(error)  # how tempfile says that all disks are full
+        if error.errno in _OF_A_PATH and not no_scratch:
+            print(f"error: {printable(str(error.filename))}: {error.strerror}; correct the path", file=sys.stderr)
+            return _USER_ERROR
+        if error.errno not in OUT_OF_SPACE and not no_scratch:
             raise
         where = f" to write {error.filename}" if error.filename else ""
         print(f"error: no space{where} ({error.strerror}); free space, and {CONTINUES}", file=sys.stderr)

@@ -84,6 +84,9 @@ class RunFolder:
             clear_run(self.folder)
         for name in ("final", "best"):
             refuse_foreign_files(self.folder / name)
+        for name in LOGS:
+            if (self.folder / name).is_dir() or (self.folder / name).is_fifo():
+                raise ValueError(f"run.dir: {self.folder / name}: expected a file, found a folder or a pipe; remove it")
         self._before = self._previous_identity()
         self._refuse_other_settings()
         self._logs: dict[str, Log] = {}
@@ -111,7 +114,8 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        return (self.folder / "done.json").exists()
+        """Whether the run is complete: its final model too is there."""
+        return (self.folder / "done.json").exists() and self.final_folder.exists()
 
     @property
     def seconds(self) -> float:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from model.json_values import read_json_object, refuse_special_file
+from model.run.printable import printable
 
 MANIFEST = "manifest.json"
 
@@ -51,8 +52,12 @@ class Manifest:
                 name: FileDigest(int(entry["bytes"]), str(entry["sha256"]))
                 for name, entry in read_json_object(path).items()
             }
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError) as error:
             raise DamagedFolder(f"{path} is missing or unreadable: {error}") from None
+        except (KeyError, TypeError, AttributeError):
+            raise DamagedFolder(
+                f"{path} is missing or unreadable: expected bytes and sha256 of every file, found something else"
+            ) from None
         if strange := [name for name in entries if name != Path(name).name or name in (MANIFEST, "", ".", "..")]:
             raise DamagedFolder(f"{path}: expected names of files in this folder, found {strange[0]!r:.80}")
         return cls(folder, entries)
@@ -92,7 +97,10 @@ def verify_files(folder: Path, names: Iterable[str]) -> None:
     if not (folder / MANIFEST).exists():
         return
     try:
-        Manifest.read(folder).verify(names)
+        manifest = Manifest.read(folder)
+        if gone := sorted(name for name in manifest.entries if not (folder / name).is_file()):
+            raise DamagedFolder(f"{folder}: expected the files that {MANIFEST} lists, found no {printable(gone[0])}")
+        manifest.verify(names)
     except DamagedFolder as error:
         raise DamagedFolder(
             f"{error}; copy the folder anew, or delete {folder / MANIFEST} if its files were changed on purpose"

@@ -200,6 +200,9 @@ class Evaluator:
         """Evaluate what a run starts from."""
         if step == 0:
             self.evaluate_if_due(0, 0, run)
+        elif self.best is not None and not (run.folder / "best").exists():
+            gone = run.folder / "best"
+            print(f"{gone} is gone, the policy of step {self.best_step}; the next better one is kept", file=sys.stderr)
 
     def is_due(self, step: int, last: int) -> bool:
         """Whether the policy after `step` steps is evaluated."""

@@ -1,6 +1,7 @@
 """Model folders: exact round trip, and errors that name what does not fit."""
 
 import json
+import os
 import shutil
 
 import pytest
@@ -178,6 +179,21 @@ class TestManifest:
     def test_a_manifest_that_lists_nothing_is_no_leave_to_load(self, folder):
         (folder / "manifest.json").write_text("{}")
         with pytest.raises(ValueError, match=r"manifest.json does not list config.json"):
+            load_model(folder)
+
+    def test_a_listed_file_that_is_gone_is_refused(self, folder):
+        (folder / "chat_template.jinja").unlink()
+        with pytest.raises(
+            ValueError, match=r"expected the files that manifest.json lists, found no chat_template.jinja"
+        ):
+            load_model(folder)
+
+    @pytest.mark.parametrize("name", ["preprocessor_config.json", "model.safetensors.index.json", "tokenizer.json"])
+    def test_a_pipe_is_no_absent_file(self, folder, name):
+        (folder / "manifest.json").unlink()
+        (folder / name).unlink(missing_ok=True)
+        os.mkfifo(folder / name)
+        with pytest.raises(ValueError, match=rf"{name}: expected a file, found a folder, a pipe or a device"):
             load_model(folder)
 
     def test_notes_beside_the_model_are_no_matter(self, folder):

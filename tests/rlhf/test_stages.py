@@ -1,6 +1,10 @@
 """Stages of a pipeline from a recipe of one's own: any number, any order, all checked before the first starts."""
 
+import os
 import shutil
+import signal
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -8,6 +12,7 @@ import pytest
 import rlhf.pipeline
 from conf.cli import load_config
 from model.run.durable import write_folder
+from model.run.interrupt import Terminated
 from rlhf.stages import check_inputs, plan
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
@@ -124,6 +129,13 @@ def test_a_module_that_is_not_there_is_said_before_stages_that_are_not(tmp_path)
         plan(config)
 
 
+@pytest.mark.parametrize("module", ["json", "examples", "examples.digits"])
+def test_a_package_that_does_not_run_prepares_nothing(tmp_path, module):
+    config, _ = load_config("pipeline", [f"prepare={module}", f"data={tmp_path}", f"run.dir={tmp_path / 'run'}"])
+    with pytest.raises(ValueError, match=r"prepare: expected a module"):
+        plan(config)
+
+
 def test_inputs_that_are_not_there_are_named(tmp_path):
     stages, _ = planned(tmp_path, [PRETRAIN, SFT])
     with pytest.raises(
@@ -224,3 +236,25 @@ class TestRun:
         with pytest.raises(ValueError, match="which no stage wrote; rename"):
             run("run.start=fresh")
         assert inner.exists()
+
+
+class TestSigterm:
+    """A real process in place of a stage."""
+
+    @pytest.mark.parametrize(
+        "stage",
+        [
+            "import time; time.sleep(60)",
+            "import signal, sys, time; signal.signal(signal.SIGTERM, lambda *_: sys.exit(0)); time.sleep(60)",
+            "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)",
+        ],
+        ids=["dies", "ends well", "ignores"],
+    )
+    def test_the_pipeline_ends_whatever_the_stage_makes_of_it(self, stage, monkeypatch):
+        monkeypatch.setattr(rlhf.pipeline, "_PATIENCE_SECONDS", 2.0)
+        timer = threading.Timer(1.0, os.kill, (os.getpid(), signal.SIGTERM))
+        timer.start()
+        begin = time.monotonic()
+        with pytest.raises(Terminated):
+            rlhf.pipeline._run("stage", ["-c", stage])
+        assert time.monotonic() - begin < 10

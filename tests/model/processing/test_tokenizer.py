@@ -203,3 +203,11 @@ def set_id(name, index):
 def test_ids_are_whole_distinct_and_their_own(change, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         Tokenizer(changed(change), "x")
+
+
+def test_entries_are_counted_by_the_largest_id():
+    """A vocabulary may leave ids out: what counts is which rows of the embedding it reaches."""
+    loaded = Tokenizer(changed(lambda d: d["model"]["vocab"].update({"!": 4000})), "x")
+    assert loaded.num_entries == 4001
+    with pytest.raises(ValueError, match=r"expected at most llm_config.vocab_size = \d+ entries, found 4001"):
+        Processor(Processor.from_folder(TINY).config, loaded)

@@ -89,6 +89,7 @@ class TestIdentity:
     def test_a_complete_run_refuses_other_inputs_too(self, tmp_path, capsys):
         self.start(tmp_path, {"prompts": Input("p", "1"), "prompts.media": Input("m", "1")})
         (tmp_path / "done.json").write_text("{}")
+        (tmp_path / "final").mkdir()
         with RunFolder(RunConfig(dir=str(tmp_path)), "a: 1\nb: {c: 2, d: [3]}\n") as run:
             with pytest.raises(ValueError, match="prompts: p does not hold"):
                 run.already_complete(lambda: {"prompts": Input("p", "2")})
@@ -114,3 +115,12 @@ def test_functions_are_known_by_name_and_source_not_by_place(tmp_path):
     assert found(f"{tmp_path}/b/r.py:f")["reward.functions"].sha256 == one
     assert found(f"{tmp_path}/a/r.py:g")["reward.functions"].sha256 != one
     assert "reward.functions" not in found()
+
+
+def test_a_run_whose_final_model_is_gone_is_not_complete(tmp_path):
+    with RunFolder(RunConfig(dir=str(tmp_path)), "a: 1\n") as run:
+        run.restore(Counter())
+        run.finish({})
+        assert not run.is_done
+        (tmp_path / "final").mkdir()
+        assert run.is_done

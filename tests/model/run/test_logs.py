@@ -1,6 +1,7 @@
 """Lines that are lost from a log are missed."""
 
 import json
+import os
 
 import pytest
 
@@ -68,3 +69,12 @@ class TestLostLines:
             file.write(line + "\n")
         assert make_run(tmp_path).restore(Counter())["step"] == 6
         assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 6
+
+    @pytest.mark.parametrize("name", ["metrics.jsonl", "ledger.jsonl"])
+    @pytest.mark.parametrize("make", [os.mkdir, os.mkfifo])
+    def test_a_folder_or_a_pipe_is_no_log(self, tmp_path, name, make):
+        fill(tmp_path)
+        (tmp_path / name).unlink()
+        make(tmp_path / name)
+        with pytest.raises(ValueError, match=rf"{name}: expected a file, found a folder or a pipe"):
+            make_run(tmp_path)
