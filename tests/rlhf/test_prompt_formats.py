@@ -307,7 +307,7 @@ class TestWrongFiles:
         [
             ("a.parquet", b"no parquet", r"a\.parquet: expected a whole Parquet file, found"),
             ("a.tsv", b"one column\nx\n", "columns separated by tabs"),
-            ("a.tsv", b"index\tquestion\n\xff\xfe\t1\n", "readable TSV file in UTF-8"),
+            ("a.tsv", b"index\tquestion\n\xff\xfe\t1\n", "a.tsv:1: expected UTF-8, found other bytes in a cell"),
             ("a.tsv", b"index\tquestion\n", "at least one row"),
             ("a.jsonl", b"PAR1\xff\xff", "expected UTF-8"),
             ("a.csv", b"id,question\n", r"expected one of \.jsonl, \.parquet, \.tsv, .* found '\.csv'; convert"),
