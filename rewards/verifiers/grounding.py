@@ -118,7 +118,10 @@ BOX_IOU = Verifier(
     judge_box_iou,
     "intersection over union of the answer's box and the reference's, or 1 and 0 by a threshold",
     "IoU of PASCAL VOC; threshold 0.5 gives the accuracy of RefCOCO; 0-1000 coordinates as Qwen-VL writes them",
-    {**_COORDINATES, "threshold": Option(0.0, "0: the IoU itself; above: 1 from this IoU on, else 0", at_least=0.0)},
+    {
+        **_COORDINATES,
+        "threshold": Option(0.0, "0: the IoU itself; above: 1 from this IoU on, else 0", at_least=0.0, at_most=1.0),
+    },
 )
 POINT_IN_BOX = Verifier(
     judge_point_in_box,

@@ -188,7 +188,7 @@ ANLS = Verifier(
     judge_anls,
     "normalised Levenshtein similarity to the nearest reference, 0 below the threshold",
     "ANLS of ST-VQA and DocVQA (Biten et al. 2019; Mathew et al. 2021), threshold 0.5",
-    {"threshold": Option(0.5, "similarities below it count 0", at_least=0.0)},
+    {"threshold": Option(0.5, "similarities below it count 0", at_least=0.0, at_most=1.0)},
     quick=decide_anls,
 )
 _SCORE = Option("exact", "exact: all or nothing; share: the share that is right", ("exact", "share"))

@@ -39,6 +39,8 @@ class Option:
     doc: str
     choices: tuple[str, ...] = ()
     at_least: float | None = None
+    at_most: float | str | None = None  # a number, or the name of the option that is not to be exceeded
+    whole: bool = False
     required: bool = False
 
 
