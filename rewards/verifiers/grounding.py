@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from rewards.result import Claim, Unscorable
-from rewards.verifiers.verifier import Option, Options, Verifier, parse_json
+from rewards.verifiers.verifier import Option, Options, Verifier, parse_json, refuse_missing
 
 _MAX_CHARACTERS = 2_000
 _LARGEST = 1e9  # coordinates above it, and NaN, are none
@@ -35,6 +35,8 @@ def judge_point_in_box(claim: Claim, options: Options) -> float:
 
 def _reference_box(claim: Claim, options: Options) -> list[float]:
     reference = claim.reference
+    if isinstance(reference, str):
+        refuse_missing(reference)
     box = _scaled(_numbers(reference, 4), options["reference_scale"])
     if box is None or not _is_box(box):
         raise Unscorable(
