@@ -1,7 +1,7 @@
 """The endpoint of a judge: its settings, checked before a run, and its key, which no message shows."""
 
-import math
 import os
+import sys
 import threading
 import time
 from dataclasses import dataclass, field
@@ -22,6 +22,14 @@ class Endpoint:
     requests_per_minute: float = 120.0
     cache: str = ""  # folder that keeps verdicts; empty: none are kept
     limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
+
+    def __post_init__(self) -> None:
+        """Expand the home folder in `cache`, however the endpoint was made."""
+        try:
+            if self.cache:
+                object.__setattr__(self, "cache", str(Path(self.cache).expanduser()))
+        except RuntimeError as error:
+            raise _wrong(f"expected cache below a home folder that exists, found {self.cache}: {error}") from None
 
     def key(self) -> str:
         """Return the key, empty where there is none. `ValueError` for one that a header cannot hold: the client's own
@@ -71,9 +79,6 @@ def read_endpoint(settings: Options) -> Endpoint:
     variable = texts["api_key_env"]
     if variable and not (variable.isascii() and variable.isidentifier()):
         raise _wrong("expected api_key_env to be the name of an environment variable, found something else")
-    cache = str(Path(texts["cache"]).expanduser()) if texts["cache"] else ""
-    if cache and Path(cache).exists() and not Path(cache).is_dir():
-        raise _wrong(f"expected cache to be a folder, found a file at {cache}")
     endpoint = Endpoint(
         texts["base_url"],
         texts["model"],
@@ -81,8 +86,10 @@ def read_endpoint(settings: Options) -> Endpoint:
         request_seconds=_number(settings, "request_seconds", 60.0),
         retries=int(_number(settings, "retries", 3, whole=True)),
         requests_per_minute=_number(settings, "requests_per_minute", 120.0),
-        cache=cache,
+        cache=texts["cache"],
     )
+    if endpoint.cache and Path(endpoint.cache).exists() and not Path(endpoint.cache).is_dir():
+        raise _wrong(f"expected cache to be a folder, found a file at {endpoint.cache}")
     endpoint.key()
     return endpoint
 
@@ -99,12 +106,13 @@ def _text(name: str, value: object) -> str:
 
 def _number(settings: Options, name: str, default: float, whole: bool = False) -> float:
     value = settings.get(name, default)
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value):
+    if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max:
         if value > 0 and not whole:
             return value
         if value >= 0 and whole and value == int(value):
             return value
-    raise _wrong(f"expected {name} to be {'a whole number from 0' if whole else 'above 0'}, found {value!r}")
+    found = repr(value) if not isinstance(value, int) or abs(value) <= sys.float_info.max else "one that is too large"
+    raise _wrong(f"expected {name} to be {'a whole number from 0' if whole else 'above 0'}, found {found}")
 
 
 def _check_address(url: str) -> None:

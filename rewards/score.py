@@ -91,6 +91,8 @@ def _settings(args: argparse.Namespace) -> Settings:
         key, equals, value = pair.partition("=")
         if not equals:
             raise ValueError(f"--options: expected KEY=VALUE, found {pair!r}")
+        if key in options:
+            raise ValueError(f"--options: expected each key once, found {key!r} twice")
         options[key] = _option_value(value)
     names = [name.strip() for name in args.extract.split(",")]
     known = [rule.value for rule in AnswerRule]

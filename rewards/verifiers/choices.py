@@ -15,7 +15,8 @@ _MAX_QUICK = 4_000  # a longer answer is prose, whose reading takes more than th
 _MAX_FORMULA = 300
 _KEY = r"[A-Za-z]"
 _WRAPPED = re.compile(
-    rf"(?:option|choice|选项)?\s*[(\[（【'\"“‘]?\s*({_KEY})\s*[)\]）】'\"”’]?\s*(?:选项|项)?\s*[.:：、,。]?",
+    rf"(?:option|choice|选项)?\s*(?:(?P<quote>['\"])|[“‘])?[(\[（【]?\s*(?P<key>{_KEY})\s*[)\]）】]?"
+    r"(?(quote)(?P=quote)|[”]?)\s*(?:选项|项)?\s*[.:：、,。]?",
     re.IGNORECASE,
 )
 _KEY_AND_TEXT = re.compile(
@@ -65,8 +66,8 @@ def pick(answer: str, options: OptionSet, same_value: SameValue | None = None) -
         return None
     wrapped = _WRAPPED.fullmatch(text)
     by_text = options.by_text(text)
-    if wrapped and (options.key(wrapped[1]) or by_text is None):
-        return by_text if wrapped[1].islower() and by_text else options.key(wrapped[1])
+    if wrapped and (options.key(wrapped["key"]) or by_text is None):
+        return by_text if wrapped["key"].islower() and by_text else options.key(wrapped["key"])
     if by_text:
         return by_text
     labelled = _KEY_AND_TEXT.fullmatch(text)
@@ -121,7 +122,11 @@ def _confirmed(key: str, rest: str, options: OptionSet) -> str | None:
     own = options.texts.get(key, "")
     if own and same_text(own, rest):
         return key
-    if options.by_text(rest) or (own and compare_plainly(rest, own) is False and _is_formula(rest)):
+    if (
+        not re.search(r"\w", rest)
+        or options.by_text(rest)
+        or (own and compare_plainly(rest, own) is False and _is_formula(rest))
+    ):
         return None
     said = mentioned_keys(rest, options) | mentioned_texts(rest, options)
     return key if not doubtful(rest, key, options) and said <= {key} else None
@@ -146,8 +151,8 @@ def _reference_key(reference: str, options: OptionSet) -> str | None:
     """Return the option that a reference names: a letter is the letter of an option, whatever the others' texts."""
     text = plain(reference)
     wrapped = _WRAPPED.fullmatch(text)
-    if wrapped and options.key(wrapped[1]):
-        return options.key(wrapped[1])
+    if wrapped and options.key(wrapped["key"]):
+        return options.key(wrapped["key"])
     by_text = options.by_text(text) if text else None
     labelled = _KEY_AND_TEXT.fullmatch(text)
     if by_text is None and labelled and options.texts:

@@ -118,7 +118,7 @@ GSM8K = Verifier(
     "verl/utils/reward_score/gsm8k.py of 29 January 2026",
     {
         "method": Option("strict", "strict: behind ####; flexible: the last number", ("strict", "flexible")),
-        "format_score": Option(0.0, "value of a wrong number"),
+        "format_score": Option(0.0, "value of a wrong number", at_least=-1.0, at_most=1.0),
     },
 )
 MATH_DAPO = Verifier(
@@ -137,7 +137,7 @@ GEO3K = Verifier(
     judge_geo3k,
     "0.9 * accuracy of the last box + 0.1 * form",
     "verl/utils/reward_score/geo3k.py of 29 January 2026; accuracy by `math`, where verl takes MathRuler",
-    {"format_score": Option(0.1, "weight of the form", at_least=0.0)},
+    {"format_score": Option(0.1, "weight of the form", at_least=0.0, at_most=1.0)},
     quick=decide_geo3k,
     needs_sympy=True,
 )

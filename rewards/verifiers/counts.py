@@ -17,20 +17,26 @@ _COUNT_WORD = re.compile(
     re.IGNORECASE,
 )
 _NO_COUNT = re.compile(
-    r"[⁰-₎²³¹½-¾⅐-⅞√∛∜±≥≤<>≈~]"
+    r"[⁰-₎²³¹½-¾⅐-⅞√∛∜±≥≤<>≈~≠≢¬]|[!#№]\s*[0-9]|[0-9]\s*\+(?!\s*[0-9])"
+    r"|[0-9][A-Za-z]|[0-9]-[A-Za-z]|[0-9]\s*[?？]|[0-9]\s*[多几余双对]|[十百千]多|^[^'‘’]*[0-9]['’′]"
+    r"|\b(?:pairs?|couples?|trios?|twins|triplets|scores|twice|thrice|doubled?|tripled?|another)\b"
     r"|\b(?:hundreds?|thousands?|[mb]illions?|dozens?|lakhs?|crores?|gross|halves|half|quarters?|thirds?|fourths?|fifths?"
     r"|[a-z]+(?:tenth|hundredth|thousandth)s?|tenths?|hundredths?|squared|cubed|root|plus|times|percent)\b"
     r"|\b(?:minus|negative|about|around|approximately|roughly|nearly|almost|over|under|above|below|exceeding)\s+\w"
     r"|\b(?:more|less|fewer|greater|other)\s+than\b|\bat\s+(?:least|most)\b|\bup\s+to\b|\bor\s+(?:more|less|fewer|so)\b"
-    r"|\b(?:anything|all|everything)\s+but\b|\bexcept\b|\\(?:not|neg?|lnot|bar|overline|approx|geq?|leq?|pm)\b"
-    r"|[0-9][km]\b|[0-9%]\s*\\?%|❌|✗|✘|至少|至多|不到|超过|大约|大概|左右|以上|以下|不是|没有|半",
+    r"|\b(?:anything|all|everything)\s+but\b|\bexcept\b"
+    r"|\\(?!(?:text|textbf|textit|mathrm|mathbf|mathit|boldsymbol|boxed|emph|displaystyle|large|Large|quad|rm|bf)(?![a-zA-Z]))[a-zA-Z]"
+    r"|[0-9%]\s*\\?%|❌|✗|✘|至少|至多|不到|超过|大约|大概|左右|以上|以下|不是|没有|半",
     re.IGNORECASE,
 )
-"""Words that make a number another one, or a bound: more than 3, two and a half, 3 lakh."""
+"""Words and signs that make a number another one, or a bound: more than 3, two and a half, 3 lakh, 3rd, 3+. LaTeX
+commands other than those of style do so too."""
 _SPOKEN = "|".join([*_WORDS, *_TENS])
 _DENIED = re.compile(
-    rf"(?:\bnot|\bnever|n['’]t|\bcannot)\s+(?:[a-z]+\s+){{0,3}}(?:[0-9]|{_SPOKEN})"
-    rf"|(?:[0-9]|\b(?:{_SPOKEN}))\s+(?:is|are|was|were|would\s+be)?\s*(?:not|n['’]t|wrong|incorrect|false)\b",
+    rf"(?:\b(?:not|never|cannot|no|non|neither|nor|without|excluding|besides)|n['’]t)(?:\s+|-)(?:[a-z]+\s+){{0,3}}(?:[0-9]|{_SPOKEN})"
+    rf"|(?:[0-9]|\b(?:{_SPOKEN}))[\s,(]+(?:is|are|was|were|would\s+be)?\s*(?:not|n['’]t|wrong|incorrect|false|untrue"
+    r"|excluded|rejected|ruled\s+out|impossible|more)\b"
+    rf"|\b(?:{_SPOKEN})\s*[?？]|\b(?:{_SPOKEN})-(?!(?:{'|'.join(_WORDS[1:10])})\b)[a-z]",
     re.IGNORECASE,
 )
 _CALCULATION = re.compile(
@@ -41,7 +47,7 @@ _CHINESE = {character: value for value, character in enumerate("零一二三四�
 _CHINESE_UNITS = {"十": 10, "百": 100, "千": 1000}
 _NUMERAL = "零〇一二两三四五六七八九十百千万亿"
 _CHINESE_COUNT = re.compile(
-    rf"(?<![{_NUMERAL}第])[{_NUMERAL}]{{1,9}}(?=[个只条张本辆人名件支棵头座朵颗匹把块位种次根片枚架艘栋间扇盏双对]|\s*[。.]?$)"
+    rf"(?<![{_NUMERAL}第])[{_NUMERAL}]{{1,9}}(?=[个只条张本辆人名件支棵头座朵颗匹把块位种次根片枚架艘栋间扇盏]|\s*[。.]?$)"
 )
 
 

@@ -71,15 +71,17 @@ OVERLONG = Verifier(
     "0 for short completions, falling to -1 at the token limit",
     "soft overlong punishment, DAPO (Yu et al. 2025), equation 13",
     {
-        "max_tokens": Option(16384, "L_max: longest completion", at_least=1),
-        "cache_tokens": Option(4096, "L_cache: length of the falling part", at_least=1),
+        "max_tokens": Option(16384, "L_max: longest completion", at_least=1, whole=True),
+        "cache_tokens": Option(
+            4096, "L_cache: length of the falling part", at_least=1, at_most="max_tokens", whole=True
+        ),
     },
 )
 REPETITION = Verifier(
     judge_repetition,
     "minus the share of n-grams that are repeats",
     "repetition penalty of Yeo et al. 2025 (Demystifying Long Chain-of-Thought), as in open-r1; Chinese by character",
-    {"ngram": Option(20, "length of an n-gram in words", at_least=1)},
+    {"ngram": Option(20, "length of an n-gram in words", at_least=1, whole=True)},
 )
 LANGUAGE = Verifier(
     judge_language,
@@ -87,7 +89,7 @@ LANGUAGE = Verifier(
     "language consistency reward of DeepSeek-R1 (share of words in the target language), by script",
     {
         "script": Option("latin", "the script expected", tuple(_SCRIPTS)),
-        "min_letters": Option(20, "with fewer letters it does not apply", at_least=1),
-        "threshold": Option(0.0, "0: the share itself; above: 1 from this share on, else 0", at_least=0.0),
+        "min_letters": Option(20, "with fewer letters it does not apply", at_least=1, whole=True),
+        "threshold": Option(0.0, "0: the share itself; above: 1 from this share on, else 0", at_least=0.0, at_most=1.0),
     },
 )

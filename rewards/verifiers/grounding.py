@@ -4,7 +4,7 @@ import re
 from collections.abc import Mapping
 
 from rewards.result import Claim, Unscorable
-from rewards.verifiers.verifier import Option, Options, Verifier, parse_json
+from rewards.verifiers.verifier import Option, Options, Verifier, parse_json, refuse_missing
 
 _MAX_CHARACTERS = 2_000
 _LARGEST = 1e9  # coordinates above it, and NaN, are none
@@ -35,6 +35,8 @@ def judge_point_in_box(claim: Claim, options: Options) -> float:
 
 def _reference_box(claim: Claim, options: Options) -> list[float]:
     reference = claim.reference
+    if isinstance(reference, str):
+        refuse_missing(reference)
     box = _scaled(_numbers(reference, 4), options["reference_scale"])
     if box is None or not _is_box(box):
         raise Unscorable(
@@ -118,7 +120,10 @@ BOX_IOU = Verifier(
     judge_box_iou,
     "intersection over union of the answer's box and the reference's, or 1 and 0 by a threshold",
     "IoU of PASCAL VOC; threshold 0.5 gives the accuracy of RefCOCO; 0-1000 coordinates as Qwen-VL writes them",
-    {**_COORDINATES, "threshold": Option(0.0, "0: the IoU itself; above: 1 from this IoU on, else 0", at_least=0.0)},
+    {
+        **_COORDINATES,
+        "threshold": Option(0.0, "0: the IoU itself; above: 1 from this IoU on, else 0", at_least=0.0, at_most=1.0),
+    },
 )
 POINT_IN_BOX = Verifier(
     judge_point_in_box,

@@ -107,14 +107,14 @@ NUMERIC = Verifier(
     "numpy.isclose with one of the two tolerances (Python's math.isclose with the reference as scale)",
     {
         "absolute": Option(0.0, "largest allowed distance", at_least=0.0),
-        "relative": Option(1e-6, "largest allowed distance as a share of the reference", at_least=0.0),
+        "relative": Option(1e-6, "largest allowed distance as a share of the reference", at_least=0.0, at_most=1.0),
     },
 )
 RELAXED = Verifier(
     judge_relaxed,
     "1 when a number lies within 5 % of the reference, or another text equals it but for case, else 0",
     "relaxed accuracy of ChartQA (Masry et al. 2022, after Methani et al. 2020), as in Pix2Struct's evaluation",
-    {"tolerance": Option(0.05, "largest allowed distance as a share of the reference", at_least=0.0)},
+    {"tolerance": Option(0.05, "largest allowed distance as a share of the reference", at_least=0.0, at_most=1.0)},
 )
 COUNT = Verifier(
     judge_count,

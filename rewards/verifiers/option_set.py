@@ -16,7 +16,7 @@ _SPELLINGS = [
     (re.compile(r"\\[dtc]frac(?![a-zA-Z])"), r"\\frac"),
     (re.compile(r"\\frac\s*([0-9])\s*([0-9])"), r"\\frac{\1}{\2}"),
     (re.compile(r"\\(?:left|right)(?![a-zA-Z])|\\[,;:!]"), ""),
-    (re.compile(r"\\ |~"), " "),
+    (re.compile(r"\\ |(?<=[\w.,:;)}])~"), " "),
     (re.compile(r"\\%"), "%"),
 ]
 _MARKUP = re.compile(
@@ -24,7 +24,8 @@ _MARKUP = re.compile(
 )
 _ONE_IN_BRACES = re.compile(r"\{(\w)\}")
 _NO_ZERO = re.compile(r"(?<![\w.])\.(?=[0-9])")
-_EDGES = " .。,;:\"'"
+_EDGES = " .。,;:"
+_IN_QUOTES = re.compile(r"""'([^']*)'|"([^"]*)\"""")
 
 
 @dataclass(frozen=True)
@@ -108,4 +109,6 @@ def letters_of(keys: Iterable[str | None]) -> set[str]:
 
 @lru_cache(maxsize=64)
 def _spelled(text: str) -> str:
-    return _NO_ZERO.sub("0.", _ONE_IN_BRACES.sub(r"\1", plain(unify(plain(text))))).strip(_EDGES)
+    text = _NO_ZERO.sub("0.", _ONE_IN_BRACES.sub(r"\1", plain(unify(plain(text).replace("~", "¬"))))).strip(_EDGES)
+    quoted = _IN_QUOTES.fullmatch(text)
+    return (quoted[1] or quoted[2] or "").strip(_EDGES) if quoted else text

@@ -1,7 +1,7 @@
 """All verifiers by name: run one here, decide the cheap cases anywhere, check options before a run."""
 
 import difflib
-import math
+import sys
 from collections.abc import Iterable, Mapping
 
 from rewards.result import Claim
@@ -70,7 +70,14 @@ def check_options(name: str, options: Mapping[str, object]) -> dict[str, float |
         if key not in known:
             has = f"it takes {', '.join(known)}" if known else "it takes none"
             raise ValueError(f"verifier {name!r}: unknown option {key!r}{_nearest(key, known)}; {has}")
-    return {key: _checked(name, key, option, options.get(key, option.default)) for key, option in known.items()}
+    found = {key: _checked(name, key, option, options.get(key, option.default)) for key, option in known.items()}
+    for key, option in known.items():
+        value, most = found[key], option.at_most
+        limit = found[most] if isinstance(most, str) else most
+        if isinstance(value, (int, float)) and isinstance(limit, (int, float)) and value > limit:
+            bound = f"{most} ({limit:g})" if isinstance(most, str) else f"{limit:g}"
+            raise ValueError(f"verifier {name!r}: option {key!r}: expected at most {bound}, found {value!r}")
+    return found
 
 
 def _checked(name: str, key: str, option: Option, value: object) -> float | str:
@@ -79,8 +86,13 @@ def _checked(name: str, key: str, option: Option, value: object) -> float | str:
         if not isinstance(value, str) or value not in option.choices:
             raise ValueError(f"{where}: expected one of {', '.join(option.choices)}, found {value!r}")
         return value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ValueError(f"{where}: expected a finite number, found {value!r}")
+    if not abs(value) <= sys.float_info.max:
+        found = "a whole number that is too large" if isinstance(value, int) else repr(value)
+        raise ValueError(f"{where}: expected a finite number, found {found}")
+    if option.whole and value != int(value):
+        raise ValueError(f"{where}: expected a whole number, found {value!r}")
     if option.at_least is not None and value < option.at_least:
         raise ValueError(f"{where}: expected at least {option.at_least:g}, found {value!r}")
     return value

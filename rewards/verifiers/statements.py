@@ -32,7 +32,7 @@ _STATED = [
 _NAMED = re.compile(
     r"\b(?:is|are|be|was|were)\s*:?\s*(?:[(（\[](?P<key>[A-Z])[)）\]]|(?P<key2>[A-Z])(?=\s*(?:[.!。]*\s*$|[.!。]\s)))"
 )
-_BRACKETED = re.compile(r"(?<![\w'.$\\^_{])[(（\[](?P<key>[A-Z])[)）\]](?![\w'^_=+({])")
+_BRACKETED = re.compile(r"(?<![\w'.$\\^_{~!¬-])[(（\[](?P<key>[A-Z])[)）\]](?![\w'^_=+({])")
 _LAST_LETTER = re.compile(r"((?:answer|option|choice)(?:\s+is)?\s*:?\s*\(?)([a-z])(\)?[\s.]*)$", re.IGNORECASE)
 _LOWER_RIGHT = re.compile(r"^(\s*(?:option|choice)\s+[(\[]?)([a-z])([)\]]?\s+(?:is|would|must)\s)", re.IGNORECASE)
 _MORE = re.compile(
@@ -50,6 +50,12 @@ _HEDGE = re.compile(
     r"|guess(?:ing)?|both\s+[(]?[A-Z]\b)|[?？]|可能|也许|或者|如果|假设",
     re.IGNORECASE,
 )
+_ALTERED = re.compile(
+    r"\b(?:no|non|anti|zero|un|pseudo|quasi|semi|ex|former|fake|hardly|scarcely|barely|far\s+from|nothing|nobody|opposite)\b"
+    "|[~!¬#-]\\s*\x00|\x00(?:-\\w|['’′](?!s\\b)|[*^_])",
+    re.IGNORECASE,
+)
+"""Words and signs that make an option's text, which stands here as a zero character, another one: no cat, cat-like."""
 _BOUND = re.compile(
     r"\b(?:(?:more|less|fewer|greater|larger|smaller|higher|lower)\s+than|at\s+(?:least|most)|or\s+(?:more|less|fewer)|up\s+to"
     r"|over|under|above|below|between|exceed(?:s|ing)?|half|twice|double|minus|times|plus)\b|[<>≤≥]|以上|以下|至少|至多|超过|不到",
@@ -84,6 +90,9 @@ def stated(text: str, options: OptionSet) -> str | None:
     if key is None or (not said and doubtful(text, key, options)):
         return None
     own = options.texts.get(key, "")
+    bare = normal(text).replace(normal(own), "\x00") if normal(own) else normal(text)
+    if not said and _ALTERED.search(bare):
+        return None
     if any(character.isdigit() for character in own) and _BOUND.search(normal(text).replace(normal(own), " ")):
         return None
     return options.key(key) if not {k for k in mentioned_keys(text, options) if k != key} or said else None

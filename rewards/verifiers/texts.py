@@ -17,6 +17,7 @@ from rewards.verifiers.verifier import (
     parse_json,
     reference_text,
     reference_texts,
+    refuse_missing,
 )
 
 _KEPT_FORMS = ("<super>", "<sub>", "<fraction>")  # 5² is not 52
@@ -62,6 +63,9 @@ def judge_ordered_list(claim: Claim, options: Options) -> float:
         raise Unscorable("expected a list as reference, found nothing")
     if None in expected or has_no_value([claim.reference, expected]):
         raise Unscorable("the reference lists a value that is missing (null or NaN)")
+    for text in [claim.reference, *expected]:
+        if isinstance(text, str):
+            refuse_missing(text)
     found = _items(claim.answer or "") or []
     right = sum(_same_item(one, other) for one, other in zip(found, expected, strict=False))
     share = right / max(len(found), len(expected))
@@ -188,7 +192,7 @@ ANLS = Verifier(
     judge_anls,
     "normalised Levenshtein similarity to the nearest reference, 0 below the threshold",
     "ANLS of ST-VQA and DocVQA (Biten et al. 2019; Mathew et al. 2021), threshold 0.5",
-    {"threshold": Option(0.5, "similarities below it count 0", at_least=0.0)},
+    {"threshold": Option(0.5, "similarities below it count 0", at_least=0.0, at_most=1.0)},
     quick=decide_anls,
 )
 _SCORE = Option("exact", "exact: all or nothing; share: the share that is right", ("exact", "share"))

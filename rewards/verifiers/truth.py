@@ -29,6 +29,29 @@ _VERB = r"(?:is|are|was|were|does|do|did|has|have|had|can|could|will|would|shoul
 _RESTATED = rf"[\s,.;:!—–-]*(?:{_SUBJECT})\b(?:\s+\w+)?\s+"
 _TAKEN_BACK = re.compile(rf"{_RESTATED}(?:{_VERB}(?:\s+not\b|n['’]t\b)|cannot\b)", re.IGNORECASE)
 _AFFIRMED = re.compile(rf"[\s,.;:!—–-]*(?:{_SUBJECT})\s+{_VERB}\s*[.!]*\s*$", re.IGNORECASE)
+_OPENING = re.compile(
+    r"\W*(?:it|he|she|they|there|that|this|these|those|the|an?|in|on|at|both|all|because|since|as"
+    r"|(?:i|we|you)\s+(?:can\s+)?(?:clearly\s+)?see)\b(?!-)",
+    re.IGNORECASE,
+)
+_HARMLESS = re.compile(
+    r"(?:\W|\b(?:yes|yeah|yep|true|correct|right|no|nope|false|incorrect|wrong|indeed|definitely|certainly|absolutely"
+    r"|surely|clearly|obviously|exactly|of\s+course|please|sir|madam|thanks|thank\s+you|final|answer|option)\b)*",
+    re.IGNORECASE,
+)
+_DENIAL = re.compile(
+    r"\b(?:not|no|none|never|cannot|nothing|nobody|nowhere|neither|nor|nope|without|zero|hardly|barely|impossible|unlikely"
+    r"|untrue|wrong|incorrect|false|lacks?|lacking|absent|missing|fails?|failed|opposite|contrary|excluded|fake)\b"
+    r"|n['’]t\b|(?<!没)[不非无未](?!错)|没(?![错问])|¬|❌|✗|✘",
+    re.IGNORECASE,
+)
+_UNSURE = re.compile(
+    r"\b(?:maybe|perhaps|might|could|possibly|otherwise|unless|if|unsure|doubt\w*|l(?:ie|ies|ied|ying)|jok(?:e|es|ing)"
+    r"|kidding|sarcas\w+|pretend\w*)\b|[?？]|可能|也许|骗|玩笑",
+    re.IGNORECASE,
+)
+_SENTENCE_END = re.compile(r"(?<=\w)\s*[.!;\n。！；]")
+_SHORT = 12  # words; of a longer text, the first sentence can take the word back
 _EDGES = " \t\n.,!*\"'。！\\${}()"
 
 
@@ -49,4 +72,18 @@ def read_truth(text: str) -> bool | None:
     said = {later["no"] is None and later["wrong"] is None for later in _SAID_LATER.finditer(rest)}
     said |= {later["yes"] is not None for later in _CHINESE_LATER.finditer(rest)}
     denied = _TAKEN_BACK.match(rest) if verdict else _AFFIRMED.match(rest)
-    return verdict if said <= {verdict} and not denied else None
+    return verdict if said <= {verdict} and not denied and _is_kept(rest, verdict) else None
+
+
+def _is_kept(rest: str, verdict: bool) -> bool:
+    """Tell whether the words behind yes or no leave it standing.
+
+    A clause that says more may hold no denial after yes, and no doubt; other words must be known to be harmless.
+    """
+    is_long = len(rest.split()) > _SHORT
+    heard = _SENTENCE_END.split(rest, maxsplit=1)[0] if is_long else rest
+    if _UNSURE.search(heard) or (verdict and _DENIAL.search(heard)):
+        return False
+    denies = not verdict and _DENIAL.search(rest) is not None
+    in_chinese = re.search(r"[\u4e00-\u9fff]", rest) is not None
+    return is_long or denies or in_chinese or _OPENING.match(rest) is not None or _HARMLESS.fullmatch(rest) is not None

@@ -18,6 +18,11 @@ _TEXT = r"""(?:'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")"""
 _QUOTED, _ESCAPED = re.compile(_TEXT, re.DOTALL), re.compile(r"\\(.)", re.DOTALL)
 _TEXT_LIST = re.compile(rf"\[\s*{_TEXT}(?:\s*,\s*{_TEXT})*\s*,?\s*\]", re.DOTALL)
 _MAX_CELL = 20_000  # characters of a cell that may list several answers
+_NO_NUMBER = r"-?(?:nan|NaN|NAN)|NaT|<NA>"
+_NO_VALUE = rf"{_NO_NUMBER}|None|null|NULL|#?N/A|n/a"
+_NO_NUMBER_IN_OBJECT = re.compile(rf"[\[({{,:]\s*(?:{_NO_NUMBER})\s*[\])}},]")
+_IN_QUOTES = re.compile(r"""'[^']*'|"[^"]*\"""")
+_NO_VALUE_IN_LIST = re.compile(rf"[\[({{,:]\s*(?:{_NO_VALUE})\s*[\])}},]")
 QUICK_CHARACTERS = 10_000  # a longer claim is not judged outside of a scorer process, however cheap the verifier
 
 
@@ -39,6 +44,8 @@ class Option:
     doc: str
     choices: tuple[str, ...] = ()
     at_least: float | None = None
+    at_most: float | str | None = None  # a number, or the name of the option that is not to be exceeded
+    whole: bool = False
     required: bool = False
 
 
@@ -67,7 +74,21 @@ def reference_text(claim: Claim) -> str:
         raise Unscorable(f"expected a text or number as reference, found {type(reference).__name__}")
     if not reference.strip():
         raise Unscorable("the reference is empty")
+    refuse_missing(reference)
     return reference
+
+
+def refuse_missing(reference: str) -> None:
+    """Raise `Unscorable` for a text that spells a missing value, or a list or object that holds one.
+
+    The spellings are those of pandas, numpy, Python and JSON libraries, whose case counts: `none` is a word, `None` is
+    not. A null in an object is a value of JSON's own; NaN is none.
+    """
+    text = reference.strip()
+    holds = {"[": _NO_VALUE_IN_LIST, "(": _NO_VALUE_IN_LIST, "{": _NO_NUMBER_IN_OBJECT}.get(text[:1])
+    in_brackets = holds is not None and text[-1] in "])}" and len(text) <= _MAX_CELL
+    if re.fullmatch(_NO_VALUE, text) or (holds and in_brackets and holds.search(_IN_QUOTES.sub('""', text))):
+        raise Unscorable(f"the reference is {text[:80]!r}, which programs write where a value is missing")
 
 
 def reference_texts(claim: Claim) -> list[str]:
@@ -97,11 +118,13 @@ def _unescaped(escape: re.Match[str]) -> str:
 
 
 def has_no_value(value: object) -> bool:
-    """Tell whether JSON data hold a number that is not finite, at any depth that is looked at."""
+    """Tell whether JSON data hold a number that is not finite, or a text that spells NaN, at any depth."""
     waiting = [value]
     while waiting:
         one = waiting.pop()
         if isinstance(one, float) and not math.isfinite(one):
+            return True
+        if isinstance(one, str) and re.fullmatch(_NO_NUMBER, one.strip()):
             return True
         if isinstance(one, Mapping):
             waiting.extend(one.values())

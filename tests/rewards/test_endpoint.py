@@ -3,7 +3,7 @@
 import pytest
 
 from rewards.custom import describe
-from rewards.endpoint import read_endpoint
+from rewards.endpoint import Endpoint, read_endpoint
 
 GOOD = {"base_url": "http://localhost:8000/v1", "model": "m"}
 
@@ -64,3 +64,16 @@ def test_a_function_is_described_only_if_its_settings_are_right():
 def test_a_folder_of_verdicts_may_be_in_the_home_folder(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
     assert read_endpoint({**GOOD, "cache": "~/verdicts"}).cache == str(tmp_path / "verdicts")
+    for cache, found in (("~", tmp_path), ("~/a/b", tmp_path / "a/b"), ("/x/~", "/x/~"), ("", "")):
+        assert Endpoint("http://localhost:1", "judge", cache=cache).cache == str(found)
+
+
+def test_a_cache_below_the_home_of_nobody_is_refused():
+    with pytest.raises(ValueError, match="expected cache below a home folder that exists"):
+        read_endpoint({**GOOD, "cache": "~nobody_of_this_name/verdicts"})
+
+
+@pytest.mark.parametrize("name", ["retries", "request_seconds"])
+def test_a_whole_number_that_no_clock_can_hold_is_refused(name):
+    with pytest.raises(ValueError, match=f"expected {name} to be"):
+        read_endpoint({**GOOD, name: 10**400})

@@ -179,6 +179,8 @@ def test_a_full_disk_is_said_and_the_run_goes_on_later(files, capsys):
     [
         (["--extract", "box"], "math", "--extract: expected names among boxed"),
         (["--options", "relative"], "numeric", "expected KEY=VALUE"),
+        (["--options", "absolute=1", "absolute=2"], "numeric", "expected each key once, found 'absolute' twice"),
+        (["--options", "score=share", "extra=wrong", "score=share"], "json_fields", "found 'score' twice"),
         (["--options", "relativ=1"], "numeric", "did you mean 'relative'?"),
         (["--options", "relative=x"], "numeric", "expected a finite number"),
         ([], "maths", "did you mean 'math'?"),

@@ -71,6 +71,21 @@ def test_every_verifier_says_its_rule_and_source(name):
         ("numeric", {"absolute": -1}, "expected at least 0, found -1"),
         ("numeric", {"absolute": True}, "expected a finite number, found True"),
         ("numeric", {"absolute": float("nan")}, "expected a finite number, found nan"),
+        ("repetition", {"ngram": 2.5}, "option 'ngram': expected a whole number, found 2.5"),
+        ("overlong", {"max_tokens": 1.5, "cache_tokens": 1}, "option 'max_tokens': expected a whole number, found 1.5"),
+        ("overlong", {"cache_tokens": 7.25}, "option 'cache_tokens': expected a whole number, found 7.25"),
+        ("overlong", {"max_tokens": 10, "cache_tokens": 20}, "'cache_tokens': expected at most max_tokens (10), found"),
+        ("language", {"min_letters": 1.5}, "option 'min_letters': expected a whole number"),
+        ("language", {"threshold": 3}, "option 'threshold': expected at most 1, found 3"),
+        ("box_iou", {"threshold": 2}, "option 'threshold': expected at most 1, found 2"),
+        ("anls", {"threshold": 1.01}, "option 'threshold': expected at most 1, found 1.01"),
+        ("gsm8k", {"format_score": 2}, "option 'format_score': expected at most 1, found 2"),
+        ("gsm8k", {"format_score": -2}, "option 'format_score': expected at least -1, found -2"),
+        ("geo3k", {"format_score": 1.5}, "option 'format_score': expected at most 1"),
+        ("relaxed", {"tolerance": 2}, "option 'tolerance': expected at most 1, found 2"),
+        ("numeric", {"relative": 5}, "option 'relative': expected at most 1, found 5"),
+        ("numeric", {"absolute": 10**400}, "option 'absolute': expected a finite number, found a whole number"),
+        ("overlong", {"max_tokens": -(10**5000)}, "option 'max_tokens': expected a finite number, found a whole"),
         ("exact", {"case": "lower"}, "expected one of ignore, keep, found 'lower'"),
         ("exact", {"case": ["ignore"]}, "expected one of ignore, keep"),
     ],
@@ -80,6 +95,21 @@ def test_bad_names_and_options_are_refused(name, options, message):
         with pytest.raises(ValueError) as error:
             call(name, claim("7", "7"), options)
         assert message in str(error.value) and not isinstance(error.value, Unscorable)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("repetition", {"ngram": 3.0}),
+        ("overlong", {"max_tokens": 20, "cache_tokens": 20}),
+        ("box_iou", {"threshold": 1}),
+        ("relaxed", {"tolerance": 1}),
+        ("gsm8k", {"format_score": -0.5}),
+        ("numeric", {"absolute": 10**300}),
+    ],
+)
+def test_options_at_their_bounds_are_taken(name, options):
+    assert check_options(name, options).items() >= options.items()
 
 
 @pytest.mark.parametrize("reference", [7, 7.0, "7"])
