@@ -409,7 +409,11 @@ def _verified_state(folder: Path) -> State:
     manifest.verify()
     try:
         state = read_json_object(folder / STATE)
-        files, step = list(state["files"]), int(state["step"])
+        files, step, counts = state["files"], int(state["step"]), state["logs"]
+        if not isinstance(files, list) or not isinstance(counts, dict):
+            raise ValueError("files that are no list, or logs that are no numbers of lines")
+        if not all(isinstance(name, str) for name in files) or not all(isinstance(n, int) for n in counts.values()):
+            raise ValueError("files that are no names, or logs that are no numbers of lines")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFolder(
             f"{folder / STATE}: expected the state of a run with its step and files, {error!r}"
