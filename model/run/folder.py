@@ -416,7 +416,7 @@ def _verified_state(folder: Path) -> State:
             raise ValueError("files that are no names, or logs that are no numbers of lines")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DamagedFolder(
-            f"{folder / STATE}: expected the state of a run with its step and files, {error!r}"
+            f"{folder / STATE}: expected step, files and logs as this version writes them, found: {error!r}"
         ) from None
     manifest.require(files)
     if folder.name != f"step_{step:08d}":

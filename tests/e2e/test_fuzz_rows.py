@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from model.data.config import TableConfig
 from model.data.sources import DataFolders
 from model.interface import Mode
 from model.pretrain.config import PretrainDataConfig
@@ -81,6 +80,11 @@ def write(path: Path, rows: list[dict[str, object]], rng: random.Random) -> Path
         import pyarrow
         import pyarrow.parquet
 
+        try:
+            if rng.random() < 0.5:  # cells of their own types, as far as those of a column go together
+                return write_native(path, rows)
+        except (pyarrow.ArrowException, TypeError, OverflowError, ValueError):
+            pass
         columns = sorted({name for row in rows for name in row})
         cells = {name: [None if name not in row else as_text(row[name]) for row in rows] for name in columns}
         pyarrow.parquet.write_table(pyarrow.table(cells), path)
@@ -95,6 +99,22 @@ def write(path: Path, rows: list[dict[str, object]], rng: random.Random) -> Path
         for _ in range(20):
             content[rng.randrange(len(content))] = rng.randrange(256)
         path.write_bytes(content)
+    return path
+
+
+def write_native(path: Path, rows: list[dict[str, object]]) -> Path:
+    """Columns as pyarrow types them; one whose cells do not go together is text."""
+    import pyarrow
+    import pyarrow.parquet
+
+    columns: dict[str, object] = {}
+    for name in sorted({name for row in rows for name in row}):
+        cells = [row.get(name) for row in rows]
+        try:
+            columns[name] = pyarrow.array(cells)
+        except (pyarrow.ArrowException, TypeError, OverflowError, ValueError):
+            columns[name] = pyarrow.array([None if cell is None else as_text(cell) for cell in cells])
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
     return path
 
 
@@ -133,9 +153,8 @@ def test_a_hostile_row_costs_one_row(tiny, tmp_path, files):
                 refused += ROWS_A_FILE - len(source)
             except ValueError as error:
                 refused += ROWS_A_FILE
-                assert str(error).isprintable() or "\n" in str(error), (number, name)
+                assert str(error).isprintable(), (number, name)
             assert time.monotonic() - begin < SECONDS_A_ROW * ROWS_A_FILE, (number, name)
         path.unlink()
     assert used > 0 and refused > 0
-    assert TableConfig().max_bad_rows < 1
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20  # KiB; torch and the model are among it
