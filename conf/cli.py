@@ -87,7 +87,7 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
         print(f"error: {_missing(error)}", file=sys.stderr)
         return USER_ERROR
     except KeyboardInterrupt:
-        print("interrupted; the same command continues from the newest checkpoint", file=sys.stderr)
+        print(f"interrupted at once; what was written is whole{_after_interrupt(schema)}", file=sys.stderr)
         return 130
     except RuntimeError as error:
         exit_code = getattr(error, "exit_code", None)
@@ -96,6 +96,11 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
         print(f"error: {message(error)}", file=sys.stderr)
         return exit_code
     return 0
+
+
+def _after_interrupt(schema: type) -> str:
+    has_run = any(field.name == "run" for field in fields(schema))
+    return ": the same command goes on from the newest checkpoint, or begins anew without one" if has_run else ""
 
 
 def _without_passwords(text: str) -> str:

@@ -183,26 +183,35 @@ def _finish(
 def _run(title: str, arguments: Sequence[str]) -> None:
     """A Python process with these arguments. `StageFailed` if it ends with an error.
 
-    SIGTERM is passed on: a stage saves its state and ends. One that does not is killed. `Terminated` afterwards,
-    whatever the process made of it.
+    SIGTERM is passed on: a stage saves its state and ends. One that does not is killed. Ctrl-C is passed on as SIGTERM,
+    and the second one kills the stage. `Terminated` afterwards, whatever the process made of it.
     """
-    asked: list[float] = []
-    previous = signal.signal(signal.SIGTERM, lambda *_: asked.append(time.monotonic()))
+    asked: list[int] = []
+    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    for number in previous:
+        signal.signal(number, lambda number, _: asked.append(number))
     try:
-        with subprocess.Popen([sys.executable, *arguments], preexec_fn=die_with_parent) as stage:
-            told = False
+        with subprocess.Popen([sys.executable, *arguments], preexec_fn=_begin_stage) as stage:
+            told = 0.0
             while (code := _wait(stage)) is None:
                 if asked and not told:
                     stage.terminate()
-                    told = True
-                if asked and time.monotonic() > asked[0] + _PATIENCE_SECONDS:
+                    told = time.monotonic()
+                if signal.SIGINT in asked[1:] or (told and time.monotonic() > told + _PATIENCE_SECONDS):
                     stage.kill()
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
     if asked:
-        raise Terminated
+        raise Terminated("Ctrl-C" if asked[0] == signal.SIGINT else "SIGTERM")
     if code:
         raise StageFailed(title, code)
+
+
+def _begin_stage() -> None:
+    """Run in the new process: it ends with the pipeline, and Ctrl-C at the terminal is for the pipeline alone."""
+    die_with_parent()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:

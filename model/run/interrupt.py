@@ -1,8 +1,9 @@
-"""SIGTERM: a process ends within seconds, with exit code 5, and with its state whole.
+"""SIGTERM and Ctrl-C: a process ends with its state whole.
 
-While a loop runs, SIGTERM is a question that the loop answers between two steps. Outside of a loop, and where the
-answer takes too long, what is under way is given up: everything that was written stays whole, so nothing is lost but
-the work since the newest checkpoint.
+While a loop runs, SIGTERM and the first Ctrl-C are questions that the loop answers between two steps; it saves and ends
+with exit code 5. Outside of a loop, and where the answer to SIGTERM takes too long, what is under way is given up:
+everything that was written stays whole, so nothing is lost but the work since the newest checkpoint. Ctrl-C waits for the
+answer, because whoever presses it can press it again, which ends at once.
 """
 
 import os
@@ -29,47 +30,51 @@ class CleanStop(RuntimeError):
 
 
 class Interrupted(CleanStop):
-    """SIGTERM came, and the state is saved."""
+    """SIGTERM or Ctrl-C came, and the state is saved."""
 
 
 class Terminated(SystemExit):
-    """SIGTERM came, and what was under way is given up.
+    """SIGTERM came (or what `cause` names), and what was under way is given up.
 
     A `SystemExit`, because it is raised wherever the program happens to be, and no handler of errors may swallow it.
     """
 
     code: int = EXIT_CODE
 
-    def __init__(self) -> None:
+    def __init__(self, cause: str = "SIGTERM") -> None:
         super().__init__(EXIT_CODE)
+        self.cause = cause
 
     def __str__(self) -> str:
         return (
-            "SIGTERM came; what was under way is given up, and everything that was written is whole: the same command, "
+            f"{self.cause} came; what was under way is given up, and everything that was written is whole: the same command, "
             "without run.start=fresh, goes on from the newest checkpoint"
         )
 
 
 class StopSignal:
-    """While open, SIGTERM only sets a flag; `check` raises `Interrupted` once it is set.
+    """While open, SIGTERM and Ctrl-C only set a flag; `check` raises `Interrupted` once it is set.
 
-    After `seconds`, or at the second SIGTERM, `Terminated` is raised wherever the program is. Outside the main thread,
-    where no handler can be installed, SIGTERM keeps what it does.
+    After `seconds`, or at the second SIGTERM, `Terminated` is raised wherever the program is; at the second Ctrl-C,
+    `KeyboardInterrupt`. Outside the main thread, where no handler can be installed, both keep what they do. So does
+    Ctrl-C in a process that was started to ignore it.
     """
 
     def __init__(self, seconds: float = STOP_SECONDS) -> None:
-        self._asked = False
+        self._asked = ""
         self._waits = True
         self._seconds = seconds
-        self._previous: Callable[..., Any] | int | None = None
+        self._previous: dict[int, Callable[..., Any] | int | None] = {}
 
     def check(self) -> None:
         if self._asked:
-            raise Interrupted(f"SIGTERM came; the state is saved, and {CONTINUES}")
+            raise Interrupted(f"{self._asked} came; the state is saved, and {CONTINUES}")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """While open, nothing that is under way can be saved: SIGTERM raises `Terminated` at once."""
+        """While open, nothing that is under way can be saved: SIGTERM raises `Terminated` at once. Ctrl-C waits for the
+        end of the block.
+        """
         self._waits = False
         try:
             yield
@@ -78,23 +83,31 @@ class StopSignal:
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGTERM, self._ask)
+            self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                self._previous[signal.SIGINT] = signal.signal(signal.SIGINT, self._interrupt)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
-            if not _watchdog.outlives_loops:
-                _watchdog.rest()
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        if self._previous and not _watchdog.outlives_loops:
+            _watchdog.rest()
 
-    def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self._asked or not self._waits:
+    def _terminate(self, number: int, frame: FrameType | None) -> None:
+        if self._asked == "SIGTERM" or not self._waits:
             _watchdog.insist(0.0)
             raise Terminated
-        self._asked = True
+        self._asked = "SIGTERM"
         _watchdog.insist(self._seconds)
+
+    def _interrupt(self, number: int, frame: FrameType | None) -> None:
+        if self._asked:
+            raise KeyboardInterrupt
+        self._asked = "Ctrl-C"
+        os.write(2, b"\nCtrl-C: the state is saved as soon as it is whole, then the run ends; once more ends it at once\n")
 
 
 @contextmanager

@@ -204,7 +204,7 @@ class TestExitCodes:
             raise KeyboardInterrupt
 
         outcome = run("pretrain", *required["pretrain"], function=interrupt)
-        assert outcome.code == 130 and "continues from the newest checkpoint" in outcome.err
+        assert outcome.code == 130 and "goes on from the newest checkpoint" in outcome.err
 
     def test_failure_of_a_stage_keeps_its_code(self, run, required):
         def fail(config, resolved):
