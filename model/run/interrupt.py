@@ -1,9 +1,9 @@
 """SIGTERM and Ctrl-C: a process ends with its state whole.
 
-While a loop runs, SIGTERM and the first Ctrl-C are questions that the loop answers between two steps; it saves and ends
-with exit code 5. Outside of a loop, and where the answer to SIGTERM takes too long, what is under way is given up:
-everything that was written stays whole, so nothing is lost but the work since the newest checkpoint. Ctrl-C waits for the
-answer, because whoever presses it can press it again, which ends at once.
+While a loop runs, SIGTERM and the first Ctrl-C are questions that the loop answers between two steps; it saves and
+ends with exit code 5. Outside of a loop, and where the answer to SIGTERM takes too long, what is under way is given up:
+everything that was written stays whole, so nothing is lost but the work since the newest checkpoint. Ctrl-C waits for
+the answer, because it can be pressed again, which ends the run at once.
 """
 
 import os
@@ -47,8 +47,8 @@ class Terminated(SystemExit):
 
     def __str__(self) -> str:
         return (
-            f"{self.cause} came; what was under way is given up, and everything that was written is whole: the same command, "
-            "without run.start=fresh, goes on from the newest checkpoint"
+            f"{self.cause} came; what was under way is given up, and everything that was written is whole: the same "
+            "command, without run.start=fresh, goes on from the newest checkpoint"
         )
 
 
@@ -107,7 +107,7 @@ class StopSignal:
         if self._asked:
             raise KeyboardInterrupt
         self._asked = "Ctrl-C"
-        os.write(2, b"\nCtrl-C: the state is saved as soon as it is whole, then the run ends; once more ends it at once\n")
+        os.write(2, b"\nCtrl-C: the run ends as soon as its state is saved; press it again to end at once\n")
 
 
 @contextmanager

@@ -18,6 +18,11 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["+zebra=1"], ["zebra", "no such key", "expected one of algorithm", "trainer"]),
         ("rlhf", ["evaluation={patienze: 3}"], ["evaluation.patienze", "no such key", "'evaluation.patience'"]),
         ("rlhf", ["trainer.max_steps.x=3"], ["trainer.max_steps.x", "no such key"]),
+        ("rlhf", ["optimizer.lr=1"], ["optimizer.lr", "did you mean 'optimizer.learning_rate'?"]),
+        ("rlhf", ["run.wandb=x"], ["run.wandb", "no such key; run has accept_changes, dir, ", "seed"]),
+        ("rlhf", ["trainer.n_gpus_per_node=8"], ["trainer.n_gpus_per_node", "trainer has balance_coefficient, "]),
+        ("rlhf", ["num_generations=8"], ["num_generations", "'algorithm.group_size'"]),
+        ("rlhf", ["algorithm=grpo,dapo"], ["algorithm=grpo,dapo: sweeps are not supported", "for seed in"]),
         ("rlhf", ["hydra.run.dir=x"], ["hydra.run.dir", "no such key"]),
         ("rlhf", ["~trainer=x"], ["~trainer", "deleting keys is not supported"]),
         ("rlhf", ["algorithm=grpo", "algorithm.settings={a: 4}"], ["algorithm.settings", "no such key"]),
@@ -38,7 +43,11 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["evaluation=null"], ["evaluation", "not Optional"]),
         ("rlhf", ["run.start=again"], ["run.start", "'again'", "resume, fresh"]),
         ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
-        ("rlhf", ["reward.functions=a.py:f"], ["reward.functions", "str is not a ListConfig"]),
+        (
+            "rlhf",
+            ["reward.functions=a.py:f"],
+            ["reward.functions", "expected a list, found a text; write reward.functions=[ITEM,ITEM]"],
+        ),
         ("rlhf", ["run.dir=${nowhere}"], ["run.dir", "'nowhere' not found"]),
         ("rlhf", ["trainer.max_steps=lr=3"], ["trainer.max_steps=lr=3", "quote a value with special characters"]),
         ("rlhf", ["run.dir='open"], ["run.dir='open", "quote a value with special characters"]),
@@ -105,10 +114,16 @@ def test_values_that_contradict_are_refused(run, required, entry, arguments, par
     assert not [part for part in ["error: ", *parts] if part not in outcome.err], outcome.err
 
 
-@pytest.mark.parametrize("argument", ["max_steps", "--max_steps=3", "--cfg=job", "-m"])
+@pytest.mark.parametrize("argument", ["max_steps", "--max_steps=3", "-x"])
 def test_what_is_not_an_override_is_refused(run, argument):
     outcome = run("rlhf", argument)
     assert outcome.code == 2 and f"{argument!r}: expected KEY=VALUE" in outcome.err
+
+
+def test_sweeps_are_refused_with_what_to_do_instead(run):
+    for flag in ("-m", "--multirun"):
+        outcome = run("rlhf", flag, "algorithm=grpo,dapo")
+        assert outcome.code == 2 and "sweeps are not supported" in outcome.err and "for seed in" in outcome.err
 
 
 def test_cfg_needs_job(run):
@@ -242,12 +257,12 @@ class TestExitCodes:
             raise ValueError("could not reach http://user:CANARY@host/v1")
 
         assert "CANARY" not in run("pretrain", *required["pretrain"], function=refuse).err
-        for option in (
-            "reward.options={reasoning: {base_url: http://user:CANARY@host}}",
-            "reward.options={a: http://u:CANARY@h]}",
+        for option, code in (
+            ("reward.options={reasoning: {base_url: http://user:CANARY@host}}", 0),
+            ("reward.options={a: http://u:CANARY@h]}", 2),
         ):
             outcome = run("rlhf", *required["rlhf"], option, "--cfg", "job")
-            assert outcome.code == 2 and "CANARY" not in outcome.out + outcome.err
+            assert outcome.code == code and "CANARY" not in outcome.out + outcome.err
 
     def test_a_bug_of_ours_is_not_the_users_error(self, run, required):
         def crash(config, resolved):
@@ -300,6 +315,23 @@ class TestRecipes:
             path.write_text(text)
         with pytest.raises(ValueError, match=message):
             load_config("rlhf", [*required["rlhf"], f"recipe={path}"])
+
+    def test_an_earlier_runs_config_gives_the_same_run_again(self, tmp_path, required):
+        for choice in ("algorithm=gspo", "rollouts=vllm", "trainer=trl"):
+            config, resolved = load_config("rlhf", [*required["rlhf"], choice, "run.seed=4", "trainer.max_steps=7"])
+            (tmp_path / "config.yaml").write_text(resolved)
+            again = load_config("rlhf", [f"recipe={tmp_path}/config.yaml"])
+            assert again == (config, resolved)
+        changed, _ = load_config("rlhf", [f"recipe={tmp_path}/config.yaml", "trainer.max_steps=9", "run.seed=5"])
+        assert (changed.trainer.name, changed.trainer.max_steps, changed.run.seed) == ("trl", 9, 5)
+
+    def test_a_folder_of_recipes_may_be_named(self, run, tmp_path, required):
+        (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 11\n")
+        for flags in (["--config-dir", str(tmp_path)], [f"--config-dir={tmp_path}"]):
+            outcome = run("rlhf", *required["rlhf"], "recipe=mine", *flags)
+            assert (outcome.code, outcome.config.trainer.max_steps) == (0, 11)
+        outcome = run("rlhf", "--config-dir", str(tmp_path / "no"), "recipe=mine")
+        assert outcome.code == 2 and "--config-dir: expected a folder with recipes" in outcome.err
 
     def test_a_file_named_like_a_shipped_recipe_is_the_file(self, tmp_path):
         path = tmp_path / "quickstart_longcot.yaml"

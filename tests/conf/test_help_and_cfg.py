@@ -50,6 +50,38 @@ def test_help_shows_the_entry_points_own_defaults(run):
     assert "stages.NAME.KEY=VALUE" in run("pipeline", "--help").out
 
 
+def test_help_shows_what_this_command_line_would_run(run):
+    shown = run("rlhf", "recipe=quickstart", "algorithm=gspo", "trainer.max_steps=7", "--help").out
+    assert "trainer.max_steps: int = 7 (default 0)" in shown
+    assert "trainer.groups_per_step: int = 16 (default 256)" in shown
+    assert "algorithm.clip_high: float = 0.0004" in shown and "keys that algorithm=" not in shown
+    assert "reward.verifier: str = 'math'\n" in shown, "what is not changed has no default beside it"
+
+
+def test_the_short_help_has_the_most_used_keys(run):
+    short, full = (run("rlhf", flag).out for flag in ("-h", "--help"))
+    assert "  prompts: " in short and "trainer.keep_surplus" not in short
+    assert len(short.splitlines()) < 80 < len(full.splitlines()) and "--help lists all" in short
+
+
+def test_help_has_no_python_in_its_values(run):
+    for entry in ENTRIES:
+        text = run(entry, "--help").out
+        assert "<" not in text.replace("<-", "") and "model.config." not in text
+        assert not [line for line in text.splitlines() if "  " in line.strip()]
+
+
+def test_version_names_what_a_report_of_a_bug_needs(run):
+    outcome = run("rlhf", "--version")
+    assert outcome.code == 0 and outcome.out.startswith("sailvl2-rl ") and "torch 2" in outcome.out
+
+
+def test_cfg_job_needs_no_paths(run):
+    outcome = run("rlhf", "recipe=verifiable_dapo", "--cfg", "job")
+    assert outcome.code == 0 and "  groups_per_step: 256" in outcome.out
+    assert outcome.err == "note: a run would be refused: checkpoint: expected a path, found nothing\n"
+
+
 def test_help_wins_over_a_broken_rest(run):
     assert run("rlhf", "trainer.max_stepz=3", "--help").code == 0
 

@@ -1,0 +1,74 @@
+"""Recipes: a shipped one by its name, or a YAML file of the user's, which an earlier run's config.yaml may be."""
+
+import re
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from conf.texts import at_home
+
+
+def key_of(override: str) -> str:
+    """The dotted key of an override, without the marks before it."""
+    return override.partition("=")[0].lstrip("+~")
+
+
+@contextmanager
+def own_recipe(overrides: Sequence[str], entry: str) -> Iterator[tuple[list[str], list[str], str]]:
+    """(overrides, what makes Hydra find the recipe, its text) where a recipe is a user's YAML file:
+    `recipe=my/recipe.yaml`."""
+    chosen = [override.partition("=")[2] for override in overrides if key_of(override) == "recipe"]
+    if not chosen or not chosen[-1].strip("'\"").endswith((".yaml", ".yml")):
+        named = [f"recipe={chosen[-1]}"] if len(chosen) > 1 else []
+        yield [*(o for o in overrides if not named or key_of(o) != "recipe"), *named], [], ""
+        return
+    path = Path(at_home(chosen[-1].strip("'\""), "recipe"))
+    try:
+        if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
+            raise OSError("a folder, a pipe or a device")
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"recipe: expected a readable YAML file at {path}, found: {error}") from None
+    with tempfile.TemporaryDirectory(prefix="sailvl2-recipe-") as scratch:
+        folder = Path(scratch, "recipe")
+        folder.mkdir()
+        name = f"file_{re.sub(r'[^A-Za-z0-9]', '_', path.stem)}"  # no shipped recipe is called like that
+        (folder / f"{name}.yaml").write_text(f"# @package _global_\n{text}", encoding="utf-8")
+        kept = [override for override in overrides if key_of(override) != "recipe"]
+        groups = _groups_of_file(text, entry, {key_of(override) for override in kept})
+        yield [*groups, *kept, f"recipe={name}"], [f"hydra.searchpath=[file://{scratch}]"], text
+
+
+def _groups_of_file(text: str, entry: str, given: set[str]) -> list[str]:
+    """The choices that an earlier run's config.yaml was made with: its sections name them."""
+    import yaml
+
+    from conf.schema import GROUPS
+
+    content, groups = yaml.safe_load(text), GROUPS.get(entry, {})
+    sections = [content.get(group) if isinstance(content, dict) else None for group in groups]
+    names = [section.get("name") if isinstance(section, dict) else None for section in sections]
+    if not all(isinstance(name, str) for name in names):  # a recipe, which leaves groups to the command line
+        return []
+    named = zip(groups.items(), names, strict=True)
+    return [
+        f"{group}={name if name in choices else 'custom'}" for (group, choices), name in named if group not in given
+    ]
+
+
+def recipe_line(overrides: Sequence[str]) -> str:
+    """Which recipe runs, for the first line of a run."""
+    chosen = [override.partition("=")[2] for override in overrides if key_of(override) == "recipe"]
+    if chosen:
+        return f"recipe: {chosen[-1]}"
+    return "recipe: none; keys that are not given have the report's values, or neutral ones (--help shows them)"
+
+
+def in_folder(override: str, folder: str) -> str:
+    """`recipe=NAME` as the file of that name in FOLDER, or in FOLDER/recipe, where there is one."""
+    key, _, name = override.partition("=")
+    for file in (Path(folder, f"{name}.yaml"), Path(folder, "recipe", f"{name}.yaml")):
+        if key == "recipe" and file.is_file():
+            return f"recipe={file}"
+    return override
