@@ -206,7 +206,7 @@ def _show(entry: str, overrides: Sequence[str]) -> None:
     except ValueError as error:
         try:
             resolved = OmegaConf.to_yaml(composed, resolve=True)
-        except ValueError:  # what ${...} refers to is missing
+        except ValueError:  # there is nothing that ${...} refers to
             raise error from None
         print(f"note: a run would be refused: {_without_passwords(str(error))}", file=sys.stderr)
     print(_without_passwords(resolved), end="")

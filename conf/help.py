@@ -1,4 +1,4 @@
-"""What `--help` and `-h` print: keys with the values that would run, their meaning, and the choices of every group."""
+"""The texts of `--help` and `-h`: keys with the values that would run, their meaning, the choices of every group."""
 
 import ast
 import inspect

@@ -66,7 +66,7 @@ def recipe_line(overrides: Sequence[str]) -> str:
 
 
 def in_folder(override: str, folder: str) -> str:
-    """`recipe=NAME` as the file of that name in FOLDER, or in FOLDER/recipe, where there is one."""
+    """Return `recipe=NAME` as the file of that name in FOLDER, or in FOLDER/recipe, where there is one."""
     key, _, name = override.partition("=")
     for file in (Path(folder, f"{name}.yaml"), Path(folder, "recipe", f"{name}.yaml")):
         if key == "recipe" and file.is_file():

@@ -30,6 +30,8 @@ class RunConfig:
     """newest checkpoints that stay"""
     accept_changes: list[str] = field(default_factory=list, metadata=OUTSIDE)
     """inputs (prompts, checkpoint, code ...) whose content may differ from what the run began with"""
+    extend: bool = field(default=False, metadata=OUTSIDE)
+    """let max_steps grow although the learning-rate schedule was laid out for fewer steps"""
     stop_seconds: float = field(default=STOP_SECONDS, metadata=OUTSIDE)
     """seconds after SIGTERM in which the step may be ended and saved; then it is given up"""
 

@@ -30,7 +30,7 @@ from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
 from model.run.logs import Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
-from model.run.ownership import LOGS, METRICS, clear_run, delete_leftovers
+from model.run.ownership import LOGS, METRICS, clear_refused, clear_run, delete_leftovers, holds_nothing
 from model.run.printable import printable
 from model.run.state import State
 
@@ -38,6 +38,8 @@ STATE = "state.json"
 MARK = "run.json"
 """The file that says that a folder is a run's, and which run it is."""
 _FORMAT = 1
+_GROWING = frozenset({"trainer.max_steps", "max_steps", "epochs"})
+"""Settings that say how long a run lasts."""
 
 
 class Saves(Protocol):
@@ -69,6 +71,7 @@ class RunFolder:
         self.folder = Path(config.dir)
         self._identity = Identity(settings_of(resolved_config, outside))
         self._refuse_other_folders()
+        self._is_new = holds_nothing(self.folder, MARK)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = (self.folder / ".lock").open("w")
@@ -88,6 +91,7 @@ class RunFolder:
             if (self.folder / name).is_dir() or (self.folder / name).is_fifo():
                 raise ValueError(f"run.dir: {self.folder / name}: expected a file, found a folder or a pipe; remove it")
         self._before = self._previous_identity()
+        self._goes_on = False
         self._refuse_other_settings()
         self._logs: dict[str, Log] = {}
         self._events: Any = None
@@ -101,11 +105,17 @@ class RunFolder:
     def __enter__(self) -> "RunFolder":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Let go of the folder, however the run ended. What a log still held was said when it could not be written."""
+    def __exit__(self, kind: object = None, error: object = None, trace: object = None) -> None:
+        """Let go of the folder, however the run ended. What a log still held was said when it could not be written.
+
+        A run that was refused before its first step leaves nothing but the list of rows that cannot be used.
+        """
         for log in self._logs.values():
             with suppress(OSError):
                 log.close()
+        if isinstance(error, ValueError) and self._is_new and not self._has_begun():
+            with suppress(OSError):
+                clear_refused(self.folder, MARK)
         self._lock.close()
 
     @property
@@ -114,8 +124,8 @@ class RunFolder:
 
     @property
     def is_done(self) -> bool:
-        """Whether the run is complete: its final model too is there."""
-        return (self.folder / "done.json").exists() and self.final_folder.exists()
+        """Whether the run is complete: its final model too is there, and no more steps are asked for."""
+        return (self.folder / "done.json").exists() and self.final_folder.exists() and not self._goes_on
 
     @property
     def seconds(self) -> float:
@@ -149,6 +159,8 @@ class RunFolder:
             self._refuse_changed(changed)
             for text in changed.values():
                 print(f"resume: {text}; accepted by run.accept_changes", file=sys.stderr)
+        if self._goes_on:
+            (self.folder / "done.json").unlink(missing_ok=True)
         self._write_mark()
 
     def already_complete(self, inputs: Callable[[], Mapping[str, Input]]) -> bool:
@@ -326,8 +338,7 @@ class RunFolder:
 
     def _previous_identity(self) -> Identity | None:
         """The run that this folder holds, None for one that has not begun: refused data, for one, leaves such."""
-        begun = self.is_done or bool(self._checkpoints()) or _size(self.folder / METRICS) > 0
-        if not begun:
+        if not self._has_begun():
             return None
         if (found := self._checkpoint_identity()) is not None:
             return found
@@ -339,8 +350,19 @@ class RunFolder:
                 "choose another run.dir, or start anew with run.start=fresh"
             ) from None
 
+    def _has_begun(self) -> bool:
+        is_done = (self.folder / "done.json").exists() and self.final_folder.exists()
+        return is_done or bool(self._checkpoints()) or _size(self.folder / METRICS) > 0
+
     def _refuse_other_settings(self) -> None:
+        """`ValueError` for settings that differ. The number of steps may grow, which is said."""
         changed = self._identity.changed_settings(self._before) if self._before else {}
+        for key in _GROWING & changed.keys():
+            assert self._before is not None
+            if growth := self._identity.growth(self._before, key, self.config.extend):
+                print(f"run.dir: {self.folder} goes on: {growth}", flush=True)
+                self._goes_on = True
+                del changed[key]
         if refused := [text for key, text in changed.items() if key not in self.config.accept_changes]:
             raise ValueError(
                 f"run.dir: {self.folder} holds a run with other settings: {listed(refused)}. Use those again, choose "

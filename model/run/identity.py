@@ -60,6 +60,22 @@ class Identity:
             if before.settings.get(key, _ABSENT) != self.settings.get(key, _ABSENT)
         }
 
+    def growth(self, before: "Identity", key: str, is_extended: bool) -> str:
+        """How many steps the run gets instead of how many, "" where it gets no more.
+
+        `ValueError` where its learning rates were laid out for its old end and `is_extended` does not accept that.
+        """
+        old, new = before.settings.get(key), self.settings.get(key)
+        if not isinstance(old, int | float) or not isinstance(new, int | float) or not 0 < old < new:
+            return ""
+        schedule = self.settings.get("optimizer.schedule", "constant")
+        if schedule != "constant" and not is_extended:
+            raise ValueError(
+                f"{key}: optimizer.schedule={schedule} laid out the learning rates for {old}, found {new}; "
+                f"run.extend=true goes on with the learning rates of a run of {new}"
+            )
+        return f"{key} {old} -> {new}"
+
     def changed_inputs(self, before: "Identity") -> dict[str, str]:
         """Name -> a text, for each input whose content differs."""
         found: dict[str, str] = {}

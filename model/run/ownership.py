@@ -46,6 +46,29 @@ def clear_run(folder: Path) -> None:
         delete_if_empty(folder / name)
 
 
+def holds_nothing(folder: Path, mark: str) -> bool:
+    """Whether a folder is absent, or holds only what a refused run left."""
+    if not folder.is_dir():
+        return True
+    names = [path.name for path in folder.iterdir()]
+    left = [name for name in names if name != ".lock" and not name.startswith("bad_rows")]
+    return left == [mark]
+
+
+def clear_refused(folder: Path, mark: str) -> None:
+    """Delete what a run wrote that was refused before its first step, and the folder. The list of the rows that cannot
+    be used stays where there is one, in a folder that is marked as a run's."""
+    reports = {path: path.read_bytes() for path in folder.glob("bad_rows*.jsonl")}
+    clear_run(folder)
+    if reports:
+        for path, content in reports.items():
+            path.write_bytes(content)
+        return
+    for name in (mark, ".lock"):
+        (folder / name).unlink(missing_ok=True)
+    delete_if_empty(folder)
+
+
 def delete_leftovers(folder: Path) -> None:
     """Delete what a process that was killed had not finished writing. A folder whose place was to be taken is put back
     where nothing has taken it."""

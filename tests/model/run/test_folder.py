@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from model.run.config import StartMode
+from model.run.config import RunConfig, StartMode
 from model.run.durable import OutOfSpace, write_folder
+from model.run.folder import RunFolder
 from model.run.interrupt import Interrupted
 from model.run.logs import cut_lines
 from model.run.manifest import Digests
@@ -280,3 +281,74 @@ def test_what_else_lies_in_a_checkpoint_is_neither_opened_nor_deleted(tmp_path, 
     run.save(engine, {"step": 8})  # the oldest is pruned
     kept = tmp_path / "checkpoints" / "step_00000002.kept"
     assert [path.name for path in kept.iterdir()] == ["notes.txt"] and "notes.txt" in capfd.readouterr().err
+
+
+class TestMoreSteps:
+    """A run may be given more steps; another end is another run where the learning rates depend on it."""
+
+    @staticmethod
+    def settings(steps: int, schedule: str = "constant") -> str:
+        return f"max_steps: {steps}\noptimizer: {{schedule: {schedule}}}\n"
+
+    def done(self, folder, steps: int, schedule: str = "constant", extend: bool = False) -> list[int]:
+        """Run to the end as a command would; the steps that were taken."""
+        taken = []
+        config = RunConfig(dir=str(folder), save_every=2, extend=extend)
+        with RunFolder(config, self.settings(steps, schedule)) as run:
+            if run.already_complete(dict):
+                return []
+            run.declare({})
+            engine = Counter()
+            for step in range(run.restore(engine)["step"] + 1, steps + 1):
+                engine.value = step
+                taken.append(step)
+                run.log(step, {"loss": 1.0})
+                if run.is_due(step, steps):
+                    run.save(engine, {"step": step})
+            write_folder(run.final_folder, {"value": str(engine.value).encode()})
+            run.finish({"steps": steps})
+        return taken
+
+    def test_a_finished_run_goes_on_where_it_ended(self, tmp_path, capsys):
+        assert self.done(tmp_path, 3) == [1, 2, 3]
+        assert self.done(tmp_path, 3) == []
+        assert self.done(tmp_path, 5) == [4, 5] and "goes on: max_steps 3 -> 5" in capsys.readouterr().out
+        assert (tmp_path / "final" / "value").read_text() == "5"
+        assert json.loads((tmp_path / "done.json").read_text()) == {"steps": 5}
+        assert self.done(tmp_path, 5) == []
+
+    def test_fewer_steps_are_another_run(self, tmp_path):
+        self.done(tmp_path, 3)
+        with pytest.raises(ValueError, match="other settings: max_steps: 3 in the folder, 2 now"):
+            self.done(tmp_path, 2)
+
+    def test_a_schedule_that_ends_needs_the_explicit_word(self, tmp_path):
+        self.done(tmp_path, 3, "cosine")
+        with pytest.raises(ValueError, match=r"max_steps: optimizer\.schedule=cosine .* for 3, found 5; run\.extend"):
+            self.done(tmp_path, 5, "cosine")
+        assert (tmp_path / "done.json").exists()
+        assert self.done(tmp_path, 5, "cosine", extend=True) == [4, 5]
+
+
+class TestRefusedRuns:
+    def test_leave_nothing(self, tmp_path):
+        with pytest.raises(ValueError, match="wrong data"), make_run(tmp_path / "run") as run:
+            (run.folder / "media").mkdir()
+            (run.folder / "media" / f"{'0' * 64}.png").write_bytes(b"x")
+            raise ValueError("wrong data")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_leave_the_list_of_bad_rows_which_the_message_names(self, tmp_path):
+        for _ in range(2):
+            with pytest.raises(ValueError, match="bad rows"), make_run(tmp_path / "run") as run:
+                (run.folder / "bad_rows.jsonl").write_text("{}\n")
+                raise ValueError("bad rows")
+        assert (tmp_path / "run" / "bad_rows.jsonl").read_text() == "{}\n"
+        assert not (tmp_path / "run" / "config.yaml").exists()
+
+    def test_leave_what_was_there(self, tmp_path):
+        fill(tmp_path / "run", steps=2)
+        before = sorted(tmp_path.rglob("*"))
+        with pytest.raises(ValueError, match="later"), make_run(tmp_path / "run"):
+            raise ValueError("later")
+        assert sorted(tmp_path.rglob("*")) == before
