@@ -2,7 +2,7 @@
 
 from hydra.core.config_store import ConfigStore
 
-from model.config import AssembleConfig, ChatConfig, DescribeConfig
+from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
@@ -19,6 +19,7 @@ ENTRIES: dict[str, type] = {
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
+    "export": ExportConfig,
 }
 
 MODULES: dict[str, str] = {
@@ -31,6 +32,7 @@ MODULES: dict[str, str] = {
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",
+    "export": "model.export",
 }
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {

@@ -23,6 +23,7 @@ from model.config import (
     read_json_config,
     vision_section,
 )
+from model.run.durable import require_new_folder
 from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
@@ -59,24 +60,21 @@ def assemble(config: AssembleConfig) -> None:
     from model.processing.tokenizer import Tokenizer
 
     out = Path(config.out)
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise ValueError(f"out: expected a new folder, found {out} with files in it")
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ValueError(f"out: expected a folder that can be made, found: {error}") from None
+    require_new_folder(out, "out")
     shapes = _joined_config(config)
     processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True))
     vision, language = _vision_tensors(Path(config.vision)), _language_tensors(Path(config.language))
     shapes = replace(shapes, language=replace(shapes.language, tie_word_embeddings=language.is_tied(shapes)))
-    model = empty_model(shapes, torch.bfloat16)  # as it is stored: 30B in float32 is 125 GB
+    shapes = replace(shapes, published={"dtype": language.dtype})
+    dtype = shapes.stored_dtype(config.dtype)
+    model = empty_model(shapes, getattr(torch, dtype))  # as it is stored: 30B in float32 is 125 GB
     wanted = {name: tensor.shape for name, tensor in released_tensors(model).items()}
     check_names({n: t.shape for n, t in vision.items()}, _part(wanted, "vision_model."), config.vision, set())
     tied = {HEAD} if shapes.language.tie_word_embeddings else set()
     check_names(language.shapes, _part(wanted, "language_model."), config.language, tied)
     model.initialise(config.seed)
     fill(model, itertools.chain(vision.items(), language.read()))
-    save_model(out, model, processor, dtype="bfloat16")
+    save_model(out, model, processor, dtype=dtype)
     print(f"wrote {out}: vision tower of {config.vision}, decoder of {config.language}, fresh adapter")
 
 

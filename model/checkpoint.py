@@ -5,6 +5,7 @@ In memory the experts of an MoE layer are stacked; on disk each has its own tens
 
 import json
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -15,7 +16,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, flavour_config
+from model.config import FLAVOUR_FOLDER, Flavour, SailVL2Config, StoredDtype, flavour_config
 from model.json_values import read_json_object
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
@@ -25,7 +26,7 @@ from model.run.tensor_files import all_finite, write_tensors
 from model.sail_vl2 import SailVL2
 
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
-CONFIG = "config.json"
+CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_SHARD_BYTES = 5 * 10**9
 _WITH_TOKENIZER = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)  # that of flavours/tiny
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
@@ -67,9 +68,16 @@ def released_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 
 def save_model(
-    folder: Path, model: SailVL2, processor: Processor, max_shard_bytes: int = MAX_SHARD_BYTES, dtype: str = "float32"
+    folder: Path,
+    model: SailVL2,
+    processor: Processor,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+    dtype: StoredDtype | str = StoredDtype.keep,
 ) -> None:
-    """Write a checkpoint folder, whole or not at all. Both head and embedding are stored, tied or not."""
+    """Write a checkpoint folder, whole or not at all. Both head and embedding are stored, tied or not.
+
+    `dtype` keep is that of the folder that the model was loaded from.
+    """
     write_checkpoint(folder, model.config, processor, sorted_tensors(model), max_shard_bytes, dtype)
 
 
@@ -79,16 +87,17 @@ def write_checkpoint(
     processor: Processor,
     tensors: Iterable[tuple[str, Tensor]],
     max_shard_bytes: int = MAX_SHARD_BYTES,
-    dtype: str = "float32",
+    dtype: StoredDtype | str = StoredDtype.keep,
 ) -> None:
     """`save_model` for tensors that come one by one: under released names, sorted by name.
 
     The extra memory is one tensor. `ValueError` where they are not those of `config`.
     """
-    target = getattr(torch, dtype)
+    written_as = config.stored_dtype(dtype)
+    target = getattr(torch, written_as)
     shards = _shard(released_shapes(config), target.itemsize, max_shard_bytes)
     names = [WEIGHTS] if len(shards) == 1 else [_shard_name(i, len(shards)) for i in range(len(shards))]
-    files = description_files(config, processor, dtype)
+    files = description_files(config, processor, written_as)
     if len(shards) > 1:
         total = sum(shape.numel() for shard in shards for shape in shard.values()) * target.itemsize
         where = {tensor: name for name, shard in zip(names, shards, strict=True) for tensor in shard}
@@ -136,7 +145,8 @@ def description_files(config: SailVL2Config, processor: Processor, dtype: str = 
     with tempfile.TemporaryDirectory() as scratch:
         processor.save(Path(scratch))
         files = {path.name: path.read_bytes() for path in Path(scratch).iterdir()}
-    return {"config.json": json.dumps(published, indent=2).encode(), **files}
+    generation = json.dumps(processor.generation_settings, indent=2).encode()
+    return {CONFIG: json.dumps(published, indent=2).encode(), GENERATION: generation, **files}
 
 
 def _shard(shapes: Mapping[str, torch.Size], itemsize: int, limit: int) -> list[dict[str, torch.Size]]:
@@ -180,9 +190,11 @@ def load_weights(config: SailVL2Config, stored: "StoredTensors", dtype: torch.dt
 
 
 def fitting_config(config: SailVL2Config, stored: "StoredTensors") -> SailVL2Config:
-    """`config` with its head tied or not, as the stored tensors say. `ValueError` unless their names and shapes fit."""
+    """`config` with its head tied or not, and its dtype, as the stored tensors say. `ValueError` unless their names and
+    shapes fit."""
     tied = stored.is_tied(config)
-    config = replace(config, language=replace(config.language, tie_word_embeddings=tied))
+    published = {**config.published, "dtype": stored.dtype}
+    config = replace(config, language=replace(config.language, tie_word_embeddings=tied), published=published)
     check_names(stored.shapes, released_shapes(config), str(stored.folder), {HEAD} if tied else set())
     return config
 
@@ -224,6 +236,7 @@ class _Place:
     file: Path
     stored_name: str
     shape: torch.Size
+    kind: str  # one of `STORED_TYPES`
 
 
 class StoredTensors:
@@ -253,6 +266,14 @@ class StoredTensors:
     @property
     def shapes(self) -> dict[str, torch.Size]:
         return {name: place.shape for name, place in self._places.items()}
+
+    @property
+    def dtype(self) -> str:
+        """Name of the type that most numbers are stored in."""
+        counts = Counter[str]()
+        for place in self._places.values():
+            counts[place.kind] += place.shape.numel()
+        return STORED_TYPES[max(counts, key=lambda kind: counts[kind])] if counts else "float32"
 
     def get(self, name: str) -> Tensor:
         place = self._places[name]
@@ -286,7 +307,7 @@ class StoredTensors:
                 f"{file}: {stored_name}: expected every tensor once, found it in {other.file.name} too (as "
                 f"{other.stored_name}); remove the file that is not meant"
             )
-        self._places[name] = _Place(file, stored_name, torch.Size(tensor.get_shape()))
+        self._places[name] = _Place(file, stored_name, torch.Size(tensor.get_shape()), kind)
 
     def _check_index(self, index: Mapping[str, str], rename: Callable[[str], str | None]) -> None:
         """`ValueError` where an index names another file for a tensor than the one that has it."""
@@ -298,8 +319,8 @@ class StoredTensors:
                 )
 
 
-STORED_TYPES = ("F64", "F32", "F16", "BF16")
-"""How safetensors files may store weights."""
+STORED_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""How safetensors files may store weights, and what torch calls it."""
 
 
 def weight_files(folder: Path) -> tuple[list[Path], dict[str, str]]:

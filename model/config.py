@@ -51,6 +51,16 @@ class AttentionKernel(Enum):
     split = "split"
 
 
+class StoredDtype(Enum):
+    """Number type of the weights in a folder that a command writes. `keep`: that of the folder that it started from,
+    and float32 where it started from none."""
+
+    keep = "keep"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Resolution(Enum):
     """`fixed`: images are cut into square tiles; `any`: an image keeps its shape (AnyRes)."""
 
@@ -228,6 +238,21 @@ class SailVL2Config:
         }
         return deepcopy(written)
 
+    def stored_dtype(self, wanted: StoredDtype | str = StoredDtype.keep) -> str:
+        """Name of the type that weights are written in: `wanted`, or for `keep` that of the folder this was read from.
+
+        `ValueError` for a name that is no `StoredDtype`.
+        """
+        if not isinstance(wanted, StoredDtype):
+            names = [dtype.value for dtype in StoredDtype]
+            if wanted not in names:
+                raise ValueError(f"dtype: expected one of {', '.join(names)}, found {wanted!r:.80}")
+            wanted = StoredDtype(wanted)
+        if wanted is not StoredDtype.keep:
+            return wanted.value
+        found = self.published.get("dtype", self.published.get("torch_dtype"))
+        return found if found in (StoredDtype.bfloat16.value, StoredDtype.float16.value) else StoredDtype.float32.value
+
     @classmethod
     def from_published(cls, raw: JsonObject, where: str = "config.json") -> "SailVL2Config":
         """Parse a published `config.json`; `where` names the file in errors."""
@@ -263,11 +288,20 @@ def read_json_config(folder: Path) -> JsonObject:
         return read_json_object(path)
     except (FileNotFoundError, NotADirectoryError):
         raise ValueError(
-            f"{folder}: expected a checkpoint folder, found no config.json; "
-            "give the folder that holds config.json and *.safetensors"
+            f"{folder}: expected a checkpoint folder, found no config.json; {_where_the_model_is(Path(folder))}"
         ) from None
     except OSError as error:
         raise ValueError(f"{path}: expected a file that can be read, found: {error}") from None
+
+
+def _where_the_model_is(folder: Path) -> str:
+    """Return advice for a folder without config.json."""
+    for final in (folder / "final", folder.parent.parent / "final"):
+        if (final / "config.json").is_file():
+            return f"this folder belongs to a run, whose model is {final}"
+    if (folder / "run.json").is_file() or (folder / "engine.json").is_file():
+        return "this folder belongs to a run, which writes its model to RUN/final when it ends"
+    return "give the folder that holds config.json and *.safetensors"
 
 
 def flavour_config(flavour: Flavour) -> SailVL2Config:
@@ -379,6 +413,10 @@ def _require_multiple(name: str, value: int, of: int) -> None:
         raise ValueError(f"{name}: expected a multiple of {of}, found {value}")
 
 
+REPORT_COMPLETION_TOKENS = 4096
+"""Longest completion where no limit is given, if the model's context leaves so many: SAIL-VL2 report, table 4."""
+
+
 @dataclass
 class DescribeConfig:
     model: Flavour = Flavour.sailvl2_2b
@@ -416,6 +454,21 @@ class ChatConfig:
 
 
 @dataclass
+class ExportConfig:
+    checkpoint: str = ""
+    """folder of a model: a released one, or RUN/final or RUN/best of a run"""
+    out: str = ""
+    """folder to write"""
+    dtype: StoredDtype = StoredDtype.keep
+    """number type of the weights that are written; keep: that of the checkpoint"""
+
+    def __post_init__(self) -> None:
+        for name in ("checkpoint", "out"):
+            if not getattr(self, name):
+                raise ValueError(f"{name}: expected a folder, found nothing")
+
+
+@dataclass
 class AssembleConfig:
     vision: str = ""
     """folder of an AIMv2 or SAIL-ViT vision tower"""
@@ -425,6 +478,8 @@ class AssembleConfig:
     """checkpoint folder to write"""
     seed: int = 0
     """seed of the adapter's fresh weights"""
+    dtype: StoredDtype = StoredDtype.keep
+    """number type of the weights that are written; keep: that of the decoder"""
     resolution: Resolution = Resolution.fixed
     """fixed: cut images into tiles; any (AnyRes): interpolate the tower's positions to each image's own grid"""
 

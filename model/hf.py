@@ -35,11 +35,14 @@ from transformers.utils.generic import ModelOutput
 
 import model.hf_processor  # noqa: F401  (registers image processor and processor)
 from model.checkpoint import StoredTensors, fitting_config
+from model.config import REPORT_COMPLETION_TOKENS
 from model.hf_configuration import SailVLConfig
 from model.json_values import JsonObject
 from model.kernels.sdpa_attention import sdpa
 from model.language import Decoder
 from model.moe import Experts
+from model.processing.processor import Processor
+from model.processing.tokenizer import TOKENIZER_FILE
 from model.projector import build_adapter, visual_tokens
 from model.vision import Preprocessor, VisionModel
 
@@ -231,7 +234,27 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
             config = config or SailVLConfig.from_pretrained(folder)
             language = fitting_config(config.shapes(), StoredTensors(folder)).language
             config.tie_word_embeddings = config.get_text_config().tie_word_embeddings = language.tie_word_embeddings
-        return super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, config=config, **kwargs)
+        model: SailVLForConditionalGeneration = loaded[0] if isinstance(loaded, tuple) else loaded
+        model._complete_generation_settings(Path(str(pretrained_model_name_or_path)))
+        return loaded
+
+    def _complete_generation_settings(self, folder: Path) -> None:
+        """Take what the folder's generation_config.json leaves out from its tokenizer: end of turn, barred ids."""
+        found = self.generation_config
+        names = ("eos_token_id", "pad_token_id", "suppress_tokens")
+        if (folder / TOKENIZER_FILE).is_file() and any(getattr(found, name, None) is None for name in names):
+            for name, value in Processor.from_folder(folder).generation_settings.items():
+                if getattr(found, name, None) is None:
+                    setattr(found, name, value)
+
+    def _prepare_generated_length(self, **given: Any) -> Any:
+        """Where no limit is given, it is the report's, or what the model's context leaves; transformers' own is 20."""
+        config = given["generation_config"]
+        if given["has_default_max_length"] and config.max_new_tokens is None:
+            room = self.model.shapes.language.max_position_embeddings - given["input_ids_length"]
+            config.max_new_tokens = max(1, min(REPORT_COMPLETION_TOKENS, room))
+        return super()._prepare_generated_length(**given)  # pyright: ignore
 
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head

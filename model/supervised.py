@@ -46,7 +46,7 @@ def run_supervised(
         with StageProgress(title, config.max_steps) as progress:
             train_supervised(config, engine, processor, rows_of_step, run, progress)
         with run.space_for("final"):
-            engine.export(run.final_folder, processor)
+            engine.export(run.final_folder, processor, config.dtype)
         run.finish({"steps": engine.step_count})
 
 

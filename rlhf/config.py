@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
 
+from model.config import StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.json_values import JsonObject
@@ -171,6 +172,8 @@ class RlConfig:
     """folder of the model to start from"""
     prompts: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
+    dtype: StoredDtype = StoredDtype.keep
+    """number type of the weights in the model that is written; keep: that of the model it starts from"""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     rollouts: RolloutConfig = field(default_factory=RolloutConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
@@ -294,6 +297,8 @@ class PipelineConfig:
     """evaluate the first so many questions; 0 evaluates all"""
     num_threads: int = 2
     """CPU threads inside an operation, in every stage and evaluation"""
+    dtype: StoredDtype = StoredDtype.keep
+    """number type of the weights that the stages write; keep: that of the model a stage starts from"""
 
     def __post_init__(self) -> None:
         if self.num_eval < 0 or self.num_threads < 1:

@@ -76,7 +76,7 @@ def _train(
         ExitStack() as ends,
     ):
         collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
-        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out)
+        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out, config.dtype)
         ahead = None
         if num_ahead:
             ahead = AheadCollector(
@@ -98,5 +98,5 @@ def _train(
         )
         train(trainer_config, parts, run)
     with run.space_for("final"):
-        engine.export(run.final_folder, processor)
+        engine.export(run.final_folder, processor, config.dtype)
     run.finish({"updates": engine.step_count})

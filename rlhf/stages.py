@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, command_of, entry_of, load_config
+from model.config import StoredDtype
 from model.json_values import JsonObject
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
@@ -85,6 +86,8 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
     common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
     common.append(assign("run.dir", Path(config.run.dir) / name))
+    if config.dtype is not StoredDtype.keep:
+        common.append(f"dtype={config.dtype.value}")
     if start := str(fields.get("from") or ""):
         values["checkpoint"], file = _start(config, start, earlier, f"stages.{name}.from")
         files |= {"from": file} if file else {}

@@ -5,6 +5,7 @@ from enum import Enum
 from importlib.util import find_spec
 from typing import Self
 
+from model.config import REPORT_COMPLETION_TOKENS
 from model.data.config import ChatTableConfig
 from model.engine.config import Device
 from model.interface import Mode
@@ -87,7 +88,7 @@ class PoolConfig:
             )
 
 
-REPORT_PROMPT_TOKENS, REPORT_COMPLETION_TOKENS = 16384, 4096  # SAIL-VL2 report, table 4: context and generation in RL
+REPORT_PROMPT_TOKENS = 16384  # SAIL-VL2 report, table 4: context in RL
 
 
 @dataclass

@@ -40,6 +40,7 @@ ENTRY_POINTS = {
     "model.assemble",
     "model.chat",
     "model.describe",
+    "model.export",
     "model.pretrain.train",
     "sft.train",
     "rlhf.train",

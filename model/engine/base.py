@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Batch, ModelInputs
-from model.config import SailVL2Config
+from model.config import SailVL2Config, StoredDtype
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.manifest import Digests
@@ -144,6 +144,6 @@ class TrainEngine(Scorer, Protocol):
         """Restore weights, optimizer and schedule. `ValueError` for another setting that changes last bits."""
         ...
 
-    def export(self, folder: Path, processor: Processor, dtype: str = "float32") -> None:
+    def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
         """Write a checkpoint folder in the released format, whole or not at all."""
         ...

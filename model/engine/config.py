@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from model.config import AttentionKernel, Tower
+from model.config import AttentionKernel, StoredDtype, Tower
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -118,6 +118,8 @@ class SupervisedConfig:
     """number that divides the loss of an update: tokens, or samples (the report's equations 2 and 3)"""
     balance_coefficient: float = 0.001
     """weight of the load-balancing term of an MoE decoder (Qwen3-MoE's own; the report names none)"""
+    dtype: StoredDtype = StoredDtype.keep
+    """number type of the weights in the model that is written; keep: that of the model it starts from"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     run: RunConfig = field(default_factory=RunConfig)

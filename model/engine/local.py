@@ -13,7 +13,7 @@ from torch.nn.utils import get_total_norm
 
 from model.batch import ModelInputs
 from model.checkpoint import sorted_tensors, write_checkpoint
-from model.config import AttentionKernel, Tower
+from model.config import AttentionKernel, StoredDtype, Tower
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
@@ -167,7 +167,7 @@ class LocalEngine:
         self._refresh()
         self.step_count, self._skipped_in_a_row = state["step_count"], state["skipped_in_a_row"]
 
-    def export(self, folder: Path, processor: Processor, dtype: str = "float32") -> None:
+    def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
         write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
 
     def _identity(self) -> dict[str, object]:

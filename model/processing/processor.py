@@ -111,6 +111,18 @@ class Processor:
         unused = range(self.tokenizer.num_entries, self.config.language.vocab_size)
         return sorted({*control.values(), *unused} - spoken)
 
+    @property
+    def generation_settings(self) -> JsonObject:
+        """Content of `generation_config.json`: with it, programs that read the file end a turn and bar ids as our
+        sampler does, and take the most likely token unless they are asked for something else."""
+        end_of_text = self._control(END_OF_TEXT)
+        return {
+            "eos_token_id": [self.tokenizer.end_id, end_of_text],
+            "pad_token_id": end_of_text,
+            "do_sample": False,
+            "suppress_tokens": self.barred_ids,
+        }
+
     def prompt(
         self, messages: Sequence[JsonObject], mode: Mode, root: Path | None = None, max_tiles: int | None = None
     ) -> PromptTokens:

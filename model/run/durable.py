@@ -64,6 +64,16 @@ def write_folder(
         delete_written(before, folder)
 
 
+def require_new_folder(folder: Path, key: str) -> None:
+    """Make the folders above a new one. `ValueError`, which begins with `key`, where it has files or cannot be made."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise ValueError(f"{key}: expected a new folder, found {folder} with files in it")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"{key}: expected a folder that can be made, found: {error}") from None
+
+
 def refuse_foreign_files(folder: Path) -> None:
     """`ValueError` where a folder holds files that its manifest does not list, so that replacing it would lose them."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):

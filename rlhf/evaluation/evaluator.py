@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from model.config import StoredDtype
 from model.engine.base import TrainEngine
 from model.interface import Mode
 from model.json_values import JsonObject
@@ -182,14 +183,16 @@ class Evaluator:
         worker: RolloutWorker,
         rubric: Rubric,
         prompts: PromptSet | None,
+        dtype: StoredDtype = StoredDtype.keep,
     ) -> None:
-        """`engine` holds the weights that train, `prompts` what is held out, opened for thinking."""
+        """`engine` holds the weights that train, `prompts` what is held out, opened for thinking. The best policy is
+        stored as `dtype`."""
         self.config = config
         self.best: float | None = None
         self.best_step = 0
         self.without_new_best = 0
         self._engine, self._processor, self._worker, self._rubric = engine, processor, worker, rubric
-        self._prompts = prompts
+        self._prompts, self._dtype = prompts, dtype
 
     @property
     def stops(self) -> bool:
@@ -239,7 +242,7 @@ class Evaluator:
         elif self.best is None or value > self.best:
             self.best, self.best_step, self.without_new_best = value, step, 0
             with run.space_for("best"):
-                self._engine.export(run.folder / "best", self._processor)
+                self._engine.export(run.folder / "best", self._processor, self._dtype)
         else:
             self.without_new_best += 1
         if self.stops:

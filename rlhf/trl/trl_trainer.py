@@ -16,7 +16,7 @@ from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ign
 
 import model.hf  # noqa: F401  (registers the classes)
 from model.checkpoint import StoredTensors, load_model, load_processor, save_model
-from model.config import Tower
+from model.config import StoredDtype, Tower
 from model.data.media import open_image
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import prepare_cpu
@@ -69,7 +69,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 trainer = build_trainer(config, policy, prompts, rewards, processor)
                 trainer.add_callback(StepRecorder(run, rewards, reporter))
                 trainer.train()
-            save_policy(run.final_folder, policy, checkpoint)
+            save_policy(run.final_folder, policy, checkpoint, config.dtype)
             run.finish({"updates": trainer.state.global_step})
 
 
@@ -104,7 +104,7 @@ def load_policy(checkpoint: Path, processor: Processor, engine: EngineConfig) ->
     return policy
 
 
-def save_policy(folder: Path, policy: Any, checkpoint: Path) -> None:
+def save_policy(folder: Path, policy: Any, checkpoint: Path, dtype: StoredDtype = StoredDtype.keep) -> None:
     """Write the trained weights as our own checkpoints are, beside the processor that they started with."""
     trained, processor = load_model(checkpoint)
     renamed = {}
@@ -113,7 +113,7 @@ def save_policy(folder: Path, policy: Any, checkpoint: Path) -> None:
         inner = inner.replace("language_model.", "language_model.model.", 1)
         renamed["language_model.lm_head.weight" if name == "lm_head.weight" else inner] = weight
     trained.load_state_dict(renamed)
-    save_model(folder, trained, processor)
+    save_model(folder, trained, processor, dtype=dtype)
 
 
 def build_optimizer(policy: Any, config: OptimizerConfig, total_steps: int) -> tuple[Any, Any]:

@@ -21,6 +21,7 @@ REQUIRED = {
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],
     "chat": ["checkpoint=c"],
+    "export": ["checkpoint=c", "out=o"],
 }
 
 
