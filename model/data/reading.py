@@ -29,10 +29,10 @@ class Instruction(Enum):
 class RowNotes:
     """How one row was read."""
 
-    columns: dict[str, str]  # what it is used for -> the column
+    columns: dict[str, str]  # use (question, answer ...) -> the column
     form: str = PLAIN  # how the reference was found
     instruction: Instruction = Instruction.added
-    remarks: list[str] = field(default_factory=list)  # what a stage inferred, in words
+    remarks: list[str] = field(default_factory=list)  # a stage's inferences, in words
 
 
 class Reading:

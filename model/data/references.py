@@ -17,8 +17,8 @@ _VERL_KEYS = {"ground_truth", "style"}
 """The fields of verl's column `reward_model`: an object with others is an answer of its own."""
 
 PLAIN, OBJECT, LEFT = "plain", "object", "left"
-"""`read_reference` says these beside the names of the forms: nothing had to be read; verl's object; a text in which auto
-recognised nothing although it holds a form's mark."""
+"""`read_reference` says these beside the names of the forms: nothing had to be read; verl's object; a text in which
+auto recognised nothing although it holds a form's mark."""
 
 
 def read_reference(value: object, form: ReferenceForm) -> tuple[str, str]:
