@@ -4,9 +4,10 @@ The names of the parameters tell the style:
 - native: `fn(completion)` gets one `RewardInput`, `fn(batch)` the list of those of one prompt; numbers come back;
 - TRL: `fn(prompts, completions, completion_ids, **columns)`, with `trainer_state` and `log_metric` where asked for;
   a list comes back in which None says that the function does not apply;
-- verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back.
+- verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back. With
+  `fn(data_sources, solution_strs, ground_truths, extra_infos)` a list of them comes back.
 Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments. True and False count as
-1 and 0 in the TRL and verl styles, as those trainers take them; a native function returns numbers.
+1 and 0.
 """
 
 import asyncio
@@ -47,6 +48,7 @@ class Style(Enum):
     native_batch = "native_batch"
     trl = "trl"
     verl = "verl"
+    verl_batch = "verl_batch"
 
 
 @cache
@@ -72,6 +74,8 @@ def style_of(function: Function, spec: str = "") -> Style:
         raise ValueError(f"reward.functions: {spec!r}: expected a Python function, found {error}") from None
     if "solution_str" in parameters:
         return Style.verl
+    if "solution_strs" in parameters:
+        return Style.verl_batch
     if "completions" in parameters or "prompts" in parameters:
         return Style.trl
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
@@ -79,8 +83,9 @@ def style_of(function: Function, spec: str = "") -> Style:
     needed = [p for p in parameters.values() if p.default is p.empty and p.kind in positional]
     if first is None or first.kind not in positional or len(needed) > 1:
         raise ValueError(
-            f"reward.functions: {spec!r}: expected the parameters (completion), (batch), (prompts, completions, ...) "
-            f"or (data_source, solution_str, ground_truth, extra_info), found {list(parameters)}"
+            f"reward.functions: {spec!r}: expected the parameters (completion), (batch), (prompts, completions, ...), "
+            "(data_source, solution_str, ground_truth, extra_info) or (data_sources, solution_strs, ground_truths, "
+            f"extra_infos), found {list(parameters)}"
         )
     return Style.native_batch if first.name == "batch" else Style.native
 
@@ -128,6 +133,9 @@ def call_siblings(
         return SiblingResults(_call_together(spec, function, style, inputs, options), metrics)
     if style is Style.native_batch:
         values = _await(function(list(inputs), **options))
+    elif style is Style.verl_batch:
+        columns = _listed([_verl_arguments(item) for item in inputs])
+        values = _await(function(**_understood(function, columns), **options))
     else:
         state = SimpleNamespace(global_step=step, max_steps=max_steps)
         values = _await(function(**_trl_arguments(function, inputs, options, state, metrics)))
@@ -186,9 +194,9 @@ def _loop() -> asyncio.Runner:
 def _entry(spec: str, index: int, value: object, style: Style) -> CallResult:
     if value is None and style is Style.trl:
         return CallResult(None)
-    if style is Style.verl and isinstance(value, Mapping):
+    if style in (Style.verl, Style.verl_batch) and isinstance(value, Mapping):
         value = value.get("score", value)
-    if style in (Style.trl, Style.verl) and _is_bool(value):
+    if _is_bool(value):
         value = 1.0 if value else 0.0
     checked = _checked(value)
     if isinstance(checked, str):
@@ -274,16 +282,26 @@ def _understood(function: Function, given: dict[str, object]) -> dict[str, objec
 
 
 def _verl_arguments(item: RewardInput) -> dict[str, object]:
-    """Return the arguments that verl passes. `extra_info` holds the row's column of that name and its other columns."""
+    """Return the arguments that verl passes. `extra_info` holds the row's column of that name and its other columns.
+
+    A row in verl's own layout gives its ground truth as it stands there, whatever kind of value it is.
+    """
+    own = item.meta.get("reward_model")
+    truth = own.get("ground_truth") if isinstance(own, Mapping) else None
     extra = {**item.meta, "messages": item.messages, "images": item.images, "prompt_id": item.prompt_id}
     if isinstance(column := extra.pop("extra_info", None), Mapping):
         extra |= column
     return {
         "data_source": item.meta.get("data_source", item.meta.get("dataset", "")),
         "solution_str": item.completion,
-        "ground_truth": item.reference,
+        "ground_truth": item.reference if truth is None else truth,
         "extra_info": extra,
     }
+
+
+def _listed(calls: Sequence[dict[str, object]]) -> dict[str, object]:
+    """Return verl's arguments of several completions as those of one call: `solution_strs` for `solution_str`."""
+    return {f"{name}s": [call[name] for call in calls] for name in calls[0]}
 
 
 def _from_entry_point(name: str) -> Function:

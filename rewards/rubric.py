@@ -17,6 +17,7 @@ from rewards.scoring import Scorer
 from rewards.verifiers.registry import check_options
 
 _NOT_APPLICABLE = "not_applicable/"
+_LARGE = 5.0  # values beyond it, or below its negative, are remarked on: weights are meant for values up to 1
 
 
 class TooManyUnscorable(RuntimeError):
@@ -37,6 +38,7 @@ class Rubric:
         self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
         self._reasons_shown: set[str] = set()
+        self._large_shown: set[str] = set()
         self._metrics: dict[str, list[float]] = {}
         self._weights = config.weights
         self._functions: dict[str, CallStyle] = {}  # how each function is called; filled when it is loaded
@@ -73,6 +75,7 @@ class Rubric:
             parts[name] = self._scorer.score(name, claims, self._options(name))
         for name, spec in zip(self.config.function_names, self.config.functions, strict=True):
             parts[name] = self._call(name, spec, inputs)
+            self._remark_large(name, [outcome.value for outcome in parts[name] if outcome.value is not None])
         results = [self._combine({name: found[i] for name, found in parts.items()}) for i in range(len(inputs))]
         self._watch(results)
         return results
@@ -194,6 +197,18 @@ class Rubric:
             self._reasons_shown.add(failure)
             detail = "".join(f"\n{printable(line)}" for line in outcome.traceback.rstrip().split("\n") if line)
             print(f"reward part {name!r} is unscorable: {printable(outcome.reason)}{detail}", file=sys.stderr)
+
+    def _remark_large(self, name: str, values: Sequence[float]) -> None:
+        """Say once that a part's values outweigh all others. They count as they are."""
+        largest = max(values, key=abs, default=0.0)
+        if abs(largest) > _LARGE and name not in self._large_shown:
+            self._large_shown.add(name)
+            print(
+                f"reward part {name!r} gave {largest:g}, far beyond 1; with its weight of {self._weights[name]:g} it "
+                f"adds {self._weights[name] * largest:g} to a reward; let the function divide, or lower its weight in "
+                "reward.function_weights, unless that is meant",
+                file=sys.stderr,
+            )
 
     def _watch(self, results: Sequence[RewardResult]) -> None:
         """Count one completion after the other: how many are scored at a time must not decide whether a run ends."""

@@ -51,6 +51,7 @@ class PromptRow:
     prompt: Prompt
     root: Path
     dataset: str
+    adds_instruction: bool  # False: thinking mode adds nothing, because the prompt asks in its own words
 
 
 class PromptSet(TableSource[PromptRow]):
@@ -93,7 +94,7 @@ class PromptSet(TableSource[PromptRow]):
         prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
         most = self._rollouts.max_prompt_tokens
         self._processor.refuse_long(texts_of(prompt.messages), most, "rollouts.max_prompt_tokens")
-        tokens = self._processor.prompt(prompt.messages, self._mode, row.root)
+        tokens = self._processor.prompt(prompt.messages, row.asked_in(self._mode), row.root)
         self._rollouts.check_length(prompt.id, len(tokens.ids))
         self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
         places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
@@ -101,7 +102,7 @@ class PromptSet(TableSource[PromptRow]):
         check_visuals(row.root, new)
         self._checked.update(places)
         self._visual_tokens.append(_num_visual_tokens(tokens))
-        return row.id, PromptRow(prompt, row.root, row.dataset), len(tokens.ids)
+        return row.id, PromptRow(prompt, row.root, row.dataset, row.adds_instruction), len(tokens.ids)
 
     def build(self, index: int) -> Task:
         """The prompt in the mode that the set was opened for. `MediaError` for one whose media cannot be read."""
@@ -150,7 +151,8 @@ class PromptSet(TableSource[PromptRow]):
 
     def _decoded(self, index: int, mode: Mode) -> Task:
         row = self.items[index]
-        tokens = self._processor.prompt(row.prompt.messages, mode, row.root)
+        asked = mode if row.adds_instruction else Mode.direct
+        tokens = self._processor.prompt(row.prompt.messages, asked, row.root)
         if _num_visual_tokens(tokens) != self._visual_tokens[index]:
             raise MediaError(
                 f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "

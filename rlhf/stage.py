@@ -48,6 +48,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
             run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})
             rubric.check_datasets(row.prompt.meta for one in (prompts, held_out) if one for row in one.items)
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
+            print("\n".join([*prompts.described(), *(held_out.described() if held_out else [])]))
             print(describe(config, len(prompts)), flush=True)
             _train(config, algorithm, prompts, held_out, rubric, run)
 

@@ -14,6 +14,7 @@ from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
+from model.interface import Mode
 from model.json_values import JsonObject, parse_json, read_json_object
 from model.processing.messages import texts_of
 from model.processing.processor import Processor
@@ -39,6 +40,7 @@ class GenerateRow:
     id: str
     messages: list[Json]
     root: Path  # folder that image names are relative to
+    mode: Mode  # direct too where thinking is asked for in the prompt's own words
     problem: str = ""  # the reason why it cannot be asked
 
 
@@ -104,9 +106,9 @@ def read_rows(config: GenerateConfig, media: MediaStore) -> tuple[list[GenerateR
             continue
         try:
             chat = reader.read(raw, table, ordinal)
-            row = GenerateRow(ordinal - 1, row_id, chat.messages, chat.root)
+            row = GenerateRow(ordinal - 1, row_id, chat.messages, chat.root, chat.asked_in(config.mode))
         except ValueError as error:
-            row = GenerateRow(ordinal - 1, row_id, [], table.root, str(error))
+            row = GenerateRow(ordinal - 1, row_id, [], table.root, config.mode, str(error))
         if row.id in rows:
             raise ValueError(f"{raw.file}: line {raw.number}: expected ids that differ, found {row.id!r:.80} twice")
         rows[row.id] = row
@@ -199,7 +201,7 @@ def _answers(
 
 def _request(row: GenerateRow, config: GenerateConfig, processor: Processor) -> RolloutRequest:
     processor.refuse_long(texts_of(row.messages), config.rollouts.max_prompt_tokens, "rollouts.max_prompt_tokens")
-    tokens = processor.prompt(row.messages, config.mode, row.root)
+    tokens = processor.prompt(row.messages, row.mode, row.root)
     config.rollouts.check_length(row.id, len(tokens.ids))
     config.rollouts.check_images(row.id, tokens.placeholder_ids.count(processor.placeholder_id))
     images = processor.open_images(row.root, tokens.images)

@@ -73,7 +73,7 @@ class _Samples(TableSource[Sample]):
         return sample.chat.id, sample, len(prompt.ids) + sum(map(len, completions))
 
     def _ids_of(self, sample: Sample) -> tuple[PromptTokens, list[list[int]]]:
-        prompt = self._processor.prompt(sample.chat.messages, sample.mode, sample.chat.root)
+        prompt = self._processor.prompt(sample.chat.messages, sample.chat.asked_in(sample.mode), sample.chat.root)
         return prompt, [self._processor.completion(text) for text in sample.completions]
 
 

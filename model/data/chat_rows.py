@@ -2,23 +2,26 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from typing import Any
 
-from model.data.config import ChatTableConfig, TableConfig
+from model.data.config import ChatTableConfig, InstructionRule, TableConfig
+from model.data.instructions import has_own_instruction, without_instruction
 from model.data.media import inside
 from model.data.media_cells import VIDEO_COLUMNS, Message, image_sources, media_parts, placed, sources_of
 from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.raw_rows import RawRow, check_text
+from model.data.reading import Instruction, Reading, RowNotes
+from model.data.references import PLAIN, read_reference
 from model.data.tables import Table, as_json
+from model.interface import Mode
 from model.json_values import JsonObject
 from model.run.identity import MediaDigest
 
 _ID = ("id", "index")
 _QUESTION = ("messages", "question", "problem", "prompt")
-_REFERENCE = ("reference", "answer", "solution", "reward_model.ground_truth")
+_REFERENCE = ("reference", "answer", "solution", "reward_model.ground_truth", "ground_truth")
 _IMAGE = ("images", "image", "image_path")
 _DATASET = ("dataset", "data_source")
 
@@ -35,6 +38,11 @@ class ChatRow:
     dataset: str
     file: Path
     number: int
+    adds_instruction: bool = True  # False: thinking mode adds nothing, because the prompt asks in its own words
+
+    def asked_in(self, mode: Mode) -> Mode:
+        """The mode that the processor builds the prompt in, so that no instruction stands there twice."""
+        return mode if self.adds_instruction else Mode.direct
 
 
 class ChatReader:
@@ -43,7 +51,8 @@ class ChatReader:
     def __init__(self, config: TableConfig, media: MediaStore) -> None:
         self._config, self._media = config, media
         self.digest = MediaDigest()  # covers all image and video files that rows name
-        chat = config if isinstance(config, ChatTableConfig) else ChatTableConfig()
+        self.reading = Reading()
+        self._chat = chat = config if isinstance(config, ChatTableConfig) else ChatTableConfig()
         self._id = _names(config.id_column, _ID)
         self._question = _names(chat.question_column, _QUESTION)
         self._reference = _names(chat.reference_column, _REFERENCE)
@@ -58,12 +67,14 @@ class ChatReader:
         if raw.problem:
             raise ValueError(raw.problem)
         columns = raw.columns
-        question_column, question = _first(columns, self._question)
+        question_column, question = self._question_of(columns)
         image_column, images = _first(columns, self._image)
         row_id = _first(columns, self._id)[1]
-        reference = _first(columns, self._reference)[1]
+        reference_column, reference = _first(columns, self._reference)
+        answer, form = (None, PLAIN) if reference is None else read_reference(reference, self._chat.reference_form)
         dataset_column, dataset = _first(columns, self._dataset)
         messages, used = placed(question_column, question, sources_of(columns, images))
+        instruction = self._instruct(messages)
         messages, root = self._with_files(messages, table.root)
         self._note_videos(messages, root)
         media = {image_column if "image" in used else "", *(VIDEO_COLUMNS if "video" in used else ())}
@@ -72,17 +83,20 @@ class ChatReader:
             meta[question_column] = messages  # with file names where the row has bytes
         if dataset_column != "data_source":
             meta["dataset"] = table.name if dataset is None else dataset
-        check_text({"id": _id(row_id, ""), "reference": reference})
+        check_text({"id": _id(row_id, ""), "reference": answer})
         check_text({"messages": messages, **{key: value for key, value in meta.items() if key != question_column}})
+        named = {"question": question_column, "answer": reference_column, "images": image_column if images else ""}
+        self.reading.row = RowNotes({**named, "data set": dataset_column}, form, instruction)
         return ChatRow(
             id=self.id_of(raw, table, ordinal),
             messages=messages,
-            reference=None if reference is None else _reference_text(reference),
+            reference=answer,
             meta=meta,
             root=root,
             dataset=table.name if dataset is None else str(dataset),
             file=raw.file,
             number=raw.number,
+            adds_instruction=instruction in (Instruction.added, Instruction.removed),
         )
 
     def id_of(self, raw: RawRow, table: Table, ordinal: int) -> str:
@@ -101,6 +115,23 @@ class ChatReader:
         parts = [{"type": "image", "image": source} for source in image_sources(_first(columns, self._image)[1])]
         folder = self._put_files(parts, root)
         return [part["image"] for part in parts], folder
+
+    def _question_of(self, columns: Mapping[str, object]) -> tuple[str, Any]:
+        """(name, value) of the question's column: messages before a text, whose system text would be lost."""
+        name, value = _first(columns, self._question)
+        prompt = columns.get("prompt")
+        if self._question is _QUESTION and name != "messages" and isinstance(prompt, list) and prompt:
+            return "prompt", prompt
+        return name, value
+
+    def _instruct(self, messages: list[Message]) -> Instruction:
+        """Settle what thinking mode does with these messages; one that holds the instruction loses it."""
+        if self._chat.instruction is InstructionRule.never:
+            return Instruction.never
+        if self._chat.instruction is InstructionRule.auto and without_instruction(messages):
+            return Instruction.removed
+        is_own = self._chat.instruction is InstructionRule.auto and has_own_instruction(messages)
+        return Instruction.own if is_own else Instruction.added
 
     def _with_files(self, messages: list[Message], root: Path) -> tuple[list[Message], Path]:
         """Messages whose images are file names, and the one folder that these are relative to."""
@@ -189,14 +220,4 @@ def _id(value: object, default: str) -> str:
         return default
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
         raise ValueError(f"id: expected str or int, found {value!r:.80}")
-    return str(value)
-
-
-def _reference_text(value: object) -> str:
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"reference: expected str, found {value!r:.80}")
-    if isinstance(value, float) and not isfinite(value):
-        raise ValueError(f"reference: expected a finite number, found {value}")
-    if not str(value).strip():
-        raise ValueError("reference: expected an answer, found nothing")
     return str(value)

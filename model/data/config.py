@@ -1,8 +1,27 @@
 """Settings of reading rows, shared by pre-training, SFT, RL and evaluation."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from model.run.config import OUTSIDE
+
+
+class ReferenceForm(Enum):
+    """How a reference column holds the answer. `auto` recognises the other forms where they are unmistakable."""
+
+    auto = "auto"
+    plain = "plain"
+    gsm8k = "gsm8k"
+    boxed = "boxed"
+    answer_tag = "answer_tag"
+
+
+class InstructionRule(Enum):
+    """When thinking mode adds its instruction to a prompt. `auto`: where the prompt does not hold one already."""
+
+    auto = "auto"
+    always = "always"
+    never = "never"
 
 
 @dataclass
@@ -33,8 +52,13 @@ class ChatTableConfig(TableConfig):
     """How files of messages are read; docs/data.md."""
 
     question_column: str = ""
-    """text, or chat messages; empty: the first of messages, question, problem, prompt"""
+    """text, or chat messages; empty: messages, else a prompt that is messages, else question, problem, prompt"""
     reference_column: str = ""
-    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth"""
+    """a dot leads into an object; empty: the first of reference, answer, solution, reward_model.ground_truth,
+    ground_truth"""
+    reference_form: ReferenceForm = ReferenceForm.auto
+    """how that column holds the answer: plain, behind #### (gsm8k), boxed, answer_tag; auto tells them apart"""
+    instruction: InstructionRule = InstructionRule.auto
+    """whether thinking mode adds its instruction: auto, where a prompt has none already; always; never"""
     dataset_column: str = ""
     """empty: dataset or data_source"""

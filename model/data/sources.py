@@ -18,6 +18,7 @@ from model.data.order import KeyedOrder
 from model.data.raw_rows import RawRow
 from model.data.tables import Table
 from model.run.identity import Input, input_of
+from model.run.printable import printable
 from model.run.state import State
 
 Item = TypeVar("Item")
@@ -114,6 +115,10 @@ class TableSource(ABC, Generic[Item]):
         self.bad_rows.opened(total)
         self.inputs = self._digests(tables)
 
+    def described(self) -> list[str]:
+        """Say in a few lines what was read from which columns, and how."""
+        return [printable(line) for line in self.reader.reading.lines(self._key)]
+
     @abstractmethod
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Item, int] | None:
         """(id, what is kept, packed tokens) of the `ordinal`-th row of a table, None for one that is not wanted.
@@ -160,6 +165,7 @@ class TableSource(ABC, Generic[Item]):
             return
         row_id, item, length = admitted
         self.refuse_known(row_id)
+        self.reader.reading.keep(raw.columns)
         self._ids[row_id] = len(self.items)
         self.items.append(item)
         self._lengths.append(length)

@@ -3,7 +3,7 @@
 import re
 
 from rewards.mathematics.answer import compare_plainly, verify_symbolic
-from rewards.result import Claim
+from rewards.result import Claim, Unscorable
 from rewards.verifiers.verifier import UNDECIDED, Option, Options, Undecided, Verifier, reference_text
 
 _TAIL = 300  # verl's gsm8k and math_dapo look at so many characters at the end
@@ -25,7 +25,7 @@ _DROPPED = [
 
 def judge_gsm8k(claim: Claim, options: Options) -> float:
     """Give 1 when the number behind the last `####` (flexible: the last number) is the reference to the letter."""
-    reference = reference_text(claim)
+    reference = _gsm8k_reference(reference_text(claim))
     answer = _gsm8k_answer(claim.completion[-_TAIL:], options["method"])
     if answer is None:
         return 0.0
@@ -58,6 +58,16 @@ def judge_geo3k(claim: Claim, options: Options) -> float:
 def decide_geo3k(claim: Claim, options: Options) -> float | Undecided:
     verdict = compare_plainly(_last_box(claim.completion) or "", reference_text(claim))
     return UNDECIDED if verdict is None else _geo3k(claim, options, float(verdict))
+
+
+def _gsm8k_reference(reference: str) -> str:
+    """Return what stands behind the #### of a raw GSM8K solution, as verl's preparation of the data does."""
+    if "####" not in reference:
+        return reference
+    found = _AFTER_HASHES.findall(reference)
+    if not found:
+        raise Unscorable(f"expected a number behind #### in the reference, found {reference[-80:]!r}")
+    return found[-1].replace(",", "")
 
 
 def _gsm8k_answer(tail: str, method: str) -> str | None:

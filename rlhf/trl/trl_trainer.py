@@ -59,7 +59,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
             run.declare({**inputs_of(config), **prompts.inputs})
             rubric.check_datasets(row.prompt.meta for row in prompts.items)
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
-            print(describe(config, len(prompts)), flush=True)
+            print("\n".join([*prompts.described(), describe(config, len(prompts))]), flush=True)
             with StageProgress("rl", config.trainer.max_steps) as progress:
                 progress.say(switched_off(config))
                 prepare_cpu(config.engine.num_threads)

@@ -42,7 +42,7 @@ def returns(batch):
 
 RETURNS = {
     "short": [1.0], "scalar": 1.0, "string": "11", "dict": {"a": 1.0, "b": 2.0}, "nan": [1.0, float("nan")],
-    "none": [0.5, None], "bool": [0.5, True], "text": [0.5, "1"], "set": {0.0, 1.0},
+    "none": [0.5, None], "text": [0.5, "1"], "set": {0.0, 1.0},
 }
 
 class Judge:
@@ -60,9 +60,24 @@ def verl_index(data_source, solution_str, ground_truth, extra_info):
 def verl_no_score(data_source, solution_str, ground_truth, extra_info):
     return {"acc": 1.0}
 
+def bools(batch):
+    import numpy
+    return [True, numpy.bool_(False)]
+
+def equal(completion):
+    return completion.answer == completion.reference
+
 def trl_bools(completions, **columns):
     import numpy
     return [True, numpy.bool_(False)]
+
+def verl_batch(data_sources, solution_strs, ground_truths, extra_infos, bonus=0.0):
+    pairs = zip(data_sources, solution_strs, ground_truths, extra_infos)
+    scores = [bonus + (truth in text) * (source == "gsm") * info["index"] for source, text, truth, info in pairs]
+    return [scores[0], {"score": scores[1] > 0, "acc": 1.0}, *scores[2:]]
+
+def verl_raw(solution_str, ground_truth, extra_info=None):
+    return {"score": ground_truth["target"] in solution_str}
 
 def trl_metrics(completions, log_metric, **columns):
     log_metric("empty", float("nan"))
@@ -147,6 +162,7 @@ def values(found):
         ("siblings", Style.native_batch),
         ("trl", Style.trl),
         ("verl", Style.verl),
+        ("verl_batch", Style.verl_batch),
         ("slow", Style.native),
     ],
 )
@@ -217,7 +233,7 @@ def test_wrong_shape_is_refused_by_name(spec, make_input, case):
         call_siblings(spec("returns"), [make_input(case), make_input("b")], {})
 
 
-@pytest.mark.parametrize("case", ["nan", "none", "bool", "text"])
+@pytest.mark.parametrize("case", ["nan", "none", "text"])
 def test_wrong_value_is_refused_by_name_and_index(spec, make_input, case):
     found = call_siblings(spec("returns"), [make_input(case), make_input("b")], {}).results
     assert found[0].value in (0.5, 1.0) and found[0].reason == ""
@@ -232,10 +248,24 @@ def test_a_value_of_one_completion_is_refused_by_name_and_index(spec, make_input
         call_one(spec("verl_no_score"), make_input("7"), {}, index=3)
 
 
-def test_foreign_functions_may_say_true_and_false_as_where_they_come_from(spec, make_input):
+def test_true_and_false_are_numbers_in_every_style(spec, make_input):
+    assert [call_one(spec("equal"), make_input(f"\\boxed{{{n}}}"), {}) for n in (7, 8)] == [1.0, 0.0]
+    assert values(call_siblings(spec("bools"), [make_input("a"), make_input("b")], {})) == [(1.0, ""), (0.0, "")]
     assert [call_one(spec("verl_bool"), make_input(text), {"strict": True}) for text in ("7", "8")] == [1.0, 0.0]
     inputs = [make_input("a"), make_input("b")]
     assert values(call_siblings(spec("trl_bools"), inputs, {})) == [(1.0, ""), (0.0, "")]
+
+
+def test_verl_function_for_a_batch_gets_lists(spec, make_input):
+    meta = {"data_source": "gsm", "extra_info": {"index": 0.5}}
+    inputs = [make_input(text, meta=meta) for text in ("so 7", "it is 7", "8")]
+    assert not describe(spec("verl_batch"), {"bonus": 0.25}).one_by_one
+    assert values(call_siblings(spec("verl_batch"), inputs, {"bonus": 0.25})) == [(0.75, ""), (1.0, ""), (0.25, "")]
+
+
+def test_verl_function_gets_the_ground_truth_as_the_row_has_it(spec, make_input):
+    item = make_input("so 24", meta={"reward_model": {"style": "rule", "ground_truth": {"target": "24"}}})
+    assert call_one(spec("verl_raw"), item, {}) == 1.0
 
 
 def test_verl_function_sees_the_column_extra_info_as_its_own(spec, make_input):

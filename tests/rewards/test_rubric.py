@@ -105,6 +105,15 @@ def test_value_that_is_none_is_refused_by_name_and_index(make_input, rubric_with
     assert "functions.py:bad_on_seven: completion 2: expected a finite number, found None" in results[2].reason
 
 
+def test_values_far_beyond_1_count_and_are_remarked_on_once(make_input, tmp_path, capsys):
+    (tmp_path / "large.py").write_text("def large(completion):\n    return 100 * (completion.answer == '7')\n")
+    with Rubric(RewardConfig(functions=[f"{tmp_path}/large.py:large"])) as rubric:
+        values = [rubric.score([make_input(text)])[0].value for text in ("\\boxed{8}", "\\boxed{7}", "\\boxed{7}")]
+    assert values[1] == values[2] > 10
+    shown = capsys.readouterr().err
+    assert shown.count("reward part 'large' gave 100, far beyond 1") == 1 and "adds 10 to a reward" in shown
+
+
 def test_reference_that_is_not_mathematics_is_unscorable(rubric, make_input):
     (result,) = rubric.score([make_input(RIGHT, reference="\\frac{1}{")])
     assert (result.value, result.status) == (None, Status.unscorable)

@@ -49,7 +49,7 @@ BAD = {
     "no reference": ({"id": "b", "question": "x"}, "reference: expected str, found None"),
     "empty reference": (plain_row(9, answer=" "), "reference: expected an answer"),
     "truth value": (plain_row(9, answer=True), "reference: expected str, found True"),
-    "several answers": (plain_row(9, answer=["1"]), "reference: expected str"),
+    "no answers": (plain_row(9, answer=[]), r"reference: expected str, found \[\]"),
     "no question": ({"id": "b", "answer": "1"}, "messages: expected list, found None; nor is there a column question"),
     "wrong question": (plain_row(9, question=3), "question: expected text or list, found 3"),
     "wrong messages": ({"id": "b", "messages": "x", "answer": "1"}, "messages: expected list, found 'x'"),

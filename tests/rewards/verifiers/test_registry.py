@@ -118,6 +118,14 @@ def test_numbers_are_references_too(reference):
         assert verify(name, claim("7", reference), {}) == 1.0
 
 
+def test_gsm8k_reads_the_number_of_a_raw_solution_and_scores_none_without_a_number():
+    for completion, value in (("so\n#### 1200", 1.0), ("so\n#### 12", 0.0)):
+        raw = Claim(completion, None, "<<3*400=1200>> in all.\n#### 1,200")
+        assert verify("gsm8k", raw, {}) == value
+    with pytest.raises(Unscorable, match="expected a number behind ####"):
+        verify("gsm8k", Claim("#### 2", None, "We add.\n#### two"), {})
+
+
 @pytest.mark.parametrize("name", VERIFIERS)
 def test_long_texts_go_to_a_worker(name):
     """`Unscorable` for the reference's sake may come first; a verdict may not."""
