@@ -101,7 +101,8 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     metrics = {
         "reward": _mean([t.reward.value or 0.0 for t in scored]),
         "reward/shaped": _mean([t.shaped_reward for t in scored]),
-        "accuracy": _mean([float(t.reward.correct) for t in scored]),
+        "accuracy": _mean([float(t.reward.correct) for t in scored if t.reward.is_judged]),
+        "answer_share": _mean([float(t.reward.answer is not None) for t in trajectories]),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=math.nan)),
         "overlong_share": _mean([float(t.is_overlong) for t in trajectories]),

@@ -15,6 +15,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collector
 from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
+from rlhf.doctor import Doctor, NothingLearned
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
@@ -76,6 +77,9 @@ def _train(
         ExitStack() as ends,
     ):
         collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
+        collector.show = progress.status
+        needs_advantage = algorithm.learns_from_advantages and not trainer_config.balance_coefficient
+        doctor = Doctor(trainer_config.warn_after, needs_advantage, processor.tokenizer, progress.say)
         evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out)
         ahead = None
         if num_ahead:
@@ -94,9 +98,12 @@ def _train(
             algorithm=algorithm,
             evaluator=evaluator,
             watch=MismatchWatch(policy, trainer_config.max_sampler_gap),
+            doctor=doctor,
             reporter=StepReporter(progress, processor.tokenizer, trainer_config.show_every),
         )
         train(trainer_config, parts, run)
+    if last and not doctor.ever_learned:
+        raise NothingLearned(doctor)
     with run.space_for("final"):
         engine.export(run.final_folder, processor)
     run.finish({"updates": engine.step_count})
