@@ -6,12 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
-from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
 from model.run.printable import printable
 from model.run.state import State
 from rlhf.collect import Collected
 from rlhf.trajectory import Group, Trajectory
+from rollouts.rollout import question_of
 
 _CUT_OFF = 0.9  # share of completions from which on the limit is the likely cause
 _UNSCORABLE = 0.1  # share of completions; `reward.max_unscorable_share` ends a run later, over 1,000 completions
@@ -25,14 +25,14 @@ _NUM_FIRST = 3  # steps whose mean is the beginning
 
 
 class NothingLearned(RuntimeError):
-    """No update of a whole run changed the policy: its model would be the one that it started from."""
+    """No update was applied in a whole run: its model would be the one that it started from."""
 
     exit_code = 9
 
     def __init__(self, doctor: "Doctor") -> None:
         super().__init__(
-            f"no update was applied in {doctor.num_steps} steps that changed the policy, so final/ is not written: the "
-            f"model is the one that the run started from. {doctor.diagnosis()}\n"
+            f"no update was applied in {doctor.num_steps} steps, so final/ is not written: the model is the one that "
+            f"the run started from. {doctor.diagnosis()}\n"
             "Every completion is in rollouts/ of the run's folder"
         )
 
@@ -62,7 +62,8 @@ class StepFacts:
     """One step in numbers, as the doctor sees it."""
 
     step: int
-    learned: bool  # an update was applied in which some token had an advantage, or needed none
+    applied: bool  # an update was applied
+    learned: bool  # one in which some token had an advantage, or needed none
     metrics: Mapping[str, float]
     dropped: Mapping[str, int]  # reason -> groups
     reasons: Mapping[str, int]  # why completions are unscorable -> how many are
@@ -205,14 +206,15 @@ CHECKS: dict[str, Check] = {
 class Doctor:
     """Counts for how many steps in a row each check was true, and says it after `warn_after` of them, 0: never.
 
-    A warning comes again after ten times as many steps. `ever_learned` tells whether any step changed the policy.
+    A warning comes again after ten times as many steps.
     """
 
     def __init__(
         self, warn_after: int, needs_advantage: bool, tokenizer: Tokenizer, say: Callable[[str], None]
     ) -> None:
         """`needs_advantage`: an update whose tokens have advantage 0 changes nothing."""
-        self.ever_learned, self.num_steps = False, 0
+        self.ever_applied = self.ever_learned = False
+        self.num_steps = 0
         self.last_reasons: Counter[str] = Counter()  # why groups of the run were dropped
         self._warn_after, self._needs_advantage = warn_after, needs_advantage
         self._tokenizer, self._say = tokenizer, say
@@ -231,6 +233,7 @@ class Doctor:
     def examine(self, facts: StepFacts) -> list[Finding]:
         """The findings that are to be said after this step."""
         self._beginning.add(facts)
+        self.ever_applied |= facts.applied
         self.ever_learned |= facts.learned
         self.num_steps = facts.step
         self.last_reasons.update(facts.dropped)
@@ -242,8 +245,18 @@ class Doctor:
                 found.append(Finding(kind, streak, check.said(facts, self._beginning), check.remedy))
         return found
 
+    def end(self) -> None:
+        """Say at the end of a run that it taught nothing. `NothingLearned` where no update was applied at all."""
+        if self.num_steps and not self.ever_applied:
+            raise NothingLearned(self)
+        if self.num_steps and not self.ever_learned:
+            self._say(
+                f"doctor: in {self.num_steps} steps no completion was better than another of its prompt, so no update "
+                f"had an advantage and the policy has learned nothing. {self.diagnosis()}"
+            )
+
     def diagnosis(self) -> str:
-        """Why a run that never learned did not, in a line."""
+        """Why a run did not learn: the commonest reason, and what to change."""
         true = [kind for kind, streak in self._streaks.items() if streak]
         reason = commonest(self.last_reasons)
         dropped = f"groups were dropped, most often as {reason}" if reason else "no group was dropped"
@@ -255,6 +268,7 @@ class Doctor:
         return {
             "streaks": dict(self._streaks),
             "beginning": self._beginning.values,
+            "ever_applied": self.ever_applied,
             "ever_learned": self.ever_learned,
             "num_steps": self.num_steps,
             "reasons": dict(self.last_reasons),
@@ -263,7 +277,8 @@ class Doctor:
     def restore(self, state: State) -> None:
         self._streaks |= {kind: count for kind, count in state["streaks"].items() if kind in CHECKS}
         self._beginning.values |= state["beginning"]
-        self.ever_learned, self.num_steps = state["ever_learned"], state["num_steps"]
+        self.ever_applied, self.ever_learned = state["ever_applied"], state["ever_learned"]
+        self.num_steps = state["num_steps"]
         self.last_reasons = Counter(state["reasons"])
 
     def _is_due(self, streak: int) -> bool:
@@ -284,6 +299,7 @@ def facts_of(step: int, metrics: Mapping[str, float], collected: Collected, need
     everything = [t for group in collected.sampled for t in group.trajectories]
     return StepFacts(
         step=step,
+        applied=applied,
         learned=applied and not (needs_advantage and silent),
         metrics=metrics,
         dropped=Counter(reason for _, reason in collected.dropped),
@@ -309,14 +325,6 @@ def examples_of(
         for group, found in chosen
         if found
     ][:_NUM_EXAMPLES]
-
-
-def question_of(messages: Sequence[JsonObject]) -> str:
-    """The text of the user's last message."""
-    content = next((m["content"] for m in reversed(messages) if m.get("role") == "user"), "")
-    if isinstance(content, str):
-        return content
-    return " ".join(str(part["text"]) for part in content if part.get("type") == "text")
 
 
 def _ends(text: str, most: int = 240) -> str:

@@ -19,7 +19,7 @@ def stored_group(group: Group) -> State:
 def restore_group(record: State, task: Task) -> Group:
     """The group that `stored_group` was given."""
     trajectories = tuple(_restored(item, record["draw"], task) for item in record["trajectories"])
-    return Group(record["draw"], task.prompt, task.images, trajectories)
+    return Group(record["draw"], task.prompt, task.images, trajectories, task.paths)
 
 
 def _stored(trajectory: Trajectory) -> State:

@@ -37,6 +37,11 @@ class Task:
         ids = len(self.tokens.ids) + len(self.tokens.placeholder_ids)
         return sum(image.nbytes for image in self.images) + _BYTES_OF_ID * ids
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the prompt's images and videos."""
+        return [str(self.root / name) for name in self.tokens.files]
+
     def request(self, group_index: int, group_size: int, greedy: bool = False) -> RolloutRequest:
         tokens = self.tokens
         return RolloutRequest(

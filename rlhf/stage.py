@@ -15,7 +15,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collector
 from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
-from rlhf.doctor import Doctor, NothingLearned
+from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
@@ -102,8 +102,7 @@ def _train(
             reporter=StepReporter(progress, processor.tokenizer, trainer_config.show_every),
         )
         train(trainer_config, parts, run)
-    if last and not doctor.ever_learned:
-        raise NothingLearned(doctor)
+        doctor.end()
     with run.space_for("final"):
         engine.export(run.final_folder, processor)
     run.finish({"updates": engine.step_count})

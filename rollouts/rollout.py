@@ -33,6 +33,14 @@ class Prompt:
     meta: Json = field(default_factory=dict)
 
 
+def question_of(messages: Sequence[Json]) -> str:
+    """Return the text of the user's last message."""
+    content = next((message["content"] for message in reversed(messages) if message.get("role") == "user"), "")
+    if isinstance(content, str):
+        return content
+    return " ".join(str(part["text"]) for part in content if part.get("type") == "text")
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
     """Asks for `group_size` completions of one prompt, which form a group."""

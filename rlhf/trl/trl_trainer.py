@@ -32,7 +32,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
-from rlhf.doctor import Doctor, NothingLearned
+from rlhf.doctor import Doctor
 from rlhf.draws import DrawOrder
 from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
@@ -73,8 +73,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 )
                 trainer.add_callback(StepRecorder(run, rewards, reporter, doctor))
                 trainer.train()
-            if not doctor.ever_learned:
-                raise NothingLearned(doctor)
+                doctor.end()
             save_policy(run.final_folder, policy, checkpoint)
             run.finish({"updates": trainer.state.global_step})
 

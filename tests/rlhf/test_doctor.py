@@ -26,7 +26,7 @@ HEALTHY = {
 
 def facts(step: int = 1, learned: bool = True, spread: int = 3, dropped=None, reasons=None, **metrics) -> StepFacts:
     numbers = {**HEALTHY, **{name.replace("__", "/"): value for name, value in metrics.items()}}
-    return StepFacts(step, learned, numbers, Counter(dropped or {}), Counter(reasons or {}), spread, groups=4)
+    return StepFacts(step, learned, learned, numbers, Counter(dropped or {}), Counter(reasons or {}), spread, groups=4)
 
 
 @pytest.fixture
@@ -99,9 +99,18 @@ def test_what_a_restart_restores_goes_on_counting(doctor, tiny):
     later = Doctor(3, True, tiny[1].tokenizer, print)
     later.restore(json.loads(json.dumps(doctor.state())))
     assert kinds(later, replace(sick, step=3)) == ["no_update"] and not later.ever_learned
-    end = NothingLearned(later)
-    assert end.exit_code == 9
-    assert "in 3 steps" in str(end) and "all_wrong (6 of 6)" in str(end) and "reward.verifier" in str(end)
+    with pytest.raises(NothingLearned, match=r"in 3 steps[^\0]*all_wrong \(6 of 6\)[^\0]*reward\.verifier") as end:
+        later.end()
+    assert end.value.exit_code == 9
+
+
+def test_a_run_whose_updates_had_no_advantage_ends_well_but_is_told(doctor):
+    doctor.end()  # no step, nothing to say
+    for step in (1, 2):
+        doctor.examine(replace(facts(step, spread=0), learned=False))
+    assert doctor.said == []
+    doctor.end()
+    assert "in 2 steps no completion was better than another" in doctor.said[0] and "no_spread: raise" in doctor.said[0]
 
 
 @pytest.mark.parametrize(

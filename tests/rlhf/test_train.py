@@ -206,7 +206,7 @@ def test_an_all_wrong_set_trains_nothing_and_ends_with_its_own_code(
 ):
     for _ in range(2):  # the same command comes to the same end, so that a pipeline does not go on
         with pytest.raises(
-            NothingLearned, match=r"no update .* in 4 steps .*most often as all_wrong \(24 of 24\)"
+            NothingLearned, match=r"no update .* in 4 steps, .*most often as all_wrong \(24 of 24\)"
         ) as end:
             run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")
         assert end.value.exit_code == 9 and not (tmp_path / "final").exists()
