@@ -32,7 +32,8 @@ class WeightCheck(Enum):
 @dataclass
 class RewardConfig:
     verifier: str = "math"
-    """judges the answer part; `python -m rewards.score --help` lists them"""
+    """judges the answer part; `python -m rewards.score --help` lists them. none: no answer and no format part, and rows
+    need no reference; the reward is what `functions` and `parts` say"""
     datasets: dict[str, str] = field(default_factory=dict)
     """verifier of the answer part by a row's column `dataset` (or `data_source`); others take `verifier`"""
     answer_rules: list[AnswerRule] = field(default_factory=lambda: [AnswerRule.boxed])
@@ -46,7 +47,8 @@ class RewardConfig:
     functions: list[str] = field(default_factory=list, metadata=OUTSIDE)
     """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point; docs/rewards.md"""
     function_weights: list[float] = field(default_factory=list)
-    """one weight per function; empty: 0.1 each, and the others are scaled down by as much"""
+    """one weight per function; empty: 0.1 each, and the others are scaled down by as much. With verifier=none the
+    functions share what `parts` leave"""
     weight_check: WeightCheck = WeightCheck.one
     """one: weights of parts that earn must sum to 1"""
     combine: Combine = Combine.weighted_sum
@@ -78,7 +80,12 @@ class RewardConfig:
         _refuse_secrets("reward.options", self.options)
         if not self.answer_rules:
             raise ValueError("reward.answer_rules: expected at least one rule, found none")
-        names = [*_OWN_PARTS, *self.parts, *self.function_names]
+        if self.datasets and not self.has_answers:
+            raise ValueError(
+                f"reward.datasets: expected none with reward.verifier={NO_VERIFIER}, found {self.datasets}; name a "
+                "verifier for the other rows"
+            )
+        names = [*self._own_parts, *self.parts, *self.function_names]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"reward.functions: the part name {twice[0]!r} is taken; rename the function")
         if unknown := [gate for gate in self.gates if gate not in names]:
@@ -96,10 +103,23 @@ class RewardConfig:
         return [function.rpartition(":")[2] for function in self.functions]
 
     @property
+    def has_answers(self) -> bool:
+        """Tell whether a verifier judges answers, so that rows need a reference."""
+        return self.verifier != NO_VERIFIER
+
+    @property
+    def pays_answers(self) -> bool:
+        """Tell whether the reward depends on the answer part."""
+        return self.has_answers and (bool(self.weights["answer"]) or "answer" in self.gates)
+
+    @property
     def weights(self) -> dict[str, float]:
         """Return the weight of every part, by name: answer, format, `parts`, `functions`."""
-        own = {"answer": self.answer_weight, "format": self.format_weight, **self.parts}
+        own = {**self._own_parts, **self.parts}
         if self.functions and not self.function_weights:
+            if not self.has_answers:
+                taken = sum(weight for name, weight in self.parts.items() if _earns(name, weight))
+                return {**own, **dict.fromkeys(self.function_names, max(0.0, 1.0 - taken) / len(self.functions))}
             share = _DEFAULT_FUNCTION_WEIGHT
             left = 1.0 - share * len(self.functions) if self.weight_check is WeightCheck.one else 1.0
             own = {name: weight * left if _earns(name, weight) else weight for name, weight in own.items()}
@@ -111,12 +131,21 @@ class RewardConfig:
         """Return the weights of the parts that can raise a reward; the others are penalties."""
         return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
 
+    @property
+    def _own_parts(self) -> dict[str, float]:
+        return {"answer": self.answer_weight, "format": self.format_weight} if self.has_answers else {}
+
     def _check_weights(self) -> None:
-        if not self.function_weights and len(self.functions) * _DEFAULT_FUNCTION_WEIGHT >= 1:
+        if self.has_answers and not self.function_weights and len(self.functions) * _DEFAULT_FUNCTION_WEIGHT >= 1:
             raise ValueError("reward.function_weights: expected weights for so many functions, found none")
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"reward: weight of {name}: expected a finite number, found {weight}")
+        if not self.has_answers and not self.earning:
+            raise ValueError(
+                f"reward.verifier: {NO_VERIFIER} leaves answers and format out, so expected reward.functions or "
+                "reward.parts, found none with a positive weight"
+            )
         if not self.earning:
             raise ValueError(f"reward: expected a part with a positive weight, penalties apart, found {self.weights}")
         total = sum(self.earning.values())
@@ -127,7 +156,12 @@ class RewardConfig:
             )
 
 
-_OWN_PARTS = ("answer", "format")
+NO_VERIFIER = "none"
+"""The value of `reward.verifier` that says: only my own reward."""
+
+DEFAULT_REQUESTS_PER_MINUTE = 120.0
+"""Requests of a judge that a scorer process makes in a minute, where its options name no other number."""
+
 _DEFAULT_FUNCTION_WEIGHT = 0.1
 _PENALTIES = ("overlong", "repetition")  # verifiers whose values are 0 or less
 

@@ -9,6 +9,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from urllib.parse import urlsplit
 
+from rewards.config import DEFAULT_REQUESTS_PER_MINUTE
 from rewards.result import Options
 
 
@@ -19,7 +20,7 @@ class Endpoint:
     api_key_env: str = "OPENAI_API_KEY"  # name of the environment variable that holds the key; empty: no key is sent
     request_seconds: float = 60.0  # limit for each request as a whole
     retries: int = 3
-    requests_per_minute: float = 120.0
+    requests_per_minute: float = DEFAULT_REQUESTS_PER_MINUTE
     cache: str = ""  # folder that keeps verdicts; empty: none are kept
     limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
 
@@ -85,7 +86,7 @@ def read_endpoint(settings: Options) -> Endpoint:
         variable,
         request_seconds=_number(settings, "request_seconds", 60.0),
         retries=int(_number(settings, "retries", 3, whole=True)),
-        requests_per_minute=_number(settings, "requests_per_minute", 120.0),
+        requests_per_minute=_number(settings, "requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE),
         cache=texts["cache"],
     )
     if endpoint.cache and Path(endpoint.cache).exists() and not Path(endpoint.cache).is_dir():

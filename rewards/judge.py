@@ -130,6 +130,9 @@ def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[st
     problem = ""
     for attempt in range(endpoint.retries + 1):
         if attempt:
+            print(
+                f"no verdict from {endpoint.base_url}: {endpoint.without_key(problem)}; request {attempt + 1} follows"
+            )
             time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
         endpoint.limiter.wait(endpoint.requests_per_minute)
         try:

@@ -96,6 +96,12 @@ class RewardResult:
     parts: dict[str, float | None] = field(default_factory=dict)  # None: the part does not apply
     status: Status = Status.ok
     reason: str = ""
+    answer: str | None = None  # the answer that was judged; None: the answer rules found none
+
+    @property
+    def is_judged(self) -> bool:
+        """Tell whether a verifier said something about the answer, so that it is right or wrong."""
+        return self.value is not None and self.parts.get("answer") is not None
 
     @property
     def answer_value(self) -> float:

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.config import Combine, RewardConfig
+from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load
@@ -30,6 +30,7 @@ class Rubric:
     """Scores completions. It holds scorer processes: close it, or use it as a context manager."""
 
     window, min_seen = 1000, 200
+    most_shown = 5  # different failures of a part that are printed
 
     def __init__(self, config: RewardConfig) -> None:
         self.config = config
@@ -37,8 +38,8 @@ class Rubric:
         self._pool = ScoringPool(config.num_workers, config.timeout_seconds)
         self._scorer = Scorer(self._pool)
         self._recent: deque[bool] = deque(maxlen=self.window)
-        self._reasons_shown: set[str] = set()
         self._large_shown: set[str] = set()
+        self._reasons_shown: dict[str, set[str]] = {}  # by part
         self._metrics: dict[str, list[float]] = {}
         self._weights = config.weights
         self._functions: dict[str, CallStyle] = {}  # how each function is called; filled when it is loaded
@@ -70,13 +71,18 @@ class Rubric:
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
         claims = [_claim(item) for item in inputs]
-        parts = {"answer": self._answers(inputs, claims)}
-        for name in ("format", *self.config.parts):
+        own, parts = self.config.has_answers, {}
+        if own:
+            parts["answer"] = self._answers(inputs, claims)
+        for name in (*(["format"] if own else []), *self.config.parts):
             parts[name] = self._scorer.score(name, claims, self._options(name))
         for name, spec in zip(self.config.function_names, self.config.functions, strict=True):
             parts[name] = self._call(name, spec, inputs)
             self._remark_large(name, [outcome.value for outcome in parts[name] if outcome.value is not None])
-        results = [self._combine({name: found[i] for name, found in parts.items()}) for i in range(len(inputs))]
+        results = [
+            replace(self._combine({name: found[i] for name, found in parts.items()}), answer=item.answer)
+            for i, item in enumerate(inputs)
+        ]
         self._watch(results)
         return results
 
@@ -85,6 +91,19 @@ class Rubric:
         means = {name: sum(values) / len(values) for name, values in self._metrics.items()}
         self._metrics.clear()
         return {name: mean for name, mean in means.items() if mean or not name.startswith(_NOT_APPLICABLE)}
+
+    def awaited(self) -> str:
+        """Say who is waited for while scores are missing, and how many requests a judge takes."""
+        limits = []
+        for name in self.config.function_names:
+            endpoint = self._options(name).get("base_url")
+            if endpoint:
+                rate = self._options(name).get("requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE)
+                limits.append(
+                    f"the judge endpoint of {name} (reward.options.{name}.requests_per_minute = {rate:g} for each of "
+                    f"reward.num_workers = {self.config.num_workers} scorer processes)"
+                )
+        return ", ".join(limits) or "the rewards"
 
     def state(self) -> dict[str, list[int]]:
         """Return the state for a checkpoint: which of the latest completions were unscorable."""
@@ -105,7 +124,8 @@ class Rubric:
     def _check_options(self) -> None:
         """Refuse unknown verifiers, options that belong to no part, and wrong options, before anything runs."""
         config = self.config
-        verifiers = {config.verifier, "format", *config.datasets.values(), *config.parts}
+        own = {config.verifier, "format"} if config.has_answers else set()
+        verifiers = {*own, *config.datasets.values(), *config.parts}
         for name in sorted(verifiers):
             check_options(name, self._options(name))
         unused = set(config.options) - verifiers - set(config.function_names)
@@ -193,10 +213,16 @@ class Rubric:
     def _show_once(self, name: str, outcome: Outcome[float]) -> None:
         # A line that raises again with other words is the same failure, so the last line of a traceback does not count.
         failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
-        if failure not in self._reasons_shown:
-            self._reasons_shown.add(failure)
-            detail = "".join(f"\n{printable(line)}" for line in outcome.traceback.rstrip().split("\n") if line)
-            print(f"reward part {name!r} is unscorable: {printable(outcome.reason)}{detail}", file=sys.stderr)
+        shown = self._reasons_shown.setdefault(name, set())
+        if failure in shown or len(shown) > self.most_shown:
+            return
+        shown.add(failure)
+        if len(shown) > self.most_shown:
+            print(f"reward part {name!r}: further failures are counted, not shown", file=sys.stderr)
+            return
+        detail = "".join(f"\n{printable(line)}" for line in outcome.traceback.rstrip().split("\n") if line)
+        weight = "" if self._matters(name) else " (it is only logged, its weight is 0)"
+        print(f"reward part {name!r} is unscorable: {printable(outcome.reason)}{weight}{detail}", file=sys.stderr)
 
     def _remark_large(self, name: str, values: Sequence[float]) -> None:
         """Say once that a part's values outweigh all others. They count as they are."""

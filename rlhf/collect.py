@@ -1,6 +1,7 @@
 """From prompts to rewarded groups, refilling what the algorithm's filter drops, within a budget."""
 
 import math
+import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
@@ -12,6 +13,7 @@ from torch import Tensor
 from model.processing.tokenizer import Tokenizer
 from model.run.interrupt import CleanStop
 from model.run.state import State, Stateful
+from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig
@@ -23,6 +25,9 @@ from rlhf.rewarding import name_failures, score_groups
 from rlhf.trajectory import Group
 from rollouts.rollout import MOMENT, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
 from rollouts.weights.sync import sync_weights
+
+SHOWN_WAIT = 5.0
+"""Seconds of waiting for rewards from which on the wait is shown."""
 
 
 class BudgetExhausted(CleanStop):
@@ -95,6 +100,12 @@ class Collector:
         self._config, self._prompts, self._worker, self._rubric = config, prompts, worker, rubric
         self._tokenizer, self._algorithm = tokenizer, algorithm
         self._num_failed = 0  # prompts in a row of which the sampler completed nothing
+        self.show: Callable[[str], None] = lambda line: None  # is told how far the step is
+        self._step = 0
+        self._seconds = {
+            "sampling": 0.0,
+            "rewards_wait": 0.0,
+        }  # in this step; the wait is for rewards when all is sampled
         rubric.max_steps = config.max_steps
 
     def collect(self, step: int, check: Callable[[], None] = lambda: None) -> Collected:
@@ -105,7 +116,8 @@ class Collector:
         between rounds and while sampling; whatever it raises leaves this step undone.
         """
         config, ledger = self._config, self.ledger
-        self._rubric.step = step
+        self._rubric.step = self._step = step
+        self._seconds = {"sampling": 0.0, "rewards_wait": 0.0}
         wanted = config.groups_per_step
         useful, self.kept = self.kept[:wanted], self.kept[wanted:]
         dropped: list[tuple[Group, str]] = []
@@ -128,7 +140,8 @@ class Collector:
             ledger.useful_share = num_useful / num_drawn
         if len(useful) < wanted:
             useful = self._end_of_budget(useful, dropped, num_drawn)
-        metrics = {**self._coverage(), **self._worker.metrics(), **self._rubric.take_metrics()}
+        seconds = {f"time/{name}": round(value, 4) for name, value in self._seconds.items()}
+        metrics = {**self._coverage(), **self._worker.metrics(), **self._rubric.take_metrics(), **seconds}
         return Collected(useful, dropped, list(self.kept), num_drawn, metrics)
 
     def close(self, collected: Collected, untrained: set[int]) -> None:
@@ -170,8 +183,14 @@ class Collector:
         check()
         for group in groups:
             scored = group.scored
-            self.order.record(group.prompt.id, sum(t.reward.correct for t in scored), len(scored))
+            self.order.record(group.prompt.id, sum(self._success(t.reward) for t in scored), len(scored))
         return groups
+
+    def _success(self, result: RewardResult) -> float:
+        """How well a completion did, from 0 to 1: by its answer, or by its reward where answers are not rewarded."""
+        if self._rubric.config.pays_answers:
+            return float(result.correct)
+        return min(1.0, max(0.0, result.value or 0.0))
 
     def _score_while_sampling(
         self, tasks: Sequence[Task], requests: Sequence[RolloutRequest], check: Callable[[], None]
@@ -180,9 +199,16 @@ class Collector:
         groups: list[Group] = []
         scored: list[Future[list[Group]]] = []
         sampled: list[list[Rollout]] = []
+        total = sum(request.group_size for request in requests)
         scorer = ThreadPoolExecutor(1, "rewards")
+
+        def show(num_sampled: int, wait: str = "") -> None:
+            num_scored = sum(len(group.trajectories) for group in groups)
+            self.show(f"step {self._step}: {num_sampled} of {total} completions sampled, {num_scored} scored{wait}")
+
+        begin = time.monotonic()
         try:
-            for piece in generate_in_pieces(self._worker, requests, check):
+            for piece in generate_in_pieces(self._worker, requests, check, show):
                 own_tasks = tasks[len(sampled) : len(sampled) + len(piece)]
                 sampled += piece
                 scored.append(
@@ -191,10 +217,15 @@ class Collector:
                 while scored and scored[0].done():  # an error of the rewards ends the sampling
                     groups += scored.pop(0).result()
             self._num_failed = name_failures(sampled, self._num_failed)
+            sampled_at = time.monotonic()
+            self._seconds["sampling"] += sampled_at - begin
             for future in scored:
                 while not wait([future], MOMENT).done:
                     check()
+                    if (waited := time.monotonic() - sampled_at) > SHOWN_WAIT:
+                        show(total, f"; waiting for {self._rubric.awaited()} for {waited:.0f} s")
                 groups += future.result()
+            self._seconds["rewards_wait"] += time.monotonic() - sampled_at
             return groups
         finally:
             scorer.shutdown(wait=False, cancel_futures=True)  # all is done, or the run ends and with it its rubric

@@ -68,10 +68,13 @@ class TrainerConfig:
     """steps between printed rollouts"""
     max_sampler_gap: float = 0.2
     """nats by which sampler and trainer may differ at a token of the same weights; more is looked into and warned of"""
+    warn_after: int = field(default=3, metadata=OUTSIDE)
+    """steps in a row after which the doctor warns of what keeps a policy from learning, such as no update, completions
+    that are cut off, or equal rewards; 0: never (docs/pipeline.md)"""
 
     def __post_init__(self) -> None:
         ones = [(name, 1) for name in ("groups_per_step", "mini_batch_size", "passes", "show_every")]
-        for name, least in (("max_steps", 0), ("max_draws", 0), *ones):
+        for name, least in (("max_steps", 0), ("max_draws", 0), ("warn_after", 0), *ones):
             if getattr(self, name) < least:
                 raise ValueError(f"trainer.{name}: expected at least {least}, found {getattr(self, name)}")
         self.max_draws = self.max_draws or 3 * self.groups_per_step

@@ -49,8 +49,8 @@ class DrawOrder:
             if share >= 1.0 or uniforms(seeds, 0)[0] < share:
                 return index
 
-    def record(self, prompt_id: str, num_right: int, num_scored: int) -> None:
-        """Remember how often a draw of the prompt succeeded."""
+    def record(self, prompt_id: str, num_right: float, num_scored: int) -> None:
+        """Remember how often a draw of the prompt succeeded; a completion may succeed in part."""
         if num_scored:
             latest = num_right / num_scored
             earlier = self.pass_rates.get(prompt_id, latest)

@@ -19,7 +19,7 @@ def stored_group(group: Group) -> State:
 def restore_group(record: State, task: Task) -> Group:
     """The group that `stored_group` was given."""
     trajectories = tuple(_restored(item, record["draw"], task) for item in record["trajectories"])
-    return Group(record["draw"], task.prompt, task.images, trajectories)
+    return Group(record["draw"], task.prompt, task.images, trajectories, task.paths)
 
 
 def _stored(trajectory: Trajectory) -> State:
@@ -35,6 +35,7 @@ def _stored(trajectory: Trajectory) -> State:
         "parts": reward.parts,
         "status": reward.status.value,
         "reason": reward.reason,
+        "answer": reward.answer,
         "shaped_reward": trajectory.shaped_reward,
     }
 
@@ -51,5 +52,6 @@ def _restored(record: State, group_index: int, task: Task) -> Trajectory:
         policy_versions=tuple((start, version) for start, version in record["policy_versions"]),
         finish_reason=FinishReason(record["finish_reason"]),
     )
-    reward = RewardResult(record["reward"], record["parts"], Status(record["status"]), record["reason"])
+    status, answer = Status(record["status"]), record.get("answer")
+    reward = RewardResult(record["reward"], record["parts"], status, record["reason"], answer)
     return Trajectory(rollout, reward, record["shaped_reward"])

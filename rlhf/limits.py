@@ -5,14 +5,20 @@ from dataclasses import replace
 from model.config import MoeLanguageConfig
 from model.processing.processor import Processor
 from rlhf.algorithms.algorithm import Algorithm
+from rlhf.algorithms.config import GroupFilter
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import RlConfig
 
 
 def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm]:
-    """The config with limits that fit the model, and its algorithm. `ValueError` where they do not go together."""
+    """The config with limits that fit the model, and its algorithm. `ValueError` where they do not go together.
+
+    A filter of groups by right and wrong answers becomes one by rewards where answers are not rewarded.
+    """
     language = processor.config.language
     config = replace(config, rollouts=config.rollouts.within(language.max_position_embeddings))
+    if config.algorithm.group_filter is GroupFilter.correctness_spread and not config.reward.pays_answers:
+        config = replace(config, algorithm=replace(config.algorithm, group_filter=GroupFilter.reward_spread))
     algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
     if config.trainer.balance_coefficient and not isinstance(language, MoeLanguageConfig):
         raise ValueError(
@@ -23,12 +29,18 @@ def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm
 
 
 def describe(config: RlConfig, num_prompts: int) -> str:
-    """The limits of a run in two lines."""
+    """The limits of a run in two lines, and one more where answers are not rewarded."""
     trainer, rollouts = config.trainer, config.rollouts
+    unpaid = (
+        "\nanswers are not rewarded: group filter and curriculum go by the reward "
+        f"(algorithm.group_filter={config.algorithm.group_filter.value}, trainer.curriculum="
+        f"{trainer.curriculum.value})"
+    )
     return (
         f"limits: {rollouts.max_prompt_tokens} + {rollouts.max_completion_tokens} tokens "
         f"(rollouts.max_prompt_tokens + rollouts.max_completion_tokens), learning rate "
         f"{config.optimizer.learning_rate:g}, {config.algorithm.name}\n"
         f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
         f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts"
+        f"{'' if config.reward.pays_answers else unpaid}"
     )

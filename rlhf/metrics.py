@@ -5,19 +5,21 @@ A mean or an extreme of nothing is NaN, which the run's folder writes as null; i
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import pstdev
 
 import numpy as np
 
 from model.engine.base import LossSums, StepResult
 from model.processing.tokenizer import Tokenizer
+from rewards.answers import parse_completion
 from rlhf.algorithms.loss_metrics import GAP_POSITIONS
 from rlhf.collect import Collected
 from rlhf.ledger import Ledger
-from rlhf.trajectory import Group
+from rlhf.trajectory import Group, Trajectory
 from rlhf.update import UpdateResult
-from rollouts.records import StoredRollout
+from rollouts.records import RolloutContext, StoredRollout
+from rollouts.rollout import question_of
 
 
 class LossTotals:
@@ -101,7 +103,8 @@ def reward_metrics(groups: Sequence[Group]) -> dict[str, float]:
     metrics = {
         "reward": _mean([t.reward.value or 0.0 for t in scored]),
         "reward/shaped": _mean([t.shaped_reward for t in scored]),
-        "accuracy": _mean([float(t.reward.correct) for t in scored]),
+        "accuracy": _mean([float(t.reward.correct) for t in scored if t.reward.is_judged]),
+        "answer_share": _mean([float(t.reward.answer is not None) for t in trajectories]),
         "length/mean": _mean(lengths),
         "length/max": float(max(lengths, default=math.nan)),
         "overlong_share": _mean([float(t.is_overlong) for t in trajectories]),
@@ -159,28 +162,52 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
     }
 
 
-def stored_rollouts(collected: Collected, tokenizer: Tokenizer) -> list[dict[str, object]]:
-    """Every sampled rollout as JSON data, dropped groups included."""
+def stored_rollouts(
+    collected: Collected, tokenizer: Tokenizer, trained: Sequence[Group] = ()
+) -> list[dict[str, object]]:
+    """Every sampled rollout as JSON data, dropped groups included. `trained` are the step's groups with advantages."""
     reasons = {group.group_index: reason for group, reason in collected.dropped}
+    advantages = {
+        (group.group_index, t.rollout.sample_index): t.mean_advantage for group in trained for t in group.trajectories
+    }
     return [
-        StoredRollout(
-            group_index=group.group_index,
-            prompt_id=group.prompt.id,
-            sample_index=trajectory.rollout.sample_index,
-            text=tokenizer.decode(trajectory.rollout.completion_ids),
-            reference=group.prompt.reference,
-            reward=trajectory.reward.value,
-            parts=trajectory.reward.parts,
-            status=trajectory.reward.status.value,
-            reason=trajectory.reward.reason,
-            dropped=reasons.get(group.group_index, ""),
-            finish_reason=trajectory.rollout.finish_reason.value,
-            policy_version=trajectory.rollout.policy_versions[0][1],
-            completion_ids=trajectory.rollout.completion_ids,
-        ).to_json()
+        _stored(group, trajectory, tokenizer, reasons.get(group.group_index, ""), advantages)
         for group in collected.sampled
         for trajectory in group.trajectories
     ]
+
+
+def _stored(
+    group: Group,
+    trajectory: Trajectory,
+    tokenizer: Tokenizer,
+    dropped: str,
+    advantages: Mapping[tuple[int, int], float],
+) -> dict[str, object]:
+    rollout, reward = trajectory.rollout, trajectory.reward
+    text = tokenizer.decode(rollout.completion_ids)
+    return StoredRollout(
+        group_index=group.group_index,
+        prompt_id=group.prompt.id,
+        sample_index=rollout.sample_index,
+        text=text,
+        reference=group.prompt.reference,
+        reward=reward.value,
+        parts=reward.parts,
+        status=reward.status.value,
+        reason=reward.reason,
+        dropped=dropped,
+        finish_reason=rollout.finish_reason.value,
+        policy_version=rollout.policy_versions[0][1],
+        completion_ids=rollout.completion_ids,
+        context=RolloutContext(
+            question=question_of(group.prompt.messages),
+            images=list(group.files),
+            thinking=parse_completion(text).thinking,
+            answer=reward.answer,
+            advantage=advantages.get((group.group_index, rollout.sample_index)),
+        ),
+    ).to_json()
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -37,6 +37,11 @@ class Task:
         ids = len(self.tokens.ids) + len(self.tokens.placeholder_ids)
         return sum(image.nbytes for image in self.images) + _BYTES_OF_ID * ids
 
+    @property
+    def paths(self) -> list[str]:
+        """Paths of the prompt's images and videos."""
+        return [str(self.root / name) for name in self.tokens.files]
+
     def request(self, group_index: int, group_size: int, greedy: bool = False) -> RolloutRequest:
         tokens = self.tokens
         return RolloutRequest(
@@ -68,13 +73,16 @@ class PromptSet(TableSource[PromptRow]):
         data: DataConfig | None = None,
         folders: DataFolders | None = None,
         key: str = "prompts",
+        needs_reference: bool = True,
     ) -> None:
-        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row.
+        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row, and so is one without a
+        reference where rewards need it.
 
         `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
         """
         self._data = data or DataConfig()
         self._processor, self._mode, self._rollouts = processor, mode, rollouts
+        self._needs_reference = needs_reference
         self._visual_tokens = array("q")  # one a row, counted when the row was opened
         self._checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
         super().__init__(key, [Path(path), *map(Path, self._data.also)], self._data, folders or DataFolders())
@@ -88,10 +96,10 @@ class PromptSet(TableSource[PromptRow]):
         return self._weights
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, PromptRow, int]:
-        """`ValueError` for a row without a reference too."""
         row = self.reader.read(raw, table, ordinal)
         self.refuse_known(row.id)
-        prompt = Prompt(row.id, row.messages, require_reference(row), row.meta)
+        reference = require_reference(row) if self._needs_reference else row.reference or ""
+        prompt = Prompt(row.id, row.messages, reference, row.meta)
         most = self._rollouts.max_prompt_tokens
         self._processor.refuse_long(texts_of(prompt.messages), most, "rollouts.max_prompt_tokens")
         tokens = self._processor.prompt(prompt.messages, row.asked_in(self._mode), row.root)
@@ -169,9 +177,14 @@ def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[Pro
     """(what a run trains on, what it holds out), opened for thinking. Images and reports of bad rows go to `run`."""
     folders = DataFolders(run / "media", run / "bad_rows.jsonl")
     path, held_out = Path(config.prompts), config.evaluation.prompts
-    prompts = PromptSet(path, processor, Mode.think, config.rollouts, config.data, folders)
+    needs_reference = config.reward.has_answers
+    prompts = PromptSet(
+        path, processor, Mode.think, config.rollouts, config.data, folders, needs_reference=needs_reference
+    )
     if not held_out:
         return prompts, None
     alone = config.data.without_mixture()
     apart, key = folders.named("evaluation"), "evaluation.prompts"
-    return prompts, PromptSet(Path(held_out), processor, Mode.think, config.rollouts, alone, apart, key)
+    return prompts, PromptSet(
+        Path(held_out), processor, Mode.think, config.rollouts, alone, apart, key, needs_reference
+    )

@@ -74,7 +74,7 @@ def score_groups(
     groups = []
     for task, rewarded in zip(tasks, reward(tasks, rollouts, rubric, tokenizer), strict=True):
         trajectories = tuple(Trajectory(r, result, algorithm.shape_reward(result, r)) for r, result in rewarded)
-        groups.append(Group(rewarded[0][0].group_index, task.prompt, task.images, trajectories))
+        groups.append(Group(rewarded[0][0].group_index, task.prompt, task.images, trajectories, task.paths))
     return groups
 
 
@@ -85,7 +85,7 @@ def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardIn
     return RewardInput(
         prompt_id=task.prompt.id,
         messages=task.prompt.messages,
-        images=[str(task.root / name) for name in task.tokens.files],
+        images=task.paths,
         reference=task.prompt.reference,
         completion=text,
         thinking=parsed.thinking,

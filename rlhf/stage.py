@@ -15,6 +15,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collector
 from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
+from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
@@ -77,6 +78,9 @@ def _train(
         ExitStack() as ends,
     ):
         collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
+        collector.show = progress.status
+        needs_advantage = algorithm.learns_from_advantages and not trainer_config.balance_coefficient
+        doctor = Doctor(trainer_config.warn_after, needs_advantage, processor.tokenizer, progress.say)
         evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out, config.dtype)
         ahead = None
         if num_ahead:
@@ -95,9 +99,11 @@ def _train(
             algorithm=algorithm,
             evaluator=evaluator,
             watch=MismatchWatch(policy, trainer_config.max_sampler_gap),
+            doctor=doctor,
             reporter=StepReporter(progress, processor.tokenizer, trainer_config.show_every),
         )
         train(trainer_config, parts, run)
+        doctor.end()
     with run.space_for("final"):
         engine.export(run.final_folder, processor, config.dtype)
     run.finish({"updates": engine.step_count})

@@ -8,6 +8,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import StepCollector
 from rlhf.config import TrainerConfig
 from rlhf.console import StepReporter
+from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.mismatch import MismatchWatch
@@ -23,6 +24,7 @@ class Parts:
     algorithm: Algorithm
     evaluator: Evaluator
     watch: MismatchWatch
+    doctor: Doctor
     reporter: StepReporter
 
 
@@ -34,7 +36,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
     engine, tokenizer = policy.engine, policy.processor.tokenizer
-    sections = {"collector": collector, "evaluator": evaluator}
+    sections = {"collector": collector, "evaluator": evaluator, "doctor": parts.doctor}
     state = run.restore(engine)
     if state["step"]:
         restore_sections(state, sections)
@@ -59,10 +61,11 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
             metrics = {**step_metrics(collected, totals, collector.ledger), **agreement}
+            metrics |= parts.doctor.look(step, metrics, collected)
             with run.timed("evaluate"), stop.at_once():
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
-            run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer))
+            run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer, groups))
             parts.reporter.show(step, metrics, collected, run.seconds)
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})

@@ -36,6 +36,12 @@ class Trajectory:
         return any(self.token_advantages) if self.token_advantages is not None else self.advantage != 0
 
     @property
+    def mean_advantage(self) -> float:
+        """`advantage`, or the mean over tokens where they differ."""
+        values = self.token_advantages
+        return sum(values) / max(1, len(values)) if values is not None else self.advantage
+
+    @property
     def is_scored(self) -> bool:
         return self.reward.status is Status.ok
 
@@ -48,6 +54,7 @@ class Group:
     prompt: Prompt
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]
+    files: Sequence[str] = ()  # paths of the prompt's images and videos
 
     @property
     def scored(self) -> tuple[Trajectory, ...]:

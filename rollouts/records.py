@@ -1,10 +1,10 @@
 """The stored form of a rollout: a line of RUN/rollouts/step_*.jsonl, which training writes and other stages read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 
-from model.json_values import parse_json
+from model.json_values import JsonObject, parse_json
 
 FORMAT = 1
 """Version of the stored form. A change that old readers would misread raises it."""
@@ -21,6 +21,24 @@ _KINDS: dict[str, type | tuple[type, ...]] = {
     "completion_ids": list,
 }
 """Types of the values in the file; all others are texts."""
+
+
+_CONTEXT_KINDS: dict[str, type | tuple[type, ...]] = {
+    "images": list,
+    "answer": (str, type(None)),
+    "advantage": (int, float, type(None)),
+}
+
+
+@dataclass(frozen=True)
+class RolloutContext:
+    """Everything about a rollout that a person wants to see beside it. Lines of older versions have none of it."""
+
+    question: str = ""  # the text of the user's last message
+    images: list[str] = field(default_factory=list)  # paths of the prompt's images and videos
+    thinking: str = ""
+    answer: str | None = None  # the answer that was judged; None: the answer rules found none
+    advantage: float | None = None  # None: the rollout did not train; a mean over tokens where they differ
 
 
 @dataclass(frozen=True)
@@ -40,6 +58,7 @@ class StoredRollout:
     reason: str = ""  # why the reward is unknown
     dropped: str = ""  # why the group did not train; empty if it did
     policy_version: int = 0  # the version that drew the first token
+    context: RolloutContext = RolloutContext()
     format: int = field(default=FORMAT, kw_only=True)
 
     def to_json(self) -> dict[str, object]:
@@ -58,6 +77,7 @@ class StoredRollout:
             "dropped": self.dropped,
             "finish_reason": self.finish_reason,
             "policy_version": self.policy_version,
+            **vars(self.context),
             "completion_ids": self.completion_ids,
         }
 
@@ -79,17 +99,25 @@ class StoredRollout:
             raise ValueError(
                 f"{where}: format: expected 1 to {FORMAT}, found {version!r}; a newer version of this toolkit wrote it"
             )
-        values: dict[str, object] = {}
-        for one in fields(cls):
-            key, kind = _KEYS.get(one.name, one.name), _KINDS.get(one.name, str)
-            if one.name == "format" or (key not in record and one.default is not MISSING):
-                continue
-            if not isinstance(record.get(key), kind) or key not in record:
-                found = repr(record[key])[:80] if key in record else "none"
-                names = [part.__name__ for part in (kind if isinstance(kind, tuple) else (kind,))]
-                raise ValueError(f"{where}: {key}: expected {' or '.join(names)}, found {found}")
-            values[one.name] = record[key]
-        return cls(**values, format=version)  # pyright: ignore[reportArgumentType]
+        values = _values(cls, record, _KINDS, where)
+        context = RolloutContext(**_values(RolloutContext, record, _CONTEXT_KINDS, where))
+        return cls(**values, context=context, format=version)
+
+
+def _values(kept: type, record: JsonObject, kinds: Mapping[str, type | tuple[type, ...]], where: str) -> JsonObject:
+    """Return the fields of a dataclass that a line has. `ValueError` for one that is missing or of another type."""
+    values: JsonObject = {}
+    for one in fields(kept):
+        key, kind = _KEYS.get(one.name, one.name), kinds.get(one.name, str)
+        may_lack = one.default is not MISSING or one.default_factory is not MISSING
+        if one.name in ("format", "context") or (key not in record and may_lack):
+            continue
+        if not isinstance(record.get(key), kind) or key not in record:
+            found = repr(record[key])[:80] if key in record else "none"
+            names = [part.__name__ for part in (kind if isinstance(kind, tuple) else (kind,))]
+            raise ValueError(f"{where}: {key}: expected {' or '.join(names)}, found {found}")
+        values[one.name] = record[key]
+    return values
 
 
 def read_rollouts(file: Path) -> Iterator[StoredRollout]:

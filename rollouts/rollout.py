@@ -33,6 +33,14 @@ class Prompt:
     meta: Json = field(default_factory=dict)
 
 
+def question_of(messages: Sequence[Json]) -> str:
+    """Return the text of the user's last message."""
+    content = next((message["content"] for message in reversed(messages) if message.get("role") == "user"), "")
+    if isinstance(content, str):
+        return content
+    return " ".join(str(part["text"]) for part in content if part.get("type") == "text")
+
+
 @dataclass(frozen=True)
 class RolloutRequest:
     """Asks for `group_size` completions of one prompt, which form a group."""
@@ -137,16 +145,25 @@ def generate(
 
 
 def generate_in_pieces(
-    worker: RolloutWorker, requests: Sequence[RolloutRequest], check: Callable[[], None] = lambda: None
+    worker: RolloutWorker,
+    requests: Sequence[RolloutRequest],
+    check: Callable[[], None] = lambda: None,
+    show: Callable[[int], None] = lambda _: None,
 ) -> Iterator[list[list[Rollout]]]:
-    """Yield what `generate` returns in pieces: the next requests, once they and all before them are complete."""
+    """Yield what `generate` returns in pieces: the next requests, once they and all before them are complete.
+
+    `show` is told between polls how many completions are there.
+    """
     order = {worker.submit(request): position for position, request in enumerate(requests)}
     done: dict[int, list[Rollout]] = {}
-    given = 0
+    given = num_done = 0
     try:
         while order:
             check()
-            done |= {order.pop(handle): rollouts for handle, rollouts in worker.poll()}
+            found = {order.pop(handle): rollouts for handle, rollouts in worker.poll()}
+            num_done += sum(map(len, found.values()))
+            show(num_done)
+            done |= found
             first = given
             while given in done:
                 given += 1

@@ -44,6 +44,13 @@ class StageProgress:
             self._last_line = time.monotonic()
             self.say(f"{self.title} {step}/{self.total} {line}")
 
+    def status(self, line: str) -> None:
+        """Show how far the present step is; callable from any thread."""
+        self._bar.update(self._task, line=line)
+        if not self.console.is_terminal and time.monotonic() - self._last_line > self.seconds_between_lines:
+            self._last_line = time.monotonic()
+            self.say(f"{self.title} {line}")
+
     def say(self, text: str) -> None:
         """Print above the bar; the text is data, not markup."""
         self.console.print(text, markup=False)

@@ -10,11 +10,13 @@ import os
 import socket
 import sys
 import traceback
+from contextlib import nullcontext
 from dataclasses import replace
 
 from rewards.custom import Malformed, call_one, call_siblings, describe, load_function
 from rewards.result import Unscorable
 from rewards.sandbox.limits import Limits
+from rewards.sandbox.prints import named_prints
 from rewards.sandbox.tasks import (
     MAX_REASON,
     VERIFIERS,
@@ -90,11 +92,13 @@ def _answer(request: Request, connection: socket.socket, limits: Limits) -> Scor
         if isinstance(task, Load | CallOne | CallSiblings):
             phase, threads = "load", os.cpu_count() or 1
             limits.allow_seconds(LOAD_SECONDS * threads)
-            load_function(task.function)
+            with named_prints(task.function):
+                load_function(task.function)
             connection.sendall(encode_reply(Started(request.id)))
             phase = "error"
         limits.allow_seconds(request.seconds * threads)
-        with limits.memory(task.memory_mb):
+        prints = named_prints(task.function) if isinstance(task, CallOne | CallSiblings) else nullcontext()
+        with limits.memory(task.memory_mb), prints:
             value = run_task(task)
         reply = Scored(request.id, value)
     except MemoryError:

@@ -56,10 +56,14 @@ class Algorithm(Generic[Config]):
         return self.config.kl.coefficient > 0
 
     @property
+    def learns_from_advantages(self) -> bool:
+        """Whether an update whose advantages are all 0 teaches nothing; a KL term only pulls back to the reference."""
+        return self.advantage_scales_objective and not self.config.entropy_coefficient
+
+    @property
     def zero_advantage_is_silent(self) -> bool:
         """Whether a trajectory whose advantage is 0 adds exactly nothing to the gradient of the loss."""
-        has_kl_term = self.needs_reference and self.config.kl.place is KlPlace.loss
-        return self.advantage_scales_objective and not (has_kl_term or self.config.entropy_coefficient)
+        return self.learns_from_advantages and not (self.needs_reference and self.config.kl.place is KlPlace.loss)
 
     def shape_reward(self, reward: RewardResult, rollout: Rollout) -> float:
         """The reward after the algorithm's own terms."""
@@ -124,7 +128,13 @@ class Algorithm(Generic[Config]):
         weights = correction_weights(
             old, batch.rollout_logprobs, mask, batch.sequence, config.correction.rule, config.correction.cap
         )
-        per_token = -self.objective(log_ratios, policy, batch.advantages) * weights
+        objective = self.objective(log_ratios, policy, batch.advantages)
+        if objective.shape != policy.shape:
+            raise ValueError(
+                f"objective: expected [N] = {list(policy.shape)}, a number for each token, found "
+                f"{list(objective.shape)}; mend {type(self).__name__}.objective"
+            )
+        per_token = -objective * weights
         if config.kl.place is KlPlace.loss and batch.ref_logprobs is not None:
             per_token = per_token + config.kl.coefficient * kl_estimate(
                 policy, batch.ref_logprobs, mask, config.kl.estimator

@@ -88,8 +88,8 @@ def ask(
     results = [result for _, result in rewarded]
     groups = [results[start : start + num_samples] for start in range(0, len(results), num_samples)]
     return Answers(
-        right=[[one.correct if one.value is not None else None for one in group] for group in groups],
-        scores=[[one.answer_value if one.value is not None else None for one in group] for group in groups],
+        right=[[one.correct if one.is_judged else None for one in group] for group in groups],
+        scores=[[one.answer_value if one.is_judged else None for one in group] for group in groups],
         formatted=[result.parts.get("format") or 0.0 for result in results if result.value is not None],
         lengths=[len(rollout.completion_ids) for rollout, _ in rewarded],
     )

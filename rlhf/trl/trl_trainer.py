@@ -32,6 +32,7 @@ from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
+from rlhf.doctor import Doctor
 from rlhf.draws import DrawOrder
 from rlhf.inputs import inputs_of, known_inputs
 from rlhf.limits import checked, describe
@@ -67,8 +68,12 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 reporter = StepReporter(progress, processor.tokenizer, config.trainer.show_every)
                 policy = load_policy(checkpoint, processor, config.engine)
                 trainer = build_trainer(config, policy, prompts, rewards, processor)
-                trainer.add_callback(StepRecorder(run, rewards, reporter))
+                doctor = Doctor(
+                    config.trainer.warn_after, algorithm.learns_from_advantages, processor.tokenizer, progress.say
+                )
+                trainer.add_callback(StepRecorder(run, rewards, reporter, doctor))
                 trainer.train()
+                doctor.end()
             save_policy(run.final_folder, policy, checkpoint, config.dtype)
             run.finish({"updates": trainer.state.global_step})
 
@@ -215,8 +220,8 @@ class StepRewards:
 class StepRecorder(TrainerCallback):
     """Writes each step to the run's files, in our names where the quantity is ours, once its last update is done."""
 
-    def __init__(self, run: RunFolder, rewards: StepRewards, reporter: StepReporter) -> None:
-        self._run, self._rewards, self._reporter = run, rewards, reporter
+    def __init__(self, run: RunFolder, rewards: StepRewards, reporter: StepReporter, doctor: Doctor) -> None:
+        self._run, self._rewards, self._reporter, self._doctor = run, rewards, reporter, doctor
         self._began = 0.0
         self._updates: list[dict[str, float]] = []
 
@@ -246,6 +251,7 @@ class StepRecorder(TrainerCallback):
             "time/update": round(now - rewards.scored_at, 4),
         }
         self._run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, rewards.tokenizer))
+        metrics |= self._doctor.look(step, metrics, collected)
         self._reporter.show(step, metrics, collected, now - self._began)
         self._run.log(step, metrics)
 

@@ -32,3 +32,31 @@ def test_a_secret_among_the_options_is_refused_and_not_shown(options, where):
 )
 def test_other_options_are_kept(options):
     assert RewardConfig(options=options).options == options
+
+
+def test_only_my_reward_is_one_override():
+    mine = {"verifier": "none", "functions": ["my.py:fn", "my.py:other"]}
+    assert RewardConfig(**mine).weights == {"fn": 0.5, "other": 0.5}
+    assert RewardConfig(**mine, parts={"language": 0.2}).weights == {"language": 0.2, "fn": 0.4, "other": 0.4}
+    assert RewardConfig(**mine, function_weights=[0.3, 0.7]).weights == {"fn": 0.3, "other": 0.7}
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({}, "so expected reward.functions or reward.parts, found none"),
+        ({"functions": ["my.py:fn"], "gates": ["format"]}, r"reward.gates: expected some of \['fn'\], found 'format'"),
+        ({"functions": ["my.py:fn"], "datasets": {"docvqa": "anls"}}, "reward.datasets: expected none with"),
+    ],
+)
+def test_what_a_reward_without_a_verifier_cannot_have_is_refused(settings, said):
+    with pytest.raises(ValueError, match=said):
+        RewardConfig(verifier="none", **settings)
+
+
+def test_whether_answers_are_paid_follows_from_weights_and_gates():
+    def pays(**settings) -> bool:
+        return RewardConfig(functions=["my.py:fn"], **settings).pays_answers
+
+    unpaid = {"answer_weight": 0.0, "format_weight": 0.0, "function_weights": [1.0]}
+    assert pays() and not pays(**unpaid) and pays(**unpaid, gates=["answer"]) and not pays(verifier="none")

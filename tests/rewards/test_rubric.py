@@ -276,6 +276,23 @@ class TestComposition:
         (gated, _), _ = self.score(make_input, inputs, **settings, answer_weight=0.0, gates=["answer"])
         assert gated.status is Status.unscorable
 
+    def test_without_a_verifier_only_the_own_reward_counts(self, make_input, functions, capfd):
+        """References are neither read nor complained of, and no answer is right or wrong."""
+        inputs = [make_input(RIGHT, reference="\\frac{1}{"), make_input(WRONG, reference="")]
+        results, metrics = self.score(make_input, inputs, verifier="none", functions=[f"{functions}:constant"])
+        assert [(r.value, r.parts, r.is_judged, r.answer) for r in results] == [
+            (0.25, {"constant": 0.25}, False, "7"),
+            (0.25, {"constant": 0.25}, False, "8"),
+        ]
+        assert metrics == {} and capfd.readouterr().err == ""
+
+    def test_failures_of_a_part_are_printed_a_few_times_and_then_counted(self, make_input, capfd):
+        inputs = [make_input(RIGHT, reference=f"\\frac{{{number}}}{{") for number in range(20)]
+        self.score(make_input, inputs)
+        printed = capfd.readouterr().err
+        assert printed.count("reward part 'answer' is unscorable") == Rubric.most_shown
+        assert printed.count("further failures are counted, not shown") == 1
+
     def test_gate_must_be_passed(self, make_input):
         results, _ = self.score(make_input, [(RIGHT,), (SHOWN,), (WRONG,)], gates=["format"])
         assert [result.value for result in results] == pytest.approx([1.0, 0.0, 0.1])

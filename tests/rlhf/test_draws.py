@@ -52,7 +52,8 @@ def test_pass_rates_follow_the_policy():
     order.record("p0", 0, 4)
     order.record("p0", 4, 4)
     order.record("p1", 0, 0)  # nothing could be scored: nothing is known
-    assert order.pass_rates == {"p0": 0.5}
+    order.record("p2", 2.5, 5)  # a reward between 0 and 1, where answers are not rewarded
+    assert order.pass_rates == {"p0": 0.5, "p2": 0.5}
 
 
 def test_state_continues_exactly():

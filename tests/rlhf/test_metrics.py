@@ -108,3 +108,16 @@ def test_stored_rollouts_name_why_a_group_did_not_train(tiny):
     assert lines[3]["reward"] is None and lines[3]["reason"] == "no judge"
     assert {line["text"] for line in lines} == {tokenizer.decode([11, 12])}
     assert lines[0]["format"] == StoredRollout("p", [], "stop", {}).format
+    assert {line["question"] for line in lines} == {"1+1?"} and {line["advantage"] for line in lines} == {None}
+
+
+def test_stored_rollouts_keep_what_a_person_wants_to_see(tiny):
+    text = "<think>one and one</think>\\boxed{2}"
+    made = group(0, 1.0, 0.0, ids=tuple(tiny[1].tokenizer.encode(text)))
+    made = replace(made, files=["data/a.png"])
+    judged = replace(made.trajectories[0], reward=replace(made.trajectories[0].reward, answer="2"))
+    trained = made.with_trajectories([replace(judged, advantage=0.5)])  # the other left before training
+    step = collected(made.with_trajectories([judged, made.trajectories[1]]))
+    first, second = stored_rollouts(step, tiny[1].tokenizer, [trained])
+    assert (first["thinking"], first["answer"], first["images"]) == ("one and one", "2", ["data/a.png"])
+    assert (first["advantage"], second["advantage"], second["answer"]) == (0.5, None, None)

@@ -13,6 +13,7 @@ from model.run.interrupt import Interrupted, Terminated
 from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.collect import BudgetExhausted
+from rlhf.doctor import NothingLearned
 from rlhf.stage import run_stage
 
 
@@ -28,6 +29,13 @@ class LengthRubric(Rubric):
             os.kill(os.getpid(), signal.SIGTERM)
         rights = [float(sum(item.token_ids) % 2) for item in inputs]
         return [RewardResult(right, {"answer": right, "format": 1.0}) for right in rights]
+
+
+class WrongButDifferentRubric(Rubric):
+    """No answer is right, and yet there is something to learn."""
+
+    def score(self, inputs):
+        return [RewardResult(0.1 * (sum(item.token_ids) % 2), {"answer": 0.0, "format": 1.0}) for item in inputs]
 
 
 class WrongRubric(Rubric):
@@ -136,7 +144,7 @@ def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_fol
         tiny_folder,
         digits_folder / "train.jsonl",
         tmp_path,
-        WrongRubric,
+        WrongButDifferentRubric,
         *watch,
         "evaluation.patience=2",
         "algorithm.group_filter=none",
@@ -193,10 +201,21 @@ def test_a_reward_that_cannot_work_is_refused_before_a_step(tiny_folder, digits_
 
 
 @pytest.mark.parametrize("policy", ["train_partial", "skip_step"])
-def test_an_all_wrong_set_trains_nothing_and_ends(tiny_folder, digits_folder, tmp_path, policy):
-    run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")
-    assert [(row["updates"], row["dropped/all_wrong"]) for row in rows(tmp_path)] == [(0.0, 6.0)] * 4
-    assert json.loads((tmp_path / "done.json").read_text())["updates"] == 0
+def test_an_all_wrong_set_trains_nothing_and_ends_with_its_own_code(
+    tiny_folder, digits_folder, tmp_path, policy, capsys
+):
+    for _ in range(2):  # the same command comes to the same end, so that a pipeline does not go on
+        with pytest.raises(
+            NothingLearned, match=r"no update .* in 4 steps, .*most often as all_wrong \(24 of 24\)"
+        ) as end:
+            run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, f"trainer.when_budget_ends={policy}")
+        assert end.value.exit_code == 9 and not (tmp_path / "final").exists()
+    found = rows(tmp_path)
+    assert [(row["updates"], row["dropped/all_wrong"]) for row in found] == [(0.0, 6.0)] * 4
+    assert [row["doctor/no_update_steps"] for row in found] == [1.0, 2.0, 3.0, 4.0]
+    warning = capsys.readouterr().out.partition("doctor: no update changed the policy")[2]
+    assert "most often as all_wrong (6 of 6) (in the last 3 steps)" in warning
+    assert warning.partition("doctor:")[0].count("extracted answer") == 3
 
 
 def test_an_all_wrong_set_stops_a_run_that_says_so(tiny_folder, digits_folder, tmp_path):
@@ -204,3 +223,23 @@ def test_an_all_wrong_set_stops_a_run_that_says_so(tiny_folder, digits_folder, t
         with pytest.raises(BudgetExhausted, match=r"6 prompts were drawn and 0 of .*'all_wrong': 6") as stop:
             run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongRubric, "trainer.when_budget_ends=stop")
         assert stop.value.exit_code == 7
+
+
+def test_only_an_own_reward_trains_groups_that_differ_in_it_and_needs_no_reference(
+    tiny_folder, digits_folder, tmp_path, capsys
+):
+    """A filter by right and wrong answers would drop every group, because no answer is judged."""
+    own = tmp_path / "own.py"
+    own.write_text(
+        "def even(completions, completion_ids, **_):\n    return [float(sum(i) % 2) for i in completion_ids]\n"
+    )
+    lines = (digits_folder / "train.jsonl").read_text().splitlines()[:12]
+    prompts = digits_folder / "no_reference.jsonl"
+    rest = [{key: value for key, value in json.loads(line).items() if key != "reference"} for line in lines]
+    prompts.write_text("".join(json.dumps(row) + "\n" for row in rest))
+    mine = ["reward.verifier=none", f"reward.functions=[{own}:even]", "trainer.max_steps=1"]
+    run(tiny_folder, prompts, tmp_path / "run", Rubric, *mine)
+    (row,) = rows(tmp_path / "run")
+    assert row["updates"] == 1.0 and row["groups/trained"] == 2.0 and row["accuracy"] is None
+    assert row["reward"] == row["reward/even"] and "reward/answer" not in row
+    assert "answers are not rewarded: group filter and curriculum go by the reward" in capsys.readouterr().out

@@ -1,10 +1,11 @@
 """The stored form of a rollout: the same after writing and reading, and what cannot be read is said with its place."""
 
+import dataclasses
 import json
 
 import pytest
 
-from rollouts.records import FORMAT, StoredRollout, read_rollouts
+from rollouts.records import FORMAT, RolloutContext, StoredRollout, read_rollouts
 
 ONE = StoredRollout(
     "p1",
@@ -18,6 +19,7 @@ ONE = StoredRollout(
     reward=1.0,
     dropped="all_right",
     policy_version=2,
+    context=RolloutContext("1+3?", ["data/a.png"], "three and one", "4", 0.5),
 )
 
 
@@ -37,6 +39,12 @@ def test_a_file_gives_back_what_was_written(tmp_path):
 def test_lines_of_older_runs_have_no_format_and_are_format_1(tmp_path):
     old = {key: value for key, value in ONE.to_json().items() if key != "format"}
     assert list(read_rollouts(write(tmp_path / "old.jsonl", old))) == [ONE]
+
+
+def test_lines_of_older_runs_have_neither_question_nor_advantage(tmp_path):
+    old = {key: value for key, value in ONE.to_json().items() if key not in vars(ONE.context)}
+    (found,) = read_rollouts(write(tmp_path / "old.jsonl", old))
+    assert found == dataclasses.replace(ONE, context=RolloutContext())
 
 
 @pytest.mark.parametrize(

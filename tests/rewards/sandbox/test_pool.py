@@ -352,7 +352,10 @@ class TestValues:
     def test_printing_user_code_does_not_corrupt_the_protocol(self, pool, call, capfd):
         outcomes = pool.run([call("chatter"), call("parse", "1"), call("chatter")])
         assert values(outcomes) == [0.5, 1.0, 0.5]
-        assert capfd.readouterr().out == ""
+        printed = capfd.readouterr()
+        assert printed.out == ""
+        assert '[chatter] {"value": 99.0}\n' in printed.err and "[chatter] no newlinexxx" in printed.err
+        assert "x" * 501 not in printed.err
 
     @pytest.mark.parametrize(
         "text",

@@ -320,6 +320,15 @@ class Plain(Algorithm):
         assert objective.tolist() == [-6.0, -4.0]
         assert algorithm.denominator([make_group([result(1), result(0)])]) == 6.0
 
+    @pytest.mark.parametrize(("end", "found"), [(".mean()", r"\[\]"), ("[:1]", r"\[1\]")])
+    def test_an_objective_of_another_shape_is_refused(self, tmp_path, end, found):
+        source = self.SOURCE.replace("policy_logprobs * advantages", f"(policy_logprobs * advantages){end}")
+        algorithm = self.build(tmp_path, source)
+        (batch,) = Packing(1000, 519, 4).pack([make_group([result(1), result(0)], [3, 2])], False)
+        scores = TokenScores(torch.zeros(5), torch.zeros(5))
+        with pytest.raises(ValueError, match=rf"objective: expected \[N\] = \[5\], .* found {found}; mend Plain"):
+            algorithm.loss(scores, batch)
+
     def test_an_objective_of_its_own_says_itself_that_advantages_scale_it(self, tmp_path):
         """Until then, completions without an advantage are not left out."""
         silent = "    advantage_scales_objective = True\n"
