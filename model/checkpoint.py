@@ -116,6 +116,13 @@ def write_checkpoint(
     write_folder(folder, files, fill)
 
 
+def _other_place(folder: Path) -> str:
+    """Return what to do about a folder that is not there."""
+    if len(folder.parts) == 2 and not folder.parent.exists():
+        return f"for a model of the Hugging Face hub: hf download {folder} --local-dir DIR, then checkpoint=DIR"
+    return "train one or correct the path"
+
+
 def _finite(tensors: Iterable[tuple[str, Tensor]], dtype: torch.dtype, folder: Path) -> Iterator[tuple[str, Tensor]]:
     """The tensors as `dtype`. `NonFiniteWeights` at the first that is not finite then."""
     for name, tensor in tensors:
@@ -176,7 +183,9 @@ def load_processor(folder: Path) -> Processor:
     """The processor of a checkpoint folder, without the model: what data is checked with before weights are read."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise ValueError(f"checkpoint: expected a folder at {folder}, found none; train one or correct the path")
+        raise ValueError(f"checkpoint: expected a folder at {folder}, found none; {_other_place(folder)}")
+    if not (folder / "config.json").exists() and (folder / "final" / "config.json").exists():
+        raise ValueError(f"checkpoint: expected the folder of a model, found a run's folder; take {folder}/final")
     return Processor.from_folder(folder)
 
 

@@ -16,6 +16,7 @@ from model.engine.local import LocalEngine
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
+from model.run.guidance import after_training
 from model.run.identity import Input, outside_keys
 from model.run.progress import StageProgress
 from model.run.state import restore_sections, sections_of
@@ -37,17 +38,20 @@ def run_supervised(
     config -> the table that it names. `inputs`: what the run reads beside its rows."""
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
         if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
-            return
+            return after_training(run.folder)
         rows_of_step = open_rows(DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl"))
         run.declare({**rows_of_step.inputs, **(inputs or {})})
         config = replace(config, max_steps=config.max_steps or rows_of_step.steps_per_pass)
         print(f"steps: {config.max_steps}; one pass over the rows takes {rows_of_step.steps_per_pass}", flush=True)
         engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)
+        start = inputs["checkpoint"].path if inputs and "checkpoint" in inputs else "built from nothing"
+        print("\n".join(engine.described(start)), flush=True)
         with StageProgress(title, config.max_steps) as progress:
             train_supervised(config, engine, processor, rows_of_step, run, progress)
         with run.space_for("final"):
             engine.export(run.final_folder, processor, config.dtype)
         run.finish({"steps": engine.step_count})
+        after_training(run.folder)
 
 
 def train_supervised(

@@ -296,6 +296,8 @@ class PipelineConfig:
     """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""
     prepare_arguments: list[str] = field(default_factory=list)
     """KEY=VALUE arguments of `prepare`"""
+    note: str = field(default="", metadata=OUTSIDE)
+    """said at the end, below the results"""
     num_eval: int = 0
     """evaluate the first so many questions; 0 evaluates all"""
     num_threads: int = 2

@@ -29,8 +29,12 @@ def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm
 
 
 def describe(config: RlConfig, num_prompts: int) -> str:
-    """The limits of a run in two lines, and one more where answers are not rewarded."""
-    trainer, rollouts = config.trainer, config.rollouts
+    """The limits, steps and rewards of a run in three lines, and one more where answers are not rewarded."""
+    trainer, rollouts, reward = config.trainer, config.rollouts, config.reward
+    parts = [
+        f"{name}{f' ({reward.verifier})' if name == 'answer' else ''} x {weight:g}"
+        for name, weight in reward.weights.items()
+    ]
     unpaid = (
         "\nanswers are not rewarded: group filter and curriculum go by the reward "
         f"(algorithm.group_filter={config.algorithm.group_filter.value}, trainer.curriculum="
@@ -41,6 +45,7 @@ def describe(config: RlConfig, num_prompts: int) -> str:
         f"(rollouts.max_prompt_tokens + rollouts.max_completion_tokens), learning rate "
         f"{config.optimizer.learning_rate:g}, {config.algorithm.name}\n"
         f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
-        f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts"
+        f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts\n"
+        f"reward: {' + '.join(parts)} ({reward.combine.value})"
         f"{'' if config.reward.pays_answers else unpaid}"
     )

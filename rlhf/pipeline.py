@@ -17,6 +17,7 @@ from pathlib import Path
 from conf.cli import launch
 from model.json_values import JsonObject
 from model.run.config import StartMode
+from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
 from rlhf.config import PipelineConfig
@@ -166,7 +167,7 @@ def _finish(
     products = {"summary": folder / "summary.json"}
     if models:
         copy_folder(folder / models[-1] / "final", folder / "export")
-        products |= {"Thinking checkpoint": folder / "export", "curves": plot_curves(folder, models)}
+        products |= {"curves": plot_curves(folder, models)}
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
     summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
@@ -177,7 +178,17 @@ def _finish(
     if evaluated:
         console.print(stage_table(evaluated, summary["majority_answer_rate"]))
     listed = "".join(f"{name}: {path}\n" for name, path in products.items())
+    listed += f"{config.note}\n" if config.note else ""
     console.print(f"{listed}total: {total:.0f} s", highlight=False, soft_wrap=True)
+    if models:
+        look = [f"python -m rlhf.look {folder / name}" for name in models if (folder / name / "rollouts").is_dir()]
+        say_result(
+            folder / "export",
+            "model",
+            f"python -m model.chat checkpoint={folder}/export image=FILE question=TEXT",
+            *look[-1:],
+            f"tensorboard --logdir {folder}",
+        )
 
 
 def _run(title: str, arguments: Sequence[str]) -> None:
@@ -187,11 +198,12 @@ def _run(title: str, arguments: Sequence[str]) -> None:
     and the second one kills the stage. `Terminated` afterwards, whatever the process made of it.
     """
     asked: list[int] = []
+    environment = {**os.environ, IN_PIPELINE: "1"}
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     for number in previous:
         signal.signal(number, lambda number, _: asked.append(number))
     try:
-        with subprocess.Popen([sys.executable, *arguments], preexec_fn=_begin_stage) as stage:
+        with subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_begin_stage) as stage:
             told = 0.0
             while (code := _wait(stage)) is None:
                 if asked and not told:

@@ -7,6 +7,7 @@ from pathlib import Path
 from model.checkpoint import load_model, load_processor
 from model.engine.local import LocalEngine
 from model.run.folder import RunFolder
+from model.run.guidance import after_training
 from model.run.identity import outside_keys
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
@@ -44,7 +45,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
         rubric.check_functions()  # before the run's folder keeps the settings
         with RunFolder(config.run, resolved, outside_keys(config)) as run:
             if run.already_complete(lambda: known_inputs(config)):
-                return
+                return after_training(run.folder, is_rl=True)
             prompts, held_out = open_prompts(config, processor, run.folder)
             run.declare({**inputs_of(config), **prompts.inputs, **(held_out.inputs if held_out else {})})
             rubric.check_datasets(row.prompt.meta for one in (prompts, held_out) if one for row in one.items)
@@ -70,6 +71,7 @@ def _train(
     engine = LocalEngine(
         model, config.engine, config.optimizer, total_updates, rollout_config.temperature, processor.barred_ids
     )
+    print("\n".join(engine.described(config.checkpoint)), flush=True)
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     with (
@@ -107,3 +109,4 @@ def _train(
     with run.space_for("final"):
         engine.export(run.final_folder, processor, config.dtype)
     run.finish({"updates": engine.step_count})
+    after_training(run.folder, is_rl=True)

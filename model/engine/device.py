@@ -25,6 +25,13 @@ def pick_dtype(wanted: ComputeDtype, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if wanted is ComputeDtype.bfloat16 else torch.float32
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a GPU, or in the main memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def prepare_cpu(num_threads: int) -> None:
     """Make CPU arithmetic repeatable for a given thread count, and keep memory that is freed for the next tensors."""
     torch.set_num_threads(num_threads)

@@ -16,7 +16,7 @@ from model.checkpoint import sorted_tensors, write_checkpoint
 from model.config import AttentionKernel, StoredDtype, Tower
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, NonFiniteError, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
-from model.engine.device import pick_device, pick_dtype, prepare_cpu
+from model.engine.device import free_memory, pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
 from model.engine.schedule import learning_rate_at
@@ -99,6 +99,22 @@ class LocalEngine:
     @property
     def shape(self) -> ModelShape:
         return ModelShape(self.model.config, self.compute_model.dtype, self._device)
+
+    def described(self, start: str) -> list[str]:
+        """Say in a few lines what trains, from which `start`, where, and what it takes of the memory for sure."""
+        model, master = self.model, self._master
+        total = sum(parameter.numel() for parameter in model.parameters())
+        trained = sum(parameter.numel() for parameter in self._optimizer.parameters.values())
+        held = 4 * (total + 3 * trained) + (self._dtype.itemsize * total if master else 0)
+        frozen = ", ".join(tower.value for tower in self.config.freeze)
+        share = f"{trained:,} of them trained, frozen: {frozen}" if frozen else "all trained"
+        threads = f" with {self.config.num_threads} threads" if self._device.type == "cpu" else ""
+        return [
+            f"model: {start}, {total:,} parameters, {share}",
+            f"device: {self._device}{threads}, computing in {str(self._dtype).removeprefix('torch.')}",
+            f"memory: {held / 2**30:.2f} GiB for weights, gradients and AdamW's moments; activations, samplers and a "
+            f"reference come on top; {free_memory(self._device) / 2**30:.1f} GiB free on this device",
+        ]
 
     def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
         return self._scorer.logprobs(batches)

@@ -1,0 +1,28 @@
+"""The last lines of a command: where its result is, and what can be done with it next."""
+
+import os
+from pathlib import Path
+
+IN_PIPELINE = "SAILVL2_IN_PIPELINE"
+"""Environment variable of a pipeline's stages, which are followed by other stages and not by what a user does next."""
+
+
+def say_result(result: Path | str, what: str, *commands: str) -> None:
+    """Print the path of a result and the commands that go on from it."""
+    print(f"{what}: {result}", flush=True)
+    if os.environ.get(IN_PIPELINE):
+        return
+    for number, command in enumerate(commands):
+        print(f"{'next: ' if number == 0 else '      '}{command}", flush=True)
+
+
+def after_training(run: Path, *, is_rl: bool = False) -> None:
+    """Print where a run's model is, and how it is evaluated and watched."""
+    looks = [f"python -m rlhf.look {run}"] if is_rl else [f"python -m rlhf.train checkpoint={run}/final prompts=FILE"]
+    say_result(
+        run / "final",
+        "model",
+        f"python -m rlhf.evaluate checkpoint={run}/final prompts=FILE output={run}/evaluation.json",
+        *looks,
+        f"tensorboard --logdir {run}/events",
+    )
