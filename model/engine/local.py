@@ -113,7 +113,7 @@ class LocalEngine:
             f"model: {start}, {total:,} parameters, {share}",
             f"device: {self._device}{threads}, computing in {str(self._dtype).removeprefix('torch.')}",
             f"memory: {held / 2**30:.2f} GiB for weights, gradients and AdamW's moments; activations, samplers and a "
-            f"reference come on top; {free_memory(self._device) / 2**30:.1f} GiB free on this device",
+            f"reference come on top; {free_memory(self._device) / 2**30:.1f} GiB free here",
         ]
 
     def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
