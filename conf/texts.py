@@ -29,6 +29,8 @@ def take_texts(overrides: Sequence[str], known: Any) -> tuple[list[str], dict[st
         hint = _hint(known, key.lstrip("+"))
         if _holds_text(hint) and _is_written(text, hint):
             texts[key.lstrip("+")] = _value(override, text, hint)
+        elif hint == list[str] and _is_single(text):
+            texts[key.lstrip("+")] = [_value(override, text, str)]
         else:
             others.append(override)
     return others, texts
@@ -127,6 +129,11 @@ def _is_written(text: str, hint: Hint) -> bool:
     if get_origin(hint) is list:
         return _is_enclosed(text, "[]")
     return (is_dataclass(hint) or get_origin(hint) is dict) and _is_enclosed(text, "{}")
+
+
+def _is_single(text: str) -> bool:
+    """Tell whether the text is one item of a list, which needs no brackets."""
+    return text.strip()[:1] not in ("", *_OPENING) and text != "null" and len(list(_split(text, ","))) == 1
 
 
 def _is_enclosed(text: str, brackets: str) -> bool:

@@ -11,28 +11,37 @@ from model.json_values import JsonObject
 
 if TYPE_CHECKING:
     import torch
+    from PIL import Image
 
     from model.batch import Row
     from model.processing.processor import Processor
     from model.sail_vl2 import SailVL2
 
+_SHOW = "/image "
+
 
 def chat(config: ChatConfig, resolved: str) -> None:
     """Ask `config.question`, or what is typed until an empty line, and print answers as they are written."""
+    from model.batch import Row
     from model.checkpoint import load_model
+    from model.engine.config import ComputeDtype
+    from model.engine.device import pick_device, pick_dtype
     from model.run.printable import printable_text
 
-    model, processor = load_model(Path(config.checkpoint))
+    pictures = [_picture(name) for name in config.image]
+    device = pick_device(config.device)
+    model, processor = load_model(Path(config.checkpoint), pick_dtype(ComputeDtype.auto, device))
+    model = model.to(device)
     messages: list[JsonObject] = []
-    question = config.question or _typed()
-    while question:
-        content: list[JsonObject] = [{"type": "text", "text": question}]
-        if config.image and not messages:
-            content.insert(0, {"type": "image", "image": Path(config.image).name})
-        messages.append({"role": "user", "content": content})
+    for question in [config.question] if config.question else _typed(pictures):
+        shown_images = [{"type": "image", "image": picture} for picture in pictures]
+        messages.append({"role": "user", "content": [*shown_images, {"type": "text", "text": question}]})
+        pictures.clear()
+        prompt = processor.prompt(messages, config.mode)
+        row = Row(prompt.ids, [], processor.open_images(None, prompt.images))
         ids: list[int] = []
         shown = ""
-        for token in generate(model, processor, _row(config, processor, messages), config):
+        for token in generate(model, processor, row, config):
             ids.append(token)
             text = processor.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
@@ -40,22 +49,33 @@ def chat(config: ChatConfig, resolved: str) -> None:
                 shown = text
         print()
         messages.append({"role": "assistant", "content": processor.tokenizer.decode(ids)})
-        question = "" if config.question else _typed()
 
 
-def _typed() -> str:
+def _typed(pictures: "list[Image.Image]") -> Iterator[str]:
+    """Yield questions until an empty line. A line `/image FILE` adds a picture to the next one."""
+    while line := _line():
+        if not line.startswith(_SHOW):
+            yield line
+            continue
+        try:
+            pictures.append(_picture(line.removeprefix(_SHOW).strip()))
+            print(f"{len(pictures)} for the next question")
+        except ValueError as error:
+            print(error, file=sys.stderr)
+
+
+def _line() -> str:
     try:
         return input("> ").strip()
     except EOFError:
         return ""
 
 
-def _row(config: ChatConfig, processor: "Processor", messages: list[JsonObject]) -> "Row":
-    from model.batch import Row
+def _picture(name: str) -> "Image.Image":
+    from model.data.media import open_image
 
-    root = Path(config.image).parent
-    prompt = processor.prompt(messages, config.mode, root)
-    return Row(prompt.ids, [], processor.open_images(root, prompt.images))
+    path = Path(name).expanduser()
+    return open_image(path.parent, path.name)
 
 
 def generate(model: "SailVL2", processor: "Processor", row: "Row", config: ChatConfig) -> Iterator[int]:
@@ -69,21 +89,22 @@ def generate(model: "SailVL2", processor: "Processor", row: "Row", config: ChatC
     room = min(config.max_completion_tokens, context - len(row.prefix_ids))
     if room < 1:
         raise ValueError(
-            f"prompt: expected fewer than max_position_embeddings = {context} tokens, found {len(row.prefix_ids)}"
+            f"prompt: expected fewer than max_position_embeddings = {context} tokens, found {len(row.prefix_ids)}; "
+            "begin a new conversation"
         )
     generator = torch.Generator().manual_seed(config.seed)
     barred = torch.tensor(processor.barred_ids)
     decoder = PromptDecoder(model)
     with torch.inference_mode():
         inputs = pack_rows([row], processor.placeholder_id, model.config.pixels_per_token)
-        logits, cache = decoder.prefill(inputs, 1, len(row.prefix_ids))
+        logits, cache = decoder.prefill(inputs.to(model.device), 1, len(row.prefix_ids))
         for step in range(room):
-            token = _pick(logits[0].float().index_fill(0, barred, float("-inf")), config.temperature, generator)
+            token = _pick(logits[0].float().cpu().index_fill(0, barred, float("-inf")), config.temperature, generator)
             if token == processor.tokenizer.end_id:
                 return
             yield token
             if step + 1 < room:
-                logits = decoder.decode(torch.tensor([token]), [cache])
+                logits = decoder.decode(torch.tensor([token], device=model.device), [cache])
 
 
 def _pick(logits: "torch.Tensor", temperature: float, generator: "torch.Generator") -> int:

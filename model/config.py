@@ -51,6 +51,14 @@ class AttentionKernel(Enum):
     split = "split"
 
 
+class Device(Enum):
+    """Where weights and arithmetic are. `auto`: the GPU if there is one."""
+
+    auto = "auto"
+    cpu = "cpu"
+    cuda = "cuda"
+
+
 class StoredDtype(Enum):
     """Number type of the weights in a folder that a command writes. `keep`: that of the folder that it started from,
     and float32 where it started from none."""
@@ -429,10 +437,13 @@ class DescribeConfig:
 class ChatConfig:
     checkpoint: str = ""
     """folder of the model to talk to"""
-    image: str = ""
-    """image file that the first question is about"""
+    image: list[str] = field(default_factory=list)
+    """image files that the first question is about, FILE or [FILE,FILE]; in a conversation a line `/image FILE` shows
+    one more"""
     question: str = ""
-    """ask this once and leave; empty: a conversation on the terminal"""
+    """ask this once and leave; empty: a conversation on the terminal, whose answers know what was said before"""
+    device: Device = Device.auto
+    """where to run: the GPU if there is one, in bfloat16, or what is named"""
     mode: Mode = Mode.think
     """think: the published instruction is appended to every question; direct: it is not"""
     temperature: float = 0.0

@@ -17,10 +17,12 @@ from transformers.image_processing_utils import BaseImageProcessor
 from model.hf_configuration import SailVLConfig
 from model.interface import IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Mode
 from model.json_values import JsonObject
+from model.processing.messages import shown, with_open_images
 from model.processing.processor import Processor
 from model.processing.settings import FILE
 
 _IMAGE = f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}"
+_IMAGE_TYPES = ("image", "image_url")
 _BLANK = Image.new("RGB", (1, 1))
 _TEMPLATE_OPTIONS = (
     "add_generation_prompt",
@@ -116,12 +118,15 @@ class SAILVLProcessor(ProcessorMixin):
 
         `thinking=True` appends the published instruction. Other options that would change the result are refused.
         """
+        kwargs |= kwargs.pop("processor_kwargs", None) or {}  # where transformers' pipelines put options
         remedy = "the published template has no such part, and nothing is cut"
         _refuse({**kwargs, "chat_template": chat_template}, _TEMPLATE_OPTIONS, remedy)
         if not isinstance(conversation, Sequence) or isinstance(conversation, str) or not conversation:
-            raise ValueError(f"conversation: expected a list of messages, found {conversation!r:.80}")
+            raise ValueError(f"conversation: expected a list of messages, found {shown(conversation)}")
         single = isinstance(conversation[0], dict)
         conversations = [conversation] if single else list(conversation)
+        if not isinstance(kwargs.get("thinking"), bool | None):
+            raise ValueError(f"thinking: expected True or False, found {shown(kwargs['thinking'])}")
         mode = Mode.think if kwargs.get("thinking") else Mode.direct
         if not kwargs.get("tokenize"):
             texts = [
@@ -131,7 +136,8 @@ class SAILVLProcessor(ProcessorMixin):
         if not kwargs.get("add_generation_prompt") and any(not _is_answered(messages) for messages in conversations):
             raise ValueError("add_generation_prompt: expected True for messages that end with the user's, found False")
         side = kwargs.get("padding_side") or self.tokenizer.padding_side
-        batch = self.processor.batch(conversations, mode, padding_side=side)
+        opened = [with_open_images(messages) for messages in conversations]
+        batch = self.processor.batch(opened, mode, padding_side=side)
         if kwargs.get("return_tensors") or kwargs.get("padding"):
             ids, mask = batch.token_ids, batch.attention_mask
         else:
@@ -221,7 +227,7 @@ def _with_pictures(message: JsonObject) -> JsonObject:
     if not isinstance(message, dict) or not isinstance(message.get("content"), list):
         return message
     parts = [
-        {**part, "image": _BLANK} if isinstance(part, dict) and part.get("type") == "image" else part
+        {"type": "image", "image": _BLANK} if isinstance(part, dict) and part.get("type") in _IMAGE_TYPES else part
         for part in message["content"]
     ]
     return {**message, "content": parts}

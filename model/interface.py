@@ -47,6 +47,16 @@ class Mode(Enum):
     think = "think"
     direct = "direct"
 
+    @classmethod
+    def of(cls, given: "Mode | str") -> "Mode":
+        """The mode that is meant, by itself or by its name. `ValueError` for anything else."""
+        if isinstance(given, Mode):
+            return given
+        for mode in cls:
+            if given == mode.value:
+                return mode
+        raise ValueError(f"mode: expected {' or '.join(mode.value for mode in cls)}, found {given!r:.80}")
+
 
 def verify_interface_strings() -> None:
     """Raise `ValueError` if a string was altered; run by the processor and by a test."""

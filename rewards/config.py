@@ -2,6 +2,7 @@
 
 import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
@@ -45,7 +46,8 @@ class RewardConfig:
     parts: dict[str, float] = field(default_factory=dict)
     """further verifiers as parts of their own, with their weights, for example {language: 0.1, repetition: 0.2}"""
     functions: list[str] = field(default_factory=list, metadata=OUTSIDE)
-    """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point; docs/rewards.md"""
+    """own reward functions, each FILE.py:NAME, package.module:NAME or the name of an entry point (docs/rewards.md);
+    from Python also the function itself"""
     function_weights: list[float] = field(default_factory=list)
     """one weight per function; empty: 0.1 each, and the others are scaled down by as much. With verifier=none the
     functions share what `parts` leave"""
@@ -65,6 +67,7 @@ class RewardConfig:
     """the run stops when more than this share of the last 1,000 completions (at least 200 seen) is unscorable"""
 
     def __post_init__(self) -> None:
+        self.functions = [named_function(function) for function in self.functions]
         if self.function_weights and len(self.function_weights) != len(self.functions):
             raise ValueError(
                 f"reward.function_weights: expected {len(self.functions)} weights (one per function) or none, "
@@ -187,6 +190,27 @@ def _refuse_secrets(where: str, value: object) -> None:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for inner in value:
             _refuse_secrets(where, inner)
+
+
+def named_function(function: object) -> str:
+    """The text by which scorer processes load a function: what was given as text, or where a Python function stands.
+
+    `ValueError` for a function that no other process can load: a lambda, one of a notebook's cell or of another
+    function, a bound method, an object.
+    """
+    if isinstance(function, str):
+        return function
+    module, name = getattr(function, "__module__", ""), getattr(function, "__qualname__", "")
+    home = sys.modules.get(module)
+    if module == "__main__" or not name.isidentifier() or getattr(home, name, None) is not function:
+        shown = name or type(function).__name__
+        raise ValueError(
+            f"reward.functions: expected a function that stands at the top of a module, found {shown} of "
+            f"{module or 'no module'}; scorer processes cannot load it. Write it to a file, and import it from there, "
+            "or name it 'FILE.py:NAME'"
+        )
+    file = getattr(home, "__file__", None) or ""
+    return f"{file}:{name}" if "." not in module and file.endswith(".py") else f"{module}:{name}"
 
 
 def _earns(name: str, weight: float) -> bool:

@@ -16,6 +16,7 @@ from model.decoding.graph import DecodeGraph
 from model.decoding.group_cache import prefix_room
 from model.kernels.available import sampling
 from model.processing.processor import Processor
+from model.sail_vl2 import SailVL2
 from rollouts.config import RolloutConfig
 from rollouts.decode_batch import DecodeBatch
 from rollouts.intake import Intake, require_weights
@@ -39,13 +40,21 @@ is lower on a GPU, because a batch of another size is recorded anew."""
 class EmbeddedWorker:
     """`RolloutWorker` in the trainer's process. It owns its weights, and has none until they are loaded."""
 
-    def __init__(self, template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> None:
+    def __init__(
+        self,
+        template: ModelTemplate,
+        processor: Processor,
+        config: RolloutConfig,
+        run_seed: int,
+        shared: SailVL2 | None = None,
+    ) -> None:
+        """`shared` is a model to sample with as it is; see `sharing`."""
         self.config = config = config.within(template.config.language.max_position_embeddings)
         self.run_seed = run_seed
-        self.version = NO_WEIGHTS
+        self.version = NO_WEIGHTS if shared is None else 0
         self._processor = processor
         self._device = template.device
-        own = empty_model(template.config, template.dtype).to(self._device)
+        own = shared or empty_model(template.config, template.dtype).to(self._device)
         self._decoder = PromptDecoder(own)
         self._runs_ahead = DecodeGraph.fits(own)  # all other decoding waits for the device
         self._decode = DecodeGraph(self._decoder).decode if self._runs_ahead else self._decoder.decode
@@ -61,6 +70,11 @@ class EmbeddedWorker:
         self._intake = Intake(config)
         self._queue: dict[int, RolloutRequest] = {}
         self._batches: list[DecodeBatch] = []
+
+    @classmethod
+    def sharing(cls, model: SailVL2, processor: Processor, config: RolloutConfig, run_seed: int) -> "EmbeddedWorker":
+        """Build a worker that samples with this very model. Nothing is copied; the model must not change meanwhile."""
+        return cls(model, processor, config, run_seed, model)
 
     @property
     def is_idle(self) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "conf")
+ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "sailvl2_rl", "conf")
 START = "import sys, conf.cli, model.pretrain.train as train; print(conf.cli.ROOT, flush=True); sys.exit(train.main())"
 
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "curation", "conf", "examples", "benchmarks")
+ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "curation", "sailvl2_rl", "conf", "examples", "benchmarks")
 CODE = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "DESIGN.md")),

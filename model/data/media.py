@@ -4,6 +4,7 @@ import io
 import os
 import stat
 import struct
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -35,9 +36,23 @@ def open_image(root: Path, name: str) -> Image.Image:
     """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, a damaged file, or one that
     takes too long to decode."""
     with _opened(inside(root, name)) as image:
-        if image.format not in _JPEG or _num_scans(image) * image.width * image.height <= _MOST_SCANNED:
+        if _is_decoded_soon(image):
             return _to_rgb(_upright(image))
     return decode_apart(inside(root, name))
+
+
+def open_image_bytes(content: bytes) -> Image.Image:
+    """`open_image` for the content of a file."""
+    what = f"image of {len(content)} bytes"
+    _check_bytes(len(content), what)
+    with _named_errors(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        _check_header(image, what)
+        if _is_decoded_soon(image):
+            return _to_rgb(_upright(image))
+    with tempfile.NamedTemporaryFile(prefix="sailvl2-image-") as file:
+        file.write(content)
+        file.flush()
+        return decode_apart(Path(file.name))
 
 
 def open_here(path: Path) -> Image.Image:
@@ -137,6 +152,10 @@ def _check_header(image: Image.Image, what: str) -> None:
     # Phones store a JPEG with a smaller picture behind the first (Multi-Picture Format): it shows the first.
     if image.format not in _JPEG and (frames := getattr(image, "n_frames", 1)) > 1:
         raise MediaError(f"{what}: expected a still image, found {frames} frames")
+
+
+def _is_decoded_soon(image: Image.Image) -> bool:
+    return image.format not in _JPEG or _num_scans(image) * image.width * image.height <= _MOST_SCANNED
 
 
 def _num_scans(image: Image.Image) -> int:

@@ -40,6 +40,11 @@ def image_source(value: object) -> MediaSource:
         return value
     if not isinstance(value, str) or not value:
         raise ValueError(f"image: expected a file name, bytes or base64, found {value!r:.80}")
+    if value.startswith(("http:", "https:")):
+        raise ValueError(
+            f"image: expected a file name, bytes or base64, found {value[:80]!r}; nothing is downloaded during a run: "
+            "fetch the images first, and name their files"
+        )
     is_encoded = value.startswith("data:image/") or (len(value) > _LONGEST_NAME and "." not in value)
     return from_base64(value) if is_encoded else value
 
@@ -119,6 +124,10 @@ def _content(message: Message, places: set[str]) -> str | list[object]:
             parts.append(part)
         elif part.get("type") == "image" and part.get("image") is not None:
             parts.append({**part, "image": image_source(part["image"])})
+        elif part.get("type") == "image_url":  # OpenAI's form
+            address = part.get("image_url")
+            address = address.get("url") if isinstance(address, dict) else address
+            parts.append({"type": "image", "image": image_source(address)})
         elif splits and part.get("type") == "text" and isinstance(part.get("text"), str):
             parts += _split(part["text"], places)
         else:

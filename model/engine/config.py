@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
-from model.config import AttentionKernel, StoredDtype, Tower
+from model.config import AttentionKernel, Device, StoredDtype, Tower
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -13,14 +13,6 @@ class Schedule(Enum):
     constant = "constant"
     linear = "linear"
     cosine = "cosine"
-
-
-class Device(Enum):
-    """Where weights and arithmetic are. `auto`: the GPU if there is one."""
-
-    auto = "auto"
-    cpu = "cpu"
-    cuda = "cuda"
 
 
 class ComputeDtype(Enum):

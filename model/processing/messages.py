@@ -2,9 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
 
+import numpy as np
 from PIL import Image
 
+from model.data.media import open_image, open_image_bytes
+from model.data.raw_rows import from_base64
 from model.interface import DEFAULT_SYSTEM_TEXT
 from model.json_values import JsonObject
 
@@ -46,6 +52,19 @@ def require_last_role(messages: Sequence[object], role: str) -> None:
         raise ValueError(f"messages: expected a list that ends with {wanted} message")
 
 
+def with_open_images(messages: Sequence[object]) -> list[Any]:
+    """The messages of a caller who may read any file: image files, relative to the working directory, are opened.
+
+    Messages from data keep their file names, and `root` says which folder these may be in.
+    """
+    return [
+        {**message, "content": [_opened(part, f"messages[{index}].content") for part in message["content"]]}
+        if isinstance(message, dict) and isinstance(message.get("content"), list)
+        else message
+        for index, message in enumerate(messages)
+    ]
+
+
 def texts_of(messages: Sequence[object]) -> list[str]:
     """All text of these messages, as far as they have any."""
     found: list[str] = []
@@ -62,11 +81,11 @@ def _turn(given: object, where: str) -> Turn:
     message = _object(given, where)
     role, content = message.get("role"), message.get("content")
     if role not in ROLES:
-        raise ValueError(f"{where}.role: expected system, user or assistant, found {role!r:.80}")
+        raise ValueError(f"{where}.role: expected system, user or assistant, found {shown(role)}")
     if isinstance(content, str):
         return Turn(role, [content])
     if not isinstance(content, list):
-        raise ValueError(f"{where}.content: expected text or a list of parts, found {content!r:.80}")
+        raise ValueError(f"{where}.content: expected text or a list of parts, found {shown(content)}")
     parts = [_part(part, f"{where}.content") for part in content]
     if role == "assistant" and any(isinstance(part, Media) for part in parts):
         raise ValueError(f"{where}.content: expected an assistant to write text, found an image or a video")
@@ -77,17 +96,82 @@ def _part(part: object, where: str) -> str | Media:
     match part:
         case {"type": "text", "text": str(text)}:
             return text
-        case {"type": "image", "image": str() | Image.Image() as source}:
-            return Media(source)
+        case {"type": "image", "image": given} | {"type": "image", "url": given} | {"type": "image", "path": given}:
+            return Media(image_source(given, where))
+        case {"type": "image_url", "image_url": {"url": str(given)} | str(given)}:
+            return Media(image_source(given, where))
         case {"type": "video", "video": str(name), **rest}:
             num_frames = rest.get("num_frames", DEFAULT_NUM_FRAMES)
             if type(num_frames) is not int or not 1 <= num_frames <= MAX_NUM_FRAMES:
-                raise ValueError(f"{where}: num_frames: expected 1 to {MAX_NUM_FRAMES}, found {num_frames!r:.80}")
+                raise ValueError(f"{where}: num_frames: expected 1 to {MAX_NUM_FRAMES}, found {shown(num_frames)}")
             return Media(name, num_frames)
-    raise ValueError(f"{where}: expected parts of type text, image or video, found {part!r:.200}")
+    raise ValueError(f"{where}: expected parts of type text, image, image_url or video, found {shown(part)}")
+
+
+def image_source(given: object, where: str) -> ImageSource:
+    """The image that a part has: a file name, or an image in memory. `ValueError` for what is neither.
+
+    Addresses of the Web are refused, because data must not make a training run ask other hosts.
+    """
+    if isinstance(given, Image.Image):
+        return given
+    if isinstance(given, np.ndarray):
+        return _from_array(given, where)
+    if not isinstance(given, str):
+        raise ValueError(
+            f"{where}: image: expected a file name, a data: address, a PIL image or an array of uint8, found "
+            f"{shown(given)}"
+        )
+    if given.startswith("data:"):
+        return open_image_bytes(from_base64(given))
+    if given.startswith("file:"):
+        return unquote(urlsplit(given).path)
+    if given.startswith(("http:", "https:")):
+        raise ValueError(
+            f"{where}: image: expected a file name or a data: address, found {given[:80]!r}; nothing is downloaded "
+            "here: fetch the image first, and give its file, its bytes as a data: address, or a PIL image"
+        )
+    return given
+
+
+def _from_array(array: np.ndarray, where: str) -> Image.Image:
+    is_grey, is_coloured = array.ndim == 2, array.ndim == 3 and array.shape[2] in (3, 4)
+    if array.dtype != np.uint8 or not (is_grey or is_coloured) or not array.size:
+        raise ValueError(
+            f"{where}: image: expected an array of uint8 of the shape [height, width] or [height, width, 3 or 4], "
+            f"found {array.dtype} {list(array.shape)}"
+        )
+    return Image.fromarray(array)
+
+
+def _opened(part: object, where: str) -> object:
+    read = _part(part, where)
+    if isinstance(read, str) or read.num_frames:
+        return part
+    source = read.source
+    if isinstance(source, str):
+        path = Path(source).expanduser()
+        source = open_image(path.parent, path.name)
+    return {"type": "image", "image": source}
+
+
+def shown(value: object) -> str:
+    """A short text for an error message, which never has the content of an array, an image or a long list."""
+    match value:
+        case str():
+            return repr(value if len(value) <= 60 else f"{value[:60]}...")
+        case dict():
+            return f"{{{', '.join(f'{str(key)[:20]!r}: {shown(one)}' for key, one in list(value.items())[:5])}}}"
+        case None | bool() | int() | float():
+            return f"{value!r:.80}"
+        case np.ndarray():
+            return f"array of {value.dtype} {list(value.shape)}"
+        case list() | tuple() | set():
+            return f"{type(value).__name__} of {len(value)}"
+    return type(value).__name__
 
 
 def _object(message: object, where: str) -> JsonObject:
     if not isinstance(message, dict):
-        raise ValueError(f"{where}: expected an object with role and content, found {message!r:.80}")
+        raise ValueError(f"{where}: expected an object with role and content, found {shown(message)}")
     return message

@@ -124,16 +124,18 @@ class Processor:
         }
 
     def prompt(
-        self, messages: Sequence[JsonObject], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+        self, messages: Sequence[JsonObject], mode: Mode | str, root: Path | None = None, max_tiles: int | None = None
     ) -> PromptTokens:
         """Token ids up to and including the assistant's header.
 
         `messages`: role system | user | assistant, content a string or parts {"type": "text", "text": ...},
-        {"type": "image", "image": file name under `root` or PIL image} and {"type": "video", "video": file name under
-        `root`, "num_frames": 16 unless given}. The last message must be the user's. `max_tiles` replaces the cap of
-        tiles per image for this prompt (AnyRes knows no cap). `ValueError` otherwise, `MediaError` for files that
-        cannot be used.
+        {"type": "image", "image": an image}, OpenAI's {"type": "image_url", "image_url": {"url": an image}} and
+        {"type": "video", "video": file name under `root`, "num_frames": 16 unless given}. An image is a file name or
+        file: address under `root`, a data: address, a PIL image or a numpy array. The last message must be the user's.
+        `mode` may be given by its name. `max_tiles` replaces the cap of tiles per image for this prompt (AnyRes knows
+        no cap). `ValueError` otherwise, `MediaError` for files that cannot be used.
         """
+        mode = Mode.of(mode)
         require_last_role(messages, "user")
         turns = read_turns(messages)
         script = Script(self.tokenizer)
@@ -146,13 +148,14 @@ class Processor:
         return PromptTokens(self._expand(placeholder_ids, images), placeholder_ids, images)
 
     def conversation(
-        self, messages: Sequence[JsonObject], mode: Mode, root: Path | None = None, max_tiles: int | None = None
+        self, messages: Sequence[JsonObject], mode: Mode | str, root: Path | None = None, max_tiles: int | None = None
     ) -> ConversationTokens:
         """Token ids of a whole conversation that ends with the assistant, and which of them train.
 
         Each assistant turn is encoded apart from its header, as it is when it is sampled, so that a weight of 1 covers
         its content and its end of turn exactly. Thinking mode puts the instruction in the last user turn.
         """
+        mode = Mode.of(mode)
         require_last_role(messages, "assistant")
         turns = read_turns(messages)
         asked = max((index for index, turn in enumerate(turns) if turn.role == "user"), default=-1)
@@ -174,8 +177,8 @@ class Processor:
 
     def batch(
         self,
-        conversations: Sequence[Sequence[JsonObject]],
-        mode: Mode,
+        conversations: Sequence[Sequence[Any]],
+        mode: Mode | str,
         root: Path | None = None,
         padding_side: str = "left",
         max_tiles: int | None = None,

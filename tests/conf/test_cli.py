@@ -45,8 +45,8 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["algorithm.clip_low=true"], ["algorithm.clip_low", "True", "Float"]),
         (
             "rlhf",
-            ["reward.functions=a.py:f"],
-            ["reward.functions", "expected a list, found a text; write reward.functions=[ITEM,ITEM]"],
+            ["engine.freeze=vision"],
+            ["engine.freeze", "expected a list, found a text; write engine.freeze=[ITEM,ITEM]"],
         ),
         ("rlhf", ["run.dir=${nowhere}"], ["run.dir", "'nowhere' not found"]),
         ("rlhf", ["trainer.max_steps=lr=3"], ["trainer.max_steps=lr=3", "quote a value with special characters"]),

@@ -102,7 +102,7 @@ def home(tmp_path, monkeypatch):
         ("pretrain", ["recipe=quickstart", "data.path=~/x"], lambda c: c.data.path),
         ("pipeline", ["recipe=quickstart", "data=~/x"], lambda c: c.data),
         ("pipeline", ["recipe=quickstart", "evaluation.inputs={prompts: '~/x'}"], lambda c: c.evaluation.inputs["prompts"]),
-        ("chat", ["checkpoint=c", "image=~/x"], lambda c: c.image),
+        ("chat", ["checkpoint=c", "image=~/x"], lambda c: c.image[0]),
         ("assemble", ["vision=~/x", "language=l", "out=o"], lambda c: c.vision),
     ],
 )  # fmt: skip

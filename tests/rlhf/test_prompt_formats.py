@@ -138,6 +138,21 @@ class TestSpellings:
         rows = [plain_row(n, image=[head + base64_of(png(i)) for i in seeds]) for n, seeds in enumerate(IMAGES)]
         assert_same(opened(write_jsonl(tmp_path / "prompts.jsonl", rows)), twin)
 
+    def test_openai_parts(self, tmp_path, opened, twin):
+        """Bytes in a data: address; an address of the Web costs its row."""
+
+        def row(number: int, *addresses: str) -> dict:
+            parts = [{"type": "image_url", "image_url": {"url": address}} for address in addresses]
+            content = [*parts, {"type": "text", "text": f"Question {number}?"}]
+            return {"id": f"p{number}", "messages": [{"role": "user", "content": content}], "answer": str(number)}
+
+        head = "data:image/png;base64,"
+        rows = [row(n, *(head + base64_of(png(i)) for i in seeds)) for n, seeds in enumerate(IMAGES)]
+        assert_same(opened(write_jsonl(tmp_path / "openai" / "prompts.jsonl", rows)), twin)
+        bad = write_jsonl(tmp_path / "web" / "prompts.jsonl", [row(0, "https://host/a.png")])
+        with pytest.raises(ValueError, match=r"found 'https://host/a.png'; nothing is downloaded during a run"):
+            opened(bad)
+
     def test_places_are_kept(self, tmp_path, opened):
         """An image stands where its place was; a part without a source is a place too."""
         for number in (1, 2):

@@ -164,12 +164,15 @@ def test_untrusted_text_never_adds_a_control_token(contents, system, mode):
         ([{"role": "tool", "content": "a"}, user("b")], r"role: expected system, user or assistant, found 'tool'"),
         ([{"content": "a"}, user("b")], r"role: expected system, user or assistant, found None"),
         ([{"role": "user"}], r"content: expected text or a list of parts, found None"),
-        ([{"role": "user", "content": ["a"]}], r"content: expected parts of type text, image or video, found 'a'"),
+        (
+            [{"role": "user", "content": ["a"]}],
+            r"content: expected parts of type text, image, image_url or video, found 'a'",
+        ),
         (
             [{"role": "user", "content": [{"type": "audio", "audio": "a"}]}],
-            "of type text, image or video, found .*audio",
+            "of type text, image, image_url or video, found .*audio",
         ),
-        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "of type text, image or video, found .*3"),
+        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "of type text, image, image_url or video, found .*3"),
         ([{"role": "user", "content": "\ud800"}], "found a lone surrogate"),
     ],
 )
