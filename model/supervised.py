@@ -8,11 +8,12 @@ from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
-from model.data.sources import DataFolders, StepRows, input_of_tables
+from model.data.sources import DataFolders, RowSource, StepRows, input_of_tables
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.config import Normalisation, SupervisedConfig
 from model.engine.local import LocalEngine
+from model.held_out import HeldOut
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
@@ -30,27 +31,36 @@ def run_supervised(
     model: SailVL2,
     processor: Processor,
     open_rows: Callable[[DataFolders], StepRows],
+    open_held_out: Callable[[DataFolders], RowSource[Row]],
     tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
 ) -> None:
     """Train `model` on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
-    stopped. A `max_steps` of 0 is one pass over the rows. `tables`: key of the
+    stopped. `open_held_out` opens `config.evaluation.data`, where that is given. `tables`: key of the
     config -> the table that it names. `inputs`: what the run reads beside its rows."""
+    tables = {**tables, "evaluation.data": config.evaluation.data}
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
         if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
             return after_training(run.folder)
-        rows_of_step = open_rows(DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl"))
-        run.declare({**rows_of_step.inputs, **(inputs or {})})
-        config = replace(config, max_steps=config.max_steps or rows_of_step.steps_per_pass)
-        print(f"steps: {config.max_steps}; one pass over the rows takes {rows_of_step.steps_per_pass}", flush=True)
+        folders = DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl")
+        rows_of_step = open_rows(folders)
+        held_out_rows = open_held_out(folders.named("evaluation")) if config.evaluation.data else None
+        run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **(inputs or {})})
+        one_pass = rows_of_step.steps_per_pass
+        config = replace(config, max_steps=config.steps_for(one_pass), epochs=0.0)
+        described = [*rows_of_step.described(), *(held_out_rows.described() if held_out_rows else [])]
+        passes = f"{config.max_steps / one_pass:.3g} passes over the rows of {one_pass} steps"
+        steps = f"steps: {config.max_steps} ({passes}), learning rate {config.optimizer.learning_rate:g}"
+        print("\n".join([*described, steps]), flush=True)
         engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)
         start = inputs["checkpoint"].path if inputs and "checkpoint" in inputs else "built from nothing"
         print("\n".join(engine.described(start)), flush=True)
+        held_out = HeldOut(config, engine, processor, held_out_rows)
         with StageProgress(title, config.max_steps) as progress:
-            train_supervised(config, engine, processor, rows_of_step, run, progress)
+            train_supervised(config, engine, processor, rows_of_step, held_out, run, progress)
         with run.space_for("final"):
             engine.export(run.final_folder, processor, config.dtype)
-        run.finish({"steps": engine.step_count})
+        run.finish({"steps": engine.step_count, **held_out.summary})
         after_training(run.folder)
 
 
@@ -59,17 +69,20 @@ def train_supervised(
     engine: TrainEngine,
     processor: Processor,
     rows_of_step: StepRows,
+    held_out: HeldOut,
     run: RunFolder,
     progress: StageProgress,
 ) -> None:
     """Train to `config.max_steps`, resuming from the run's newest checkpoint. Every completion token has weight 1."""
     has_routers = isinstance(processor.config.language, MoeLanguageConfig)
     balance_coefficient = config.balance_coefficient if has_routers else 0.0
-    sections = {"rows": rows_of_step}
+    sections = {"rows": rows_of_step, "held_out": held_out}
     state = run.restore(engine)
     if state["step"]:
         restore_sections(state, sections)
     with run.saved_on_stop(engine, lambda: sections_of(engine.step_count, sections)) as stop:
+        with stop.at_once():
+            held_out.start(engine.step_count, run)
         while engine.step_count < config.max_steps:
             stop.check()
             with run.timed("data"):
@@ -88,6 +101,8 @@ def train_supervised(
                 totals = engine.accumulate(batches, loss, denominator).total()
                 result = engine.step()
             step = engine.step_count
+            with run.timed("evaluate"), stop.at_once():
+                evaluated = held_out.evaluate_if_due(step, config.max_steps, run)
             run.log(
                 step,
                 {
@@ -99,9 +114,10 @@ def train_supervised(
                     "grad_norm": result.grad_norm,
                     "skipped": float(not result.applied),
                     **{name: totals[name] for name in ("balance", "expert_entropy") if name in totals},
+                    **evaluated,
                 },
             )
-            progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}")
+            progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}{held_out.shown}")
             if run.is_due(step, config.max_steps):
                 run.save(engine, sections_of(step, sections))
 

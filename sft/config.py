@@ -10,8 +10,7 @@ from model.run.config import OUTSIDE, RunConfig
 @dataclass
 class SftDataConfig(ChatTableConfig):
     demonstrations: str = field(default="", metadata=OUTSIDE)
-    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: those of a prompt, mode (think or
-    direct), completions"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; docs/sft.md lists the shapes of rows"""
     rollouts: str = field(default="", metadata=OUTSIDE)
     """folder of rollouts that an RL run stored; correct and well-formed ones become thinking samples"""
     last_rollout_steps: int = 20
@@ -20,6 +19,10 @@ class SftDataConfig(ChatTableConfig):
     """prompts with references, in the same formats: direct samples, and the images of the rollouts"""
     direct_share: float = 0.0
     """share of direct samples in every step"""
+    completion_column: str = ""
+    """one text, a list, or messages; empty: completions or completion, else what docs/sft.md says"""
+    thinking_column: str = ""
+    """the thought before an answer; empty: thinking, reasoning, reasoning_content, cot or rationale"""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -4,23 +4,26 @@ The report's think-fusion (section 4.2.4) mixes thinking samples rejected-sample
 thinking samples carry the thinking instruction, direct ones do not: that is how the mode is chosen afterwards.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
-from model.data.raw_rows import RawRow
+from model.data.raw_rows import RawRow, check_text
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
-from model.data.tables import Table, text_list
+from model.data.tables import Table
 from model.interface import Mode
+from model.json_values import JsonObject
 from model.processing.messages import texts_of
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from model.run.identity import Input, digest_of_files
 from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig, SftDataConfig
+from sft.shapes import ShapeColumns, assistant_text, mode_of, read_demonstration
 
 
 def open_samples(config: SftConfig, processor: Processor, folders: DataFolders) -> StepRows:
@@ -30,7 +33,7 @@ def open_samples(config: SftConfig, processor: Processor, folders: DataFolders) 
     num_thinking = config.batch_size - num_direct
     parts: list[StepPart] = []
     if num_thinking and data.demonstrations:
-        demonstrations = Demonstrations(data, processor, folders)
+        demonstrations = Demonstrations(data.demonstrations, data, processor, folders)
         per_step = max(1, num_thinking // demonstrations.widest)
         parts.append(StepPart.keyed(demonstrations, per_step, seed, "demonstrations"))
     elif num_thinking:
@@ -52,10 +55,10 @@ class Sample:
 class _Samples(TableSource[Sample]):
     """The common part of all sources of samples: prompt and completions as ids, images from files."""
 
-    def __init__(self, key: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
-        """`key`: the field of the config that names the table."""
-        self._processor = processor
-        super().__init__(f"data.{key}", [Path(getattr(config, key))], config, folders)
+    def __init__(self, key: str, path: str, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
+        """`key`: the setting that names the table."""
+        self._processor, self._config = processor, config
+        super().__init__(key, [Path(path)], config, folders)
 
     def build(self, index: int) -> Row:
         sample = self.items[index]
@@ -78,29 +81,70 @@ class _Samples(TableSource[Sample]):
 
 
 class Demonstrations(_Samples):
-    """Prompts with one or more completions each, which share the prompt in one packed row."""
+    """Prompts with one or more completions each, which share the prompt in one packed row.
 
-    def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
-        super().__init__("demonstrations", config, processor, folders)
+    A conversation gives a sample for each turn of the assistant.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        config: SftDataConfig,
+        processor: Processor,
+        folders: DataFolders,
+        key: str = "data.demonstrations",
+    ) -> None:
+        self._columns = ShapeColumns(config.question_column, config.completion_column, config.thinking_column)
+        super().__init__(key, path, config, processor, folders)
 
     @property
     def widest(self) -> int:
         """Most completions of a prompt."""
         return max(len(sample.completions) for sample in self.items)
 
-    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int]:
-        chat = self.reader.read(raw, table, ordinal)
-        mode = raw.columns.get("mode")
-        if mode not in ("think", "direct"):
-            raise ValueError(f"mode: expected think or direct, found {mode!r:.80}")
-        return self.measured(Sample(chat, Mode(mode), text_list(raw.columns, "completions")))
+    def admit(self, raw: RawRow, table: Table, ordinal: int) -> list[tuple[str, Sample, int]]:
+        if raw.problem:
+            raise ValueError(raw.problem)
+        shown = read_demonstration(raw.columns, self._columns, self._config.reference_form)
+        check_text({"completions": shown.completions})
+        whole = self.reader.read(raw, table, ordinal, shown.asked)
+        notes = self.reader.reading.row
+        said = raw.columns.get("mode")
+        notes.columns |= {"mode": "mode"} if said else {}
+        notes.remarks += shown.remarks
+        found = []
+        for number, (messages, completions) in enumerate(_turns(whole.messages, shown.completions)):
+            self.reader.instruct(messages)
+            mode, completions, remarks = mode_of(said, completions)
+            notes.remarks += [remark for remark in remarks if remark not in notes.remarks]
+            chat = replace(whole, id=self._free_id(whole.id, number, notes.remarks), messages=messages)
+            found.append(self.measured(Sample(chat, mode, completions)))
+        return found
+
+    def _free_id(self, row_id: str, turn: int, remarks: list[str]) -> str:
+        """The id of a turn; that of a row which shares its id with another gets a number."""
+        own = f"{row_id}/{turn + 1}" if turn else row_id
+        if not self.knows(own):
+            return own
+        if _SHARED not in remarks:
+            remarks.append(_SHARED)
+        return next(name for name in (f"{own}#{n}" for n in itertools.count(2)) if not self.knows(name))
+
+
+_SHARED = "share their id with an earlier row; a number tells them apart"
+
+
+def _turns(messages: list[JsonObject], completions: list[str]) -> list[tuple[list[JsonObject], list[str]]]:
+    """(prompt, completions) of each turn of the assistant; the last one is what `completions` answer."""
+    earlier = [number for number, message in enumerate(messages) if message.get("role") == "assistant"]
+    return [*((messages[:number], [assistant_text(messages[number])]) for number in earlier), (messages, completions)]
 
 
 class DirectPairs(_Samples):
     """Prompts without the thinking instruction, answered by the boxed reference alone."""
 
     def __init__(self, config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
-        super().__init__("prompts", config, processor, folders.named("direct"))
+        super().__init__("data.prompts", config.prompts, config, processor, folders.named("direct"))
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int]:
         chat = self.reader.read(raw, table, ordinal)
@@ -113,7 +157,7 @@ class _RolloutPrompts(_Samples):
     def __init__(self, used: set[str], config: SftDataConfig, processor: Processor, folders: DataFolders) -> None:
         self._used = used
         self.bad_ids: set[str] = set()  # prompts of rollouts whose rows cannot be used
-        super().__init__("prompts", config, processor, folders)
+        super().__init__("data.prompts", config.prompts, config, processor, folders)
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Sample, int] | None:
         row_id = self.reader.id_of(raw, table, ordinal)
@@ -158,6 +202,9 @@ class StoredSamples:
     def length(self, index: int) -> int:
         rollout = self._chosen[index]
         return self._prompts.length(self._number[rollout.prompt_id]) + len(rollout.completion_ids)
+
+    def described(self) -> list[str]:
+        return [f"data.rollouts: {len(self)} correct, well-formed rollouts", *self._prompts.described()]
 
     @property
     def bad_rows(self) -> BadRows:

@@ -6,7 +6,7 @@ from model.checkpoint import load_model
 from model.run.identity import input_of
 from model.supervised import run_supervised
 from sft.config import SftConfig
-from sft.data import open_samples
+from sft.data import Demonstrations, open_samples
 
 
 def run_stage(config: SftConfig, resolved: str) -> None:
@@ -19,6 +19,7 @@ def run_stage(config: SftConfig, resolved: str) -> None:
         model,
         processor,
         lambda folders: open_samples(config, processor, folders),
+        lambda folders: Demonstrations(config.evaluation.data, config.data, processor, folders, "evaluation.data"),
         {"data.demonstrations": config.data.demonstrations, "data.prompts": config.data.prompts},
         {"checkpoint": input_of(Path(config.checkpoint))},
     )

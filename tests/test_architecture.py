@@ -102,7 +102,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         },
     ),
     "model supervised": (
-        "model.supervised",
+        "model.supervised model.held_out",
         {"model types", "model batch", "model run", "model network", "model data", "model processing", "model engine"},
     ),
     "rewards base": ("rewards.result rewards.answers rewards.config", set()),

@@ -45,6 +45,15 @@ class ChatRow:
         return mode if self.adds_instruction else Mode.direct
 
 
+@dataclass(frozen=True)
+class Asked:
+    """The question of a row that a stage has found itself, and from which columns question and answer come."""
+
+    column: str
+    question: object  # a text, or messages
+    answer_column: str
+
+
 class ChatReader:
     """Reads rows as `config` says; bytes of images go to `media`."""
 
@@ -59,22 +68,23 @@ class ChatReader:
         self._image = _names(config.image_column, _IMAGE)
         self._dataset = _names(chat.dataset_column, _DATASET)
 
-    def read(self, raw: RawRow, table: Table, ordinal: int) -> ChatRow:
+    def read(self, raw: RawRow, table: Table, ordinal: int, asked: Asked | None = None) -> ChatRow:
         """The messages of a row, the `ordinal`-th of its table.
 
-        `ValueError` says why it cannot be used.
+        With `asked` it has no reference, and images that no text places come before the first user's text: what is
+        asked may be a whole conversation. `ValueError` says why it cannot be used.
         """
         if raw.problem:
             raise ValueError(raw.problem)
         columns = raw.columns
-        question_column, question = self._question_of(columns)
-        image_column, images = _first(columns, self._image)
-        row_id = _first(columns, self._id)[1]
-        reference_column, reference = _first(columns, self._reference)
+        question_column, question = (asked.column, asked.question) if asked else self._question_of(columns)
+        image_column, images = first_of(columns, self._image)
+        id_column, row_id = first_of(columns, self._id)
+        reference_column, reference = (asked.answer_column, None) if asked else first_of(columns, self._reference)
         answer, form = (None, PLAIN) if reference is None else read_reference(reference, self._chat.reference_form)
-        dataset_column, dataset = _first(columns, self._dataset)
-        messages, used = placed(question_column, question, sources_of(columns, images))
-        instruction = self._instruct(messages)
+        dataset_column, dataset = first_of(columns, self._dataset)
+        messages, used = placed(question_column, question, sources_of(columns, images), first=asked is not None)
+        instruction = self.instruct(messages)
         messages, root = self._with_files(messages, table.root)
         self._note_videos(messages, root)
         media = {image_column if "image" in used else "", *(VIDEO_COLUMNS if "video" in used else ())}
@@ -86,7 +96,7 @@ class ChatReader:
         check_text({"id": _id(row_id, ""), "reference": answer})
         check_text({"messages": messages, **{key: value for key, value in meta.items() if key != question_column}})
         named = {"question": question_column, "answer": reference_column, "images": image_column if images else ""}
-        self.reading.row = RowNotes({**named, "data set": dataset_column}, form, instruction)
+        self.reading.row = RowNotes({**named, "data set": dataset_column, "id": id_column}, form, instruction)
         return ChatRow(
             id=self.id_of(raw, table, ordinal),
             messages=messages,
@@ -103,28 +113,32 @@ class ChatReader:
         """The id of a row that need not hold messages. `ValueError` where it is no text or number."""
         if raw.problem:
             raise ValueError(raw.problem)
-        return table.prefix + _id(_first(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
+        return table.prefix + _id(first_of(raw.columns, self._id)[1], f"{table.name}-{ordinal}")
 
     def own_id(self, raw: RawRow) -> str | None:
         """The id that a row names itself by, for messages; None where it has none that can be read."""
-        value = _first(raw.columns, self._id)[1]
+        value = first_of(raw.columns, self._id)[1]
         return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
+
+    def image_column(self, columns: Mapping[str, object]) -> str:
+        """The name of the column that holds the row's images; empty where it has none."""
+        return first_of(columns, self._image)[0]
 
     def images(self, columns: Mapping[str, object], root: Path) -> tuple[list[str], Path]:
         """(file names, the one folder they are relative to) of the row's image column, checked."""
-        parts = [{"type": "image", "image": source} for source in image_sources(_first(columns, self._image)[1])]
+        parts = [{"type": "image", "image": source} for source in image_sources(first_of(columns, self._image)[1])]
         folder = self._put_files(parts, root)
         return [part["image"] for part in parts], folder
 
     def _question_of(self, columns: Mapping[str, object]) -> tuple[str, Any]:
         """(name, value) of the question's column: messages before a text, whose system text would be lost."""
-        name, value = _first(columns, self._question)
+        name, value = first_of(columns, self._question)
         prompt = columns.get("prompt")
         if self._question is _QUESTION and name != "messages" and isinstance(prompt, list) and prompt:
             return "prompt", prompt
         return name, value
 
-    def _instruct(self, messages: list[Message]) -> Instruction:
+    def instruct(self, messages: list[Message]) -> Instruction:
         """Settle what thinking mode does with these messages; one that holds the instruction loses it."""
         if self._chat.instruction is InstructionRule.never:
             return Instruction.never
@@ -204,7 +218,7 @@ def require_reference(row: ChatRow) -> str:
     return row.reference
 
 
-def _first(columns: Mapping[str, object], names: Sequence[str]) -> tuple[str, Any]:
+def first_of(columns: Mapping[str, object], names: Sequence[str]) -> tuple[str, Any]:
     """(name, value) of the first of these columns that a row has; a dot leads into an object."""
     for name in names:
         value: object = columns

@@ -63,11 +63,11 @@ def _video(value: object) -> str:
     return value
 
 
-def placed(column: str, question: object, sources: Sources) -> tuple[list[Message], set[str]]:
+def placed(column: str, question: object, sources: Sources, first: bool = False) -> tuple[list[Message], set[str]]:
     """(messages with a source behind every image and video part, the kinds of `sources` that are among them).
 
     `<image>` and `<video>` in a user's text are places where the row has such a column; without any place, media come
-    before the last user's text. Rows of `messages` that place media themselves keep theirs.
+    before the last user's text, or the first one's. Rows of `messages` that place media themselves keep theirs.
     """
     if isinstance(question, str) and column != "messages":
         question = [{"role": "user", "content": question}]
@@ -82,7 +82,7 @@ def placed(column: str, question: object, sources: Sources) -> tuple[list[Messag
     for message in messages:
         if isinstance(message, dict) and isinstance(message.get("content"), str | list):
             message["content"] = _content(message, places)
-    used = {kind for kind in sources if _fill(messages, kind, sources[kind])}
+    used = {kind for kind in sources if _fill(messages, kind, sources[kind], first)}
     return messages, used
 
 
@@ -93,12 +93,13 @@ def media_parts(messages: Sequence[object]) -> Iterator[Message]:
             yield from (part for part in message["content"] if isinstance(part, dict))
 
 
-def _fill(messages: list[Message], kind: str, sources: Sequence[MediaSource]) -> bool:
+def _fill(messages: list[Message], kind: str, sources: Sequence[MediaSource], first: bool) -> bool:
     """Give every place of this kind its source; whether the row's column was used."""
     parts = [part for part in media_parts(messages) if part.get("type") == kind]
     empty: list[Message] = [part for part in parts if kind not in part]
     if not parts and sources:
-        asked = next((m for m in reversed(messages) if isinstance(m, dict) and m.get("role") == "user"), None)
+        users = [m for m in messages if isinstance(m, dict) and m.get("role") == "user"]
+        asked = users[0 if first else -1] if users else None
         if asked is None:
             raise ValueError("messages: expected a list that ends with a user message")
         empty = [{"type": kind} for _ in sources]
@@ -122,6 +123,9 @@ def _content(message: Message, places: set[str]) -> str | list[object]:
     for part in _as_parts(content):
         if not isinstance(part, dict):
             parts.append(part)
+        elif part.get("type") == "image_url":  # OpenAI's spelling
+            url = part.get("image_url")
+            parts.append({"type": "image", "image": image_source(url.get("url") if isinstance(url, dict) else url)})
         elif part.get("type") == "image" and part.get("image") is not None:
             parts.append({**part, "image": image_source(part["image"])})
         elif part.get("type") == "image_url":  # OpenAI's form

@@ -58,15 +58,15 @@ class Reading:
         self._instructions[self.row.instruction] += 1
         self._remarks.update(self.row.remarks)
 
-    def lines(self, what: str) -> list[str]:
-        """The rows of `what` in a few lines."""
+    def lines(self, what: str, measured: str = "") -> list[str]:
+        """The rows of `what` in a few lines; `measured` says how long they are."""
         used = {column.partition(".")[0] for columns in self._columns.values() for column in columns}
         parts = "".join(f", {use} <- {_named(columns)}" for use, columns in self._columns.items())
         unused = sorted(self._seen - used)
         more = f" and {len(unused) - _MOST_NAMES} more" if len(unused) > _MOST_NAMES else ""
         rest = f"; not used: {', '.join(unused[:_MOST_NAMES])}{more}" if unused else ""
         return [
-            f"{what}: {self.num_rows} rows{parts}{rest}",
+            f"{what}: {self.num_rows} rows{f' ({measured})' if measured else ''}{parts}{rest}",
             *(f"{what}: {line}" for line in (*self._form_lines(), *self._instruction_lines())),
             *(f"{what}: {count} rows {remark}" for remark, count in self._remarks.items()),
         ]

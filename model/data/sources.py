@@ -24,6 +24,10 @@ from model.run.state import State
 Item = TypeVar("Item")
 Built = TypeVar("Built", covariant=True)
 _BYTES_OF_ID = 36  # a Python int and its place in a list
+_COLUMNS = tuple(
+    f"{use}_column" for use in ("id", "image", "question", "reference", "dataset", "completion", "thinking")
+)
+"""The settings of `data` that name a column."""
 
 
 class RowSource(Protocol[Built]):
@@ -43,6 +47,10 @@ class RowSource(Protocol[Built]):
 
     def name_bad(self, index: int, reason: str) -> None:
         """Count and name a row that could not be built. `ValueError` past `data.max_bad_rows`."""
+        ...
+
+    def described(self) -> list[str]:
+        """Say in a few lines what was read from which columns, and how."""
         ...
 
     @property
@@ -106,7 +114,7 @@ class TableSource(ABC, Generic[Item]):
                 except ValueError as error:
                     reason = self._media.without_folder(str(error))
                     self.bad_rows.add(raw.file, raw.number, reason, self.reader.own_id(raw))
-        for name in ("id_column", "image_column", "question_column", "reference_column", "dataset_column"):
+        for name in _COLUMNS:
             wanted = getattr(config, name, "")
             if wanted and wanted.partition(".")[0] not in columns:
                 raise ValueError(
@@ -117,11 +125,17 @@ class TableSource(ABC, Generic[Item]):
 
     def described(self) -> list[str]:
         """Say in a few lines what was read from which columns, and how."""
-        return [printable(line) for line in self.reader.reading.lines(self._key)]
+        lengths = sorted(self._lengths)
+        samples = "" if len(self) == self.reader.reading.num_rows else f"{len(self)} samples, "
+        shown = f"{samples}median {lengths[len(lengths) // 2]} tokens, longest {lengths[-1]}" if lengths else ""
+        return [printable(line) for line in self.reader.reading.lines(self._key, shown)]
 
     @abstractmethod
-    def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Item, int] | None:
-        """(id, what is kept, packed tokens) of the `ordinal`-th row of a table, None for one that is not wanted.
+    def admit(
+        self, raw: RawRow, table: Table, ordinal: int
+    ) -> tuple[str, Item, int] | list[tuple[str, Item, int]] | None:
+        """(id, what is kept, packed tokens) of the `ordinal`-th row of a table, None for one that is not wanted; a list
+        where a row is several items.
 
         `ValueError` says why it cannot be used.
         """
@@ -135,6 +149,10 @@ class TableSource(ABC, Generic[Item]):
 
     def index_of(self, row_id: str) -> int:
         return self._ids[row_id]
+
+    def knows(self, row_id: str) -> bool:
+        """Whether a row has this id."""
+        return row_id in self._ids
 
     def refuse_known(self, row_id: str) -> None:
         """`ValueError` for an id that another row has."""
@@ -163,13 +181,15 @@ class TableSource(ABC, Generic[Item]):
         admitted = self.admit(raw, table, ordinal)
         if admitted is None:
             return
-        row_id, item, length = admitted
-        self.refuse_known(row_id)
+        several = admitted if isinstance(admitted, list) else [admitted]
+        for row_id, _, _ in several:
+            self.refuse_known(row_id)
         self.reader.reading.keep(raw.columns)
-        self._ids[row_id] = len(self.items)
-        self.items.append(item)
-        self._lengths.append(length)
-        self._places.append((raw.file, raw.number))
+        for row_id, item, length in several:
+            self._ids[row_id] = len(self.items)
+            self.items.append(item)
+            self._lengths.append(length)
+            self._places.append((raw.file, raw.number))
 
 
 def _tables(paths: Sequence[Path]) -> list[Table]:
@@ -237,6 +257,10 @@ class StepRows:
     def inputs(self) -> dict[str, Input]:
         """The inputs of all parts."""
         return {key: one for part in self._parts for key, one in part.source.inputs.items()}
+
+    def described(self) -> list[str]:
+        """Say how the rows of all parts were read."""
+        return list(dict.fromkeys(line for part in self._parts for line in part.source.described()))
 
     @property
     def steps_per_pass(self) -> int:

@@ -1,5 +1,6 @@
 """Settings of optimisation, shared by every training entry point."""
 
+import math
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -101,11 +102,30 @@ class EngineConfig:
 
 
 @dataclass
+class HeldOutConfig:
+    """How supervised stages watch the loss on rows that they do not train."""
+
+    data: str = field(default="", metadata=OUTSIDE)
+    """held-out rows, in the formats and shapes of the training rows; empty: no evaluation"""
+    every: int = 50
+    """updates between evaluations; there is one before the first update and one after the last"""
+    num_rows: int = 0
+    """use the first so many rows; 0 uses all"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("every", 1), ("num_rows", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
+
+
+@dataclass
 class SupervisedConfig:
     """The settings that pre-training and supervised fine-tuning share."""
 
     max_steps: int = 0
-    """optimizer updates; 0: one pass over the rows"""
+    """optimizer updates; 0: as many as `epochs` says"""
+    epochs: float = 0.0
+    """passes over the rows, instead of max_steps; 0 with a max_steps of 0 is one pass"""
     normalisation: Normalisation = Normalisation.tokens
     """number that divides the loss of an update: tokens, or samples (the report's equations 2 and 3)"""
     balance_coefficient: float = 0.001
@@ -114,11 +134,23 @@ class SupervisedConfig:
     """number type of the weights in the model that is written; keep: that of the model it starts from"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
         self.optimizer.require_learning_rate()
         if self.max_steps < 0:
             raise ValueError(f"max_steps: expected at least 0, found {self.max_steps}")
+        if not 0 <= self.epochs < float("inf"):
+            raise ValueError(f"epochs: expected 0 or more, found {self.epochs}")
+        if self.max_steps and self.epochs:
+            raise ValueError(
+                f"max_steps, epochs: expected one of both, found {self.max_steps} and {self.epochs:g}; with epochs set "
+                "max_steps=0, where a recipe gives it"
+            )
         if not 0 <= self.balance_coefficient < float("inf"):
             raise ValueError(f"balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
+
+    def steps_for(self, steps_per_pass: int) -> int:
+        """The updates of the whole run, where one pass over the rows takes so many."""
+        return self.max_steps or math.ceil((self.epochs or 1.0) * steps_per_pass)

@@ -11,8 +11,8 @@ from model.run.config import OUTSIDE, RunConfig
 @dataclass
 class PretrainDataConfig(TableConfig):
     path: str = field(default="", metadata=OUTSIDE)
-    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: id, kind, images, prefix (not
-    trained), texts (each trained after it)"""
+    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: id, kind (else the file's name),
+    images, prefix (not trained), texts, text or caption (each trained after it)"""
     mixture: dict[str, int] = field(default_factory=dict)
     """rows per step of each kind"""
 
@@ -26,13 +26,23 @@ class PretrainDataConfig(TableConfig):
 class PretrainConfig(SupervisedConfig):
     model: Flavour | None = None
     """flavour to build from nothing"""
+    checkpoint: str = field(default="", metadata=OUTSIDE)
+    """folder of a model to go on from, instead of `model`: continued pre-training"""
     data: PretrainDataConfig = field(default_factory=PretrainDataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pretrain"))
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.model is None:
+        if self.model is None and not self.checkpoint:
             choices = ", ".join(flavour.value for flavour in Flavour)
-            raise ValueError(f"model: expected a flavour to build from nothing, one of {choices}, found none")
+            raise ValueError(
+                f"model: expected a flavour to build from nothing, one of {choices}, or checkpoint=DIR to go on from, "
+                "found none"
+            )
+        if self.model is not None and self.checkpoint:
+            raise ValueError(
+                f"model, checkpoint: expected one of both, found {self.model.value} and {self.checkpoint}; to go on "
+                "from the checkpoint set model=null"
+            )
         if not self.data.path:
             raise ValueError("data.path: expected a file of documents, found nothing")

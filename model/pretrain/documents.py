@@ -8,11 +8,14 @@ from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.media import check_images
 from model.data.raw_rows import RawRow, check_text
+from model.data.reading import RowNotes
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import Table, text_list
 from model.pretrain.config import PretrainDataConfig
 from model.processing.processor import Processor
 from model.run.identity import Input
+
+_TEXTS = ("texts", "text", "caption")
 
 
 @dataclass(frozen=True)
@@ -29,21 +32,34 @@ class Document:
 class Documents(TableSource[Document]):
     """All documents of one table."""
 
-    def __init__(self, config: PretrainDataConfig, processor: Processor, folders: DataFolders) -> None:
+    def __init__(
+        self,
+        config: PretrainDataConfig,
+        processor: Processor,
+        folders: DataFolders,
+        path: str = "",
+        key: str = "data.path",
+    ) -> None:
+        """`path`: another table than `config.path`, which the setting `key` names."""
         self._processor = processor
-        super().__init__("data.path", [Path(config.path)], config, folders)
+        super().__init__(key, [Path(path or config.path)], config, folders)
 
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, Document, int]:
+        """A row without a kind is of the table's name, one without a prefix has an empty one."""
         row_id = self.reader.id_of(raw, table, ordinal)
         columns = raw.columns
-        for name in ("kind", "prefix"):
-            if not isinstance(columns.get(name), str):
-                raise ValueError(f"{name}: expected str, found {columns.get(name)!r:.80}")
-        texts = text_list(columns, "texts")
-        check_text({"id": row_id, "prefix": columns["prefix"], "texts": texts})
+        kind, prefix = columns.get("kind", table.name), columns.get("prefix", "")
+        for name, value in (("kind", kind), ("prefix", prefix)):
+            if not isinstance(value, str):
+                raise ValueError(f"{name}: expected str, found {value!r:.80}")
+        text_column = next((name for name in _TEXTS if columns.get(name) is not None), _TEXTS[0])
+        texts = text_list(columns, text_column)
+        check_text({"id": row_id, "prefix": prefix, "texts": texts})
         images, root = self.reader.images(columns, table.root)
         check_images(root, images)
-        document = Document(columns["kind"], columns["prefix"], texts, images, root)
+        named = {"kind": "kind", "prefix": "prefix", "text": text_column, "images": self.reader.image_column(columns)}
+        self.reader.reading.row = RowNotes({use: name for use, name in named.items() if name in columns})
+        document = Document(kind, prefix, texts, images, root)
         for text in (document.prefix, *texts):
             self._processor.refuse_long([text])
         prefix, completions = self._ids_of(document)
@@ -74,6 +90,9 @@ class Kind:
 
     def length(self, index: int) -> int:
         return self._documents.length(self._numbers[index])
+
+    def described(self) -> list[str]:
+        return self._documents.described()
 
     @property
     def bad_rows(self) -> BadRows:

@@ -1,4 +1,4 @@
-"""Multimodal pre-training of a flavour from nothing: `python -m model.pretrain.train recipe=quickstart`."""
+"""Multimodal pre-training from nothing or from a checkpoint: `python -m model.pretrain.train recipe=quickstart`."""
 
 import sys
 

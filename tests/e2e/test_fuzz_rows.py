@@ -134,7 +134,7 @@ def test_a_hostile_row_costs_one_row(tiny, tmp_path, files):
     (tmp_path / "x.png").write_bytes(buffer.getvalue())
     openers = {
         "prompts": lambda path: PromptSet(path, processor, Mode.think, RolloutConfig(max_prompt_tokens=200), DataConfig(max_bad_rows=1000), DataFolders(tmp_path / "media")),
-        "demonstrations": lambda path: Demonstrations(SftDataConfig(demonstrations=str(path), max_bad_rows=1000), processor, DataFolders(tmp_path / "media")),
+        "demonstrations": lambda path: Demonstrations(str(path), SftDataConfig(demonstrations=str(path), max_bad_rows=1000), processor, DataFolders(tmp_path / "media")),
         "documents": lambda path: Documents(PretrainDataConfig(path=str(path), max_bad_rows=1000), processor, DataFolders(tmp_path / "media")),
     }  # fmt: skip
     for number in files:

@@ -73,8 +73,8 @@ def test_verls_layout_keeps_image_system_text_and_one_instruction(tiny, tmp_path
     assert text.index("Be brief.") < text.index("Find x.") < text.index(THINKING_INSTRUCTION)
     assert prompts[0].prompt.reference == "3" and len(prompts[0].images) == 1
     assert prompts.described()[0] == (
-        "prompts: 1 rows, question <- prompt, answer <- reward_model.ground_truth, images <- images, "
-        "data set <- data_source; not used: ability, extra_info, problem"
+        f"prompts: 1 rows (median {prompts.length(0)} tokens, longest {prompts.length(0)}), question <- prompt, answer <- "
+        "reward_model.ground_truth, images <- images, data set <- data_source; not used: ability, extra_info, problem"
     )
 
 

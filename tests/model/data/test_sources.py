@@ -141,7 +141,10 @@ def test_lengths_are_those_of_the_built_rows(tiny, pictures, digits_folder):
     data = SftDataConfig(
         demonstrations=str(digits_folder / "demonstrations.jsonl"), prompts=str(digits_folder / "train.jsonl")
     )
-    for source in (Demonstrations(data, tiny[1], DataFolders()), DirectPairs(data, tiny[1], DataFolders())):
+    for source in (
+        Demonstrations(data.demonstrations, data, tiny[1], DataFolders()),
+        DirectPairs(data, tiny[1], DataFolders()),
+    ):
         assert len(source) > 20
         for index in range(0, len(source), 7):
             assert source.length(index) == source.build(index).num_tokens

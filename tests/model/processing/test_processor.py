@@ -172,7 +172,10 @@ def test_untrusted_text_never_adds_a_control_token(contents, system, mode):
             [{"role": "user", "content": [{"type": "audio", "audio": "a"}]}],
             "of type text, image, image_url or video, found .*audio",
         ),
-        ([{"role": "user", "content": [{"type": "text", "text": 3}]}], "of type text, image, image_url or video, found .*3"),
+        (
+            [{"role": "user", "content": [{"type": "text", "text": 3}]}],
+            "of type text, image, image_url or video, found .*3",
+        ),
         ([{"role": "user", "content": "\ud800"}], "found a lone surrogate"),
     ],
 )

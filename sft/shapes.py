@@ -1,0 +1,155 @@
+"""The rows that others write for SFT, in one form: what is asked, and what is answered.
+
+Known are our own rows (`completions`), conversations that end with the assistant (OpenAI's `messages`, LLaVA's and
+ShareGPT's `conversations`), TRL's `prompt` and `completion`, and a question with an answer, with or without a thought.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from model.data.chat_rows import Asked, first_of
+from model.data.config import ReferenceForm
+from model.data.references import read_reference
+from model.data.tables import text_list
+from model.interface import THINK_END, THINK_START, Mode
+from model.json_values import JsonObject
+
+_QUESTIONS = ("messages", "conversations", "prompt", "question", "problem", "instruction")
+_COMPLETIONS = ("completions", "completion")
+_ANSWERS = ("solution", "answer", "response", "output")
+_ANSWERS_TO_THOUGHTS = ("answer", "solution", "response", "output")
+_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
+_ROLES = {
+    "human": "user",
+    "user": "user",
+    "gpt": "assistant",
+    "assistant": "assistant",
+    "model": "assistant",
+    "system": "system",
+}
+_BLANK_THOUGHT = re.compile(rf"{THINK_START}\s*{THINK_END}\s*")
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """One row: a question, and the completions that answer it. Assistants' turns in the question are trained too."""
+
+    asked: Asked
+    completions: list[str]
+    remarks: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ShapeColumns:
+    """The columns that the config names; empty where the known ones are taken."""
+
+    question: str = ""
+    completion: str = ""
+    thinking: str = ""
+
+
+def read_demonstration(columns: Mapping[str, object], names: ShapeColumns, form: ReferenceForm) -> Demonstration:
+    """`ValueError` for a row in no known shape, with what was found."""
+    column, question = first_of(columns, [names.question] if names.question else _QUESTIONS)
+    if isinstance(question, list):
+        question = _conversation(column, question, columns.get("system"))
+    where, given = first_of(columns, [names.completion] if names.completion else _COMPLETIONS)
+    if where and not _is_messages(given):
+        return Demonstration(Asked(column, question, where), text_list({where: given}, where))
+    if where:
+        question = [*_as_messages(column, question), *_conversation(where, given, None)]
+    if isinstance(question, list) and question and question[-1]["role"] == "assistant":
+        *before, last = question
+        several = any(message["role"] == "assistant" for message in before)
+        remarks = ["have several turns of the assistant; each is a sample of its own"] if several else []
+        return Demonstration(Asked(column, before, where or column), [assistant_text(last)], remarks)
+    return _answered(columns, Asked(column, question, ""), names, form)
+
+
+def _answered(columns: Mapping[str, object], asked: Asked, names: ShapeColumns, form: ReferenceForm) -> Demonstration:
+    """A question with an answer in a column of its own, with a thought in another one or without."""
+    thought_column, thought = first_of(columns, [names.thinking] if names.thinking else _THOUGHTS)
+    where, answer = first_of(columns, _ANSWERS_TO_THOUGHTS if thought_column else _ANSWERS)
+    if not where:
+        raise ValueError(
+            "completions: expected a column of completions, a conversation that ends with the assistant, or a question "
+            f"with an answer, found {sorted(columns)}"
+        )
+    if not thought_column:
+        return Demonstration(replace(asked, answer_column=where), [read_reference(answer, ReferenceForm.plain)[0]])
+    if not isinstance(thought, str) or not thought.strip():
+        raise ValueError(f"{thought_column}: expected a text, found {thought!r:.80}")
+    completion = _with_thought(thought, read_reference(answer, form)[0])
+    return Demonstration(replace(asked, answer_column=f"{thought_column} and {where}"), [completion])
+
+
+def mode_of(given: object, completions: Sequence[str]) -> tuple[Mode, list[str], list[str]]:
+    """(the mode, the completions, remarks): as the row says, else thinking where a completion has a thought.
+
+    A blank thought, as Qwen3 writes it where it does not think, is taken out of completions of direct mode.
+    """
+    if given is not None and given not in ("think", "direct"):
+        raise ValueError(f"mode: expected think or direct, found {given!r:.80}")
+    kept = [_BLANK_THOUGHT.sub("", text, count=1) for text in completions]
+    think = [THINK_END in text for text in kept]
+    if given is not None:
+        return Mode(given), list(completions), []
+    if any(think) and not all(think):
+        raise ValueError("mode: expected think or direct where some completions have a thought, found none")
+    if not any(think):
+        blank = ["hold a blank thought, which is left out"] if kept != list(completions) else []
+        return Mode.direct, kept, ["say no mode and have no thought: taken as direct", *blank]
+    remarks = ["say no mode and have a thought: taken as think"]
+    if any("\\boxed" not in text.rpartition(THINK_END)[2] for text in completions):
+        remarks.append("of mode think have no \\boxed answer, which the instruction asks for")
+    return Mode.think, list(completions), remarks
+
+
+def _conversation(column: str, turns: Sequence[object], system: object) -> list[JsonObject]:
+    """Messages with role and content, from those or from LLaVA's and ShareGPT's `from` and `value`."""
+    messages: list[JsonObject] = []
+    for turn in turns:
+        if not isinstance(turn, dict):
+            raise ValueError(f"{column}: expected objects with role and content, found {turn!r:.80}")
+        said, content = turn.get("role") or turn.get("from"), turn.get("content")
+        content = turn.get("value") if content is None else content
+        if said not in _ROLES:
+            raise ValueError(f"{column}: expected turns of {', '.join(_ROLES)}, found one of {said!r:.80}")
+        messages.append({"role": _ROLES[said], "content": content})
+    if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
+        messages.insert(0, {"role": "system", "content": system})
+    return messages
+
+
+def _as_messages(column: str, question: object) -> list[JsonObject]:
+    if isinstance(question, str):
+        return [{"role": "user", "content": question}]
+    if not isinstance(question, list):
+        raise ValueError(f"{column or 'prompt'}: expected text or messages, found {question!r:.80}")
+    return question
+
+
+def _is_messages(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and isinstance(value[0], dict)
+
+
+def assistant_text(message: JsonObject) -> str:
+    """The text of an assistant's message. `ValueError` for one without, or with other parts."""
+    content = message.get("content")
+    if isinstance(content, str) and content:
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not "".join(texts) or len(texts) != len(parts):
+        raise ValueError(f"messages: expected the assistant to say a text, found {content!r:.80}")
+    return "".join(texts)
+
+
+def _with_thought(thought: str, answer: str) -> str:
+    """A completion of thinking mode: the thought between its tags, the answer in a box."""
+    inner = thought.strip().removeprefix(THINK_START).removesuffix(THINK_END)
+    if THINK_START in inner or THINK_END in inner:
+        raise ValueError(f"thinking: expected a text without think tags in it, found {thought!r:.80}")
+    boxed = answer if "\\boxed" in answer else f"\\boxed{{{answer}}}"
+    return f"{THINK_START}{inner}{THINK_END}{boxed}"
