@@ -42,8 +42,8 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
     """
     if config.prepare and not _can_import(config.prepare):
         raise ValueError(
-            f"prepare: expected a module that can be imported, found {config.prepare!r}; the examples are in the "
-            "checkout, not in the installed package"
+            f"prepare: expected a module that can be imported, found {config.prepare!r}; start where Python "
+            "finds it, or correct the name"
         )
     if not config.stages:
         raise ValueError("stages: expected at least one stage, found none; choose a recipe, such as recipe=quickstart")

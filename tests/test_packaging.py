@@ -16,7 +16,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "sailvl2_rl", "conf")
+ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "sailvl2_rl", "conf", "examples")
 START = "import sys, conf.cli, model.pretrain.train as train; print(conf.cli.ROOT, flush=True); sys.exit(train.main())"
 
 
@@ -32,7 +32,7 @@ def wheel(tmp_path_factory) -> Path:
     """Built from a copy: a build inside the checkout would leave, and later ship, stale files."""
     copy = tmp_path_factory.mktemp("source")
     ignore = shutil.ignore_patterns("__pycache__")
-    for folder in (*ROOMS, "tests", "examples", "benchmarks"):
+    for folder in (*ROOMS, "tests", "benchmarks"):
         shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
     for file in ("pyproject.toml", PROJECT["project"]["readme"], *PROJECT["project"]["license-files"]):
         shutil.copy(ROOT / file, copy / file)
@@ -55,7 +55,7 @@ def test_wheel_holds_every_source_and_data_file_of_the_rooms_and_no_other(wheel)
         path.relative_to(ROOT).as_posix()
         for room in ROOMS
         for path in (ROOT / room).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts
+        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".ipynb"  # notebooks are to be read
     }
     assert names == wanted
     assert {
@@ -78,6 +78,29 @@ def test_wheel_carries_the_license_and_asks_for_the_core_only(wheel):
 def test_console_scripts_point_at_functions(script):
     module, _, function = PROJECT["project"]["scripts"][script].partition(":")
     assert callable(getattr(importlib.import_module(module), function))
+
+
+def test_the_quickstart_starts_from_the_installed_package(installed, tmp_path):
+    """Its data preparation is a module of ours, and its recipe is found; nothing is taken from the checkout."""
+    start = "import sys; from rlhf.pipeline import main; sys.exit(main())"
+    process = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            start,
+            "recipe=quickstart_smoke",
+            "data=data",
+            "run.dir=run",
+            "stages.pretrain.max_steps=1",
+        ]
+        + ["stages.longcot_sft.data.demonstrations=there/is/none.jsonl"],  # ends it after the first stage
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 2 and "there/is/none.jsonl" in process.stderr
+    assert (tmp_path / "run" / "pretrain" / "final" / "model.safetensors").is_file()
 
 
 def test_installed_package_trains_from_another_directory(installed, tmp_path):
