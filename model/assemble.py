@@ -23,6 +23,7 @@ from model.config import (
     read_json_config,
     vision_section,
 )
+from model.run.failpoints import reach
 from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
@@ -69,6 +70,7 @@ def assemble(config: AssembleConfig) -> None:
     processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True))
     vision, language = _vision_tensors(Path(config.vision)), _language_tensors(Path(config.language))
     shapes = replace(shapes, language=replace(shapes.language, tie_word_embeddings=language.is_tied(shapes)))
+    reach("read")
     model = empty_model(shapes, torch.bfloat16)  # as it is stored: 30B in float32 is 125 GB
     wanted = {name: tensor.shape for name, tensor in released_tensors(model).items()}
     check_names({n: t.shape for n, t in vision.items()}, _part(wanted, "vision_model."), config.vision, set())
@@ -76,6 +78,7 @@ def assemble(config: AssembleConfig) -> None:
     check_names(language.shapes, _part(wanted, "language_model."), config.language, tied)
     model.initialise(config.seed)
     fill(model, itertools.chain(vision.items(), language.read()))
+    reach("filled")
     save_model(out, model, processor, dtype="bfloat16")
     print(f"wrote {out}: vision tower of {config.vision}, decoder of {config.language}, fresh adapter")
 

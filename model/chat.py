@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from conf.cli import launch
 from model.config import ChatConfig
 from model.json_values import JsonObject
+from model.run.failpoints import reach
 
 if TYPE_CHECKING:
     import torch
@@ -34,6 +35,7 @@ def chat(config: ChatConfig, resolved: str) -> None:
         shown = ""
         for token in generate(model, processor, _row(config, processor, messages), config):
             ids.append(token)
+            reach("token")
             text = processor.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
                 print(printable_text(text[len(shown) :]), end="", flush=True)
