@@ -45,7 +45,7 @@ FAST = {
 }
 PIPELINE_POINTS = [
     *("file.before_rename:1:full", "pipeline.wait:2", "pipeline.wait:3:term", "update:1:term", "save.begin:1:full"),
-    *("pipeline.stage:1", "ask:2:term", "pipeline.finish:1:full", "save.file:3", "pipeline.finish:1:term"),
+    *("pipeline.stage:1", "ask:2:term", "pipeline.finish:1:full", "pipeline.finish:1:term", "save.file:3"),
 ]
 
 Arguments = Callable[[Path], list[str]]
