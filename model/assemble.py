@@ -24,6 +24,7 @@ from model.config import (
     vision_section,
 )
 from model.run.durable import require_new_folder
+from model.run.failpoints import reach
 from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def assemble(config: AssembleConfig) -> None:
     processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True))
     vision, language = _vision_tensors(Path(config.vision)), _language_tensors(Path(config.language))
     shapes = replace(shapes, language=replace(shapes.language, tie_word_embeddings=language.is_tied(shapes)))
+    reach("read")
     shapes = replace(shapes, published={"dtype": language.dtype})
     dtype = shapes.stored_dtype(config.dtype)
     model = empty_model(shapes, getattr(torch, dtype))  # as it is stored: 30B in float32 is 125 GB
@@ -74,6 +76,7 @@ def assemble(config: AssembleConfig) -> None:
     check_names(language.shapes, _part(wanted, "language_model."), config.language, tied)
     model.initialise(config.seed)
     fill(model, itertools.chain(vision.items(), language.read()))
+    reach("filled")
     save_model(out, model, processor, dtype=dtype)
     print(f"wrote {out}: vision tower of {config.vision}, decoder of {config.language}, fresh adapter")
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from conf.cli import launch
 from model.config import ChatConfig
 from model.json_values import JsonObject
+from model.run.failpoints import reach
 
 if TYPE_CHECKING:
     import torch
@@ -43,6 +44,7 @@ def chat(config: ChatConfig, resolved: str) -> None:
         shown = ""
         for token in generate(model, processor, row, config):
             ids.append(token)
+            reach("token")
             text = processor.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
                 print(printable_text(text[len(shown) :]), end="", flush=True)

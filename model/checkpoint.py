@@ -21,6 +21,7 @@ from model.json_values import read_json_object
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
 from model.run.durable import write_folder
+from model.run.failpoints import reach
 from model.run.manifest import Digests, verify_files
 from model.run.tensor_files import all_finite, write_tensors
 from model.sail_vl2 import SailVL2
@@ -176,6 +177,7 @@ def _shard_name(index: int, count: int) -> str:
 def load_model(folder: Path, dtype: torch.dtype = torch.float32) -> tuple[SailVL2, Processor]:
     """Read a checkpoint folder. `ValueError` names the file or every tensor that does not fit."""
     processor = load_processor(folder)
+    reach("load")
     return load_weights(SailVL2Config.from_folder(Path(folder)), StoredTensors(Path(folder)), dtype), processor
 
 

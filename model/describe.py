@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from conf.cli import launch
 from model.config import DescribeConfig, SailVL2Config, Tower, flavour_config
 from model.json_values import JsonObject
+from model.run.failpoints import reach
 from model.run.manifest import verify_files
 
 if TYPE_CHECKING:
@@ -72,6 +73,7 @@ def run_describe(config: DescribeConfig, resolved: str) -> None:
     if config.checkpoint:
         verify_files(Path(config.checkpoint), ["config.json"])
     shapes = SailVL2Config.from_folder(Path(config.checkpoint)) if config.checkpoint else flavour_config(config.model)
+    reach("count")
     facts = describe(shapes)
     table = Table("tower", "stored", "trainable", "active", "bf16 bytes", title=f"{named}: parameters")
     for name, tower in facts["towers"].items():

@@ -18,7 +18,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from model.run.durable import OUT_OF_SPACE
 from model.run.ends import run_command
+from model.run.failpoints import reach
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.config import RewardConfig, WeightCheck
 from rewards.data_rows import DataRow, numbered_rows
@@ -116,11 +118,14 @@ def check(args: argparse.Namespace, console: Console) -> list[str]:
     """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
     rows = read_rows(Path(args.data).expanduser(), args.rows)
+    reach("read")
     checker = Checker(args)
     with checker.rubric as rubric:
         rubric.check_functions()
         inputs = [as_input(row, honest(row), number, rules) for number, row in enumerate(rows)]
+        reach("contract")
         problems = _check_contract(checker, inputs, args.timeout, console)
+        reach("probes")
         attacks = [
             (family, as_input(row, text, number, rules))
             for number, row in enumerate(rows[: args.probe_rows])
@@ -242,6 +247,8 @@ def _check(args: argparse.Namespace) -> int:
     try:
         problems = check(args, console)
     except (ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
     for problem in problems:

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 
-from model.run.durable import OUT_OF_SPACE, OutOfSpace
+from model.run.durable import OUT_OF_SPACE, OutOfSpace, write_file
 from model.run.ends import run_command
+from model.run.failpoints import reach
 from rewards.answers import AnswerRule, extract
 from rewards.data_rows import DataRow, numbered_rows
 from rewards.result import Claim, Outcome, Status
@@ -135,7 +136,7 @@ def _prepare_output(source: Path, output: Path, settings: Settings) -> int:
     beside = output.with_name(output.name + ".settings.json")
     mend = f"name another output, or remove {output} and {beside.name} to start afresh"
     if not output.exists():
-        beside.write_text(json.dumps(asdict(settings)))
+        write_file(beside, json.dumps(asdict(settings)).encode())
         output.touch()
         return 0
     if not beside.exists():
@@ -212,10 +213,13 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
         numbered = islice(read_rows(args.input), done, None)
         scorer = Scorer(pool)
         while chunk := list(islice(numbered, _CHUNK)):
+            reach("judge")
             for line in _judge(chunk, settings, scorer):
                 counts[str(line[settings.fields[1]])] += 1
                 outputs.write(_encode(line))
+                reach("line")
             outputs.flush()
+            reach("judged")
             progress.update(bar, advance=len(chunk))
     print(f"judged {sum(counts.values())} lines: {counts['ok']} ok, {counts['unscorable']} unscorable", file=sys.stderr)
     return 0

@@ -1,5 +1,6 @@
 """The output for a person of RL and of the pipeline: lines, rollouts, the stage table, the curves."""
 
+import io
 import json
 import math
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from rich.table import Table
 
 from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
+from model.run.durable import write_file
 from model.run.printable import printable
 from model.run.progress import StageProgress
 from rlhf.collect import Collected
@@ -84,9 +86,10 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
             axis.plot(steps, _curve(rows, "nll_per_token"))
             axis.set_ylabel("loss, nats per token")
             axis.set_yscale("log")
-    path = folder / "curves.png"
-    figure.savefig(path, dpi=110)
+    path, image = folder / "curves.png", io.BytesIO()
+    figure.savefig(image, format="png", dpi=110)
     pyplot.close(figure)
+    write_file(path, image.getvalue())
     return path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from conf.cli import launch
 from model.json_values import JsonObject
 from model.run.config import StartMode
+from model.run.failpoints import reach
 from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
@@ -65,6 +66,7 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
         _run(f"stage {stage.name}", stage.command)
+        reach("pipeline.stage")
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
             _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
         if evaluation:
@@ -163,6 +165,7 @@ def _finish(
     from model.run.durable import copy_folder
     from rlhf.console import plot_curves, stage_table
 
+    reach("pipeline.finish")
     models = [stage.name for stage in stages if stage.writes_model]
     products = {"summary": folder / "summary.json"}
     if models:
@@ -228,6 +231,7 @@ def _begin_stage() -> None:
 
 def _wait(process: subprocess.Popen[bytes]) -> int | None:
     """The exit code, None after a fifth of a second without one."""
+    reach("pipeline.wait")
     try:
         return process.wait(0.2)
     except subprocess.TimeoutExpired:

@@ -19,6 +19,7 @@ from model.json_values import JsonObject, parse_json, read_json_object
 from model.processing.messages import texts_of
 from model.processing.processor import Processor
 from model.run.durable import OUT_OF_SPACE, write_file
+from model.run.failpoints import reach
 from model.run.identity import Identity, Input, code_input, input_of, listed, outside_keys, settings_of
 from model.run.progress import StageProgress
 from rollouts.build import build_worker
@@ -61,10 +62,10 @@ def generate_file(config: GenerateConfig, resolved: str) -> None:
         limits = f"at most {config.rollouts.max_prompt_tokens} + {config.rollouts.max_completion_tokens} tokens"
         print(f"{config.out}: {len(rows) - len(open_rows)} of {len(rows)} prompts are there already; {limits}")
         if open_rows:
-            _sample(open_rows, config, processor)
+            _sample(open_rows, config, processor, media)
 
 
-def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Processor) -> None:
+def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Processor, media: MediaStore) -> None:
     """Append the completions of each row to the file."""
     prepare_cpu(config.num_threads)
     model, _ = load_model(Path(config.checkpoint))
@@ -78,8 +79,11 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Proc
     ):
         fill_worker(worker, model)
         for row, lines in _answers(rows, config, processor, worker):
-            out.write("".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines))
+            reach("answer")
+            written = "".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines)
+            out.write(media.without_folder(written))
             out.flush()
+            reach("answered")
             count += 1
             num_tokens += sum(len(line.get("token_ids", [])) for line in lines)
             num_failed += any("error" in line for line in lines)
@@ -99,6 +103,7 @@ def read_rows(config: GenerateConfig, media: MediaStore) -> tuple[list[GenerateR
     total = 0
     for ordinal, raw in enumerate(table.rows(), 1):
         total += 1
+        reach("read")
         try:
             row_id = reader.id_of(raw, table, ordinal)
         except ValueError as error:

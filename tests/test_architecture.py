@@ -29,8 +29,8 @@ MAY_IMPORT = {
 
 EXCEPTIONS = {
     "rewards.data_rows": {"model.data.tables", "model.data.jsonl", "model.data.raw_rows"},
-    "rewards.score": {"model.run.durable", "model.run.ends"},
-    "rewards.check": {"model.run.ends"},
+    "rewards.score": {"model.run.durable", "model.run.ends", "model.run.failpoints"},
+    "rewards.check": {"model.run.durable", "model.run.ends", "model.run.failpoints"},
     "rewards.rubric": {"model.run.printable"},
     "conf.cli": {"model.run.ends", "model.run.printable"},
 }

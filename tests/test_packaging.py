@@ -85,15 +85,10 @@ def test_the_quickstart_starts_from_the_installed_package(installed, tmp_path):
     start = "import sys; from rlhf.pipeline import main; sys.exit(main())"
     process = subprocess.run(
         [
-            sys.executable,
-            "-c",
-            start,
-            "recipe=quickstart_smoke",
-            "data=data",
-            "run.dir=run",
+            *(sys.executable, "-c", start, "recipe=quickstart_smoke", "data=data", "run.dir=run"),
             "stages.pretrain.max_steps=1",
-        ]
-        + ["stages.longcot_sft.data.demonstrations=there/is/none.jsonl"],  # ends it after the first stage
+            "stages.longcot_sft.data.demonstrations=there/is/none.jsonl",  # ends it after the first stage
+        ],
         cwd=tmp_path,
         env={**os.environ, "PYTHONPATH": str(installed), "OMP_NUM_THREADS": "1"},
         capture_output=True,

@@ -21,6 +21,7 @@ from PIL import Image
 from examples.digits import task
 from model.run.durable import STAGING_SUFFIX
 from model.run.ends import run_command
+from model.run.failpoints import reach
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
 NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 2048, 16384, 512
@@ -53,7 +54,9 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
         try:
             _fill(staging, seed, share)
             (staging / DONE).write_text(made_with)
+            reach("publish")
             os.replace(staging, out)
+            reach("published")
         finally:
             shutil.rmtree(staging, ignore_errors=True)
 
@@ -142,6 +145,7 @@ def _canvases(
         noisy = canvas + rng.normal(0.0, 0.05, canvas.shape) if augment else canvas
         names.append(f"images/{split}/{index:05d}.png")
         grey = (noisy.clip(0.0, 1.0) * 255).round().astype(np.uint8)
+        reach("image")
         Image.fromarray(grey).save(folder / names[-1], compress_level=1)
     return list(zip(names, labels[picked].tolist(), strict=True))
 
@@ -224,6 +228,7 @@ def _write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
     with path.open("w", encoding="utf-8") as file:
         for record in records:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
+            reach("line")
 
 
 def main(arguments: list[str]) -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from model.data.media import image_format
 from model.run.durable import STAGING_SUFFIX
+from model.run.failpoints import reach
 
 
 class MediaStore:
@@ -36,5 +37,6 @@ class MediaStore:
             self.folder.mkdir(parents=True, exist_ok=True)
             staging = path.with_name(name + STAGING_SUFFIX)
             staging.write_bytes(content)
+            reach("media")
             os.replace(staging, path)
         return name

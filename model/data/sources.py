@@ -17,6 +17,7 @@ from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
 from model.data.raw_rows import RawRow
 from model.data.tables import Table
+from model.run.failpoints import reach
 from model.run.identity import Input, input_of
 from model.run.printable import printable
 from model.run.state import State
@@ -108,6 +109,7 @@ class TableSource(ABC, Generic[Item]):
         for table in tables:
             for ordinal, raw in enumerate(table.rows(), 1):
                 total += 1
+                reach("read")
                 columns |= raw.columns.keys()
                 try:
                     self._take(raw, table, ordinal)

@@ -43,16 +43,16 @@ def write_folder(
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    reach("save.begin")
     try:
+        reach("save.begin")
         digests = dict(fill(staging))
         digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
         _write_durably(staging / MANIFEST, [manifest_bytes(digests)])
         _sync(staging)
+        reach("save.before_rename")
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    reach("save.before_rename")
     before = folder.with_name(folder.name + OLD_SUFFIX)
     if folder.exists():
         os.replace(folder, before)
@@ -149,8 +149,14 @@ def _copy_file(source: Path, target: Path) -> FileDigest:
 def write_file(path: Path, content: bytes) -> None:
     """Replace one file so that a reader sees the old or the new content, never a part."""
     staging = path.with_name(path.name + STAGING_SUFFIX)
-    _write_durably(staging, [content])
+    try:
+        _write_durably(staging, [content])
+        reach("file.before_rename")
+    except BaseException:
+        staging.unlink(missing_ok=True)
+        raise
     os.replace(staging, path)
+    reach("file.after_rename")
     _sync(path.parent)
 
 

@@ -12,8 +12,11 @@ if TYPE_CHECKING:
 
 PERCENT_SIGN = "percentsign"  # the symbol that stands for a percent sign inside a formula
 MAX_NESTING = 60  # depth of brackets inside brackets; honest answers have less than ten
-MAX_BARS, MAX_EQUALS = 20, 50  # the grammar's time grows fast with them; honest answers have fewer
+# The grammar's time grows fast with these; honest answers have no more.
+MAX_BARS, MAX_EQUALS, MAX_INTEGRALS, MAX_DIFFERENTIALS = 20, 50, 3, 9
 _SIGNS_ONLY = re.compile(r"(?:[-+]\s*){8}")
+_TOWER = re.compile(r"(?:\^\s*(?:\\?[a-zA-Z]+(?:_\w)?|[0-9]+)\s*){8}")  # a^b^c^...
+_COMMAND = re.compile(r"\\[a-zA-Z]+")
 _LAST_EQUALS = re.compile(r"(?<![\\<!>])=")
 _GROUPED_NUMBER = re.compile(r"\s*-?\d{1,3}(?:,\d{3})+(?:\.\d+)?\s*")  # numbers that the library would evaluate
 _INDEX_I = re.compile(r"_\s*\{\s*i\s*=")  # a sum over i is no complex number
@@ -114,10 +117,8 @@ def parse_latex(formula: str, lowercase: bool = False) -> "MathObject | None":
     config = NormalizationConfig(
         basic_latex=True, units=False, malformed_operators=True, nits=False, boxed="all", equations=False
     )
-    if formula.count("|") > MAX_BARS or formula.count("=") > MAX_EQUALS or _SIGNS_ONLY.search(formula):
-        return None
     rewritten = _rewrite(formula)
-    if _means_otherwise(rewritten):
+    if _takes_long(rewritten) or _means_otherwise(rewritten):
         return None
     text = normalize_latex(rewritten, config)
     parsed = _read(text, lowercase)
@@ -135,6 +136,16 @@ def split_ratio(formula: str) -> list[str] | None:
         return None
     parts = [part.strip() for part in formula.rpartition("=")[2].split(":")]
     return parts if len(parts) > 2 and all(parts) and not any("," in part for part in parts) else None
+
+
+def _takes_long(formula: str) -> bool:
+    """Tell whether the grammar would take long to find out what a formula means, more than a second or so."""
+    integrals = formula.count("\\int")
+    differentials = _COMMAND.sub(" ", formula).count("d") if integrals else 0
+    counts = (formula.count("|"), formula.count("="), integrals, differentials)
+    limits = (MAX_BARS, MAX_EQUALS, MAX_INTEGRALS, MAX_DIFFERENTIALS)
+    too_many = any(count > most for count, most in zip(counts, limits, strict=True))
+    return too_many or _SIGNS_ONLY.search(formula) is not None or _TOWER.search(formula) is not None
 
 
 def _means_otherwise(formula: str) -> bool:

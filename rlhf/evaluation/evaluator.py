@@ -11,6 +11,7 @@ from model.engine.base import TrainEngine
 from model.interface import Mode
 from model.json_values import JsonObject
 from model.processing.processor import Processor
+from model.run.failpoints import reach
 from model.run.folder import RunFolder
 from model.run.state import State
 from rewards.rubric import Rubric
@@ -82,8 +83,10 @@ def ask(
 ) -> Answers:
     """Put every task, `num_samples` completions each."""
     requests = [task.request(first_group_index + number, num_samples, greedy) for number, task in enumerate(tasks)]
+    reach("ask")
     rollouts = generate(worker, requests)
     name_failures(rollouts)
+    reach("score")
     rewarded = [pair for group in reward(tasks, rollouts, rubric, processor.tokenizer) for pair in group]
     results = [result for _, result in rewarded]
     groups = [results[start : start + num_samples] for start in range(0, len(results), num_samples)]

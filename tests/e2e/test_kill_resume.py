@@ -4,58 +4,21 @@ Bit-identical: metrics outside time/, weights, optimizer state, ledger, stored r
 """
 
 import json
-import os
 import random
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.e2e.conftest import Runner
+
 RL_PHASES = [
     *("sync", "collect", "prepare", "update", "evaluate", "append.ledger", "append.evaluations", "log"),
     *("append.step_000002", "append.step_000005"),
 ]
 SUPERVISED_PHASES = ["data", "update", "log"]
 SAVES = ["save.begin", "save.file", "save.before_rename", "save.after_rename", "save.prune"]
-
-
-class Runner:
-    """One forking process for the whole module."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("fork_runner.py"))],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
-        )
-
-    def run(self, module: str, arguments: list[str], failpoint: str = "") -> int:
-        assert self.process.stdin and self.process.stdout
-        log = self.folder / "log.txt"
-        job = {"module": module, "arguments": arguments, "failpoint": failpoint, "log": str(log)}
-        self.process.stdin.write(json.dumps(job) + "\n")
-        self.process.stdin.flush()
-        status = json.loads(self.process.stdout.readline())["status"]
-        ends = {"term": (0, 5), "full": (0, 6)}.get(failpoint.partition(":")[2].partition(":")[2], (0, -signal.SIGKILL))
-        assert status in ends, log.read_text()[-3000:]
-        return status
-
-
-@pytest.fixture(scope="module")
-def runner(tmp_path_factory):
-    runner = Runner(tmp_path_factory.mktemp("kills"))
-    yield runner
-    runner.process.kill()
-    runner.process.wait()
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,8 @@
 
 import errno
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +31,13 @@ def test_an_error_of_the_disk_or_of_a_path_is_one_line(capsys, error, code, said
     assert run_command(command) == code
     found = capsys.readouterr().err
     assert said in found and found.count("\n") == 1
+
+
+def test_a_full_disk_that_does_not_take_what_is_printed_is_one_line():
+    script = "import sys; from model.run.ends import run_command; sys.exit(run_command(lambda: print('x') or 0))"
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", script], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 6 and "no space" in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_other_errors_are_the_commands_own():

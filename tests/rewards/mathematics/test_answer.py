@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rewards.mathematics.answer import compare_plainly, verify_symbolic
+from rewards.mathematics.latex import parse_latex
 from rewards.result import Claim, Unscorable
 from rewards.verifiers.registry import UNDECIDED, decide_quickly, verify
 
@@ -281,6 +282,25 @@ def test_what_a_program_writes_for_no_number_is_no_reference(reference):
         with pytest.raises(Unscorable):
             if decide_quickly("math", Claim("", answer, reference), {}) is UNDECIDED:
                 raise Unscorable
+
+
+@pytest.mark.parametrize(
+    "long", ["\\int x dx" * 4, "\\int 1/2 " + "dx " * 10, "a" + "^a" * 24, "A **" * 24, "a" + "^b_1" * 9]
+)
+def test_a_formula_that_the_grammar_takes_long_for_is_no_answer(long):
+    assert parse_latex(long) is None and verify_symbolic(long, "x") is False
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference"),
+    [
+        ("\\int_0^1\\int_0^1\\int_0^1 8xyz\\,dx\\,dy\\,dz", "1"),
+        ("2^{3^{2^1}}", "512"),
+        ("x^9+x^8+x^7+x^6+x^5+x^4+x^3+x^2+x", "x+x^2+x^3+x^4+x^5+x^6+x^7+x^8+x^9"),
+    ],
+)
+def test_integrals_and_powers_of_honest_answers_are_read(answer, reference):
+    assert verify_symbolic(answer, reference)
 
 
 def test_a_very_long_answer_is_refused_at_once():
