@@ -20,9 +20,9 @@ from model.config import (
     Resolution,
     SailVL2Config,
     language_section,
-    read_json_config,
     vision_section,
 )
+from model.json_values import read_json_config
 from model.run.durable import require_new_folder
 from model.run.failpoints import reach
 from model.run.manifest import verify_files

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.interface import Mode
-from model.json_values import JsonObject, read_json_object
+from model.json_values import JsonObject, member, read_json_config
 
 FLAVOUR_FOLDER = Path(__file__).parent / "flavours"
 
@@ -251,11 +251,7 @@ class SailVL2Config:
 
         `ValueError` for a name that is no `StoredDtype`.
         """
-        if not isinstance(wanted, StoredDtype):
-            names = [dtype.value for dtype in StoredDtype]
-            if wanted not in names:
-                raise ValueError(f"dtype: expected one of {', '.join(names)}, found {wanted!r:.80}")
-            wanted = StoredDtype(wanted)
+        wanted = member(StoredDtype, wanted, "dtype")
         if wanted is not StoredDtype.keep:
             return wanted.value
         found = self.published.get("dtype", self.published.get("torch_dtype"))
@@ -287,29 +283,6 @@ class SailVL2Config:
     def from_folder(cls, folder: Path) -> "SailVL2Config":
         """Read `folder/config.json`. `ValueError` if it is missing or describes another model."""
         return cls.from_published(read_json_config(folder), str(Path(folder) / "config.json"))
-
-
-def read_json_config(folder: Path) -> JsonObject:
-    """`folder/config.json` of any model. `ValueError` if it is missing or no JSON object."""
-    path = Path(folder) / "config.json"
-    try:
-        return read_json_object(path)
-    except (FileNotFoundError, NotADirectoryError):
-        raise ValueError(
-            f"{folder}: expected a checkpoint folder, found no config.json; {_where_the_model_is(Path(folder))}"
-        ) from None
-    except OSError as error:
-        raise ValueError(f"{path}: expected a file that can be read, found: {error}") from None
-
-
-def _where_the_model_is(folder: Path) -> str:
-    """Return advice for a folder without config.json."""
-    for final in (folder / "final", folder.parent.parent / "final"):
-        if (final / "config.json").is_file():
-            return f"this folder belongs to a run, whose model is {final}"
-    if (folder / "run.json").is_file() or (folder / "engine.json").is_file():
-        return "this folder belongs to a run, which writes its model to RUN/final when it ends"
-    return "give the folder that holds config.json and *.safetensors"
 
 
 def flavour_config(flavour: Flavour) -> SailVL2Config:
@@ -432,6 +405,9 @@ class DescribeConfig:
     checkpoint: str = ""
     """folder whose config.json to describe instead"""
 
+    def __post_init__(self) -> None:
+        self.model = member(Flavour, self.model, "model")
+
 
 @dataclass
 class ChatConfig:
@@ -454,6 +430,8 @@ class ChatConfig:
     """seed of the draws at a temperature above 0"""
 
     def __post_init__(self) -> None:
+        self.device = member(Device, self.device, "device")
+        self.mode = member(Mode, self.mode, "mode")
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model, found nothing")
         if not 0 <= self.temperature < math.inf:
@@ -474,6 +452,7 @@ class ExportConfig:
     """number type of the weights that are written; keep: that of the checkpoint"""
 
     def __post_init__(self) -> None:
+        self.dtype = member(StoredDtype, self.dtype, "dtype")
         for name in ("checkpoint", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a folder, found nothing")
@@ -495,6 +474,8 @@ class AssembleConfig:
     """fixed: cut images into tiles; any (AnyRes): interpolate the tower's positions to each image's own grid"""
 
     def __post_init__(self) -> None:
+        self.dtype = member(StoredDtype, self.dtype, "dtype")
+        self.resolution = member(Resolution, self.resolution, "resolution")
         for name in ("vision", "language", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a folder, found nothing")

@@ -6,6 +6,8 @@ Sources: the model's public README (thinking instruction), its chat template (sy
 import hashlib
 from enum import Enum
 
+from model.json_values import member
+
 THINKING_INSTRUCTION = (
     "You FIRST think about the reasoning process as an internal monologue and then provide the final answer. "
     "The reasoning process MUST BE enclosed within <think> </think> tags. "
@@ -50,12 +52,7 @@ class Mode(Enum):
     @classmethod
     def of(cls, given: "Mode | str") -> "Mode":
         """The mode that is meant, by itself or by its name. `ValueError` for anything else."""
-        if isinstance(given, Mode):
-            return given
-        for mode in cls:
-            if given == mode.value:
-                return mode
-        raise ValueError(f"mode: expected {' or '.join(mode.value for mode in cls)}, found {given!r:.80}")
+        return member(cls, given, "mode")
 
 
 def verify_interface_strings() -> None:

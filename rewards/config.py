@@ -6,10 +6,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 from rewards.answers import AnswerRule
 
+_Choice = TypeVar("_Choice", bound=Enum)
 OUTSIDE = {"outside": True}
 """Field metadata of a setting that is no part of what a run is: a path, or what changes no number."""
 
@@ -67,6 +68,9 @@ class RewardConfig:
     """the run stops when more than this share of the last 1,000 completions (at least 200 seen) is unscorable"""
 
     def __post_init__(self) -> None:
+        self.answer_rules = [_member(AnswerRule, one, "reward.answer_rules") for one in self.answer_rules]
+        self.weight_check = _member(WeightCheck, self.weight_check, "reward.weight_check")
+        self.combine = _member(Combine, self.combine, "reward.combine")
         self.functions = [named_function(function) for function in self.functions]
         if self.function_weights and len(self.function_weights) != len(self.functions):
             raise ValueError(
@@ -190,6 +194,14 @@ def _refuse_secrets(where: str, value: object) -> None:
     elif isinstance(value, Sequence) and not isinstance(value, str):
         for inner in value:
             _refuse_secrets(where, inner)
+
+
+def _member(kind: type[_Choice], given: _Choice | str, name: str) -> _Choice:
+    """Return the member of an enum that is meant, by itself or by its value. `ValueError` for anything else."""
+    for one in kind:
+        if given is one or given == one.value:
+            return one
+    raise ValueError(f"{name}: expected {' or '.join(str(one.value) for one in kind)}, found {given!r:.80}")
 
 
 def named_function(function: object) -> str:

@@ -8,7 +8,7 @@ from typing import Self
 from model.config import StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
-from model.json_values import JsonObject
+from model.json_values import JsonObject, member
 from model.run.config import OUTSIDE, RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
@@ -73,6 +73,9 @@ class TrainerConfig:
     that are cut off, or equal rewards; 0: never (docs/pipeline.md)"""
 
     def __post_init__(self) -> None:
+        self.when_budget_ends = member(BudgetEnd, self.when_budget_ends, "trainer.when_budget_ends")
+        self.keep_surplus = member(KeepSurplus, self.keep_surplus, "trainer.keep_surplus")
+        self.curriculum = member(Curriculum, self.curriculum, "trainer.curriculum")
         ones = [(name, 1) for name in ("groups_per_step", "mini_batch_size", "passes", "show_every")]
         for name, least in (("max_steps", 0), ("max_draws", 0), ("warn_after", 0), *ones):
             if getattr(self, name) < least:
@@ -137,6 +140,7 @@ class EvaluationConfig:
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 
     def __post_init__(self) -> None:
+        self.metric = member(Metric, self.metric, "evaluation.metric")
         for name, least in (("every", 1), ("num_samples", 1), ("num_prompts", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -188,6 +192,7 @@ class RlConfig:
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
 
     def __post_init__(self) -> None:
+        self.dtype = member(StoredDtype, self.dtype, "dtype")
         self.optimizer.require_learning_rate()
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
@@ -260,6 +265,7 @@ class EvaluateConfig:
     data: DataConfig = field(default_factory=DataConfig)
 
     def __post_init__(self) -> None:
+        self.device = member(Device, self.device, "device")
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
@@ -306,6 +312,7 @@ class PipelineConfig:
     """number type of the weights that the stages write; keep: that of the model a stage starts from"""
 
     def __post_init__(self) -> None:
+        self.dtype = member(StoredDtype, self.dtype, "dtype")
         if self.num_eval < 0 or self.num_threads < 1:
             raise ValueError(
                 f"num_eval, num_threads: expected at least 0 and 1, found {self.num_eval} and {self.num_threads}"

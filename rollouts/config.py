@@ -9,6 +9,7 @@ from model.config import REPORT_COMPLETION_TOKENS
 from model.data.config import ChatTableConfig
 from model.engine.config import Device
 from model.interface import Mode
+from model.json_values import member
 from model.run.config import OUTSIDE
 
 
@@ -61,6 +62,8 @@ class PoolConfig:
     """folder that all hosts see, for transfer=files, and for broadcast over hosts, whose processes meet there"""
 
     def __post_init__(self) -> None:
+        self.placement = member(Placement, self.placement, "rollouts.pool.placement")
+        self.transfer = member(Transfer, self.transfer, "rollouts.pool.transfer")
         for name, least in (("workers", 1), ("max_failures", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"rollouts.pool.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -263,6 +266,9 @@ class GenerateConfig:
     data: ChatTableConfig = field(default_factory=ChatTableConfig)
 
     def __post_init__(self) -> None:
+        self.mode = member(Mode, self.mode, "mode")
+        self.decoding = member(Decoding, self.decoding, "decoding")
+        self.device = member(Device, self.device, "device")
         for name in ("checkpoint", "prompts", "out"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model.json_values import member
 from model.run.config import OUTSIDE
 
 
@@ -62,3 +63,8 @@ class ChatTableConfig(TableConfig):
     """whether thinking mode adds its instruction: auto, where a prompt has none already; always; never"""
     dataset_column: str = ""
     """empty: dataset or data_source"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.reference_form = member(ReferenceForm, self.reference_form, "data.reference_form")
+        self.instruction = member(InstructionRule, self.instruction, "data.instruction")

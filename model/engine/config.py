@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.config import AttentionKernel, Device, StoredDtype, Tower
+from model.json_values import member
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -51,6 +52,7 @@ class OptimizerConfig:
     """gradients are scaled down to this global norm"""
 
     def __post_init__(self) -> None:
+        self.schedule = member(Schedule, self.schedule, "optimizer.schedule")
         if not 0 <= self.learning_rate < float("inf"):
             raise ValueError(f"optimizer.learning_rate: expected a positive number, found {self.learning_rate}")
         if self.warmup_steps < 0:
@@ -94,6 +96,10 @@ class EngineConfig:
     """the run ends with exit code 4 after so many updates in a row whose loss or gradient was not finite"""
 
     def __post_init__(self) -> None:
+        self.device = member(Device, self.device, "engine.device")
+        self.compute_dtype = member(ComputeDtype, self.compute_dtype, "engine.compute_dtype")
+        self.freeze = [member(Tower, one, "engine.freeze") for one in self.freeze]
+        self.attention_kernel = member(AttentionKernel, self.attention_kernel, "engine.attention_kernel")
         for name in ("num_threads", "micro_batch_tokens", "max_skipped_updates"):
             if getattr(self, name) < 1:
                 raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
@@ -138,6 +144,8 @@ class SupervisedConfig:
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
+        self.normalisation = member(Normalisation, self.normalisation, "normalisation")
+        self.dtype = member(StoredDtype, self.dtype, "dtype")
         self.optimizer.require_learning_rate()
         if self.max_steps < 0:
             raise ValueError(f"max_steps: expected at least 0, found {self.max_steps}")

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from model.config import Flavour
 from model.data.config import TableConfig
 from model.engine.config import SupervisedConfig
+from model.json_values import member
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -33,6 +34,7 @@ class PretrainConfig(SupervisedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.model = None if self.model is None else member(Flavour, self.model, "model")
         if self.model is None and not self.checkpoint:
             choices = ", ".join(flavour.value for flavour in Flavour)
             raise ValueError(

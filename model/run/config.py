@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model.json_values import member
 from model.run.interrupt import STOP_SECONDS
 
 OUTSIDE = {"outside": True}
@@ -36,6 +37,7 @@ class RunConfig:
     """seconds after SIGTERM in which the step may be ended and saved; then it is given up"""
 
     def __post_init__(self) -> None:
+        self.start = member(StartMode, self.start, "run.start")
         if self.seed < 0:
             raise ValueError(f"run.seed: expected 0 or more, found {self.seed}")
         if not self.dir:

@@ -5,6 +5,8 @@ marked as ours.
 from dataclasses import dataclass, field
 from enum import Enum
 
+from model.json_values import member
+
 
 class Baseline(Enum):
     """The value taken from a reward: the mean of its group, of its siblings without itself, of the step, or nothing."""
@@ -97,6 +99,8 @@ class KlConfig:
     """loss: a term with gradient; reward: taken from the reward before advantages"""
 
     def __post_init__(self) -> None:
+        self.estimator = member(KlEstimator, self.estimator, "algorithm.kl.estimator")
+        self.place = member(KlPlace, self.place, "algorithm.kl.place")
         if not 0 <= self.coefficient < float("inf"):
             raise ValueError(f"algorithm.kl.coefficient: expected 0 or more, found {self.coefficient}")
 
@@ -109,6 +113,7 @@ class CorrectionConfig:
     """largest weight (truncate), or the weight above which a token or sequence does not count (mask)"""
 
     def __post_init__(self) -> None:
+        self.rule = member(Correction, self.rule, "algorithm.correction.rule")
         if not self.cap >= 1:
             raise ValueError(f"algorithm.correction.cap: expected at least 1, found {self.cap}")
 
@@ -124,6 +129,7 @@ class OverlongConfig:
     """reward taken from a completion that reaches the limit"""
 
     def __post_init__(self) -> None:
+        self.rule = member(OverlongRule, self.rule, "algorithm.overlong.rule")
         if (self.buffer or 0) < 0 or not 0 <= self.penalty < float("inf"):
             raise ValueError(
                 f"algorithm.overlong.buffer, algorithm.overlong.penalty: expected 0 or more, found {self.buffer}, "
@@ -168,6 +174,11 @@ class AlgorithmConfig:
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
 
     def __post_init__(self) -> None:
+        self.ratio_level = member(RatioLevel, self.ratio_level, "algorithm.ratio_level")
+        self.baseline = member(Baseline, self.baseline, "algorithm.baseline")
+        self.advantage_scale = member(AdvantageScale, self.advantage_scale, "algorithm.advantage_scale")
+        self.normalisation = member(LossNormalisation, self.normalisation, "algorithm.normalisation")
+        self.group_filter = member(GroupFilter, self.group_filter, "algorithm.group_filter")
         if self.group_size < 1:
             raise ValueError(f"algorithm.group_size: expected at least 1, found {self.group_size}")
         if self.group_size == 1:

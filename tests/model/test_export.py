@@ -128,5 +128,5 @@ class TestRefusals:
                 run(tiny_folder, out)
 
     def test_an_unknown_type_is_refused_from_python(self, tiny, tmp_path):
-        with pytest.raises(ValueError, match="dtype: expected one of keep, float32, bfloat16, float16, found 'int8'"):
+        with pytest.raises(ValueError, match="dtype: expected keep or float32 or bfloat16 or float16, found 'int8'"):
             save_model(tmp_path / "out", *tiny, dtype="int8")
