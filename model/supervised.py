@@ -103,6 +103,8 @@ def train_supervised(
             step = engine.step_count
             with run.timed("evaluate"), stop.at_once():
                 evaluated = held_out.evaluate_if_due(step, config.max_steps, run)
+            if evaluated:
+                progress.say(f"step {step}{held_out.shown}")
             run.log(
                 step,
                 {

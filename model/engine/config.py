@@ -153,8 +153,8 @@ class SupervisedConfig:
             raise ValueError(f"epochs: expected 0 or more, found {self.epochs}")
         if self.max_steps and self.epochs:
             raise ValueError(
-                f"max_steps, epochs: expected one of both, found {self.max_steps} and {self.epochs:g}; with epochs set "
-                "max_steps=0, where a recipe gives it"
+                f"max_steps, epochs: expected one of both, found {self.max_steps} and {self.epochs:g}; set the "
+                "other one to 0 where a recipe gives it"
             )
         if not 0 <= self.balance_coefficient < float("inf"):
             raise ValueError(f"balance_coefficient: expected 0 or more, found {self.balance_coefficient}")

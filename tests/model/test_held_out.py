@@ -114,7 +114,7 @@ class TestContinuedPretraining:
         best = min(losses)
         done = json.loads((run / "done.json").read_text())
         assert done == {"steps": 6, "best_nll_per_token": best, "best_step": evaluations[losses.index(best)]["step"]}
-        final_line = said.strip().splitlines()[-1]
+        final_line = next(line for line in said.splitlines() if line.startswith("pretrain 6/6"))
         assert f"held out {losses[-1]:.3f} (best {best:.3f} at step {done['best_step']})" in final_line
         start, final = (load_model(folder)[0].state_dict() for folder in (tiny_folder, run / "final"))
         assert any(not torch.equal(start[name], final[name]) for name in start)
