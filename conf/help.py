@@ -22,7 +22,6 @@ EXAMPLES: dict[str, str] = {
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
     "chat": "checkpoint=DIR image=FILE question='What is this?'",
-    "export": "checkpoint=RUN/final out=DIR dtype=bfloat16",
 }
 """Entry point -> the arguments of a typical command."""
 
