@@ -83,7 +83,9 @@ def _train(
         collector.show = progress.status
         needs_advantage = algorithm.learns_from_advantages and not trainer_config.balance_coefficient
         doctor = Doctor(trainer_config.warn_after, needs_advantage, processor.tokenizer, progress.say)
-        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out, config.dtype)
+        evaluator = Evaluator(
+            config.evaluation, engine, processor, worker, rubric, held_out, config.dtype, progress.say
+        )
         ahead = None
         if num_ahead:
             ahead = AheadCollector(
