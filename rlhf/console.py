@@ -43,6 +43,9 @@ class StepReporter:
             )
 
 
+_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # of the columns of `evaluation_lines`; all together less than 80 characters
+
+
 def evaluation_lines(name: str, result: JsonObject) -> list[str]:
     """The result of an evaluation for a person: a line for each data set and mode."""
     most = result["max_completion_tokens"]
@@ -52,7 +55,7 @@ def evaluation_lines(name: str, result: JsonObject) -> list[str]:
     for title, modes in (*sets.items(), ("all" if sets else "", result["modes"])):
         if title:
             lines.append(printable(title, 80))
-        lines.append("  ".join([f"  {headings[0]:13}", *(f"{heading:>13}" for heading in headings[1:])]))
+        lines.append("  ".join([f"  {headings[0]:13}", *map(str.rjust, headings[1:], _WIDTHS)]))
         for mode, found in modes.items():
             interval = "-" if found["interval"] is None else "{:.1%} - {:.1%}".format(*found["interval"])
             cells = (
@@ -64,7 +67,7 @@ def evaluation_lines(name: str, result: JsonObject) -> list[str]:
                 shown(found["unscorable_share"], ".1%"),
                 shown(found["mean_length"], ".1f"),
             )
-            lines.append("  ".join([f"  {mode:13}", *(f"{cell:>13}" for cell in cells)]))
+            lines.append("  ".join([f"  {mode:13}", *map(str.rjust, cells, _WIDTHS)]))
     if any((found["cut_off_share"] or 0) >= 0.5 for found in result["modes"].values()):
         lines.append(f"half of a mode and more is cut off at {most} tokens; raise rollouts.max_completion_tokens")
     return lines
