@@ -21,9 +21,10 @@ from rich.table import Table
 from model.run.durable import OUT_OF_SPACE
 from model.run.ends import run_command
 from model.run.failpoints import reach
+from model.run.printable import printable
 from rewards.answers import AnswerRule, extract, parse_completion
-from rewards.config import RewardConfig, WeightCheck
-from rewards.data_rows import DataRow, numbered_rows
+from rewards.config import NO_VERIFIER, RewardConfig, WeightCheck
+from rewards.data_rows import DataRow, opened_rows
 from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
@@ -41,12 +42,11 @@ class Checker:
             "num_workers": args.workers,
             "max_unscorable_share": 1.0,
             "weight_check": WeightCheck.free,
-            "format_weight": 0.0,
         }
         from rewards.verifiers.registry import VERIFIERS
 
         if args.reward in VERIFIERS:
-            settings |= {"verifier": args.reward, "answer_weight": 1.0}
+            settings |= {"verifier": args.reward, "answer_weight": 1.0, "format_weight": 0.0}
             self.name = "answer"
             options = {args.reward: args.options}
         else:
@@ -54,8 +54,7 @@ class Checker:
             settings |= {
                 "functions": [args.reward],
                 "function_weights": [1.0],
-                "answer_weight": 0.0,
-                "verifier": "format",  # it never refuses a row, and its verdict does not count here
+                "verifier": NO_VERIFIER,
             }
             options = {self.name: args.options}
         settings["options"] = options if args.options else {}
@@ -69,24 +68,6 @@ class Checker:
             else RewardResult(result.parts.get(self.name), result.parts)
             for result in self.rubric.score(inputs)
         ]
-
-
-def read_rows(path: Path, limit: int) -> list[DataRow]:
-    """Return the first rows of a file. `ValueError` names a row that is not an object with a reference."""
-    rows: list[DataRow] = []
-    for number, row, fault in numbered_rows(path):
-        if row.get("text") == "" and fault:
-            continue  # a blank line
-        if fault:
-            raise ValueError(f"{path}: line {number}: expected a JSON object, found {fault.partition(': ')[2]:.120}")
-        if "reference" not in row:
-            raise ValueError(f"{path}: line {number}: expected an object with `reference`, found {sorted(row)}")
-        rows.append(row)
-        if len(rows) == limit:
-            break
-    if not rows:
-        raise ValueError(f"{path}: expected at least one row, found none")
-    return rows
 
 
 def as_input(row: DataRow, completion: str, number: int, rules: Sequence[AnswerRule]) -> RewardInput:
@@ -117,10 +98,9 @@ def honest(row: DataRow) -> str:
 def check(args: argparse.Namespace, console: Console) -> list[str]:
     """List everything that is wrong with the reward, in words, and print what was seen."""
     rules = args.extract
-    rows = read_rows(Path(args.data).expanduser(), args.rows)
-    reach("read")
     checker = Checker(args)
-    with checker.rubric as rubric:
+    with opened_rows(Path(args.data).expanduser(), args.rows) as rows, checker.rubric as rubric:
+        reach("read")
         rubric.check_functions()
         inputs = [as_input(row, honest(row), number, rules) for number, row in enumerate(rows)]
         reach("contract")
@@ -218,7 +198,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="python -m rewards.check", description="Test a reward before a run trusts it."
     )
     parser.add_argument("reward", help="FILE.py:NAME, package.module:NAME, an entry point, or a verifier's name")
-    parser.add_argument("--data", required=True, help="JSONL rows with `reference`, and `completion` or `messages`")
+    parser.add_argument(
+        "--data",
+        required=True,
+        help="rows with `reference`, and `completion` or a question with its images (JSONL, Parquet, TSV, datasets "
+        "folder), or rollouts that a run stored",
+    )
+    parser.add_argument("--json", action="store_true", help="print what was found as one JSON object, and nothing else")
     parser.add_argument("--rows", type=int, default=200, help="rows to read (default 200)")
     parser.add_argument("--probe-rows", type=int, default=5, help="rows that probes are made from (default 5)")
     parser.add_argument(
@@ -243,7 +229,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _check(args: argparse.Namespace) -> int:
-    console = Console()
+    console = Console(quiet=args.json)
     try:
         problems = check(args, console)
     except (ValueError, OSError) as error:
@@ -251,9 +237,10 @@ def _check(args: argparse.Namespace) -> int:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 2
-    for problem in problems:
-        print(f"FOUND {problem}")
-    print(json.dumps({"reward": args.reward, "problems": problems}))
+    if args.json:
+        print(json.dumps({"reward": args.reward, "problems": problems}))
+    else:
+        print("\n".join(f"FOUND {printable(problem, 1000)}" for problem in problems) or "nothing found")
     return 1 if problems else 0
 
 

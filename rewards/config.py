@@ -115,9 +115,14 @@ class RewardConfig:
         return self.verifier != NO_VERIFIER
 
     @property
+    def paid_parts(self) -> set[str]:
+        """Return the parts that the reward depends on, by weight or as a gate."""
+        return {name for name, weight in self.weights.items() if weight} | set(self.gates)
+
+    @property
     def pays_answers(self) -> bool:
         """Tell whether the reward depends on the answer part."""
-        return self.has_answers and (bool(self.weights["answer"]) or "answer" in self.gates)
+        return "answer" in self.paid_parts
 
     @property
     def weights(self) -> dict[str, float]:

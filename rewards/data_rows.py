@@ -1,12 +1,18 @@
 """Rows of data for the commands that score and check: JSONL line by line, other formats by the model room's reader."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rewards.verifiers.verifier import parse_json
 
+if TYPE_CHECKING:
+    from model.data.chat_rows import ChatReader
+    from model.data.raw_rows import RawRow
+
 DataRow = dict[str, Any]  # JSON data
+_IMAGES = ("images", "image", "image_path")
 _TABLES = (".parquet", ".tsv")
 
 
@@ -30,6 +36,72 @@ def numbered_rows(path: Path) -> Iterator[tuple[int, DataRow, str]]:
                 continue
             row, fault = _read_line(number, raw)
             yield number, row, fault
+
+
+def completion_of(row: DataRow) -> object:
+    """Return the completion of a row: its own field, or the text of a rollout that a run stored."""
+    return row.get("completion", row.get("text") if "prompt_id" in row else None)
+
+
+@contextmanager
+def opened_rows(path: Path, limit: int) -> Iterator[list[DataRow]]:
+    """Give the first rows of a file of prompts, of completions, or of a run's rollouts, as a run would see them.
+
+    They have `reference` and, where the file has them, `messages`, `completion` and `images`, which are paths. Images
+    that come as bytes are files of a temporary folder meanwhile. `ValueError` names a row that cannot be used.
+    """
+    from model.data.chat_rows import ChatReader
+    from model.data.config import ChatTableConfig
+    from model.data.media_store import MediaStore
+
+    reader = ChatReader(ChatTableConfig(), MediaStore())
+    found: list[DataRow] = []
+    for number, raw in _raw_rows(path):
+        if raw.problem:
+            raise ValueError(f"{path}: line {number}: expected a JSON object, found {raw.problem:.120}")
+        try:
+            found.append(_as_seen(raw, path, number, reader))
+        except ValueError as error:
+            raise ValueError(f"{path}: line {number}: {error}") from None
+        if len(found) == limit:
+            break
+    if not found:
+        raise ValueError(f"{path}: expected at least one row, found none")
+    yield found
+
+
+def _as_seen(raw: "RawRow", path: Path, number: int, reader: "ChatReader") -> DataRow:
+    from model.data.media_cells import media_parts
+    from model.data.tables import Table, as_json
+
+    row: DataRow = {name: as_json(value) for name, value in raw.columns.items()}
+    completion, messages = completion_of(row), row.get("messages") or []
+    if isinstance(row.get("question"), str) and isinstance(completion, str) and isinstance(row.get("images"), list):
+        # A line that a run, an evaluation or rollouts.generate wrote: its images are paths already.
+        asked = [{"role": "user", "content": row["question"]}]
+        return {"id": row.get("prompt_id", number), "messages": asked, "reference": "", **row, "completion": completion}
+    if any(row.get(name) for name in _IMAGES) or any(part.get("type") == "image" for part in media_parts(messages)):
+        chat = reader.read(raw, Table(path), number)
+        names = [part["image"] for part in media_parts(chat.messages) if part.get("type") == "image"]
+        images = [str(chat.root / name) for name in names]
+        row |= {**chat.meta, "id": chat.id, "messages": chat.messages, "images": images}
+        row.setdefault("reference", chat.reference)
+    if "reference" not in row:
+        raise ValueError(f"expected an object with `reference`, found {sorted(row)}")
+    return row
+
+
+def _raw_rows(path: Path) -> Iterator[tuple[int, "RawRow"]]:
+    from model.data.raw_rows import RawRow
+    from model.data.tables import Table
+
+    if path.is_dir() or path.suffix.lower() in _TABLES:
+        yield from enumerate(Table(path).rows(), 1)
+        return
+    for number, row, fault in numbered_rows(path):
+        if fault and row.get("text") == "":
+            continue  # a blank line
+        yield number, RawRow(path, number, row, fault.partition(": ")[2])
 
 
 def _table_rows(path: Path) -> Iterator[tuple[int, DataRow, str]]:

@@ -10,7 +10,9 @@ import argparse
 import fcntl
 import json
 import math
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
@@ -19,15 +21,18 @@ from pathlib import Path
 from model.run.durable import OUT_OF_SPACE, OutOfSpace, write_file
 from model.run.ends import run_command
 from model.run.failpoints import reach
+from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.data_rows import DataRow, numbered_rows
+from rewards.data_rows import DataRow, completion_of, numbered_rows
 from rewards.result import Claim, Outcome, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
 from rewards.verifiers.registry import VERIFIERS, check_options
 
 ADDED = ("value", "status", "answer", "reason", "seconds")
+NOTHING_SCORED = 3
 _CHUNK = 256
+_LINE = re.compile(r"^line \d+: ")
 _NO_REFERENCE = ("format", "overlong", "repetition", "language")
 
 
@@ -43,8 +48,8 @@ class Settings:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 5: SIGTERM, 6: no
-    space left, 130: interrupted."""
+    """Return 0 when all lines are judged (unscorable ones too), 1: files failed, 2: bad arguments, 3: no line could be
+    scored, 5: SIGTERM, 6: no space left, 130: interrupted."""
     return run_command(lambda: _score(arguments))
 
 
@@ -80,8 +85,8 @@ def _goes_on(args: argparse.Namespace) -> str:
 def read_rows(source: Path) -> Iterator[tuple[int, DataRow, str]]:
     """Yield (number, fields, fault) of every input row; a fault names the row and says what is wrong with it."""
     for number, row, fault in numbered_rows(source):
-        if not fault and not isinstance(row.get("completion"), str):
-            kind = type(row.get("completion")).__name__
+        if not fault and not isinstance(completion_of(row), str):
+            kind = type(completion_of(row)).__name__
             fault = f"line {number}: expected the text field 'completion', found {kind}"
         yield number, row, fault
 
@@ -198,7 +203,7 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
 
     total = sum(1 for _ in numbered_rows(args.input))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    counts = {"ok": 0, "unscorable": 0}
+    counts, reasons = {"ok": 0, "unscorable": 0}, Counter[str]()
     with (
         args.output.open("ab") as outputs,
         ScoringPool(args.workers, args.timeout) as pool,
@@ -216,13 +221,22 @@ def _run(args: argparse.Namespace, settings: Settings, done: int) -> int:
             reach("judge")
             for line in _judge(chunk, settings, scorer):
                 counts[str(line[settings.fields[1]])] += 1
+                reasons[_LINE.sub("", str(line[settings.fields[3]]))[:200]] += 1
                 outputs.write(_encode(line))
                 reach("line")
             outputs.flush()
             reach("judged")
             progress.update(bar, advance=len(chunk))
     print(f"judged {sum(counts.values())} lines: {counts['ok']} ok, {counts['unscorable']} unscorable", file=sys.stderr)
-    return 0
+    if not counts["unscorable"]:
+        return 0
+    del reasons[""]
+    reason, count = reasons.most_common(1)[0]
+    print(f"unscorable most often ({count} of {counts['unscorable']}): {printable(reason)}", file=sys.stderr)
+    if counts["ok"]:
+        return 0
+    print("rewards.score: no line could be scored; mend the input or name another --verifier", file=sys.stderr)
+    return NOTHING_SCORED
 
 
 def _judge(chunk: Sequence[tuple[int, DataRow, str]], settings: Settings, scorer: Scorer) -> Iterator[DataRow]:
@@ -248,9 +262,9 @@ def _missing(number: int, row: DataRow, verifier: str) -> str:
 
 
 def _claim(row: DataRow, rules: Sequence[AnswerRule]) -> Claim:
-    columns = {key: value for key, value in row.items() if key not in ("completion", "reference")}
+    columns = {key: value for key, value in row.items() if key not in ("completion", "text", "reference")}
     tokens, finish = row.get("num_tokens"), row.get("finish_reason")
-    completion = str(row["completion"])
+    completion = str(completion_of(row))
     return Claim(
         completion,
         extract(completion, rules),
@@ -275,7 +289,7 @@ def _parser() -> argparse.ArgumentParser:
         "--input",
         required=True,
         type=Path,
-        help="JSONL, Parquet, TSV or datasets folder",
+        help="JSONL, Parquet, TSV or datasets folder, an output of rollouts.generate, or a run's rollouts/step_*.jsonl",
     )
     parser.add_argument("--output", required=True, type=Path, help="JSONL to write; continued if it exists")
     parser.add_argument("--workers", type=int, default=2, help="scorer processes")

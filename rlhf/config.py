@@ -114,12 +114,20 @@ TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig, "tr
 """The choices of `trainer=NAME`."""
 
 
-class Metric(Enum):
-    """The accuracy that decides which policy is best: thinking greedily, thinking sampled, or direct."""
+class EvaluationMode(Enum):
+    """How a held-out prompt is answered: thinking greedily, thinking sampled, or directly (greedily)."""
 
     think = "think"
     think_sampled = "think_sampled"
     direct = "direct"
+
+    @property
+    def is_sampled(self) -> bool:
+        return self is EvaluationMode.think_sampled
+
+    @property
+    def thinks(self) -> bool:
+        return self is not EvaluationMode.direct
 
 
 @dataclass
@@ -134,8 +142,9 @@ class EvaluationConfig:
     """sampled thinking completions per prompt: pass@1 is their mean, pass@k whether any of them is right"""
     group_by: str = ""
     """column whose values split the accuracies: each value gets its own; empty: none"""
-    metric: Metric = Metric.think
-    """accuracy that decides which policy is best; that policy is kept in run.dir/best"""
+    metric: EvaluationMode = EvaluationMode.think
+    """mode whose accuracy decides which policy is best; that policy is kept in run.dir/best. With reward.verifier=none
+    it is the mode's reward"""
     patience: int = 0
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 
@@ -247,7 +256,10 @@ class EvaluateConfig:
     prompts: str = ""
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     output: str = ""
-    """JSON file for the result; empty prints it only"""
+    """NAME.json for the result; every answer stands beside it in NAME.answers.jsonl. Empty: a summary is printed and
+    nothing is kept; -: the result is printed as JSON to stdout, and all else to stderr"""
+    modes: list[EvaluationMode] = field(default_factory=lambda: list(EvaluationMode))
+    """how every prompt is answered, one after the other"""
     num_prompts: int = 0
     """use the first so many rows; 0 uses all"""
     num_samples: int = 1
@@ -269,6 +281,11 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
+        if not self.modes or len(set(self.modes)) < len(self.modes):
+            found = ", ".join(mode.value for mode in self.modes) or "none"
+            raise ValueError(
+                f"modes: expected some of {', '.join(mode.value for mode in EvaluationMode)}, each once, found {found}"
+            )
         for name, least in (("num_prompts", 0), ("num_samples", 1), ("seed", 0), ("num_threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")

@@ -43,6 +43,36 @@ class StepReporter:
             )
 
 
+_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # of the columns of `evaluation_lines`; all together less than 80 characters
+
+
+def evaluation_lines(name: str, result: JsonObject) -> list[str]:
+    """The result of an evaluation for a person: a line for each data set and mode."""
+    most = result["max_completion_tokens"]
+    lines = [f"{name}: {result['num_eval']} prompts, at most {most} tokens a completion"]
+    headings = ("mode", "accuracy", "95 % interval", "reward", "format", "cut off", "unscorable", "length")
+    sets = result["by_dataset"] if len(result["by_dataset"]) > 1 else {}
+    for title, modes in (*sets.items(), ("all" if sets else "", result["modes"])):
+        if title:
+            lines.append(printable(title, 80))
+        lines.append("  ".join([f"  {headings[0]:13}", *map(str.rjust, headings[1:], _WIDTHS)]))
+        for mode, found in modes.items():
+            interval = "-" if found["interval"] is None else "{:.1%} - {:.1%}".format(*found["interval"])
+            cells = (
+                shown(found["accuracy"], ".1%"),
+                interval,
+                shown(found["reward"], ".3f"),
+                shown(found["format_rate"], ".1%"),
+                shown(found["cut_off_share"], ".1%"),
+                shown(found["unscorable_share"], ".1%"),
+                shown(found["mean_length"], ".1f"),
+            )
+            lines.append("  ".join([f"  {mode:13}", *map(str.rjust, cells, _WIDTHS)]))
+    if any((found["cut_off_share"] or 0) >= 0.5 for found in result["modes"].values()):
+        lines.append(f"half of a mode and more is cut off at {most} tokens; raise rollouts.max_completion_tokens")
+    return lines
+
+
 def shown(value: float | None, form: str) -> str:
     """The number in this format, or "-" where there was nothing to average."""
     return "-" if value is None or math.isnan(value) else format(value, form)
@@ -55,8 +85,8 @@ def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:
     for heading in ("stage", "seconds", "think", "think, T=1", "direct", "format", "mean length"):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage in stages:
-        rates = [shown(stage[column], ".1%") for column in columns]
-        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *rates, shown(stage["mean_length"], ".1f"))
+        rates = [shown(stage.get(column), ".1%") for column in columns]
+        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *rates, shown(stage.get("mean_length"), ".1f"))
     return table
 
 

@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import mean
 
@@ -82,6 +82,7 @@ class Check:
     said: Callable[[StepFacts, "Beginning"], str]
     remedy: str
     shows: Callable[[Trajectory], bool] = lambda _: True  # completions that are good examples of it
+    part: str = ""  # the reward part that it is about; where that is not paid, it is no fault
 
 
 @dataclass(frozen=True)
@@ -169,11 +170,13 @@ CHECKS: dict[str, Check] = {
         lambda facts, _: f"an answer was found in {facts.get('answer_share'):.0%} of the completions",
         "say where it stands (reward.answer_rules=[boxed,answer_tag,answer_line,last_number]), or teach the form (SFT)",
         lambda t: t.reward.answer is None,
+        part="answer",
     ),
     "format": Check(
         lambda facts, _: facts.get("reward/format") == 0,
         lambda facts, _: "no completion keeps the format (one think block, then one boxed answer)",
         "begin with a policy that knows it (SFT), or take the part out (reward.format_weight=0 reward.answer_weight=1)",
+        part="format",
     ),
     "no_spread": Check(
         lambda facts, _: facts.groups > 0 and facts.spread == 0,
@@ -210,24 +213,29 @@ class Doctor:
     """
 
     def __init__(
-        self, warn_after: int, needs_advantage: bool, tokenizer: Tokenizer, say: Callable[[str], None]
+        self,
+        warn_after: int,
+        needs_advantage: bool,
+        tokenizer: Tokenizer,
+        say: Callable[[str], None],
+        paid: Collection[str] = ("answer", "format"),
     ) -> None:
-        """`needs_advantage`: an update whose tokens have advantage 0 changes nothing."""
+        """`needs_advantage`: an update whose tokens have advantage 0 changes nothing. `paid`: parts that the reward
+        depends on."""
         self.ever_applied = self.ever_learned = False
         self.num_steps = 0
         self.last_reasons: Counter[str] = Counter()  # why groups of the run were dropped
         self._warn_after, self._needs_advantage = warn_after, needs_advantage
-        self._tokenizer, self._say = tokenizer, say
+        self._tokenizer, self._say, self._parts = tokenizer, say, {"", *paid}
         self._streaks = dict.fromkeys(CHECKS, 0)
         self._beginning = Beginning()
 
     def look(self, step: int, metrics: Mapping[str, float], collected: Collected) -> dict[str, float]:
         """Warn of what is wrong; the figures that metrics.jsonl keeps: for how many steps each check is true."""
         facts = facts_of(step, metrics, collected, self._needs_advantage)
-        for finding in self.examine(facts):
-            shows = CHECKS[finding.kind].shows
-            examples = examples_of(collected.sampled, self._tokenizer, shows)
-            self._say("\n".join([str(finding), *map(str, examples)]))
+        if found := self.examine(facts):
+            examples = examples_of(collected.sampled, self._tokenizer, CHECKS[found[0].kind].shows)
+            self._say("\n".join([*map(str, found), *map(str, examples)]))
         return {f"doctor/{kind}_steps": float(streak) for kind, streak in self._streaks.items()}
 
     def examine(self, facts: StepFacts) -> list[Finding]:
@@ -239,7 +247,7 @@ class Doctor:
         self.last_reasons.update(facts.dropped)
         found = []
         for kind, check in CHECKS.items():
-            is_true = check.seen(facts, self._beginning)
+            is_true = check.part in self._parts and check.seen(facts, self._beginning)
             self._streaks[kind] = streak = self._streaks[kind] + 1 if is_true else 0
             if is_true and self._is_due(streak):
                 found.append(Finding(kind, streak, check.said(facts, self._beginning), check.remedy))

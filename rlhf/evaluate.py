@@ -7,7 +7,7 @@ from rlhf.config import EvaluateConfig
 
 
 def run(config: EvaluateConfig, resolved: str) -> None:
-    """Print a summary; without `output`, also the whole result as one JSON object in the last line."""
+    """Print a table for people; `output` says where the result and the answers go."""
     from rlhf.evaluation.stage import run_evaluation
 
     run_evaluation(config, resolved)

@@ -143,7 +143,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     for stage in stages:
         if stage.writes_model:
             clear_run(folder / stage.name)
-        for ending in ("json", "seconds.json"):
+        for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
     if (folder / "export").is_dir():
         delete_written(folder / "export")

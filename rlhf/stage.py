@@ -82,8 +82,11 @@ def _train(
         collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
         collector.show = progress.status
         needs_advantage = algorithm.learns_from_advantages and not trainer_config.balance_coefficient
-        doctor = Doctor(trainer_config.warn_after, needs_advantage, processor.tokenizer, progress.say)
-        evaluator = Evaluator(config.evaluation, engine, processor, worker, rubric, held_out, config.dtype)
+        paid = config.reward.paid_parts
+        doctor = Doctor(trainer_config.warn_after, needs_advantage, processor.tokenizer, progress.say, paid)
+        evaluator = Evaluator(
+            config.evaluation, engine, processor, worker, rubric, held_out, config.dtype, progress.say
+        )
         ahead = None
         if num_ahead:
             ahead = AheadCollector(

@@ -4,12 +4,13 @@ import fcntl
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatReader
+from model.data.media_cells import media_parts
 from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.engine.config import ComputeDtype
@@ -24,12 +25,16 @@ from model.run.identity import Identity, Input, code_input, input_of, listed, ou
 from model.run.progress import StageProgress
 from rollouts.build import build_worker
 from rollouts.config import Decoding, GenerateConfig
-from rollouts.rollout import Json, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces
+from rollouts.rollout import Json, Rollout, RolloutRequest, RolloutWorker, generate_in_pieces, question_of
 from rollouts.weights.sync import fill_worker
 
 PORTION = 64
 """The pixels of this many prompts are held at once, or of twice as many as the sampler decodes side by side, if that is
 more."""
+
+
+_OWN_FIELDS = ("sample", "completion", "finish_reason", "logprob", "token_ids", "error")
+"""Fields that this command writes; a column of such a name is left out."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,18 @@ class GenerateRow:
     messages: list[Json]
     root: Path  # folder that image names are relative to
     mode: Mode  # direct too where thinking is asked for in the prompt's own words
+    reference: str | None = None  # None where the row has none
+    columns: Json = field(default_factory=dict)  # the row's columns, those of its images apart
+    images: Sequence[str] = ()  # paths of image files; none where images came as bytes
     problem: str = ""  # the reason why it cannot be asked
+
+    def line(self, answer: Json) -> Json:
+        """Return a line of the output: the row's columns, so that it can be scored, and what was answered."""
+        known: Json = {"id": self.id, "question": question_of(self.messages), "images": self.images}
+        if self.reference is not None:
+            known["reference"] = self.reference
+        columns = {name: value for name, value in self.columns.items() if name not in _OWN_FIELDS}
+        return {**columns, **known, **answer}
 
 
 def generate_file(config: GenerateConfig, resolved: str) -> None:
@@ -80,7 +96,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Proc
         fill_worker(worker, model)
         for row, lines in _answers(rows, config, processor, worker):
             reach("answer")
-            written = "".join(json.dumps({"id": row.id, **line}, ensure_ascii=False) + "\n" for line in lines)
+            written = "".join(json.dumps(row.line(line), ensure_ascii=False) + "\n" for line in lines)
             out.write(media.without_folder(written))
             out.flush()
             reach("answered")
@@ -89,6 +105,7 @@ def _sample(rows: Sequence[GenerateRow], config: GenerateConfig, processor: Proc
             num_failed += any("error" in line for line in lines)
             progress.advance(count, f"{num_tokens} tokens")
     print(f"{config.out}: {count} prompts, {num_tokens} tokens, {num_failed} with an error")
+    print(f"score them: python -m rewards.score --verifier math --input {config.out} --output FILE.jsonl")
 
 
 def read_rows(config: GenerateConfig, media: MediaStore) -> tuple[list[GenerateRow], Input]:
@@ -111,9 +128,12 @@ def read_rows(config: GenerateConfig, media: MediaStore) -> tuple[list[GenerateR
             continue
         try:
             chat = reader.read(raw, table, ordinal)
-            row = GenerateRow(ordinal - 1, row_id, chat.messages, chat.root, chat.asked_in(config.mode))
+            mode = chat.asked_in(config.mode)
+            names = [part["image"] for part in media_parts(chat.messages) if part.get("type") == "image"]
+            images = [str(chat.root / name) for name in names] if chat.root == table.root else []
+            row = GenerateRow(ordinal - 1, row_id, chat.messages, chat.root, mode, chat.reference, chat.meta, images)
         except ValueError as error:
-            row = GenerateRow(ordinal - 1, row_id, [], table.root, config.mode, str(error))
+            row = GenerateRow(ordinal - 1, row_id, [], table.root, config.mode, problem=str(error))
         if row.id in rows:
             raise ValueError(f"{raw.file}: line {raw.number}: expected ids that differ, found {row.id!r:.80} twice")
         rows[row.id] = row

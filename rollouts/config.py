@@ -144,7 +144,7 @@ class RolloutConfig:
         if 0 < self.max_prompt_tokens < length:
             raise ValueError(
                 f"prompt {prompt_id}: expected at most rollouts.max_prompt_tokens = {self.max_prompt_tokens} tokens, "
-                f"found {length}"
+                f"found {length}; raise rollouts.max_prompt_tokens as far as the model's context goes"
             )
 
     def within(self, context: int) -> Self:
@@ -218,7 +218,7 @@ class VllmRolloutConfig(RolloutConfig):
         if count > self.max_images:
             raise ValueError(
                 f"prompt {prompt_id}: expected at most rollouts.max_images = {self.max_images} images and frames, "
-                f"found {count}"
+                f"found {count}; raise rollouts.max_images"
             )
 
     @property

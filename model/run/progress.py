@@ -2,6 +2,7 @@
 
 import sys
 import time
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -12,9 +13,10 @@ class StageProgress:
 
     seconds_between_lines = 10.0
 
-    def __init__(self, title: str, total: int) -> None:
+    def __init__(self, title: str, total: int, file: TextIO | None = None) -> None:
+        """`file` is stdout unless another is given."""
         self.title, self.total = title, total
-        self.console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self.console = Console(file=file or sys.stdout, highlight=False, soft_wrap=True)
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),

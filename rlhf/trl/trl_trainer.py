@@ -69,7 +69,11 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 policy = load_policy(checkpoint, processor, config.engine)
                 trainer = build_trainer(config, policy, prompts, rewards, processor)
                 doctor = Doctor(
-                    config.trainer.warn_after, algorithm.learns_from_advantages, processor.tokenizer, progress.say
+                    config.trainer.warn_after,
+                    algorithm.learns_from_advantages,
+                    processor.tokenizer,
+                    progress.say,
+                    config.reward.paid_parts,
                 )
                 trainer.add_callback(StepRecorder(run, rewards, reporter, doctor))
                 trainer.train()

@@ -87,12 +87,14 @@ def test_stored_rollouts_and_ledger_agree(finished):
 def test_the_export_evaluates_to_what_the_summary_says(finished):
     """Checked from outside, by the documented command."""
     arguments = [f"checkpoint={finished / 'run' / 'export'}", f"prompts={finished / 'digits' / 'test.jsonl'}"]
-    arguments += ["num_prompts=8"]
+    arguments += ["num_prompts=8", "output=-"]
     done = launch([sys.executable, "-m", "rlhf.evaluate", *arguments])
     assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout.splitlines()[-1])
+    result = json.loads(done.stdout)
     last = json.loads((finished / "run" / "summary.json").read_text())["stages"][-1]
     assert {key: last[key] for key in result} == result
+    answers = (finished / "run" / "evaluations" / "think_fusion.answers.jsonl").read_text().splitlines()
+    assert len(answers) == 8 * 3
 
 
 def test_a_failing_stage_stops_the_pipeline_with_its_exit_code(finished, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 
 from rewards.check import main
 from rewards.probes import probes
+from tests.conftest import require_extra
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FUNCTIONS = """
@@ -58,7 +59,7 @@ def folder(tmp_path_factory):
 
 
 def run(folder, capsys, reward: str, data: str = "rows.jsonl", *more: str) -> tuple[int, list[str]]:
-    code = main([reward, "--data", str(folder / data), "--probe-rows", "2", *more])
+    code = main([reward, "--data", str(folder / data), "--probe-rows", "2", "--json", *more])
     out = capsys.readouterr().out.strip().splitlines()
     return code, json.loads(out[-1])["problems"]
 
@@ -141,6 +142,41 @@ def test_rows_of_every_form_are_read(folder, capsys):
     assert code == 1 and "2 of 2 rows are unscorable" in problems[0] and "found nan" in problems[0]
     (folder / "dicts.jsonl").write_text(json.dumps(rows[0]) + "\n")
     assert run(folder, capsys, f"{folder}/own.py:fair_to_any", "dicts.jsonl")[0] == 0
+
+
+SEES = """
+def sees(completion):
+    from PIL import Image
+    return 0.0 * Image.open(completion.images[0]).size[0]
+"""
+
+
+def test_a_reward_sees_the_images_of_rows_in_files_and_in_bytes(folder, capsys, easy_prompts):
+    require_extra("data", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    (folder / "sees.py").write_text(SEES)
+    assert run(easy_prompts.parent, capsys, f"{folder}/sees.py:sees", "prompts.jsonl", "--rows", "3") == (0, [])
+    image = (easy_prompts.parent / "0.png").read_bytes()
+    rows = [{"problem": "<image>How many?", "answer": "3", "images": [{"bytes": image, "path": None}]}]
+    pq.write_table(pa.Table.from_pylist(rows), folder / "bytes.parquet")
+    assert run(folder, capsys, f"{folder}/sees.py:sees", "bytes.parquet") == (0, [])
+
+
+def test_rollouts_that_a_run_stored_are_read(folder, capsys):
+    stored = {"format": 1, "draw": 0, "prompt_id": "p", "text": "\\boxed{5}", "reference": "5"}
+    stored |= {"question": "2+3?", "images": [], "answer": "5", "thinking": ""}
+    (folder / "step_000001.jsonl").write_text(json.dumps(stored) + "\n")
+    assert run(folder, capsys, f"{folder}/own.py:fair", "step_000001.jsonl") == (0, [])
+
+
+def test_each_finding_is_said_once(folder, capsys):
+    assert main([f"{folder}/own.py:anywhere", "--data", str(folder / "rows.jsonl"), "--probe-rows", "1"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("answer inside thinking' earned") == 1 and "{" not in out.splitlines()[-1][:1]
+    assert main([f"{folder}/own.py:fair", "--data", str(folder / "rows.jsonl"), "--probe-rows", "1"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "nothing found"
 
 
 def test_unknown_rule_is_named(folder, capsys):

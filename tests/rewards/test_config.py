@@ -3,6 +3,7 @@
 import pytest
 
 from rewards.config import RewardConfig
+from rewards.rubric import Rubric
 
 
 @pytest.mark.parametrize(
@@ -60,3 +61,14 @@ def test_whether_answers_are_paid_follows_from_weights_and_gates():
 
     unpaid = {"answer_weight": 0.0, "format_weight": 0.0, "function_weights": [1.0]}
     assert pays() and not pays(**unpaid) and pays(**unpaid, gates=["answer"]) and not pays(verifier="none")
+
+
+def test_who_is_waited_for_is_named_with_the_limit_of_a_judge():
+    options = {"reasoning": {"base_url": "http://localhost:1/v1", "model": "judge", "requests_per_minute": 30}}
+    with Rubric(RewardConfig(functions=["rewards.judge:reasoning"], options=options, num_workers=2)) as rubric:
+        assert rubric.awaited() == (
+            "the judge endpoint of reasoning (reward.options.reasoning.requests_per_minute = 30 for each of "
+            "reward.num_workers = 2 scorer processes)"
+        )
+    with Rubric(RewardConfig()) as rubric:
+        assert rubric.awaited() == "the rewards"

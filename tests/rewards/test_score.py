@@ -66,6 +66,20 @@ def test_bad_lines_are_named_and_never_dropped(files):
     assert lines[-1]["status"] == "unscorable" and "does not parse as mathematics" in lines[-1]["reason"]
 
 
+def test_the_rollouts_that_a_run_stored_are_judged(files):
+    stored = {"format": 1, "draw": 3, "prompt_id": "p", "text": GOOD["completion"], "reference": "7", "reason": ""}
+    status, (line,) = files([stored])
+    assert status == 0 and line["value"] == 1.0 and line["scored_reason"] == "" and line["draw"] == 3
+
+
+def test_where_nothing_could_be_scored_the_command_says_why_and_fails(files, capsys):
+    status, lines = files([{"text": "no completion"}, {"text": "none either"}])
+    assert status == 3 and {line["status"] for line in lines} == {"unscorable"}
+    said = capsys.readouterr().err
+    assert "unscorable most often (2 of 2): expected the text field 'completion', found NoneType" in said
+    assert "no line could be scored" in said
+
+
 def test_extraction_rules_and_columns(files):
     rows = [
         {"completion": "The answer is (B) 12 cm", "reference": "B", "options": ["10 cm", "12 cm"]},

@@ -87,6 +87,17 @@ def test_mixed_groups_need_no_refill(gather):
     assert {line["end"] for line in lines} == {"trained"}
 
 
+def test_a_step_says_how_far_it_is_and_whom_it_waits_for(collector, monkeypatch):
+    monkeypatch.setattr("rlhf.collect.SHOWN_WAIT", 0.0)
+    one = collector(lambda prompt, sample: sample % 2 == 0)
+    score, shown = one._rubric.score, []
+    one._rubric.score = lambda inputs: (time.sleep(0.4), score(inputs))[1]  # longer than a look at the samplers
+    one.show = shown.append
+    collected = one.collect(7)
+    assert "step 7: 16 of 16 completions sampled, 0 scored; waiting for the rewards for 0 s" in shown
+    assert collected.metrics["time/rewards_wait"] > 0 and collected.metrics["time/sampling"] > 0
+
+
 def test_dead_groups_are_refilled_and_named(gather):
     """Even prompts are all right, prompts 1, 5, 9 all wrong, the others mixed."""
 

@@ -88,6 +88,11 @@ def test_a_collapse_is_measured_against_the_first_steps(doctor, kind, name):
     assert finding.kind == kind and "at the beginning it was 1" in finding.text
 
 
+def test_a_part_that_is_not_paid_is_no_fault(tiny):
+    own = Doctor(3, True, tiny[1].tokenizer, print, paid=["mine"])
+    assert kinds(own, *[facts(reward__format=0.0, answer_share=0.0, reward__answer=0.0)] * 5) == []
+
+
 def test_zero_never_warns(tiny):
     silent = Doctor(0, True, tiny[1].tokenizer, print)
     assert kinds(silent, *[facts(learned=False)] * 50) == []

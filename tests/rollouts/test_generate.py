@@ -9,6 +9,7 @@ import pytest
 from conf.cli import load_config
 from model.interface import Mode
 from model.processing.tokenizer import Tokenizer
+from rewards.score import main as score
 from rollouts.batch_inference import generate_file
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
@@ -42,6 +43,17 @@ def test_lines_are_the_samplers_completions_in_order(command, tiny, easy_prompts
         assert line["token_ids"] == rollout.completion_ids
         assert line["completion"] == processor.tokenizer.decode(rollout.completion_ids)
         assert line["logprob"] == sum(rollout.rollout_logprobs)
+
+
+def test_lines_keep_what_a_reward_needs(command, easy_prompts, tmp_path):
+    """Question, reference, images and the row's columns; a verifier and an own reward can judge them."""
+    line = command()[7]
+    assert (line["question"], line["reference"], line["family"]) == ("Question 3?", "3", "easy")
+    assert line["images"] == [str(easy_prompts.parent / "3.png")]
+    out = tmp_path / "out" / "o.jsonl"
+    scored = tmp_path / "scored.jsonl"
+    assert score(["--verifier", "math", "--input", str(out), "--output", str(scored), "--workers", "1"]) == 0
+    assert {json.loads(line)["status"] for line in scored.read_text().splitlines()} == {"ok"}
 
 
 def test_it_goes_on_where_it_was_cut_off(command, tmp_path, capsys):
@@ -195,4 +207,7 @@ def test_a_table_with_images_as_bytes_gives_the_same_completions(command, easy_p
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "prompts.parquet")
     (tmp_path / "out" / "o.jsonl").unlink()
     (tmp_path / "out" / "o.jsonl.run.json").unlink()
-    assert command(prompts=tmp_path / "prompts.parquet") == lines
+    same = ("id", "question", "reference", "family", "sample", "completion", "token_ids", "logprob")
+    found = command(prompts=tmp_path / "prompts.parquet")
+    assert [[line[name] for name in same] for line in found] == [[line[name] for name in same] for line in lines]
+    assert found[0]["images"] == []  # their files are gone with the command

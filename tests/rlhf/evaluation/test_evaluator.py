@@ -8,20 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from rlhf.config import EvaluationConfig, Metric
-from rlhf.evaluation.evaluator import Answers, Evaluator
-
-
-def test_an_accuracy_is_a_share_of_what_was_scored():
-    some = Answers([[True, None], [False, False], [None, None]], [], [], [])
-    assert (some.accuracy, some.pass_at_k, some.num_unscorable) == (1 / 3, 1 / 2, 3)
-
-
-@pytest.mark.parametrize("right", [[], [[None]], [[None, None], [None, None]]])
-def test_an_accuracy_of_nothing_is_no_number(right):
-    nothing = Answers(right, [[None for _ in group] for group in right], [], [])
-    assert nothing.accuracy is None and nothing.pass_at_k is None and nothing.score is None
-    assert nothing.only([]).accuracy is None
+from rewards.config import RewardConfig
+from rlhf.config import EvaluationConfig, EvaluationMode
+from rlhf.evaluation.evaluator import Evaluator
 
 
 @pytest.fixture
@@ -44,13 +33,15 @@ def evaluate(monkeypatch):
                 pass
 
         engine = SimpleNamespace(export=lambda *_: exported.append(step))
-        rubric = SimpleNamespace(take_metrics=dict)
-        config = EvaluationConfig(prompts="p", every=1, metric=Metric.direct, patience=patience)
+        rubric = SimpleNamespace(take_metrics=dict, config=RewardConfig())
+        config = EvaluationConfig(prompts="p", every=1, metric=EvaluationMode.direct, patience=patience)
         made = Evaluator(config, cast(Any, engine), cast(Any, None), cast(Any, None), cast(Any, rubric), cast(Any, "p"))
         found = []
         for step, accuracy in enumerate(accuracies):
             group = {"accuracy_think": 0.5, "accuracy_direct": accuracy, "score_think": 0.5, "score_direct": accuracy}
+            figures = {"accuracy": accuracy, "mean_length": 7.0, "cut_off_share": 0.25}
             result = {"accuracy_think": 0.5, "accuracy_direct": accuracy, "by_group": {"sum": group}, "num_eval": 2}
+            result["modes"] = {"direct": figures}
             monkeypatch.setattr("rlhf.evaluation.evaluator.evaluate_modes", lambda *_, result=result: result)
             found.append(made.evaluate_if_due(step, 9, cast(Any, Run())))
         return found, exported, made
@@ -66,6 +57,13 @@ def test_an_evaluation_without_a_number_is_neither_best_nor_counted(evaluate, ca
     assert math.isnan(best[0]) and best[1:] == [0.25, 0.25, 0.25, 0.5, 0.5]
     assert math.isnan(found[0]["eval/accuracy_direct"]) and math.isnan(found[0]["eval/sum/accuracy_direct"])
     assert (found[0]["eval/accuracy_think"], found[0]["eval/num_eval"]) == (0.5, 2.0)
+
+
+def test_each_evaluation_reaches_the_terminal(evaluate, capsys):
+    evaluate(0.25, None)
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == "  held out, step 0: direct 25.0% (length 7, cut off 25%); best direct 0.25 of step 0"
+    assert second.startswith("  held out, step 1: direct - (length 7")
 
 
 def test_zero_is_a_number(evaluate):

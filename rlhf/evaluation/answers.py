@@ -1,0 +1,106 @@
+"""An answer to a held-out question: the figures that count, and the line of NAME.answers.jsonl that a person reads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from model.json_values import JsonObject
+from model.processing.tokenizer import Tokenizer
+from model.run.failpoints import reach
+from rewards.answers import parse_completion
+from rewards.result import RewardResult
+from rewards.rubric import Rubric
+from rlhf.config import EvaluationMode
+from rlhf.prompts import Task
+from rlhf.rewarding import name_failures, reward
+from rollouts.rollout import FinishReason, Rollout, RolloutWorker, generate, question_of
+
+FORMAT = 1
+"""Version of a line. A change that readers would misread raises it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One completion in numbers. None: nothing is known, as of a completion that could not be scored."""
+
+    prompt_id: str
+    dataset: str
+    mode: EvaluationMode
+    right: bool | None
+    score: float | None  # the answer part; between 0 and 1 where a verifier grades
+    reward: float | None
+    formatted: float | None  # the format part
+    num_tokens: int
+    is_cut_off: bool  # the token limit came before the end of the turn
+
+    @property
+    def is_unscorable(self) -> bool:
+        return self.reward is None
+
+    @property
+    def verdict(self) -> str:
+        """One of right, wrong, unscorable, and unjudged where no verifier says what is right."""
+        if self.is_unscorable:
+            return "unscorable"
+        return "unjudged" if self.right is None else "right" if self.right else "wrong"
+
+
+def ask(
+    tasks: Sequence[Task],
+    mode: EvaluationMode,
+    worker: RolloutWorker,
+    rubric: Rubric,
+    tokenizer: Tokenizer,
+    num_samples: int = 1,
+    first_group_index: int = 0,
+) -> list[tuple[Answer, JsonObject]]:
+    """Put every task, `num_samples` completions each, or one greedy one. (answer, its line) of each completion."""
+    count = num_samples if mode.is_sampled else 1
+    numbered = enumerate(tasks, first_group_index)
+    reach("ask")
+    rollouts = generate(worker, [task.request(number, count, not mode.is_sampled) for number, task in numbered])
+    name_failures(rollouts)
+    reach("score")
+    return [
+        _answered(task, mode, rollout, result, tokenizer)
+        for task, group in zip(tasks, reward(tasks, rollouts, rubric, tokenizer), strict=True)
+        for rollout, result in group
+    ]
+
+
+def _answered(
+    task: Task, mode: EvaluationMode, rollout: Rollout, result: RewardResult, tokenizer: Tokenizer
+) -> tuple[Answer, JsonObject]:
+    prompt = task.prompt
+    answer = Answer(
+        prompt_id=prompt.id,
+        dataset=str(prompt.meta.get("dataset", prompt.meta.get("data_source", ""))),
+        mode=mode,
+        right=result.correct if result.is_judged else None,
+        score=result.answer_value if result.is_judged else None,
+        reward=result.value,
+        formatted=result.parts.get("format"),
+        num_tokens=len(rollout.completion_ids),
+        is_cut_off=rollout.finish_reason is FinishReason.length,
+    )
+    text = tokenizer.decode(rollout.completion_ids)
+    line = {
+        "format": FORMAT,
+        "id": prompt.id,
+        "dataset": answer.dataset,
+        "mode": mode.value,
+        "sample": rollout.sample_index,
+        "question": question_of(prompt.messages),
+        "images": task.paths,
+        "completion": text,
+        "thinking": parse_completion(text).thinking,
+        "answer": result.answer,
+        "reference": prompt.reference,
+        "verdict": answer.verdict,
+        "reward": result.value,
+        "parts": result.parts,
+        "reason": result.reason,
+        "cut_off": answer.is_cut_off,
+        "num_tokens": answer.num_tokens,
+        "finish_reason": rollout.finish_reason.value,
+    }
+    return answer, line

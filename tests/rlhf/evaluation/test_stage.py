@@ -1,0 +1,74 @@
+"""`rlhf.evaluate`: its result, and every answer beside it."""
+
+import json
+
+import pytest
+
+from conf.cli import load_config
+from rewards.check import main as check
+from rewards.score import main as score
+from rlhf.evaluation.stage import check_output, run_evaluation
+
+
+@pytest.mark.parametrize("content", ["mine", "{}", "[1]", '{"num_eval"'])
+def test_a_file_that_is_no_result_is_not_replaced(tmp_path, content):
+    path = tmp_path / "result.json"
+    path.write_text(content)
+    with pytest.raises(ValueError, match="output: expected a new file, or an earlier result, found another file"):
+        check_output(path)
+    assert path.read_text() == content
+    path.write_text('{"num_eval": 3}')
+    check_output(path)
+    check_output(tmp_path / "deep" / "new.json")
+
+
+def test_answers_of_somebody_else_are_not_replaced(tmp_path):
+    path = tmp_path / "result.answers.jsonl"
+    path.write_text('{"id": 1}\n')
+    with pytest.raises(
+        ValueError, match=r"answers would be written to .*result\.answers\.jsonl: expected no such file"
+    ):
+        check_output(tmp_path / "result.json")
+    path.write_text('{"mode": "think", "verdict": "right", "completion": ""}\n')
+    check_output(tmp_path / "result.json")
+
+
+@pytest.fixture
+def evaluate(tiny_folder, easy_prompts):
+    def run(*overrides: str) -> None:
+        paths = [f"checkpoint={tiny_folder}", f"prompts={easy_prompts}", "num_prompts=3", "num_threads=1"]
+        run_evaluation(*load_config("evaluate", [*paths, "rollouts.max_completion_tokens=6", *overrides]))
+
+    return run
+
+
+def test_every_answer_stands_beside_the_result_and_can_be_scored(evaluate, tmp_path, easy_prompts, capsys):
+    output = tmp_path / "result.json"
+    evaluate(f"output={output}", "modes=[think_sampled,direct]", "num_samples=2")
+    said = capsys.readouterr().out
+    answers = tmp_path / "result.answers.jsonl"
+    assert "answers: " + str(answers) in said and "95 % interval" in said and "{" not in said
+    result, lines = json.loads(output.read_text()), [json.loads(line) for line in answers.read_text().splitlines()]
+    assert [line["id"] for line in lines if line["mode"] == "direct"] == ["p0", "p1", "p2"]
+    assert len(lines) == 9 and result["modes"].keys() == {"think_sampled", "direct"} == {line["mode"] for line in lines}
+    assert result["modes"]["direct"]["cut_off_share"] == sum(line["cut_off"] for line in lines[6:]) / 3
+    assert lines[0]["question"] == "Question 0?" and lines[0]["images"] == [str(easy_prompts.parent / "0.png")]
+    assert lines[0]["reference"] == "0" and lines[0]["verdict"] == "wrong" and lines[0]["dataset"] == "prompts"
+    assert score(["--verifier", "math", "--input", str(answers), "--output", str(tmp_path / "scored.jsonl")]) == 0
+    own = tmp_path / "own.py"
+    own.write_text("def sees(completion):\n    return 0.0 * len(open(completion.images[0], 'rb').read())\n")
+    assert check([f"{own}:sees", "--data", str(answers), "--probe-rows", "1", "--json"]) == 0
+
+
+def test_an_own_reward_alone_is_reported_as_reward_and_the_result_may_go_to_stdout(evaluate, tmp_path, capsys):
+    own = tmp_path / "own.py"
+    own.write_text("def half(completion):\n    return 0.5\n")
+    evaluate("output=-", "modes=[direct]", "reward.verifier=none", f"reward.functions=[{own}:half]")
+    printed = capsys.readouterr()
+    result = json.loads(printed.out)
+    assert (result["accuracy_direct"], result["reward_direct"]) == (None, 0.5)
+    assert "at most 6 tokens a completion" in printed.err
+    with pytest.raises(
+        ValueError, match=r"modes: expected some of think, think_sampled, direct, each once, found none"
+    ):
+        evaluate("modes=[]")
