@@ -44,6 +44,15 @@ def test_an_export_holds_the_same_numbers_in_the_type_that_is_asked_for(tiny_fol
     assert {path.name for path in out.iterdir()} == {path.name for path in tiny_folder.iterdir()}
 
 
+def test_the_generation_settings_leave_a_servers_defaults_alone(tiny_folder, tiny):
+    """vLLM takes these from the file for requests that do not name them, and its limit for all requests."""
+    settings = json.loads((tiny_folder / "generation_config.json").read_text())
+    control = tiny[1].tokenizer.control
+    assert settings["eos_token_id"] == [control["<|im_end|>"], control["<|endoftext|>"]]
+    assert settings["suppress_tokens"] == tiny[1].barred_ids and settings["do_sample"] is False
+    assert not {"temperature", "top_p", "top_k", "min_p", "repetition_penalty", "max_new_tokens"} & settings.keys()
+
+
 def test_keep_is_the_type_of_the_checkpoint(half, tmp_path):
     assert stored_types(run(half, tmp_path / "out")) == {"bfloat16"}
 
