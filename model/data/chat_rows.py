@@ -32,13 +32,14 @@ class ChatRow:
 
     id: str
     messages: list[Message]
-    reference: str | None  # None where the row has no such column
+    reference: str | None  # None where the row has no such column, or none that can be read
     meta: JsonObject  # all columns but the images', as JSON data
     root: Path
     dataset: str
     file: Path
     number: int
     adds_instruction: bool = True  # False: thinking mode adds nothing, because the prompt asks in its own words
+    fault: str = "reference: expected str, found None"  # why there is no reference
 
     def asked_in(self, mode: Mode) -> Mode:
         """The mode that the processor builds the prompt in, so that no instruction stands there twice."""
@@ -81,7 +82,7 @@ class ChatReader:
         image_column, images = first_of(columns, self._image)
         id_column, row_id = first_of(columns, self._id)
         reference_column, reference = (asked.answer_column, None) if asked else first_of(columns, self._reference)
-        answer, form = (None, PLAIN) if reference is None else read_reference(reference, self._chat.reference_form)
+        answer, form, fault = self._answer_of(reference)
         dataset_column, dataset = first_of(columns, self._dataset)
         messages, used = placed(question_column, question, sources_of(columns, images), first=asked is not None)
         instruction = self.instruct(messages)
@@ -107,6 +108,7 @@ class ChatReader:
             file=raw.file,
             number=raw.number,
             adds_instruction=instruction in (Instruction.added, Instruction.removed),
+            fault=fault,
         )
 
     def id_of(self, raw: RawRow, table: Table, ordinal: int) -> str:
@@ -137,6 +139,15 @@ class ChatReader:
         if self._question is _QUESTION and name != "messages" and isinstance(prompt, list) and prompt:
             return "prompt", prompt
         return name, value
+
+    def _answer_of(self, reference: object) -> tuple[str | None, str, str]:
+        """(answer, form, why there is none). It is no fault of the row where nothing asks for the answer."""
+        if reference is None:
+            return None, PLAIN, ChatRow.fault
+        try:
+            return *read_reference(reference, self._chat.reference_form), ""
+        except ValueError as error:
+            return None, PLAIN, str(error)
 
     def instruct(self, messages: list[Message]) -> Instruction:
         """Settle what thinking mode does with these messages; one that holds the instruction loses it."""
@@ -214,7 +225,7 @@ def _names(configured: str, known: Sequence[str]) -> Sequence[str]:
 def require_reference(row: ChatRow) -> str:
     """`ValueError` for a row without one."""
     if row.reference is None:
-        raise ValueError("reference: expected str, found None")
+        raise ValueError(row.fault)
     return row.reference
 
 

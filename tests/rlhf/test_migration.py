@@ -40,8 +40,7 @@ def rows_of(page: str, heading: str) -> list[tuple[str, str]]:
 )
 def test_printed_functions_are_the_whole_reward(tmp_path, page, name, meta):
     path = printed_function(page, tmp_path)
-    alone = {"answer_weight": 0.0, "format_weight": 0.0, "function_weights": [1.0]}
-    with Rubric(RewardConfig(functions=[f"{path}:{name}"], **alone)) as rubric:
+    with Rubric(RewardConfig(verifier="none", functions=[f"{path}:{name}"])) as rubric:
         asked = [{"role": "user", "content": "?"}]
         inputs = [RewardInput("p", asked, [], "7", f"so \\boxed{{{n}}}", "", str(n), [1], "stop", meta) for n in (7, 8)]
         assert [result.value for result in rubric.score(inputs)] == [1.0, 0.0]
