@@ -149,7 +149,7 @@ class EvaluationConfig:
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 
     def __post_init__(self) -> None:
-        self.metric = member(Metric, self.metric, "evaluation.metric")
+        self.metric = member(EvaluationMode, self.metric, "evaluation.metric")
         for name, least in (("every", 1), ("num_samples", 1), ("num_prompts", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -281,6 +281,7 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
+        self.modes = [member(EvaluationMode, mode, "modes") for mode in self.modes]
         if not self.modes or len(set(self.modes)) < len(self.modes):
             found = ", ".join(mode.value for mode in self.modes) or "none"
             raise ValueError(

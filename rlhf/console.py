@@ -43,7 +43,7 @@ class StepReporter:
             )
 
 
-_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # of the columns of `evaluation_lines`; all together less than 80 characters
+_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # columns of an evaluation, together less than 80 characters
 
 
 def evaluation_lines(name: str, result: JsonObject) -> list[str]:

@@ -248,9 +248,9 @@ class TestKeptSurplus:
 
     def test_needs_a_correction(self):
         with pytest.raises(ValueError, match=r"trainer\.keep_surplus: always .* algorithm\.correction\.rule=token_tr"):
-            RlConfig("c", "p", DapoConfig(), trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
+            RlConfig("c", "p", algorithm=DapoConfig(), trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
         corrected = DapoConfig(correction=CorrectionConfig(Correction.token_truncate))
-        RlConfig("c", "p", corrected, trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
+        RlConfig("c", "p", algorithm=corrected, trainer=TrainerConfig(keep_surplus=KeepSurplus.always))
 
 
 def test_an_interruption_leaves_the_round(collector):
