@@ -281,6 +281,7 @@ class EvaluateConfig:
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")
+        self.modes = [member(EvaluationMode, mode, "modes") for mode in self.modes]
         if not self.modes or len(set(self.modes)) < len(self.modes):
             found = ", ".join(mode.value for mode in self.modes) or "none"
             raise ValueError(

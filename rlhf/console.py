@@ -43,7 +43,7 @@ class StepReporter:
             )
 
 
-_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # columns of `evaluation_lines`, together less than 80
+_WIDTHS = (8, 15, 6, 6, 7, 10, 7)  # columns of an evaluation, together less than 80 characters
 
 
 def evaluation_lines(name: str, result: JsonObject) -> list[str]:
