@@ -16,6 +16,7 @@ import sys
 import tempfile
 import threading
 import time
+import traceback
 from pathlib import Path
 
 import torch
@@ -50,6 +51,8 @@ def child(job: dict) -> None:
         runpy.run_module(job["module"], run_name="__main__", alter_sys=True)
     except SystemExit as end:
         code = end.code
+    except BaseException:
+        traceback.print_exc()
     finally:  # the interpreter's end, without taking all of torch down
         threading._shutdown()  # pyright: ignore[reportAttributeAccessIssue]
         atexit._run_exitfuncs()

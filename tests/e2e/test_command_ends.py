@@ -100,8 +100,9 @@ def commands(tiny_folder: Path, digits_folder: Path, prompts: Path, tmp_path_fac
 
 
 def pipeline_recipe(digits: Path) -> Mapping[str, object]:
-    """One stage of two steps, and its evaluation."""
-    stage = {"name": "first", "command": "model.pretrain.train", "recipe": "quickstart", "overrides": ["max_steps=2"]}
+    """One stage of two steps, and its evaluation. SIGTERM saves a checkpoint more, which the last one replaces."""
+    stage: dict[str, object] = {"name": "first", "command": "model.pretrain.train", "recipe": "quickstart"}
+    stage["overrides"] = ["max_steps=2", "run.keep_checkpoints=1"]
     return {
         "data": str(digits),
         "num_eval": 4,
