@@ -4,6 +4,7 @@ import difflib
 from collections.abc import Sequence
 
 _SAME_ELSEWHERE = {
+    "checkpoint": "base",
     "lr": "learning_rate",
     "max_new_tokens": "max_completion_tokens",
     "max_completion_length": "max_completion_tokens",
@@ -30,7 +31,7 @@ _SAME_ELSEWHERE = {
     "ppo_mini_batch_size": "mini_batch_size",
     "train_batch_size": "groups_per_step",
 }
-"""Last part of a key of TRL or verl -> the key that means the same here, or its last parts."""
+"""Last part of a key of TRL, of verl or of another command -> the key that means the same, or its last parts."""
 
 
 def nearest_choice(word: str, choices: Sequence[str]) -> str:

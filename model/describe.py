@@ -1,6 +1,6 @@
 """Count a model's parameters without building it: `python -m model.describe model=sailvl2_2b` (or checkpoint=DIR).
 
-A table by tower on the meta device; the last line is one JSON object.
+A table by tower, counted on the meta device; where stdout is no terminal, one JSON object.
 """
 
 import json
@@ -75,6 +75,9 @@ def run_describe(config: DescribeConfig, resolved: str) -> None:
     shapes = SailVL2Config.from_folder(Path(config.checkpoint)) if config.checkpoint else flavour_config(config.model)
     reach("count")
     facts = describe(shapes)
+    if not sys.stdout.isatty():
+        print(json.dumps(facts))
+        return
     table = Table("tower", "stored", "trainable", "active", "bf16 bytes", title=f"{named}: parameters")
     for name, tower in facts["towers"].items():
         table.add_row(name, *(f"{tower[key]:,}" for key in ("total", "trainable", "active", "bytes_bf16")))
@@ -83,7 +86,6 @@ def run_describe(config: DescribeConfig, resolved: str) -> None:
     console = Console(width=100)
     console.print(table)
     console.print(f"visual tokens of one {shapes.vision.image_size}-pixel tile: {shapes.num_image_tokens}")
-    print(json.dumps(facts))
 
 
 def main() -> int:

@@ -52,7 +52,7 @@ class Rubric:
         outcomes = self._pool.run(tasks)
         for spec, outcome in zip(self.config.functions, outcomes, strict=True):
             if outcome.value is None:
-                reason = outcome.reason
+                reason = outcome.reason.removeprefix("load: ")
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
             self._functions[spec] = outcome.value
 

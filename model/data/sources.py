@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -107,7 +107,7 @@ class TableSource(ABC, Generic[Item]):
         columns: set[str] = set()
         tables = _tables(paths)
         for table in tables:
-            for ordinal, raw in enumerate(table.rows(), 1):
+            for ordinal, raw in enumerate(_rows_of(table, key), 1):
                 total += 1
                 reach("read")
                 columns |= raw.columns.keys()
@@ -192,6 +192,16 @@ class TableSource(ABC, Generic[Item]):
             self.items.append(item)
             self._lengths.append(length)
             self._places.append((raw.file, raw.number))
+
+
+def _rows_of(table: Table, key: str) -> Iterator[RawRow]:
+    """The rows of a table. A `ValueError` about its file is headed by the setting that names it."""
+    try:
+        yield from table.rows()
+    except ValueError as error:
+        head, colon, rest = str(error).partition(": ")
+        setting = "data.also" if table.prefix else key
+        raise ValueError(f"{setting if head == 'data' else head}{colon}{rest}") from None
 
 
 def _tables(paths: Sequence[Path]) -> list[Table]:

@@ -64,11 +64,16 @@ def test_counts_are_those_of_a_built_model(flavour):
     assert found["trainable_parameters"] == sum(p.numel() for p in model.parameters())
 
 
-def test_the_last_line_is_json(capsys, tiny_folder):
+def test_a_pipe_gets_json_and_a_terminal_a_table(capsys, monkeypatch, tiny_folder):
     run_describe(DescribeConfig(model=Flavour.sailvl2_8b), "")
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == facts(Flavour.sailvl2_8b)
+    assert json.loads(capsys.readouterr().out) == facts(Flavour.sailvl2_8b)
     run_describe(DescribeConfig(checkpoint=str(tiny_folder)), "")
-    assert json.loads(capsys.readouterr().out.splitlines()[-1]) == facts(Flavour.tiny)
+    assert json.loads(capsys.readouterr().out) == facts(Flavour.tiny)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    run_describe(DescribeConfig(model=Flavour.sailvl2_8b), "")
+    shown = capsys.readouterr().out
+    assert "sailvl2_8b: parameters" in shown and f"{facts(Flavour.sailvl2_8b)['total_parameters']:,}" in shown
+    assert "{" not in shown
 
 
 def test_nothing_large_is_allocated():

@@ -335,7 +335,7 @@ class TestWrongFiles:
 
     @pytest.mark.parametrize("name", ["a.parquet", "a.tsv", "a.jsonl", "a", "a/b"])
     def test_missing(self, tmp_path, opened, name):
-        with pytest.raises(ValueError, match=r"data: expected a .* at .*a.*, found none"):
+        with pytest.raises(ValueError, match=r"prompts: expected a .* at .*a.*, found none"):
             opened(tmp_path / name)
 
     def test_folder_of_something_else(self, tmp_path, opened):
