@@ -256,8 +256,9 @@ class EvaluateConfig:
     prompts: str = ""
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
     output: str = ""
-    """NAME.json for the result; every answer stands beside it in NAME.answers.jsonl. Empty: a summary is printed and
-    nothing is kept; -: the result is printed as JSON to stdout, and all else to stderr"""
+    """NAME.json for the result; every answer stands beside it in NAME.answers.jsonl, and images that prompts hold as
+    bytes in NAME.media. Empty: a summary is printed and nothing is kept; -: the result is printed as JSON to stdout,
+    and all else to stderr"""
     modes: list[EvaluationMode] = field(default_factory=lambda: list(EvaluationMode))
     """how every prompt is answered, one after the other"""
     num_prompts: int = 0

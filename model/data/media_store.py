@@ -36,7 +36,10 @@ class MediaStore:
         if not path.is_file() or path.stat().st_size != len(content):
             self.folder.mkdir(parents=True, exist_ok=True)
             staging = path.with_name(name + STAGING_SUFFIX)
-            staging.write_bytes(content)
-            reach("media")
-            os.replace(staging, path)
+            try:
+                staging.write_bytes(content)
+                reach("media")
+                os.replace(staging, path)
+            finally:
+                staging.unlink(missing_ok=True)
         return name

@@ -9,6 +9,7 @@ from pathlib import Path
 from tempfile import TemporaryFile
 
 from model.checkpoint import load_model, load_processor
+from model.data.sources import DataFolders
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
@@ -38,8 +39,11 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     processor = load_processor(checkpoint)
     rollout_config = config.rollouts.within(processor.config.language.max_position_embeddings)
     needs_reference = config.reward.has_answers
+    # A line of the answers names its images, and those that came as bytes have to be there afterwards.
+    folders = DataFolders(media=output.with_name(f"{output.stem}.media") if output else None)
+    table = Path(config.prompts)
     prompts = PromptSet(
-        Path(config.prompts), processor, Mode.think, rollout_config, config.data, needs_reference=needs_reference
+        table, processor, Mode.think, rollout_config, config.data, folders, needs_reference=needs_reference
     )
     model, _ = load_model(checkpoint)
     count = min(config.num_prompts or len(prompts), len(prompts))
