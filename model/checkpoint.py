@@ -186,8 +186,6 @@ def load_processor(folder: Path) -> Processor:
     folder = Path(folder)
     if not folder.is_dir():
         raise ValueError(f"checkpoint: expected a folder at {folder}, found none; {_other_place(folder)}")
-    if not (folder / "config.json").exists() and (folder / "final" / "config.json").exists():
-        raise ValueError(f"checkpoint: expected the folder of a model, found a run's folder; take {folder}/final")
     return Processor.from_folder(folder)
 
 
