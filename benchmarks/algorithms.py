@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from conf.cli import assign
 from rlhf.algorithms.config import ALGORITHM_CONFIGS
 
@@ -58,8 +59,8 @@ def train(arm: str, checkpoint: Path, data: Path, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    settings = dict(argument.split("=", 1) for argument in sys.argv[1:] if "=" in argument)
-    checkpoints = [Path(argument) for argument in sys.argv[1:] if "=" not in argument]
+    settings = dict(argument.split("=", 1) for argument in arguments(__doc__) if "=" in argument)
+    checkpoints = [Path(argument) for argument in arguments(__doc__) if "=" not in argument]
     if not checkpoints:
         raise SystemExit(f"expected at least one LongCoT checkpoint\n{__doc__}")
     arms = settings.get("arms", ",".join(ARMS)).split(",")

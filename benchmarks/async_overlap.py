@@ -9,10 +9,11 @@ step. At best a step that samples ahead takes as long as the longer of the two. 
 import json
 import shutil
 import statistics
-import sys
 import time
 from pathlib import Path
 from typing import Any
+
+from benchmarks.parts.arguments import arguments
 
 from benchmarks.parts.measure import environment, spread  # isort: skip  (before torch)
 
@@ -69,7 +70,7 @@ def run(folder: Path, name: str, steps: int, seconds: float, staleness: int) -> 
 
 
 def main() -> None:
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = dict(argument.split("=", 1) for argument in arguments(__doc__))
     steps, ratio = int(options.get("steps", 30)), float(options.get("ratio", 1.0))
     folder = Path(options.get("run", "runs/async_overlap"))
     shutil.rmtree(folder, ignore_errors=True)

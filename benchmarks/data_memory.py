@@ -5,7 +5,6 @@ are, and the peak while every row was built twice. The last line is one JSON obj
 """
 
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.checkpoint_memory import peak_of, resident
 from benchmarks.parts.measure import environment
 from model.checkpoint import build_flavour
@@ -70,7 +70,7 @@ def measure(folder: Path, count: int, cache_mib: int) -> dict[str, float]:
 
 
 def main() -> None:
-    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    settings = dict(argument.split("=", 1) for argument in arguments(__doc__))
     with tempfile.TemporaryDirectory() as folder:
         found = measure(Path(folder), int(settings.get("rows", "20000")), int(settings.get("cache_mib", "64")))
     print(json.dumps({**environment(1), **found}))

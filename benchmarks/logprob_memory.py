@@ -21,6 +21,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our entry points set it; t
 import torch
 from torch import Tensor
 
+from benchmarks.parts.arguments import arguments
+
 VOCAB, TOKENS = 151_936, 2_048
 WIDTHS = (256, 1_024)
 REPEATS = 3
@@ -98,10 +100,10 @@ def compare(width: int, repeats: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    if len(sys.argv) == 3:
-        print(json.dumps(measure(sys.argv[1], int(sys.argv[2]))))
+    if len(arguments(__doc__)) == 2:
+        print(json.dumps(measure(arguments(__doc__)[0], int(arguments(__doc__)[1]))))
         return
-    repeats = int(sys.argv[1]) if len(sys.argv) > 1 else REPEATS
+    repeats = int([*arguments(__doc__), REPEATS][0])
     details = {}
     for width in WIDTHS:
         details[f"D={width}"] = compare(width, repeats)

@@ -10,7 +10,6 @@ are theirs / ours in time, the median over interleaved pairs. The last line is o
 import json
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # both sides alike: idle thread
 import torch
 from torch import Tensor, nn
 
+from benchmarks.parts.arguments import arguments
 from model.batch import Row, pack_rows
 from model.config import Flavour, LanguageConfig, MoeLanguageConfig, SailVL2Config, flavour_config
 from model.sail_vl2 import SailVL2
@@ -172,7 +172,7 @@ def compare(lengths: list[int], moe: bool, pairs: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    pairs = int(sys.argv[1]) if len(sys.argv) > 1 else PAIRS
+    pairs = int([*arguments(__doc__), PAIRS][0])
     cases = {"equal": (EQUAL, False), "mixed": (MIXED, False), "moe": (MOE_ROWS, True)}
     details = {}
     for name, (lengths, moe) in cases.items():

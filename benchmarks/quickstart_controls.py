@@ -9,7 +9,6 @@ object.
 import json
 import os
 import random
-import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
+from benchmarks.parts.arguments import arguments
 from conf.cli import load_config
 from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
@@ -64,7 +64,7 @@ def measure(checkpoint: Path, prompts: Path, seed: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    run = Path(sys.argv[1] if len(sys.argv) > 1 else "runs/quickstart")
+    run = Path([*arguments(__doc__), "runs/quickstart"][0])
     summary = json.loads((run / "summary.json").read_text())
     stages = {stage["name"]: stage for stage in summary["stages"]}
     pipeline, _ = load_config("pipeline", ["recipe=quickstart"])

@@ -20,6 +20,7 @@ import time
 from collections import Counter, defaultdict
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.hostile_answers import FAMILIES, hostile_answers
 from benchmarks.parts.ordinary_answers import SYMBOLIC, ordinary_answers
 from rewards.result import Claim, Outcome
@@ -146,7 +147,7 @@ def measure(num_answers: int) -> dict[str, Any]:
 
 def main() -> None:
     begin = time.monotonic()
-    result = measure(int(sys.argv[1]) if len(sys.argv) > 1 else ANSWERS)
+    result = measure(int([*arguments(__doc__), ANSWERS][0]))
     print(f"{time.monotonic() - begin:.0f} s", file=sys.stderr)
     print(json.dumps(result))
     too_much = any(result[name] is None or result[name] > bar for name, bar in MOST.items())

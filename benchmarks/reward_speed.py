@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.ordinary_answers import PLAIN, SYMBOLIC, Pair, ordinary_answers
 from rewards.result import Claim
 from rewards.sandbox.pool import ScoringPool
@@ -95,7 +96,7 @@ def summary(rows: list[dict[str, float]], disagreements: Counter, num_undecided:
 
 
 def main() -> None:
-    result = measure(int(sys.argv[1]) if len(sys.argv) > 1 else WINDOWS)
+    result = measure(int([*arguments(__doc__), WINDOWS][0]))
     print(json.dumps(result))
     if not result["verdicts_equal"] or any(result[name] < bar for name, bar in BARS.items()):
         sys.exit(1)

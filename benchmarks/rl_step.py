@@ -20,6 +20,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.measure import environment
 from benchmarks.parts.rl_step_arm import Arm
 from conf.cli import assign, load_config
@@ -182,7 +183,7 @@ def accuracies(pairs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    settings = dict(argument.split("=", 1) for argument in arguments(__doc__))
     root, data = Path(settings.get("run", "runs/rl_step")), Path(settings.get("data", "data/digits"))
     seeds = [int(seed) for seed in settings.get("seeds", "0,1,2").split(",")]
     skip = settings.get("skip", "true")

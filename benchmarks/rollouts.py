@@ -18,6 +18,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.measure import environment, spread, take_turns
 
 # isort: split
@@ -203,7 +204,7 @@ def measure(samples: dict[str, Sample], rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    settings = dict(argument.split("=", 1) for argument in arguments(__doc__))
     torch.set_num_threads(THREADS)
     transformers.logging.set_verbosity_error()
     cases = {}

@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.measure import environment, spread, take_turns
 
 # isort: split
@@ -251,7 +252,7 @@ def quotients(first: list[float], second: list[float]) -> list[float]:
 
 
 def main() -> None:
-    settings = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    settings = dict(argument.split("=", 1) for argument in arguments(__doc__))
     torch.set_num_threads(THREADS)
     transformers.logging.set_verbosity_error()  # it warns of top_k=0, which is what turns that filter off
     chosen = settings.get("cases", ",".join(CASES)).split(",")

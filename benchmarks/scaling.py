@@ -10,11 +10,12 @@ line is one JSON object.
 
 import json
 import statistics
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+from benchmarks.parts.arguments import arguments
 
 from benchmarks.parts.measure import environment, spread, take_turns  # isort: skip  (before torch)
 
@@ -117,7 +118,7 @@ def plot(found: dict[str, dict[str, Any]], path: Path) -> None:
 
 
 def main() -> None:
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = dict(argument.split("=", 1) for argument in arguments(__doc__))
     size, budget, rounds = options.get("size", "M"), int(options.get("budget", 8192)), int(options.get("rounds", 3))
     path = Path(options.get("plot", "runs/update_scaling.png"))
     torch.set_num_threads(THREADS)

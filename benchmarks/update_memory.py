@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from benchmarks.parts import measure  # noqa: F401  (before torch: it sets how long idle threads spin)
+from benchmarks.parts.arguments import arguments
 from benchmarks.parts.padded_rows import PaddedUpdate
 from benchmarks.parts.update_cases import SIZES, SharedUpdate, build_group, build_model, case_groups
 
@@ -73,7 +74,7 @@ def _touch(shared: SharedUpdate) -> None:
 
 
 def main() -> None:
-    way, size, ratio, budget, *rows = sys.argv[1:]
+    way, size, ratio, budget, *rows = arguments(__doc__)
     print(json.dumps(measure_here(way, size, ratio, int(budget), int(rows[0]) if rows else 0)))
 
 

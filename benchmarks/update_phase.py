@@ -15,11 +15,12 @@ object; `cases` has the worst size for each figure.
 
 import json
 import statistics
-import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from benchmarks.parts.arguments import arguments
 
 from benchmarks.parts.measure import environment, median_ratio, spread, take_turns  # isort: skip  (before torch)
 
@@ -195,7 +196,7 @@ def worst_sizes(by_size: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def main() -> None:
-    options = dict(argument.split("=", 1) for argument in sys.argv[1:])
+    options = dict(argument.split("=", 1) for argument in arguments(__doc__))
     sizes = options.get("sizes", "T,M,L").split(",")
     ratios = options.get("ratios", ",".join(RATIOS)).split(",")
     budget = int(options.get("budget", BUDGET))

@@ -77,7 +77,9 @@ def _as_seen(raw: "RawRow", path: Path, number: int, reader: "ChatReader") -> Da
     row: DataRow = {name: as_json(value) for name, value in raw.columns.items()}
     completion, messages = completion_of(row), row.get("messages") or []
     if isinstance(row.get("question"), str) and isinstance(completion, str) and isinstance(row.get("images"), list):
-        # A line that a run, an evaluation or rollouts.generate wrote: its images are paths already.
+        # A line that a run, an evaluation or rollouts.generate wrote: its images are paths already, or lie in the run.
+        run = path.parent.parent
+        row["images"] = [str(run / name) if (run / str(name)).is_file() else name for name in row["images"]]
         asked = [{"role": "user", "content": row["question"]}]
         return {"id": row.get("prompt_id", number), "messages": asked, "reference": "", **row, "completion": completion}
     if any(row.get(name) for name in _IMAGES) or any(part.get("type") == "image" for part in media_parts(messages)):

@@ -6,6 +6,7 @@ A mean or an extreme of nothing is NaN, which the run's folder writes as null; i
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from statistics import pstdev
 
 import numpy as np
@@ -163,15 +164,18 @@ def _staleness(groups: Sequence[Group], policy_version: int) -> dict[str, float]
 
 
 def stored_rollouts(
-    collected: Collected, tokenizer: Tokenizer, trained: Sequence[Group] = ()
+    collected: Collected, tokenizer: Tokenizer, folder: Path, trained: Sequence[Group] = ()
 ) -> list[dict[str, object]]:
-    """Every sampled rollout as JSON data, dropped groups included. `trained` are the step's groups with advantages."""
+    """Every sampled rollout as JSON data, dropped groups included. `trained` are the step's groups with advantages.
+
+    Images that lie in the run's `folder` are named relative to it, so that the folder may be moved.
+    """
     reasons = {group.group_index: reason for group, reason in collected.dropped}
     advantages = {
         (group.group_index, t.rollout.sample_index): t.mean_advantage for group in trained for t in group.trajectories
     }
     return [
-        _stored(group, trajectory, tokenizer, reasons.get(group.group_index, ""), advantages)
+        _stored(group, trajectory, tokenizer, folder, reasons.get(group.group_index, ""), advantages)
         for group in collected.sampled
         for trajectory in group.trajectories
     ]
@@ -181,6 +185,7 @@ def _stored(
     group: Group,
     trajectory: Trajectory,
     tokenizer: Tokenizer,
+    folder: Path,
     dropped: str,
     advantages: Mapping[tuple[int, int], float],
 ) -> dict[str, object]:
@@ -202,12 +207,17 @@ def _stored(
         completion_ids=rollout.completion_ids,
         context=RolloutContext(
             question=question_of(group.prompt.messages),
-            images=list(group.files),
+            images=[_relative_to(folder, file) for file in group.files],
             thinking=parse_completion(text).thinking,
             answer=reward.answer,
             advantage=advantages.get((group.group_index, rollout.sample_index)),
         ),
     ).to_json()
+
+
+def _relative_to(folder: Path, file: str) -> str:
+    path = Path(file)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -65,7 +65,8 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
             with run.timed("evaluate"), stop.at_once():
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)
             run.append("ledger.jsonl", step, collector.ledger.take_closed())
-            run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, tokenizer, groups))
+            stored = stored_rollouts(collected, tokenizer, run.folder, groups)
+            run.append(f"rollouts/step_{step:06d}.jsonl", step, stored)
             parts.reporter.show(step, metrics, collected, run.seconds)
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})

@@ -51,7 +51,10 @@ class Entry:
 
     @property
     def images(self) -> list[str]:
-        return [str(image) for image in self._value("images", list) or []]
+        """Paths. Images that came as bytes lie in the run's folder, two levels above its rollouts."""
+        names = [str(image) for image in self._value("images", list) or []]
+        run = self.file.parent.parent
+        return [str(run / name) if (run / name).is_file() else name for name in names]
 
     @property
     def completion(self) -> str:

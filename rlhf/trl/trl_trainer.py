@@ -254,7 +254,8 @@ class StepRecorder(TrainerCallback):
             "time/collect": round(rewards.scored_at - self._began, 4),
             "time/update": round(now - rewards.scored_at, 4),
         }
-        self._run.append(f"rollouts/step_{step:06d}.jsonl", step, stored_rollouts(collected, rewards.tokenizer))
+        stored = stored_rollouts(collected, rewards.tokenizer, self._run.folder)
+        self._run.append(f"rollouts/step_{step:06d}.jsonl", step, stored)
         metrics |= self._doctor.look(step, metrics, collected)
         self._reporter.show(step, metrics, collected, now - self._began)
         self._run.log(step, metrics)

@@ -142,7 +142,7 @@ def test_unscorable_rollouts_are_counted_not_scored(gather, tiny):
     metrics = step_metrics(collected, LossTotals(), one.ledger)
     assert metrics["unscorable_share"] == 0.25
     assert metrics["accuracy"] == pytest.approx(1 / 3)
-    stored = stored_rollouts(collected, tiny[1].tokenizer)
+    stored = stored_rollouts(collected, tiny[1].tokenizer, Path("run"))
     assert len(stored) == 16
     assert {row["status"] for row in stored if row["sample_index"] == 3} == {"unscorable"}
     assert all(row["reward"] is None for row in stored if row["sample_index"] == 3)

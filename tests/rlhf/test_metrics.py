@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -101,7 +102,7 @@ def test_staleness_counts_tokens_by_the_version_that_drew_them():
 def test_stored_rollouts_name_why_a_group_did_not_train(tiny):
     tokenizer: Tokenizer = tiny[1].tokenizer
     one = collected(group(1, 1.0, None), dropped=[(group(0, 0.0, 0.0), "all_wrong")])
-    lines = stored_rollouts(one, tokenizer)
+    lines = stored_rollouts(one, tokenizer, Path("run"))
     assert [(line["draw"], line["dropped"], line["status"]) for line in lines] == [
         (0, "all_wrong", "ok"), (0, "all_wrong", "ok"), (1, "", "ok"), (1, "", "unscorable"),
     ]  # fmt: skip
@@ -118,6 +119,6 @@ def test_stored_rollouts_keep_what_a_person_wants_to_see(tiny):
     judged = replace(made.trajectories[0], reward=replace(made.trajectories[0].reward, answer="2"))
     trained = made.with_trajectories([replace(judged, advantage=0.5)])  # the other left before training
     step = collected(made.with_trajectories([judged, made.trajectories[1]]))
-    first, second = stored_rollouts(step, tiny[1].tokenizer, [trained])
+    first, second = stored_rollouts(step, tiny[1].tokenizer, Path("run"), [trained])
     assert (first["thinking"], first["answer"], first["images"]) == ("one and one", "2", ["data/a.png"])
     assert (first["advantage"], second["advantage"], second["answer"]) == (0.5, None, None)
