@@ -14,10 +14,11 @@ from model.run.durable import write_file
 from model.run.printable import printable
 from model.run.progress import StageProgress
 from rlhf.collect import Collected
+from rollouts.rollout import question_of
 
 
 class StepReporter:
-    """One compact line per step, and now and then a rollout with its image path."""
+    """One compact line per step, and now and then a rollout with its question."""
 
     def __init__(self, progress: StageProgress, tokenizer: Tokenizer, show_every: int) -> None:
         self._progress, self._tokenizer, self._show_every = progress, tokenizer, show_every
@@ -35,11 +36,12 @@ class StepReporter:
             group = collected.sampled[step % len(collected.sampled)]
             trajectory = group.trajectories[0]
             text = self._tokenizer.decode(trajectory.rollout.completion_ids)
-            images = [part["image"] for m in group.prompt.messages for part in _parts(m) if part["type"] == "image"]
+            answer = "none found" if trajectory.reward.answer is None else printable(trajectory.reward.answer, 80)
             self._progress.say(
-                f"  rollout of {printable(group.prompt.id, 80)}  {printable(' '.join(map(str, images)), 200)}\n"
+                f"  rollout of {printable(group.prompt.id, 80)}: {printable(question_of(group.prompt.messages), 200)}\n"
                 f"    {printable(text)}\n"
-                f"    reference {printable(group.prompt.reference, 200)}  reward {shown(trajectory.reward.value, '')}"
+                f"    extracted answer {answer}  reference {printable(group.prompt.reference, 200)}  "
+                f"reward {shown(trajectory.reward.value, '')}"
             )
 
 
@@ -126,8 +128,3 @@ def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
 def _curve(rows: Sequence[JsonObject], name: str) -> list[float]:
     """The values of a metric; a curve has a gap where there is no number."""
     return [math.nan if row[name] is None else row[name] for row in rows]
-
-
-def _parts(message: JsonObject) -> list[JsonObject]:
-    content = message["content"]
-    return content if isinstance(content, list) else []

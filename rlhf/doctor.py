@@ -147,8 +147,8 @@ CHECKS: dict[str, Check] = {
     "references": Check(
         lambda facts, _: _bad_references(facts) > 0 and facts.get("unscorable_share") >= _UNSCORABLE,
         lambda facts, _: f"references cannot be read: {commonest(facts.reasons)}",
-        "name the column that holds the answer alone (data.reference_column), or the verifier that reads it "
-        "(reward.verifier)",
+        "name the column that holds the answer alone (data.reference_column), how it holds it (data.reference_form), "
+        "or the verifier that reads it (reward.verifier)",
         lambda t: not t.is_scored,
     ),
     "unscorable": Check(

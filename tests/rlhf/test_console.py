@@ -46,7 +46,7 @@ def test_where_nothing_was_scored_there_is_no_number(show):
 
 def test_now_and_then_a_rollout_is_shown(show):
     said = show(10, 10)
-    assert "rollout of p0" in said and "reference 2" in said
+    assert "rollout of p0: 1+1?" in said and "extracted answer none found  reference 2  reward 1.0" in said
 
 
 def test_the_stage_table_has_a_row_a_stage():

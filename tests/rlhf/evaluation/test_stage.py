@@ -1,6 +1,7 @@
 """`rlhf.evaluate`: its result, and every answer beside it."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +9,7 @@ from conf.cli import load_config
 from rewards.check import main as check
 from rewards.score import main as score
 from rlhf.evaluation.stage import check_output, run_evaluation
+from tests.conftest import require_extra
 
 
 @pytest.mark.parametrize("content", ["mine", "{}", "[1]", '{"num_eval"'])
@@ -58,6 +60,22 @@ def test_every_answer_stands_beside_the_result_and_can_be_scored(evaluate, tmp_p
     own = tmp_path / "own.py"
     own.write_text("def sees(completion):\n    return 0.0 * len(open(completion.images[0], 'rb').read())\n")
     assert check([f"{own}:sees", "--data", str(answers), "--probe-rows", "1", "--json"]) == 0
+
+
+def test_images_that_came_as_bytes_are_kept_beside_the_answers(tiny_folder, easy_prompts, tmp_path):
+    require_extra("data", "pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"problem": "How many?", "answer": "3", "image": (easy_prompts.parent / "0.png").read_bytes()}]
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rows.parquet")
+    paths = [f"checkpoint={tiny_folder}", f"prompts={tmp_path / 'rows.parquet'}", f"output={tmp_path / 'r.json'}"]
+    limits = ["num_threads=1", "rollouts.max_completion_tokens=4", "modes=[direct]"]
+    run_evaluation(*load_config("evaluate", [*paths, *limits]))
+    (line,) = [json.loads(line) for line in (tmp_path / "r.answers.jsonl").read_text().splitlines()]
+    (kept,) = line["images"]
+    assert Path(kept).parent == tmp_path / "r.media"
+    assert Path(kept).read_bytes() == (easy_prompts.parent / "0.png").read_bytes()
 
 
 def test_an_own_reward_alone_is_reported_as_reward_and_the_result_may_go_to_stdout(evaluate, tmp_path, capsys):
