@@ -42,7 +42,9 @@ def test_a_full_disk_that_does_not_take_what_is_printed_is_one_line():
 
 @pytest.mark.parametrize("size", [1, 100_000], ids=["kept until the end", "written at once"])
 def test_a_reader_that_has_seen_enough_is_no_error(size):
-    script = f"import sys; from model.run.ends import run_command; sys.exit(run_command(lambda: print('x' * {size}) or 0))"
+    script = (
+        f"import sys; from model.run.ends import run_command; sys.exit(run_command(lambda: print('x' * {size}) or 0))"
+    )
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run([sys.executable, "-c", script], stdout=write, stderr=subprocess.PIPE, text=True)
