@@ -26,7 +26,8 @@ install: $(VENV)/.dev
 $(VENV)/.core: pyproject.toml constraints.txt
 	@echo "== making $(VENV) and installing the core packages"
 	@$(BIN)/python -c "$(IS_NEW_ENOUGH)" 2>/dev/null || { \
-		$(PYTHON) -c "$(IS_NEW_ENOUGH)" && rm -rf $(VENV) && $(PYTHON) -m venv $(VENV); }
+		$(PYTHON) -c "$(IS_NEW_ENOUGH)" && { test ! -e $(VENV)/pyvenv.cfg || rm -rf $(VENV); } \
+		&& $(PYTHON) -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
 	@touch $@

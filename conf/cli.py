@@ -408,6 +408,9 @@ def _explain(error: Exception, entry: str) -> str:
     text = " ".join(text.split())
     if override := getattr(error, "override", None):
         return f"{override!r}: {text.partition(' See ')[0]}; quote a value with special characters: KEY='\"VALUE\"'"
+    if match := re.match(r"Ambiguous value for argument '((.*?)=(.*))' 1\. ", text):
+        no_sweeps = _NO_SWEEPS.format(command_of(entry))
+        return f"{match[1]}: a list is written {match[2]}=[{match[3]}]; {no_sweeps}"
     file = ""
     if match := re.match(r"In '([^']+)': (?:\w+ raised while composing config: )?", text):
         text = text[match.end() :]

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from model.data.raw_rows import RawRow
 
 DataRow = dict[str, Any]  # JSON data
+_QUESTIONS = ("messages", "question", "problem", "prompt")
 _IMAGES = ("images", "image", "image_path")
 _TABLES = (".parquet", ".tsv")
 
@@ -75,19 +76,20 @@ def _as_seen(raw: "RawRow", path: Path, number: int, reader: "ChatReader") -> Da
     from model.data.tables import Table, as_json
 
     row: DataRow = {name: as_json(value) for name, value in raw.columns.items()}
-    completion, messages = completion_of(row), row.get("messages") or []
+    completion = completion_of(row)
     if isinstance(row.get("question"), str) and isinstance(completion, str) and isinstance(row.get("images"), list):
         # A line that a run, an evaluation or rollouts.generate wrote: its images are paths already, or lie in the run.
         run = path.parent.parent
         row["images"] = [str(run / name) if (run / str(name)).is_file() else name for name in row["images"]]
         asked = [{"role": "user", "content": row["question"]}]
         return {"id": row.get("prompt_id", number), "messages": asked, "reference": "", **row, "completion": completion}
-    if any(row.get(name) for name in _IMAGES) or any(part.get("type") == "image" for part in media_parts(messages)):
+    if any(row.get(name) for name in (*_QUESTIONS, *_IMAGES)):
         chat = reader.read(raw, Table(path), number)
         names = [part["image"] for part in media_parts(chat.messages) if part.get("type") == "image"]
         images = [str(chat.root / name) for name in names]
         row |= {**chat.meta, "id": chat.id, "messages": chat.messages, "images": images}
-        row.setdefault("reference", chat.reference)
+        if chat.reference is not None:
+            row["reference"] = chat.reference
     if "reference" not in row:
         raise ValueError(f"expected an object with `reference`, found {sorted(row)}")
     return row

@@ -15,7 +15,7 @@ from model.data.tables import text_list
 from model.interface import THINK_END, THINK_START, Mode
 from model.json_values import JsonObject
 
-_QUESTIONS = ("messages", "conversations", "prompt", "question", "problem", "instruction")
+_QUESTIONS = ("messages", "conversations", "question", "problem", "prompt", "instruction")
 _COMPLETIONS = ("completions", "completion")
 _ANSWERS = ("solution", "answer", "response", "output")
 _ANSWERS_TO_THOUGHTS = ("answer", "solution", "response", "output")
@@ -51,7 +51,7 @@ class ShapeColumns:
 
 def read_demonstration(columns: Mapping[str, object], names: ShapeColumns, form: ReferenceForm) -> Demonstration:
     """`ValueError` for a row in no known shape, with what was found."""
-    column, question = first_of(columns, [names.question] if names.question else _QUESTIONS)
+    column, question = _question_of(columns, names.question)
     if isinstance(question, list):
         question = _conversation(column, question, columns.get("system"))
     where, given = first_of(columns, [names.completion] if names.completion else _COMPLETIONS)
@@ -65,6 +65,18 @@ def read_demonstration(columns: Mapping[str, object], names: ShapeColumns, form:
         remarks = ["have several turns of the assistant; each is a sample of its own"] if several else []
         return Demonstration(Asked(column, before, where or column), [assistant_text(last)], remarks)
     return _answered(columns, Asked(column, question, ""), names, form)
+
+
+def _question_of(columns: Mapping[str, object], named: str) -> tuple[str, object]:
+    """(column, question): as RL has them, a prompt of messages comes before texts. Alpaca's `input` belongs to its
+    instruction."""
+    column, question = first_of(columns, [named] if named else _QUESTIONS)
+    if not named and column not in ("messages", "conversations") and _is_messages(columns.get("prompt")):
+        return "prompt", columns["prompt"]
+    given = columns.get("input")
+    if not named and column == "instruction" and isinstance(question, str) and isinstance(given, str) and given.strip():
+        return "instruction and input", f"{question}\n{given}"
+    return column, question
 
 
 def _answered(columns: Mapping[str, object], asked: Asked, names: ShapeColumns, form: ReferenceForm) -> Demonstration:
@@ -116,6 +128,11 @@ def _conversation(column: str, turns: Sequence[object], system: object) -> list[
         content = turn.get("value") if content is None else content
         if said not in _ROLES:
             raise ValueError(f"{column}: expected turns of {', '.join(_ROLES)}, found one of {said!r:.80}")
+        if turn.get("tool_calls"):
+            raise ValueError(f"{column}: expected turns without tool_calls, found {turn['tool_calls']!r:.80}")
+        thought = turn.get("reasoning_content")
+        if isinstance(thought, str) and thought.strip() and isinstance(content, str):
+            content = f"{THINK_START}{thought.strip()}{THINK_END}{content}"
         messages.append({"role": _ROLES[said], "content": content})
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})

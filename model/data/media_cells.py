@@ -128,10 +128,6 @@ def _content(message: Message, places: set[str]) -> str | list[object]:
             parts.append({"type": "image", "image": image_source(url.get("url") if isinstance(url, dict) else url)})
         elif part.get("type") == "image" and part.get("image") is not None:
             parts.append({**part, "image": image_source(part["image"])})
-        elif part.get("type") == "image_url":  # OpenAI's form
-            address = part.get("image_url")
-            address = address.get("url") if isinstance(address, dict) else address
-            parts.append({"type": "image", "image": image_source(address)})
         elif splits and part.get("type") == "text" and isinstance(part.get("text"), str):
             parts += _split(part["text"], places)
         else:

@@ -29,7 +29,7 @@ class Instruction(Enum):
 class RowNotes:
     """How one row was read."""
 
-    columns: dict[str, str]  # use (question, answer ...) -> the column
+    columns: dict[str, str]  # use (question, answer ...) -> the column, or several with "and" between them
     form: str = PLAIN  # how the reference was found
     instruction: Instruction = Instruction.added
     remarks: list[str] = field(default_factory=list)  # a stage's inferences, in words
@@ -60,7 +60,8 @@ class Reading:
 
     def lines(self, what: str, measured: str = "") -> list[str]:
         """The rows of `what` in a few lines; `measured` says how long they are."""
-        used = {column.partition(".")[0] for columns in self._columns.values() for column in columns}
+        named = (name for columns in self._columns.values() for column in columns for name in column.split(" and "))
+        used = {name.partition(".")[0] for name in named}
         parts = "".join(f", {use} <- {_named(columns)}" for use, columns in self._columns.items())
         unused = sorted(self._seen - used)
         more = f" and {len(unused) - _MOST_NAMES} more" if len(unused) > _MOST_NAMES else ""

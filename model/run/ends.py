@@ -1,31 +1,41 @@
-"""How every command ends: SIGTERM and a full disk have one exit code and one message each."""
+"""How every command ends: SIGTERM, Ctrl-C, a full disk and a closed pipe have one exit code each."""
 
 import errno
 import os
+import select
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from typing import TextIO
 
 from model.run.durable import OUT_OF_SPACE, OutOfSpace
 from model.run.interrupt import CONTINUES, Terminated, answer_sigterm
 from model.run.printable import printable
 
 _USER_ERROR = 2
+_INTERRUPTED, _PIPE_CLOSED = 130, 141  # as shells say of programs that SIGINT and SIGPIPE end
 _OF_A_PATH = (errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR, errno.EACCES, errno.EPERM)
 
 
 def run_command(command: Callable[[], int]) -> int:
-    """The exit code of `command()`; 2 for a path that cannot be used, 5 after SIGTERM, 6 where a disk is full. Other
-    errors are the command's own."""
+    """The exit code of `command()`; 2 for a path that cannot be used, 5 after SIGTERM, 6 where a disk is full, 130 for
+    Ctrl-C that it does not answer itself, 141 where nobody reads stdout any more, as behind `| head`. Other errors are
+    the command's own."""
     try:
         with answer_sigterm():
             code = command()
-            with suppress(BrokenPipeError):
-                sys.stdout.flush()  # the interpreter would do so too late for an exit code of ours
+            sys.stdout.flush()  # the interpreter would do so too late for an exit code of ours
             return code
     except Terminated as stop:
         print(f"error: {stop}", file=sys.stderr)
         return stop.code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return _INTERRUPTED
+    except BrokenPipeError:
+        if not _has_lost_its_reader(sys.stdout):
+            raise
+        _flush_or_drop()
+        return _PIPE_CLOSED
     except OSError as error:
         no_scratch = "No usable temporary directory" in str(error)  # how tempfile says that all disks are full
         if error.errno in _OF_A_PATH and not no_scratch:
@@ -37,6 +47,16 @@ def run_command(command: Callable[[], int]) -> int:
         where = f" to write {error.filename}" if error.filename else ""
         print(f"error: no space{where} ({error.strerror}); free space, and {CONTINUES}", file=sys.stderr)
         return OutOfSpace.exit_code
+
+
+def _has_lost_its_reader(stream: TextIO) -> bool:
+    """Tell whether a stream is a pipe whose other end is closed."""
+    poll = select.poll()
+    try:
+        poll.register(stream, 0)
+    except (OSError, ValueError):  # a stream without a file
+        return False
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _flush_or_drop() -> None:

@@ -47,12 +47,11 @@ def clear_run(folder: Path) -> None:
 
 
 def holds_nothing(folder: Path, mark: str) -> bool:
-    """Whether a folder is absent, or holds only what a refused run left."""
+    """Whether a folder is absent or empty, or holds only what a refused run left."""
     if not folder.is_dir():
         return True
     names = [path.name for path in folder.iterdir()]
-    left = [name for name in names if name != ".lock" and not name.startswith("bad_rows")]
-    return left == [mark]
+    return all(name in (mark, ".lock") or name.startswith("bad_rows") for name in names)
 
 
 def clear_refused(folder: Path, mark: str) -> None:

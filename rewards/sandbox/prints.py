@@ -32,6 +32,14 @@ class NamedLines(io.TextIOBase):
     def flush(self) -> None:
         self._out.flush()
 
+    def fileno(self) -> int:
+        """The file below, for libraries that ask for one, such as faulthandler; what they write there has no name."""
+        return self._out.fileno()
+
+    @property
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self._out.encoding or "utf-8"
+
     def end_line(self) -> None:
         """Show what has no end of line yet."""
         if self._rest:

@@ -55,8 +55,7 @@ def _look(args: argparse.Namespace) -> int:
             next(entries(files), None)  # a file that is none is refused before the screen is taken
             from rlhf.look.app import LookApp
 
-            LookApp(files, filters).run()
-            return 0
+            return LookApp(files, filters).run() or 0
         found, more = page(entries(files, filters), args.page, args.size)
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)

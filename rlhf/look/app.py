@@ -4,10 +4,12 @@ from collections.abc import Iterable, Sequence
 from itertools import islice
 from pathlib import Path
 
+from rich.text import Text
 from textual import on
 from textual.app import App, ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, VerticalScroll
+from textual.content import Content
 from textual.widgets import DataTable, Footer, Header, Input, Select, Static
 
 from model.run.printable import printable
@@ -22,8 +24,8 @@ _CHOICES = ("step", "verdict", "dropped", "mode", "dataset")
 _TEXTS = ("group", "text")
 
 
-class LookApp(App[None]):
-    """Pages through the entries of some files."""
+class LookApp(App[int]):
+    """Pages through the entries of some files. Their texts may hold brackets, which are no markup."""
 
     CSS = """
     #filters { height: 3; }
@@ -54,12 +56,18 @@ class LookApp(App[None]):
                 yield Select[str]([], prompt=name, id=name)
             for name in _TEXTS:
                 yield Input(getattr(self.filters, name), placeholder=name, id=name)
-        yield DataTable[str](id="list", cursor_type="row", zebra_stripes=True)
+        yield DataTable[Text](id="list", cursor_type="row", zebra_stripes=True)
         with VerticalScroll(id="shown"):
             yield Static("", id="details", markup=False)
         yield Footer()
 
     def on_mount(self) -> None:
+        try:
+            self._fill()
+        except ValueError as error:  # a line behind the first that is none
+            self.exit(2, return_code=2, message=f"error: {error}")
+
+    def _fill(self) -> None:
         self._offer_choices(islice(entries(self.files), MOST_ENTRIES))
         self.query_one(DataTable).add_columns(*_COLUMNS)
         self.show_entries()
@@ -72,7 +80,7 @@ class LookApp(App[None]):
         table = self.query_one(DataTable)
         table.clear()
         for entry in self.entries:
-            table.add_row(*(printable(_cell(entry, name), 40) for name in _COLUMNS))
+            table.add_row(*(Text(printable(_cell(entry, name), 40), no_wrap=True) for name in _COLUMNS))
         more = ", and more" if self.has_more else ""
         self.title = f"{len(self.entries)} completions{more}"
         self.show_details(0)
@@ -131,7 +139,7 @@ class LookApp(App[None]):
             given = getattr(self.filters, name)
             offered = [*known, *([given] if given and given not in known else [])]
             select = self.query_one(f"#{name}", Select)
-            select.set_options([(printable(value, 40), value) for value in offered])
+            select.set_options([(Content(printable(value, 40)), value) for value in offered])
             if given:
                 select.value = given
 

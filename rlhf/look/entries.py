@@ -61,8 +61,15 @@ class Entry:
         return self._value("completion", str) or self._value("text", str) or ""
 
     @property
+    def is_judged(self) -> bool:
+        """Whether a run, an evaluation or `rewards.score` judged it. Else `answer`, `reward` and `value` are columns of
+        the prompt's row."""
+        return "parts" in self.record or self._scored("status", str) is not None
+
+    @property
     def answer(self) -> str | None:
-        return self._value("answer", str)
+        """The answer that was found in the completion."""
+        return self._scored("answer", str) if self.is_judged else None
 
     @property
     def reference(self) -> str:
@@ -71,7 +78,9 @@ class Entry:
 
     @property
     def reward(self) -> float | None:
-        return self._value("reward", float, self._value("value", float))
+        if "parts" in self.record:
+            return self._value("reward", float)
+        return self._scored("value", float) if self.is_judged else None
 
     @property
     def advantage(self) -> float | None:
@@ -98,10 +107,14 @@ class Entry:
         """One of right, wrong, unscorable, and unjudged, as an evaluation has them."""
         if isinstance(said := self.record.get("verdict"), str):
             return said
-        if self.record.get("status") == "unscorable" or "error" in self.record:
+        if self._scored("status", str) == "unscorable" or "error" in self.record:
             return "unscorable"
-        value = self.parts.get("answer", self._value("value", float))
+        value = self.parts.get("answer") if "parts" in self.record else self.reward
         return "unjudged" if value is None else "right" if value >= 1 else "wrong"
+
+    def _scored(self, name: str, kind: type[Value]) -> Value | None:
+        """A field of `rewards.score`, which has another name where the scored file had one of this name."""
+        return self._value(f"scored_{name}" if f"scored_{name}" in self.record else name, kind)
 
     def _value(self, name: str, kind: type[Value], default: Value | None = None) -> Value | None:
         """The value of a key, where it is of this type; whole numbers are numbers."""

@@ -26,7 +26,7 @@ def details(entry: Entry) -> str:
         ("question", entry.question),
         ("images", "\n".join(entry.images)),
         ("completion", entry.completion or "(empty)"),
-        ("answer", "(none found)" if entry.answer is None else entry.answer),
+        ("answer", entry.answer if entry.answer is not None else "(none found)" if entry.is_judged else ""),
         ("reference", entry.reference),
         ("parts", parts),
         ("reason", entry.reason),

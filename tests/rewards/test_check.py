@@ -164,6 +164,20 @@ def test_a_reward_sees_the_images_of_rows_in_files_and_in_bytes(folder, capsys, 
     assert run(folder, capsys, f"{folder}/sees.py:sees", "bytes.parquet") == (0, [])
 
 
+def test_references_are_those_of_a_run(folder, capsys):
+    """In the forms of GSM8K, of TRL's and of verl's data, without images too."""
+    rows: list[dict] = [
+        {"question": "2+3?", "answer": "We add.\n#### 5"},
+        {"problem": "2+3?", "solution": "<answer> 5 </answer>"},
+        {"prompt": [{"role": "user", "content": "2+3?"}], "reward_model": {"ground_truth": "5", "style": "rule"}},
+        {"messages": [{"role": "user", "content": "2+3?"}], "reference": "So \\boxed{5}."},
+    ]
+    lines = [json.dumps({**row, "completion": "\\boxed{5}"}) + "\n" for row in rows]
+    (folder / "forms.jsonl").write_text("".join(lines))
+    (folder / "right.py").write_text("def right(c):\n    assert c.reference == c.answer == '5'\n    return 0\n")
+    assert run(folder, capsys, f"{folder}/right.py:right", "forms.jsonl", "--rows", "4")[1] == []
+
+
 def test_rollouts_that_a_run_stored_are_read(folder, capsys):
     stored = {"format": 1, "draw": 0, "prompt_id": "p", "text": "\\boxed{5}", "reference": "5"}
     stored |= {"question": "2+3?", "images": [], "answer": "5", "thinking": ""}

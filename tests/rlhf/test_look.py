@@ -81,6 +81,18 @@ def test_pages_are_printed_without_control_characters(run_folder, capsys):
     assert capsys.readouterr().out == "no entry, or none that the filters let pass\n"
 
 
+def test_columns_of_a_row_are_no_verdict_and_those_of_the_scorer_are(tmp_path, capsys):
+    """GSM8K has a column `answer`, which `rollouts.generate` keeps; the scorer then writes `scored_answer`."""
+    row = {"id": "a", "question": "2+3?", "answer": "We add. #### 5", "value": 7, "completion": "\\boxed{6}"}
+    scored = {**row, "scored_value": 0.0, "status": "ok", "scored_answer": "6", "reason": ""}
+    path = tmp_path / "file.jsonl"
+    path.write_text(json.dumps(row) + "\n" + json.dumps(scored) + "\n")
+    first, second = entries([path])
+    assert (first.verdict, first.answer, first.reward) == ("unjudged", None, None)
+    assert (second.verdict, second.answer, second.reward) == ("wrong", "6", 0.0)
+    assert main([str(path)]) == 0 and capsys.readouterr().out.count("answer:") == 1
+
+
 @pytest.mark.parametrize(
     ("content", "said"),
     [
@@ -124,3 +136,26 @@ def test_the_application_shows_pages_and_filters(run_folder):
             await pilot.press("q")
 
     asyncio.run(use())
+
+
+def test_the_application_takes_no_text_for_markup_and_names_a_line_that_is_none(tmp_path):
+    require_extra("look", "textual")
+    from textual.widgets import DataTable
+
+    from rlhf.look.app import LookApp
+
+    texts = {"id": "[/b]", "dataset": "[/x]", "answer": "\\left[a,b\\right]", "completion": "[bold]c"}
+    lines = [json.dumps({**texts, "verdict": "right", "parts": {}}) + "\n", "[]\n"]
+
+    async def use(content: str) -> LookApp:
+        (tmp_path / "file.jsonl").write_text(content)
+        app = LookApp([tmp_path / "file.jsonl"])
+        async with app.run_test(size=(140, 40)) as pilot:
+            await pilot.pause()
+            if not app.return_code:
+                row = [str(cell) for cell in app.query_one(DataTable).get_row_at(0)]
+                assert (row[6], row[9]) == (texts["answer"], "[/b]")
+        return app
+
+    asyncio.run(use(lines[0]))
+    assert asyncio.run(use("".join(lines))).return_value == 2

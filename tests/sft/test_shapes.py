@@ -54,6 +54,11 @@ SHAPES = {
     "thought and answer": {"question": "1+1?", "thinking": "It is.", "answer": 2, **IMAGE},
     "thought and raw answer": {"problem": "1+1?", "cot": "<think>It is.</think>", "solution": "So.\n#### 2", **IMAGE},
     "solution with a thought": {"problem": "1+1?", "solution": THOUGHT, "answer": "2", **IMAGE},
+    "thought of a message": {
+        "messages": [ASKED, {**say("assistant", "\\boxed{2}"), "reasoning_content": "It is."}],
+        **IMAGE,
+    },
+    "messages before a text": {"prompt": [ASKED], "question": "no", "completion": [SAID], **IMAGE},
     "instruction in the prompt": {"messages": [say("user", f"<image>1+1? {THINKING_INSTRUCTION}"), SAID], **IMAGE},
 }
 
@@ -143,6 +148,15 @@ def test_what_was_inferred_is_said(opened):
     ]
 
 
+def test_several_columns_of_a_question_or_an_answer_count_as_used(opened, texts):
+    alpaca = {"instruction": "Translate.", "input": "cat", "output": "chat"}
+    thought = {"question": "1+1?", "prompt": "unused", "thinking": "It is.", "answer": "2"}
+    first, second = opened([alpaca]), opened([thought])
+    assert "Translate.\ncat" in texts(first)[0] and "1+1?" in texts(second)[0]
+    assert first.described()[0].endswith("question <- instruction and input, answer <- output")
+    assert second.described()[0].endswith("question <- question, answer <- thinking and answer; not used: prompt")
+
+
 def test_columns_may_be_named(opened, texts):
     row = {"q": "1+1?", "why": "It is.", "answer": "2", "best": ["ignored"], "worst": "Three."}
     assert texts(opened([row], question_column="q", thinking_column="why"))[1][0].startswith(THOUGHT)
@@ -159,6 +173,10 @@ def test_columns_may_be_named(opened, texts):
             "expected the assistant to say a text",
         ),
         ({"messages": [say("user", "x"), say("tool", "y"), say("assistant", "z")]}, "found one of 'tool'"),
+        (
+            {"messages": [say("user", "x"), {**say("assistant", "z"), "tool_calls": [{"id": 1}]}]},
+            "expected turns without tool_calls",
+        ),
         ({"conversations": [llava("gpt", "x")]}, "expected a list that ends with a user message"),
         ({"conversations": [llava("human", "<image>x"), llava("gpt", "y")]}, "images: expected 1 for the places"),
         ({"conversations": ["x"]}, "conversations: expected objects with role and content, found 'x'"),

@@ -331,7 +331,10 @@ class TestMoreSteps:
 
 
 class TestRefusedRuns:
-    def test_leave_nothing(self, tmp_path):
+    @pytest.mark.parametrize("is_there", [False, True], ids=["new", "an empty folder that was there"])
+    def test_leave_nothing(self, tmp_path, is_there):
+        if is_there:
+            (tmp_path / "run").mkdir()
         with pytest.raises(ValueError, match="wrong data"), make_run(tmp_path / "run") as run:
             (run.folder / "media").mkdir()
             (run.folder / "media" / f"{'0' * 64}.png").write_bytes(b"x")

@@ -26,6 +26,13 @@ def test_long_lines_are_cut_and_many_lines_end():
     assert found[-1] == f"[fn] prints more than {MOST_LINES} lines; this process shows no more of them"
 
 
+def test_libraries_find_a_file_and_its_encoding(tmp_path):
+    with (tmp_path / "out").open("w", encoding="utf-8") as out:
+        lines = NamedLines("fn", out)  # pyright: ignore[reportArgumentType]
+        assert (lines.fileno(), lines.encoding) == (out.fileno(), "utf-8")
+    assert NamedLines("fn", io.StringIO()).encoding == "utf-8"
+
+
 def test_both_streams_are_named_in_the_block_alone(capsys):
     with named_prints("my_rewards.py:test_name_of_its_own"):
         print("out")

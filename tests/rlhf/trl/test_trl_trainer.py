@@ -161,7 +161,8 @@ class TestRun:
 
     def test_a_finished_run_stays_and_an_unfinished_one_is_not_continued(self, finished, start, tmp_path, capsys):
         run_stage(*start(finished[0], "algorithm=grpo"))
-        assert "already complete" in capsys.readouterr().out
+        out = capsys.readouterr().out
+        assert "already complete" in out and "next: python -m rlhf.evaluate checkpoint=" in out
         shutil.copy(finished[0] / "run.json", tmp_path)
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
         with pytest.raises(ValueError, match=r"unfinished run of trainer=trl.*run\.start=fresh"):
