@@ -122,6 +122,10 @@ class ChatReader:
         value = first_of(raw.columns, self._id)[1]
         return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
+    def id_column(self, columns: Mapping[str, object]) -> str:
+        """The name of the column that holds the row's id; empty where it has none."""
+        return first_of(columns, self._id)[0]
+
     def image_column(self, columns: Mapping[str, object]) -> str:
         """The name of the column that holds the row's images; empty where it has none."""
         return first_of(columns, self._image)[0]

@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from model.batch import ModelInputs
 from model.checkpoint import sorted_tensors, write_checkpoint
 from model.config import AttentionKernel, StoredDtype, Tower
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, NonFiniteError, StepResult
-from model.engine.config import EngineConfig, OptimizerConfig
+from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.device import free_memory, pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
@@ -153,7 +154,8 @@ class LocalEngine:
         return self._scorer.frozen()
 
     def save(self, folder: Path) -> Digests:
-        state = {"step_count": self.step_count, "skipped_in_a_row": self._skipped_in_a_row, **self._identity()}
+        counts = {"step_count": self.step_count, "skipped_in_a_row": self._skipped_in_a_row}
+        state = {**counts, "total_steps": self.total_steps, **self._identity()}
         return {
             _WEIGHTS: _write(folder / _WEIGHTS, self.model.named_parameters()),
             _MOMENTS: _write(folder / _MOMENTS, self._optimizer.state()),
@@ -169,6 +171,13 @@ class LocalEngine:
                     f"resume: {name}: the checkpoint was made with {state.get(name)}, this run has {ours}; "
                     f"use {state.get(name)} again, or start anew with run.start=fresh"
                 )
+        planned = state.get("total_steps")
+        if planned != self.total_steps and self.optimizer_config.schedule is not Schedule.constant:
+            print(
+                f"resume: the learning rates are those of {self.total_steps} updates from here on; the checkpoint was "
+                f"made in a run of {planned}",
+                file=sys.stderr,
+            )
         counts = [state.get("step_count"), state.get("skipped_in_a_row")]
         if not all(isinstance(count, int) and count >= 0 for count in counts):
             raise ValueError(f"{folder / _STATE}: expected step_count and skipped_in_a_row, 0 or more, found {counts}")
@@ -190,7 +199,6 @@ class LocalEngine:
         """Settings that a continued run must share with its checkpoint, because they change last bits."""
         return {
             "num_threads": self.config.num_threads,
-            "total_steps": self.total_steps,
             "compute_dtype": str(self.compute_model.dtype).removeprefix("torch."),
         }
 

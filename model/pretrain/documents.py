@@ -57,7 +57,8 @@ class Documents(TableSource[Document]):
         check_text({"id": row_id, "prefix": prefix, "texts": texts})
         images, root = self.reader.images(columns, table.root)
         check_images(root, images)
-        named = {"kind": "kind", "prefix": "prefix", "text": text_column, "images": self.reader.image_column(columns)}
+        named = {"kind": "kind", "prefix": "prefix", "text": text_column}
+        named |= {"images": self.reader.image_column(columns), "id": self.reader.id_column(columns)}
         self.reader.reading.row = RowNotes({use: name for use, name in named.items() if name in columns})
         document = Document(kind, prefix, texts, images, root)
         for text in (document.prefix, *texts):

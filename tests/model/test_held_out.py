@@ -103,7 +103,7 @@ class TestContinuedPretraining:
 
         run_stage(config(), "a: 1")
         run, said = tmp_path / "run", capsys.readouterr().out
-        assert "data.path: 12 rows (median" in said and "text <- caption" in said
+        assert "data.path: 12 rows (median" in said and "text <- caption\n" in said
         assert "steps: 6 (2 passes over the rows of 3 steps), learning rate 0.003" in said
         evaluations = [json.loads(line) for line in (run / "evaluations.jsonl").read_text().splitlines()]
         assert [one["step"] for one in evaluations] == [0, 2, 4, 6]
@@ -119,6 +119,15 @@ class TestContinuedPretraining:
         start, final = (load_model(folder)[0].state_dict() for folder in (tiny_folder, run / "final"))
         assert any(not torch.equal(start[name], final[name]) for name in start)
         assert (run / "best" / "model.safetensors").is_file()
+
+    def test_a_run_that_is_given_more_epochs_is_one_that_had_them_from_the_beginning(self, config, tmp_path):
+        from model.pretrain.stage import run_stage
+
+        for folder, epochs in (("short", 1), ("short", 2), ("long", 2)):
+            run = RunConfig(dir=str(tmp_path / folder))
+            run_stage(config(epochs=epochs, run=run, evaluation=HeldOutConfig()), f"epochs: {epochs}")
+        weights = [(tmp_path / name / "final/model.safetensors").read_bytes() for name in ("short", "long")]
+        assert weights[0] == weights[1] and json.loads((tmp_path / "short/done.json").read_text()) == {"steps": 6}
 
     def test_one_of_model_and_checkpoint(self, config):
         with pytest.raises(ValueError, match=r"model: expected a flavour .* or checkpoint=DIR"):
