@@ -128,7 +128,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     where `kept` folders, or files that no stage wrote, are in the way."""
     from model.run.durable import refuse_foreign_files
     from model.run.folder import MARK
-    from model.run.ownership import clear_run, delete_written
+    from model.run.ownership import clear_media, clear_run, delete_written
 
     for stage in stages:
         own = (folder / stage.name).resolve()
@@ -145,6 +145,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
             clear_run(folder / stage.name)
         for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
+        clear_media(folder / "evaluations" / f"{stage.name}.media")
     if (folder / "export").is_dir():
         delete_written(folder / "export")
     for name in ("summary.json", "curves.png", "elapsed.json"):

@@ -17,7 +17,9 @@ def say_result(result: Path | str, what: str, *commands: str) -> None:
 
 
 def after_training(run: Path, *, is_rl: bool = False) -> None:
-    """Print where a run's model is, and how it is evaluated and watched."""
+    """Print where a run's models are, and how they are evaluated and watched."""
+    if (run / "best").is_dir():
+        print(f"best in the held-out evaluations: {run / 'best'}", flush=True)
     looks = [f"python -m rlhf.look {run}"] if is_rl else [f"python -m rlhf.train checkpoint={run}/final prompts=FILE"]
     say_result(
         run / "final",

@@ -46,6 +46,14 @@ def clear_run(folder: Path) -> None:
         delete_if_empty(folder / name)
 
 
+def clear_media(folder: Path) -> None:
+    """Delete images that came as bytes and were written to a folder, and the folder if nothing else is in it."""
+    for path in folder.glob("*"):
+        if _MEDIA_NAME.fullmatch(path.name):
+            path.unlink(missing_ok=True)
+    delete_if_empty(folder)
+
+
 def holds_nothing(folder: Path, mark: str) -> bool:
     """Whether a folder is absent or empty, or holds only what a refused run left."""
     if not folder.is_dir():

@@ -119,6 +119,7 @@ class TestContinuedPretraining:
         start, final = (load_model(folder)[0].state_dict() for folder in (tiny_folder, run / "final"))
         assert any(not torch.equal(start[name], final[name]) for name in start)
         assert (run / "best" / "model.safetensors").is_file()
+        assert f"best in the held-out evaluations: {run / 'best'}\nmodel: {run / 'final'}\nnext: " in said
 
     def test_a_run_that_is_given_more_epochs_is_one_that_had_them_from_the_beginning(self, config, tmp_path):
         from model.pretrain.stage import run_stage

@@ -213,11 +213,15 @@ class TestRun:
     def test_a_fresh_start_keeps_what_no_stage_wrote(self, run, tmp_path):
         run()
         (tmp_path / "run" / "evaluations" / "notes.txt").write_text("mine")
+        media = tmp_path / "run" / "evaluations" / "a.media"
+        media.mkdir()
+        (media / f"{'0' * 64}.png").touch()
         (tmp_path / "run" / "a" / "notes.txt").write_text("mine")
         assert run("run.start=fresh") == ["stage a"] and run("run.start=fresh") == ["stage a"]
         assert (tmp_path / "run" / "evaluations" / "notes.txt").exists() and (
             tmp_path / "run" / "a" / "notes.txt"
         ).exists()
+        assert not media.exists()
         (tmp_path / "run" / "export" / "README.md").write_text("mine")
         with pytest.raises(ValueError, match=r"an earlier run wrote, found README\.md"):
             run("run.start=fresh")
