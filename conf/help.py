@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -90,10 +91,10 @@ def describe(
             other = (chosen or {}).get(key, type(default))
             yield from describe(other, f"{key}.", default if other is type(default) else None, chosen, values)
             continue
-        line = f"{key}: {_type_name(hints[f.name])} = {_plain(default)!r}"
+        shown = _written(default)
         if values and key in values and _plain(values[key]) != _plain(default):
-            line = f"{key}: {_type_name(hints[f.name])} = {_plain(values[key])!r} (default {_plain(default)!r})"
-        yield line
+            shown = f"{_written(values[key])} (default {_written(default)})"
+        yield f"{key}: {_type_name(hints[f.name])} = {shown}"
         text = " ".join(documentation.get(f.name, "").split())
         yield from textwrap.wrap(text, 100, initial_indent=_INDENT, subsequent_indent=_INDENT)
 
@@ -132,8 +133,14 @@ def _leaves(values: Any, prefix: str) -> Iterator[tuple[str, object]]:
             yield from _leaves(value, f"{prefix}{name}.")
 
 
+def _written(value: object) -> str:
+    """The value as it is written in an override: null, true, false."""
+    plain = _plain(value)
+    return json.dumps(plain) if plain is None or isinstance(plain, bool) else repr(plain)
+
+
 def _plain(value: object) -> object:
-    """The value as it is written in an override."""
+    """The value without enums."""
     if isinstance(value, Enum):
         return value.value
     return [_plain(one) for one in value] if isinstance(value, list) else value

@@ -97,9 +97,9 @@ def _part(part: object, where: str) -> str | Media:
         case {"type": "text", "text": str(text)}:
             return text
         case {"type": "image", "image": given} | {"type": "image", "url": given} | {"type": "image", "path": given}:
-            return Media(image_source(given, where))
+            return Media(_source_of(given, where))
         case {"type": "image_url", "image_url": {"url": str(given)} | str(given)}:
-            return Media(image_source(given, where))
+            return Media(_source_of(given, where))
         case {"type": "video", "video": str(name), **rest}:
             num_frames = rest.get("num_frames", DEFAULT_NUM_FRAMES)
             if type(num_frames) is not int or not 1 <= num_frames <= MAX_NUM_FRAMES:
@@ -108,7 +108,7 @@ def _part(part: object, where: str) -> str | Media:
     raise ValueError(f"{where}: expected parts of type text, image, image_url or video, found {shown(part)}")
 
 
-def image_source(given: object, where: str) -> ImageSource:
+def _source_of(given: object, where: str) -> ImageSource:
     """The image that a part has: a file name, or an image in memory. `ValueError` for what is neither.
 
     Addresses of the Web are refused, because data must not make a training run ask other hosts.

@@ -152,9 +152,10 @@ class Evaluator:
                 self._engine.export(run.folder / "best", self._processor, self._dtype)
         else:
             self.without_new_best += 1
-        if self.stops:
+        if self.stops and self.best is not None:
+            best = f"{self.best:.1%}" if what == "accuracy" else f"{self.best:.3f}"
             print(
-                f"step {step}: no better {self.config.metric.value} {what} than {self.best:.1%} of step "
+                f"step {step}: no better {self.config.metric.value} {what} than {best} of step "
                 f"{self.best_step} in {self.without_new_best} evaluations; the run ends",
                 file=sys.stderr,
             )

@@ -42,6 +42,8 @@ def test_help_shows_the_entry_points_own_defaults(run):
         "run.dir: str = 'runs/rl'",
         "algorithm.kl.coefficient: float = 0.04",
         "algorithm.clip_high: float = 0.28",
+        "algorithm.overlong.buffer: int | null = null",
+        "run.extend: bool = false",
         "recipe=quickstart",
         "algorithm=cispo|custom|dapo|dr_grpo|grpo|gspo|reinforce_pp|rloo",
     ):
