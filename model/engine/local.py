@@ -190,7 +190,6 @@ class LocalEngine:
         """Settings that a continued run must share with its checkpoint, because they change last bits."""
         return {
             "num_threads": self.config.num_threads,
-            "total_steps": self.total_steps,
             "compute_dtype": str(self.compute_model.dtype).removeprefix("torch."),
         }
 

@@ -24,6 +24,7 @@ from model.engine.schedule import learning_rate_at
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
 from model.run.folder import RunFolder
+from model.run.guidance import after_training
 from model.run.identity import outside_keys
 from model.run.manifest import Digests
 from model.run.progress import StageProgress
@@ -54,7 +55,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
         rubric.check_functions()  # before the run's folder keeps the settings
         with RunFolder(config.run, resolved, outside_keys(config)) as run:
             if run.already_complete(lambda: known_inputs(config)):
-                return
+                return after_training(run.folder, is_rl=True)
             _begin(run)
             prompts, _ = open_prompts(config, processor, run.folder)
             run.declare({**inputs_of(config), **prompts.inputs})
@@ -80,6 +81,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
                 doctor.end()
             save_policy(run.final_folder, policy, checkpoint, config.dtype)
             run.finish({"updates": trainer.state.global_step})
+            after_training(run.folder, is_rl=True)
 
 
 def build_trainer(
@@ -297,11 +299,11 @@ class _NoCheckpoints:
 
 
 def _begin(run: RunFolder) -> None:
-    """Open the run's logs. `ValueError` for one that was cut short."""
+    """Open the run's logs. `ValueError` for a run that has begun."""
     log = run.folder / "metrics.jsonl"
     if log.exists() and log.stat().st_size:
         raise ValueError(
-            f"resume: {run.folder} holds an unfinished run of trainer=trl, which keeps no checkpoints and cannot go "
-            "on; start anew with run.start=fresh"
+            f"resume: {run.folder} holds a run of trainer=trl, which keeps no checkpoints: it cannot go on from where it "
+            "ended; start anew with run.start=fresh"
         )
     run.restore(_NoCheckpoints())

@@ -157,15 +157,12 @@ def test_save_and_load_continue_to_the_bit(tiny, tmp_path):
         assert file.read_bytes() == (tmp_path / "resumed" / file.name).read_bytes()
 
 
-def test_resume_refuses_another_thread_count_or_length(tiny, tmp_path):
+def test_resume_refuses_another_thread_count(tiny, tmp_path):
     make_engine(tiny).save(tmp_path)
     model = make_engine(tiny).model
     other = LocalEngine(model, EngineConfig(num_threads=2), OptimizerConfig(learning_rate=1e-3), 10)
     with pytest.raises(ValueError, match="num_threads: the checkpoint was made with 1, this run has 2"):
         other.load(tmp_path)
-    longer = LocalEngine(model, EngineConfig(num_threads=1), OptimizerConfig(learning_rate=1e-3), 11)
-    with pytest.raises(ValueError, match="total_steps"):
-        longer.load(tmp_path)
 
 
 def test_schedules_by_hand():
