@@ -299,11 +299,11 @@ class _NoCheckpoints:
 
 
 def _begin(run: RunFolder) -> None:
-    """Open the run's logs. `ValueError` for one that was cut short."""
+    """Open the run's logs. `ValueError` for a run that has begun."""
     log = run.folder / "metrics.jsonl"
     if log.exists() and log.stat().st_size:
         raise ValueError(
-            f"resume: {run.folder} holds an unfinished run of trainer=trl, which keeps no checkpoints and cannot go "
-            "on; start anew with run.start=fresh"
+            f"resume: {run.folder} holds a run of trainer=trl, which keeps no checkpoints: it cannot go on from where it "
+            "ended; start anew with run.start=fresh"
         )
     run.restore(_NoCheckpoints())

@@ -131,6 +131,19 @@ def test_sigterm_saves_and_the_same_command_continues(
     assert (tmp_path / "final/model.safetensors").read_bytes() == (straight / "final/model.safetensors").read_bytes()
 
 
+def test_a_finished_run_that_gets_more_steps_is_as_one_that_had_them_from_the_start(
+    tiny_folder, digits_folder, tmp_path
+):
+    prompts, constant = digits_folder / "train.jsonl", "optimizer.schedule=constant"
+    run(tiny_folder, prompts, tmp_path / "straight", LengthRubric, constant, "trainer.max_steps=3")
+    for steps in (2, 3):
+        run(tiny_folder, prompts, tmp_path / "grown", LengthRubric, constant, f"trainer.max_steps={steps}")
+    for name in ("metrics.jsonl", "ledger.jsonl"):
+        assert rows(tmp_path / "grown", name) == rows(tmp_path / "straight", name)
+    grown, straight = (tmp_path / name / "final/model.safetensors" for name in ("grown", "straight"))
+    assert grown.read_bytes() == straight.read_bytes()
+
+
 def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_folder, tmp_path, capsys):
     held_out = digits_folder / "validation.jsonl"
     watch = [

@@ -165,7 +165,7 @@ class TestRun:
         assert "already complete" in out and "next: python -m rlhf.evaluate checkpoint=" in out
         shutil.copy(finished[0] / "run.json", tmp_path)
         (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n')
-        with pytest.raises(ValueError, match=r"unfinished run of trainer=trl.*run\.start=fresh"):
+        with pytest.raises(ValueError, match=r"a run of trainer=trl.*run\.start=fresh"):
             run_stage(*start(tmp_path, "algorithm=grpo"))
 
     def test_the_seed_decides(self, finished, start, tmp_path):
