@@ -143,8 +143,8 @@ class EvaluationConfig:
     group_by: str = ""
     """column whose values split the accuracies: each value gets its own; empty: none"""
     metric: EvaluationMode = EvaluationMode.think
-    """mode whose accuracy decides which policy is best; that policy is kept in run.dir/best. With reward.verifier=none
-    it is the mode's reward"""
+    """mode whose accuracy decides which policy is best; that policy is kept in run.dir/best. Where answers are not
+    rewarded (reward.verifier=none, or a weight of 0) the mode's reward decides"""
     patience: int = 0
     """end the run after so many evaluations in a row without a new best; 0 never does"""
 

@@ -36,7 +36,7 @@ def describe(config: RlConfig, num_prompts: int) -> str:
         for name, weight in reward.weights.items()
     ]
     unpaid = (
-        "\nanswers are not rewarded: group filter and curriculum go by the reward "
+        "\nanswers are not rewarded: group filter, curriculum and best policy go by the reward "
         f"(algorithm.group_filter={config.algorithm.group_filter.value}, trainer.curriculum="
         f"{trainer.curriculum.value})"
     )

@@ -128,7 +128,7 @@ class Evaluator:
             self.config.group_by,
         )
         self._rubric.take_metrics()  # these completions are no part of the step
-        what = "accuracy" if self._rubric.config.has_answers else "reward"
+        what = "accuracy" if self._rubric.config.pays_answers else "reward"
         self._compare(result[f"{what}_{self.config.metric.value}"], what, step, run)
         run.append("evaluations.jsonl", step, [result])
         self._say(f"  held out, step {step}: {summary(result, what)}{self._place()}")

@@ -255,4 +255,6 @@ def test_only_an_own_reward_trains_groups_that_differ_in_it_and_needs_no_referen
     (row,) = rows(tmp_path / "run")
     assert row["updates"] == 1.0 and row["groups/trained"] == 2.0 and row["accuracy"] is None
     assert row["reward"] == row["reward/even"] and "reward/answer" not in row
-    assert "answers are not rewarded: group filter and curriculum go by the reward" in capsys.readouterr().out
+    assert (
+        "answers are not rewarded: group filter, curriculum and best policy go by the reward" in capsys.readouterr().out
+    )
