@@ -303,7 +303,7 @@ def _begin(run: RunFolder) -> None:
     log = run.folder / "metrics.jsonl"
     if log.exists() and log.stat().st_size:
         raise ValueError(
-            f"resume: {run.folder} holds a run of trainer=trl, which keeps no checkpoints: it cannot go on from where it "
-            "ended; start anew with run.start=fresh"
+            f"resume: {run.folder} holds a run of trainer=trl, which keeps no checkpoints, so it cannot go "
+            "on; start anew with run.start=fresh"
         )
     run.restore(_NoCheckpoints())
