@@ -102,10 +102,16 @@ class Evaluator:
         return 0 < self.config.patience <= self.without_new_best
 
     def start(self, step: int, run: RunFolder) -> None:
-        """Evaluate what a run starts from."""
+        """Evaluate what a run starts from. A run that ended early before is told that it does not go on."""
         if step == 0:
             self.evaluate_if_due(0, 0, run)
-        elif self.best is not None and not (run.folder / "best").exists():
+        if step and self.stops:
+            print(
+                f"step {step}: the run ended early, after {self.without_new_best} evaluations without a new best, and "
+                "takes no more steps; evaluation.patience=0 run.accept_changes=[evaluation.patience] goes on",
+                file=sys.stderr,
+            )
+        if step and self.best is not None and not (run.folder / "best").exists():
             gone = run.folder / "best"
             print(f"{gone} is gone, the policy of step {self.best_step}; the next better one is kept", file=sys.stderr)
 

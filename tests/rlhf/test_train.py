@@ -134,10 +134,11 @@ def test_sigterm_saves_and_the_same_command_continues(
 def test_a_finished_run_that_gets_more_steps_is_as_one_that_had_them_from_the_start(
     tiny_folder, digits_folder, tmp_path
 ):
-    prompts, constant = digits_folder / "train.jsonl", "optimizer.schedule=constant"
-    run(tiny_folder, prompts, tmp_path / "straight", LengthRubric, constant, "trainer.max_steps=3")
+    prompts = digits_folder / "train.jsonl"
+    settings = ["optimizer.schedule=constant", "rollouts.pool.placement=trainer", "rollouts.pool.workers=1"]
+    run(tiny_folder, prompts, tmp_path / "straight", LengthRubric, *settings, "trainer.max_steps=3")
     for steps in (2, 3):
-        run(tiny_folder, prompts, tmp_path / "grown", LengthRubric, constant, f"trainer.max_steps={steps}")
+        run(tiny_folder, prompts, tmp_path / "grown", LengthRubric, *settings, f"trainer.max_steps={steps}")
     for name in ("metrics.jsonl", "ledger.jsonl"):
         assert rows(tmp_path / "grown", name) == rows(tmp_path / "straight", name)
     grown, straight = (tmp_path / name / "final/model.safetensors" for name in ("grown", "straight"))
@@ -171,6 +172,10 @@ def test_patience_ends_a_run_and_the_best_policy_is_kept(tiny_folder, digits_fol
     assert "no better think accuracy than 0.0% of step 0 in 2 evaluations" in capsys.readouterr().err
     load_model(tmp_path / "best")
     assert (tmp_path / "done.json").exists()
+    more = ["evaluation.patience=2", "algorithm.group_filter=none", "trainer.max_steps=10", "run.extend=true"]
+    run(tiny_folder, digits_folder / "train.jsonl", tmp_path, WrongButDifferentRubric, *watch, *more)
+    assert "step 2: the run ended early, after 2 evaluations" in capsys.readouterr().err
+    assert len(rows(tmp_path)) == 2
 
 
 def test_sigterm_during_the_first_evaluation_ends_with_its_code(tiny_folder, digits_folder, tmp_path, monkeypatch):
