@@ -19,7 +19,7 @@ from rlhf.collect import Collected
 from rlhf.ledger import Ledger
 from rlhf.trajectory import Group, Trajectory
 from rlhf.update import UpdateResult
-from rollouts.records import RolloutContext, StoredRollout
+from rollouts.records import RolloutContext, StoredRollout, name_within
 from rollouts.rollout import question_of
 
 
@@ -207,17 +207,12 @@ def _stored(
         completion_ids=rollout.completion_ids,
         context=RolloutContext(
             question=question_of(group.prompt.messages),
-            images=[_relative_to(folder, file) for file in group.files],
+            images=[name_within(folder, file) for file in group.files],
             thinking=parse_completion(text).thinking,
             answer=reward.answer,
             advantage=advantages.get((group.group_index, rollout.sample_index)),
         ),
     ).to_json()
-
-
-def _relative_to(folder: Path, file: str) -> str:
-    path = Path(file)
-    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
 
 
 def _mean(values: Sequence[float]) -> float:

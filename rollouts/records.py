@@ -30,6 +30,12 @@ _CONTEXT_KINDS: dict[str, type | tuple[type, ...]] = {
 }
 
 
+def name_within(folder: Path, file: str) -> str:
+    """The name of a file relative to a folder that it lies in, so that both may be moved; else its path."""
+    path = Path(file)
+    return str(path.relative_to(folder)) if path.is_relative_to(folder) else file
+
+
 @dataclass(frozen=True)
 class RolloutContext:
     """Everything about a rollout that a person wants to see beside it. Lines of older versions have none of it."""

@@ -106,7 +106,7 @@ def mode_of(given: object, completions: Sequence[str]) -> tuple[Mode, list[str],
     kept = [_BLANK_THOUGHT.sub("", text, count=1) for text in completions]
     think = [THINK_END in text for text in kept]
     if given is not None:
-        return Mode(given), list(completions), []
+        return Mode(given), kept if given == "direct" else list(completions), []
     if any(think) and not all(think):
         raise ValueError("mode: expected think or direct where some completions have a thought, found none")
     if not any(think):

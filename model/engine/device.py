@@ -2,6 +2,8 @@
 
 import ctypes
 import os
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 
@@ -26,9 +28,13 @@ def pick_dtype(wanted: ComputeDtype, device: torch.device) -> torch.dtype:
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a GPU, or in the main memory."""
+    """Bytes that are free on a GPU, or in the main memory, where the system's file cache counts as free."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
+    with suppress(OSError):  # Linux
+        for line in Path("/proc/meminfo").read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 

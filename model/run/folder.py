@@ -113,7 +113,8 @@ class RunFolder:
         for log in self._logs.values():
             with suppress(OSError):
                 log.close()
-        if isinstance(error, ValueError) and self._is_new and not self._has_begun():
+        evaluated = _size(self.folder / "evaluations.jsonl") > 0  # before the first step; it may have taken long
+        if isinstance(error, ValueError) and self._is_new and not self._has_begun() and not evaluated:
             with suppress(OSError):
                 clear_refused(self.folder, MARK)
         self._lock.close()

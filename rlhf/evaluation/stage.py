@@ -22,6 +22,7 @@ from rlhf.console import evaluation_lines
 from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.build import build_worker
+from rollouts.records import name_within
 from rollouts.weights.sync import fill_worker
 
 TO_STDOUT = "-"
@@ -91,10 +92,14 @@ def _kept(output: Path | None) -> Iterator[Callable[[Sequence[JsonObject]], None
     staging = path.with_name(path.name + STAGING_SUFFIX)
     try:
         with staging.open("w", encoding="utf-8") as file:
-            yield lambda lines: file.writelines(json.dumps(line) + "\n" for line in lines)
+            yield lambda lines: file.writelines(json.dumps(_within(output.parent, line)) + "\n" for line in lines)
         os.replace(staging, path)
     finally:
         staging.unlink(missing_ok=True)
+
+
+def _within(folder: Path, line: JsonObject) -> JsonObject:
+    return {**line, "images": [name_within(folder, image) for image in line["images"]]}
 
 
 def check_output(output: Path) -> None:

@@ -51,10 +51,13 @@ class Entry:
 
     @property
     def images(self) -> list[str]:
-        """Paths. Images that came as bytes lie in the run's folder, two levels above its rollouts."""
+        """Paths. Images that came as bytes lie in the folder of the run, two levels up, or beside the answers."""
         names = [str(image) for image in self._value("images", list) or []]
-        run = self.file.parent.parent
-        return [str(run / name) if (run / name).is_file() else name for name in names]
+        return [self._path_of(name) for name in names]
+
+    def _path_of(self, name: str) -> str:
+        places = (self.file.parent.parent / name, self.file.parent / name)
+        return next((str(place) for place in places if place.is_file()), name)
 
     @property
     def completion(self) -> str:

@@ -74,8 +74,8 @@ def test_images_that_came_as_bytes_are_kept_beside_the_answers(tiny_folder, easy
     run_evaluation(*load_config("evaluate", [*paths, *limits]))
     (line,) = [json.loads(line) for line in (tmp_path / "r.answers.jsonl").read_text().splitlines()]
     (kept,) = line["images"]
-    assert Path(kept).parent == tmp_path / "r.media"
-    assert Path(kept).read_bytes() == (easy_prompts.parent / "0.png").read_bytes()
+    assert Path(kept).parent == Path("r.media"), "relative to the answers, so that both may be moved"
+    assert (tmp_path / kept).read_bytes() == (easy_prompts.parent / "0.png").read_bytes()
 
 
 def test_an_own_reward_alone_is_reported_as_reward_and_the_result_may_go_to_stdout(evaluate, tmp_path, capsys):
