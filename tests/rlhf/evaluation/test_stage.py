@@ -54,7 +54,7 @@ def test_every_answer_stands_beside_the_result_and_can_be_scored(evaluate, tmp_p
     assert [line["id"] for line in lines if line["mode"] == "direct"] == ["p0", "p1", "p2"]
     assert len(lines) == 9 and result["modes"].keys() == {"think_sampled", "direct"} == {line["mode"] for line in lines}
     assert result["modes"]["direct"]["cut_off_share"] == sum(line["cut_off"] for line in lines[6:]) / 3
-    assert lines[0]["question"] == "Question 0?" and lines[0]["images"] == [str(easy_prompts.parent / "0.png")]
+    assert lines[0]["question"] == "Question 0?" and lines[0]["images"] == ["0.png"]
     assert lines[0]["reference"] == "0" and lines[0]["verdict"] == "wrong" and lines[0]["dataset"] == "prompts"
     assert score(["--verifier", "math", "--input", str(answers), "--output", str(tmp_path / "scored.jsonl")]) == 0
     own = tmp_path / "own.py"
