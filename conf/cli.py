@@ -415,7 +415,8 @@ def _explain(error: Exception, entry: str) -> str:
     if match := re.match(r"In '([^']+)': (?:\w+ raised while composing config: )?", text):
         text = text[match.end() :]
         places = [Path("conf", entry, f"{match[1]}.yaml"), Path("conf", f"{match[1]}.yaml")]
-        file = f"{next((place for place in places if (ROOT / place).exists()), match[1])}: "
+        found = next((place for place in places if (ROOT / place).exists()), match[1])
+        file = f"{str(found).replace('recipe/file_', 'recipe ')}: "
     if match := re.match(r"Key '([^']+)' (?:is not in struct|not in )", text):
         from conf.help import describe
         from conf.schema import ENTRIES

@@ -43,7 +43,7 @@ def score(
     `answer_rules` say where the answer stands, by default in the last box behind the thinking. A completion without an
     answer earns what the verifier gives for none, which is 0 for most. See `verify` for the rest.
     """
-    text = str(completion)
+    text = _text(completion)
     claim = Claim(text, extract(text, list(_rules(answer_rules))), reference, columns or {})
     return _judged(verifier, claim, options)
 
@@ -58,7 +58,7 @@ def reward_input(
     columns: Mapping[str, Any] | None = None,
 ) -> RewardInput:
     """Make of a completion what reward functions and `Rubric.score` take. Completions of one prompt share its id."""
-    text = str(completion)
+    text = _text(completion)
     parsed = parse_completion(text)
     return RewardInput(
         prompt_id=prompt_id,
@@ -74,7 +74,19 @@ def reward_input(
     )
 
 
+def _text(completion: object) -> str:
+    """`ValueError` for None: a completion that is missing is not a wrong one."""
+    if completion is None:
+        raise ValueError("completion: expected a text, or what `sample` returns, found None")
+    return str(completion)
+
+
 def _judged(verifier: str, claim: Claim, options: Mapping[str, object] | None) -> float | None:
+    if not isinstance(verifier, str):
+        raise ValueError(
+            f"verifier: expected a name, found {verifier!r:.80}; a function of your own is called by "
+            "Rubric(RewardConfig(functions=[it]))"
+        )
     (outcome,) = _scorer().score(verifier, [claim], options)
     if outcome.status is Status.unscorable:
         raise Unscorable(f"{verifier}: {outcome.reason}")

@@ -159,6 +159,8 @@ def files_of(path: Path) -> list[Path]:
 
     `ValueError` where there are none.
     """
+    if (answers := path.with_suffix(".answers.jsonl")).is_file() and path.suffix == ".json":
+        return [answers]  # those of an evaluation's result
     if path.is_file():
         return [path]
     if not path.is_dir():

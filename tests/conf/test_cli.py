@@ -306,7 +306,12 @@ class TestRecipes:
         ("text", "message"),
         [
             (None, r"recipe: expected a readable YAML file at .*mine\.yaml, found"),
-            ("trainer:\n  max_stepz: 7\n", "trainer.max_stepz: no such key; did you mean 'trainer.max_steps'"),
+            ("trainer: [\n", r"recipe: expected a readable YAML file at .*mine\.yaml, found: while parsing"),
+            ("- 7\n", r"recipe: expected .*mine\.yaml, found: a list instead of keys with values"),
+            (
+                "trainer:\n  max_stepz: 7\n",
+                "^recipe mine: trainer.max_stepz: no such key; did you mean 'trainer.max_steps'",
+            ),
         ],
     )
     def test_a_bad_file_is_named(self, tmp_path, required, text, message):
@@ -324,6 +329,13 @@ class TestRecipes:
             assert again == (config, resolved)
         changed, _ = load_config("rlhf", [f"recipe={tmp_path}/config.yaml", "trainer.max_steps=9", "run.seed=5"])
         assert (changed.trainer.name, changed.trainer.max_steps, changed.run.seed) == ("trl", 9, 5)
+
+    def test_a_group_that_is_chosen_anew_replaces_that_of_an_earlier_run(self, tmp_path, required):
+        _, resolved = load_config("rlhf", [*required["rlhf"], "algorithm=gspo", "run.seed=4"])
+        (tmp_path / "config.yaml").write_text(resolved)
+        changed, _ = load_config("rlhf", [f"recipe={tmp_path}/config.yaml", "algorithm=grpo"])
+        plain, _ = load_config("rlhf", [*required["rlhf"], "algorithm=grpo", "run.seed=4"])
+        assert changed == plain
 
     def test_a_folder_of_recipes_may_be_named(self, run, tmp_path, required):
         (tmp_path / "mine.yaml").write_text("trainer:\n  max_steps: 11\n")

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -107,6 +109,18 @@ def test_what_cannot_be_read_is_said_with_its_place(tmp_path, capsys, content, s
         path.write_text(content)
     assert main([str(path)]) == 2 and said in capsys.readouterr().err
     assert main([str(tmp_path)]) == 2 and "found neither" in capsys.readouterr().err
+
+
+def test_the_result_of_an_evaluation_leads_to_its_answers(tmp_path):
+    (tmp_path / "test.json").write_text("{}")
+    (tmp_path / "test.answers.jsonl").write_text("")
+    assert files_of(tmp_path / "test.json") == [tmp_path / "test.answers.jsonl"]
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(run_folder):
+    command = f"{sys.executable} -m rlhf.look {run_folder} --size 1000 | true; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ("0\n", "")
 
 
 def test_the_application_shows_pages_and_filters(run_folder):

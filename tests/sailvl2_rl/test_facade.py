@@ -164,6 +164,12 @@ class TestScoring:
     def test_what_cannot_be_judged_is_no_zero(self):
         with pytest.raises(Unscorable, match="math: refused: the reference is empty"):
             score("math", RIGHT, "")
+        for wrong, said in (
+            ((len, "2", "2"), "verifier: expected a name"),
+            (("math", None, "2"), "completion: expected"),
+        ):
+            with pytest.raises(ValueError, match=said):
+                score(*wrong)
         with pytest.raises(ValueError, match="unknown verifier 'maths'; did you mean 'math'"):
             score("maths", RIGHT, "4")
 
