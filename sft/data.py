@@ -35,6 +35,8 @@ def open_samples(config: SftConfig, processor: Processor, folders: DataFolders) 
     if num_thinking and data.demonstrations:
         demonstrations = Demonstrations(data.demonstrations, data, processor, folders)
         per_step = max(1, num_thinking // demonstrations.widest)
+        if not num_direct:
+            per_step = min(per_step, len(demonstrations))  # an update takes no row twice, or one pass would be many
         parts.append(StepPart.keyed(demonstrations, per_step, seed, "demonstrations"))
     elif num_thinking:
         parts.append(StepPart.keyed(StoredSamples(data, processor, folders), num_thinking, seed, "rollouts"))

@@ -96,6 +96,15 @@ def test_demonstrations_share_their_prompt(tiny, digits_folder):
         assert tiny[1].prompt([{"role": "user", "content": "x"}], Mode.think).ids[-3:] == list(row.prefix_ids)[-3:]
 
 
+def test_an_update_of_more_rows_than_there_are_takes_each_once(tiny, tmp_path):
+    """The report's batches of 1,024 on five rows would be two hundred passes, called one."""
+    path = tmp_path / "few.jsonl"
+    path.write_text("".join(json.dumps({"question": f"{n}?", "answer": str(n)}) + "\n" for n in range(5)))
+    config = SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path)))
+    rows = open_samples(config, tiny[1], DataFolders())(0)
+    assert len({tuple(row.prefix_ids) for row in rows}) == len(rows) == 5
+
+
 def test_rollouts_of_unknown_prompts_are_refused(tiny, easy_prompts, tmp_path):
     store(tmp_path / "rollouts", 1, [rollout("elsewhere", [1])])
     data = SftDataConfig(rollouts=str(tmp_path / "rollouts"), prompts=str(easy_prompts))
