@@ -40,7 +40,7 @@ def released(tmp_path_factory) -> Path:
     model, processor = SailVL2(small), Processor(small, build_flavour(Flavour.tiny, 0)[1].tokenizer)
     model.initialise(0)
     with torch.no_grad():
-        model.language_model.lm_head.weight[processor.tokenizer.control[IM_END]] *= 8.0
+        model.language_model.lm_head.weight[processor.tokenizer.control[IM_END]] *= 40.0
     folder = tmp_path_factory.mktemp("released") / "SAIL-VL2-2B"
     save_model(folder, model, processor, max_shard_bytes=40_000, dtype="bfloat16")
     (folder / "manifest.json").unlink()
