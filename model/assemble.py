@@ -11,8 +11,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-
 from conf.cli import launch
 from model.config import (
     AnyResVisionConfig,
@@ -27,7 +25,9 @@ from model.run.durable import require_new_folder
 from model.run.failpoints import reach
 from model.run.manifest import verify_files
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # torch takes seconds, which --help need not
+    import torch
+
     from model.checkpoint import StoredTensors
 
 # transformers' Aimv2VisionModel -> the authors' names, which are ours; q, k, v are joined separately.
@@ -56,6 +56,8 @@ def vision_name(name: str) -> str:
 
 def assemble(config: AssembleConfig) -> None:
     """Write `config.out`. `ValueError` when a folder is not what it should be, or `out` exists."""
+    import torch
+
     from model.checkpoint import HEAD, check_names, empty_model, fill, released_tensors, save_model
     from model.processing.processor import Processor
     from model.processing.tokenizer import Tokenizer
@@ -81,7 +83,7 @@ def assemble(config: AssembleConfig) -> None:
     print(f"wrote {out}: vision tower of {config.vision}, decoder of {config.language}, fresh adapter")
 
 
-def _part(shapes: dict[str, torch.Size], prefix: str) -> dict[str, torch.Size]:
+def _part(shapes: "dict[str, torch.Size]", prefix: str) -> "dict[str, torch.Size]":
     return {name: shape for name, shape in shapes.items() if name.startswith(prefix)}
 
 
@@ -101,8 +103,10 @@ def _joined_config(config: AssembleConfig) -> SailVL2Config:
     return SailVL2Config(vision, language, max_dynamic_patch=tiles, use_thumbnail=tiles > 1)
 
 
-def _vision_tensors(folder: Path) -> dict[str, torch.Tensor]:
+def _vision_tensors(folder: Path) -> "dict[str, torch.Tensor]":
     """Released name -> tensor, with q, k and v joined and positions as [1, P, D]."""
+    import torch
+
     from model.checkpoint import StoredTensors
 
     def rename(name: str) -> str | None:

@@ -20,14 +20,8 @@ _COMPLETIONS = ("completions", "completion")
 _ANSWERS = ("solution", "answer", "response", "output")
 _ANSWERS_TO_THOUGHTS = ("answer", "solution", "response", "output")
 _THOUGHTS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
-_ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "model": "assistant",
-    "system": "system",
-}
+_ROLES = {name: name for name in ("user", "assistant", "system")}
+_FROM = {**_ROLES, "human": "user", "gpt": "assistant", "model": "assistant"}  # LLaVA's and ShareGPT's words
 _BLANK_THOUGHT = re.compile(rf"{THINK_START}\s*{THINK_END}\s*")
 
 
@@ -124,16 +118,17 @@ def _conversation(column: str, turns: Sequence[object], system: object) -> list[
     for turn in turns:
         if not isinstance(turn, dict):
             raise ValueError(f"{column}: expected objects with role and content, found {turn!r:.80}")
+        roles = _ROLES if turn.get("role") else _FROM
         said, content = turn.get("role") or turn.get("from"), turn.get("content")
         content = turn.get("value") if content is None else content
-        if said not in _ROLES:
-            raise ValueError(f"{column}: expected turns of {', '.join(_ROLES)}, found one of {said!r:.80}")
+        if said not in roles:
+            raise ValueError(f"{column}: expected turns of {', '.join(roles)}, found one of {said!r:.80}")
         if turn.get("tool_calls"):
             raise ValueError(f"{column}: expected turns without tool_calls, found {turn['tool_calls']!r:.80}")
         thought = turn.get("reasoning_content")
         if isinstance(thought, str) and thought.strip() and isinstance(content, str):
             content = f"{THINK_START}{thought.strip()}{THINK_END}{content}"
-        messages.append({"role": _ROLES[said], "content": content})
+        messages.append({"role": roles[said], "content": content})
     if isinstance(system, str) and system.strip() and messages and messages[0]["role"] != "system":
         messages.insert(0, {"role": "system", "content": system})
     return messages

@@ -94,6 +94,9 @@ def _kept(output: Path | None) -> Iterator[Callable[[Sequence[JsonObject]], None
         with staging.open("w", encoding="utf-8") as file:
             yield lambda lines: file.writelines(json.dumps(_within(output.parent, line)) + "\n" for line in lines)
         os.replace(staging, path)
+    except ValueError:  # no result can be made of the answers, which show why
+        os.replace(staging, path)
+        raise
     finally:
         staging.unlink(missing_ok=True)
 
@@ -142,7 +145,10 @@ def _is_answers(path: Path) -> bool:
 
 
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
-    """Print a table for people, and where the result and the answers are; with output=- the result as JSON instead."""
+    """Print a table for people, and where the result and the answers are; with output=- the result as JSON instead.
+
+    Without `output`, and where stdout is no terminal, the result is the last line too.
+    """
     result = evaluate_folder(config)
     out = sys.stderr if config.output == TO_STDOUT else sys.stdout
     print("\n".join(evaluation_lines(config.checkpoint, result)), file=out)
@@ -153,3 +159,5 @@ def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
         print(f"result: {config.output}\nanswers: {answers}\nread them: python -m rlhf.look {answers}")
     else:
         print("nothing is kept; output=FILE.json keeps the result and every answer, output=- prints the result as JSON")
+        if not sys.stdout.isatty():  # a program reads it
+            print(json.dumps(result))

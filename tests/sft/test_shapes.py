@@ -177,6 +177,10 @@ def test_columns_may_be_named(opened, texts):
             {"messages": [say("user", "x"), {**say("assistant", "z"), "tool_calls": [{"id": 1}]}]},
             "expected turns without tool_calls",
         ),
+        (
+            {"messages": [{"role": "human", "content": "q"}]},
+            "expected turns of user, assistant, system, found one of 'h",
+        ),
         ({"conversations": [llava("gpt", "x")]}, "expected a list that ends with a user message"),
         ({"conversations": [llava("human", "<image>x"), llava("gpt", "y")]}, "images: expected 1 for the places"),
         ({"conversations": ["x"]}, "conversations: expected objects with role and content, found 'x'"),
