@@ -5,6 +5,7 @@ evaluates text as code: only math-verify's LaTeX reading is used, whose parser i
 through `sympy.parse_expr`, which evaluates).
 """
 
+import json
 import re
 from dataclasses import replace
 from fractions import Fraction
@@ -194,6 +195,8 @@ def _other_order(one: str, other: str) -> bool:
 def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
     if _NO_NUMBER.fullmatch(gold.words or gold.formula):
         raise Unscorable(f"reference {reference[:80]!r} is no number")
+    if _is_structure(reference):
+        raise Unscorable(f"reference {reference[:80]!r} is an object or a list of texts: give the one answer as a text")
     if gold.words:
         if spoken_number(gold.words):
             raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics: write the number in digits")
@@ -204,6 +207,16 @@ def _parse_reference(reference: str, gold: MathText) -> "MathObject | None":
     if parsed is None:
         raise Unscorable(f"reference {reference[:80]!r} does not parse as mathematics")
     return parsed
+
+
+def _is_structure(reference: str) -> bool:
+    """Tell whether a reference is JSON that names things, which a column of objects or lists of texts becomes."""
+    if not reference.startswith(("{", "[")) or '"' not in reference:
+        return False
+    try:
+        return isinstance(json.loads(reference), dict | list)
+    except ValueError:
+        return False
 
 
 def _same_words(gold: MathText, pred: MathText) -> bool:

@@ -308,3 +308,13 @@ def test_a_very_long_answer_is_refused_at_once():
     for judge in (verify, decide_quickly):
         with pytest.raises(Unscorable, match="5999 characters are too many"):
             judge("math", Claim("", answer, "x"), {})
+
+
+@pytest.mark.parametrize("reference", ['{"value": "4"}', '["4", "four"]', '[{"a": 1}]'])
+def test_a_reference_that_is_an_object_or_a_list_of_texts_judges_nothing(reference):
+    with pytest.raises(Unscorable, match="is an object or a list of texts: give the one answer as a text"):
+        verify_symbolic("4", reference)
+
+
+def test_a_list_of_numbers_is_mathematics():
+    assert verify_symbolic("[1, 2]", "[1, 2]") and not verify_symbolic("4", "[1, 2]")
