@@ -21,8 +21,8 @@ from pathlib import Path
 
 import torch
 
-PATIENCE_SECONDS = 5.0
-"""How long after a command's end its processes may be there."""
+PATIENCE_SECONDS = 30.0
+"""How long after a command's end its processes may be there: a sampler that is still importing torch notices late."""
 SET_CHILD_SUBREAPER = 36
 
 torch.set_num_threads(1)
