@@ -81,7 +81,8 @@ def outliving() -> list[str]:
 
 
 def shared_memory() -> set[str]:
-    return set(os.listdir("/dev/shm"))
+    """Names of what there is, without the semaphores that joblib makes when any process of the machine imports it."""
+    return {name for name in os.listdir("/dev/shm") if not name.startswith("sem.loky-")}
 
 
 def leaked(before: set[str]) -> list[str]:
