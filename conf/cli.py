@@ -72,7 +72,7 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
             print(version_text())
             return 0
         if "--help" in arguments or "-h" in arguments:
-            print(_help(entry, schema, arguments))
+            print(_without_passwords(_help(entry, schema, arguments)))
             return 0
         overrides, show = _split_arguments(arguments, entry)
         if show:

@@ -58,9 +58,9 @@ def _dots(key: str) -> list[int]:
 
 
 def _probably(key: str, last: str, known: Sequence[str], cutoff: float) -> str:
-    same = _SAME_ELSEWHERE.get(last, last)
-    if exact := [one for one in known if one == same or one.endswith(f".{same}")]:
-        return min(exact, key=len)
+    for name in (last, _SAME_ELSEWHERE.get(last, last)):
+        if exact := [one for one in known if one == name or one.endswith(f".{name}")]:
+            return min(exact, key=len)
     if close := difflib.get_close_matches(key, known, n=1, cutoff=0.75):
         return close[0]
     by_tail = {one.rpartition(".")[2]: one for one in known}

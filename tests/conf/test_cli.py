@@ -263,6 +263,7 @@ class TestExitCodes:
         ):
             outcome = run("rlhf", *required["rlhf"], option, "--cfg", "job")
             assert outcome.code == code and "CANARY" not in outcome.out + outcome.err
+            assert "CANARY" not in run("rlhf", *required["rlhf"], option, "--help").out
 
     def test_a_bug_of_ours_is_not_the_users_error(self, run, required):
         def crash(config, resolved):
