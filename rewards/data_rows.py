@@ -79,7 +79,7 @@ def _as_seen(raw: "RawRow", path: Path, number: int, reader: "ChatReader") -> Da
     completion = completion_of(row)
     if isinstance(row.get("question"), str) and isinstance(completion, str) and isinstance(row.get("images"), list):
         # A line that a run, an evaluation or rollouts.generate wrote: its images are paths already, or lie in the run.
-        row["images"] = [_image_of(str(name), path) for name in row["images"]]
+        row["images"] = [image_of(str(name), path) for name in row["images"]]
         asked = [{"role": "user", "content": row["question"]}]
         return {"id": row.get("prompt_id", number), "messages": asked, "reference": "", **row, "completion": completion}
     if any(row.get(name) for name in (*_QUESTIONS, *_IMAGES)):
@@ -94,7 +94,7 @@ def _as_seen(raw: "RawRow", path: Path, number: int, reader: "ChatReader") -> Da
     return row
 
 
-def _image_of(name: str, file: Path) -> str:
+def image_of(name: str, file: Path) -> str:
     """The path of an image that a line of the file names: relative to the run, to the file, or to here."""
     places = (file.parent.parent / name, file.parent / name)
     return next((str(place) for place in places if place.is_file()), name)

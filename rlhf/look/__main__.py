@@ -6,7 +6,6 @@ Where output is no terminal, with --plain, and without the extra `look`, pages a
 
 import argparse
 import importlib.util
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
@@ -61,11 +60,7 @@ def _look(args: argparse.Namespace) -> int:
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    try:
-        print(as_text(found, args.page, args.size, more), flush=True)
-    except BrokenPipeError:  # the reader, such as head, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    print(as_text(found, args.page, args.size, more), flush=True)
     if is_terminal and not args.plain:
         print("with the extra `look` this is an application: pip install 'sailvl2-rl[look]'", file=sys.stderr)
     return 0

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from model.json_values import JsonObject, parse_json
+from rewards.data_rows import image_of
 
 _STORED = ("rollouts/step_*.jsonl", "evaluations/*.answers.jsonl", "*.answers.jsonl", "step_*.jsonl")
 
@@ -53,11 +54,7 @@ class Entry:
     def images(self) -> list[str]:
         """Paths. Images that came as bytes lie in the folder of the run, two levels up, or beside the answers."""
         names = [str(image) for image in self._value("images", list) or []]
-        return [self._path_of(name) for name in names]
-
-    def _path_of(self, name: str) -> str:
-        places = (self.file.parent.parent / name, self.file.parent / name)
-        return next((str(place) for place in places if place.is_file()), name)
+        return [image_of(name, self.file) for name in names]
 
     @property
     def completion(self) -> str:

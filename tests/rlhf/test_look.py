@@ -117,10 +117,10 @@ def test_the_result_of_an_evaluation_leads_to_its_answers(tmp_path):
     assert files_of(tmp_path / "test.json") == [tmp_path / "test.answers.jsonl"]
 
 
-def test_a_reader_that_has_seen_enough_is_no_error(run_folder):
+def test_a_reader_that_has_seen_enough_ends_it_as_it_ends_other_commands(run_folder):
     command = f"{sys.executable} -m rlhf.look {run_folder} --size 1000 | true; echo ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
-    assert (done.stdout, done.stderr) == ("0\n", "")
+    assert (done.stdout, done.stderr) == ("141\n", "")
 
 
 def test_the_application_shows_pages_and_filters(run_folder):
