@@ -41,6 +41,7 @@ class ModelInputs:
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
     routing_weights: Tensor | None = None  # [T] how much each token counts in an MoE's load balancing; None: 1 each
+    has_filler_tile: bool = False  # `pixels` is one tile that the vision tower sees and no token shows
 
     @property
     def num_tokens(self) -> int:
