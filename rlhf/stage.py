@@ -27,7 +27,7 @@ from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train
 from rlhf.update import Policy
-from rollouts.build import build_worker
+from rollouts.build import build_worker_of
 
 if TYPE_CHECKING:
     from model.engine.lead import Lead
@@ -88,7 +88,7 @@ def _train(
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     with (
-        closing(build_worker(engine.shape, processor, rollout_config, seed)) as worker,
+        closing(build_worker_of(engine, lead, processor, rollout_config, seed)) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):

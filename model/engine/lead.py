@@ -7,6 +7,7 @@ folders, ledgers and signals know no ranks.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -39,7 +40,7 @@ class Here:
     """What a rank holds, by the numbers that rank 0 gave them."""
 
     ranks: Ranks
-    held: dict[int, Any] = field(default_factory=dict)
+    held: dict[Any, Any] = field(default_factory=dict)
     drawn: Callable[[Iterator[tuple[str, Tensor]]], object] | None = None  # takes weights that all ranks draw
 
 
@@ -49,6 +50,7 @@ class Lead:
     def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
         self.here = Here(ranks)
+        self.is_broken = False  # the others cannot be reached any more
         self._next = 0
 
     def new_number(self) -> int:
@@ -61,9 +63,7 @@ class Lead:
 
         An error of one rank is raised here: a `RankFailure` names the rank, unless it is an error of the user's.
         """
-        self.ranks.watch.marks.begin(verb)
-        with self._naming_failures():
-            self.ranks.link.send([(verb, function, own) for own in arguments[1:]])
+        self.begin(verb, function, arguments)
         own: Any = None
         error: Exception | None = None
         try:
@@ -72,7 +72,17 @@ class Lead:
             if is_lost_connection(raised):
                 raise self.ranks.watch.verdict(raised) from raised
             error = raised
-        return [own, *self._answers(error)]
+        return [own, *self.answers(error)]
+
+    def begin(self, verb: str, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
+        """Begin a verb on the other ranks; the caller does rank 0's part, and then asks for the `answers`."""
+        self.ranks.watch.marks.begin(verb)
+        with self._naming_failures():
+            self.ranks.link.send([(verb, function, own) for own in arguments[1:]])
+
+    def give_up(self) -> None:
+        """Tell the other ranks that nobody waits for what they do in this verb; they look at it when they can."""
+        self.ranks.watch.give_up()
 
     def on_all_alike(self, verb: str, function: Callable[..., Any], *arguments: Any) -> list[Any]:
         """The same with equal arguments for all."""
@@ -93,15 +103,15 @@ class Lead:
         finally:
             for _ in tensors:
                 pass
-            self._answers(None)
+            self.answers()
 
     def close(self, exit_code: int) -> None:
         """Let the other ranks end, with this exit code."""
         with self._naming_failures():
             self.ranks.link.send([exit_code] * (self.ranks.num_ranks - 1))
 
-    def _answers(self, error: Exception | None) -> list[Any]:
-        """The results of the other ranks. Raises the first error, one of rank 0 before those of others."""
+    def answers(self, error: Exception | None = None) -> list[Any]:
+        """The results of the other ranks. Raises the first error, `error` of rank 0 before those of others."""
         self.ranks.watch.marks.at("waiting for the others")
         with self._naming_failures():
             answers = self.ranks.link.replies()
@@ -115,22 +125,16 @@ class Lead:
             raise answer.as_error(rank)
         return answers
 
-    def _naming_failures(self) -> "_NamingFailures":
-        return _NamingFailures(self.ranks)
-
-
-class _NamingFailures:
-    """A block in which other ranks are waited for: a lost one is named by the watch."""
-
-    def __init__(self, ranks: Ranks) -> None:
-        self._ranks = ranks
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, Exception) and is_lost_connection(error):
-            raise self._ranks.watch.verdict(error) from error
+    @contextmanager
+    def _naming_failures(self) -> Iterator[None]:
+        """A block in which other ranks are waited for: a lost one is named by the watch."""
+        try:
+            yield
+        except Exception as error:
+            if not is_lost_connection(error):
+                raise
+            self.is_broken = True
+            raise self.ranks.watch.verdict(error) from error
 
 
 @dataclass(frozen=True)
@@ -221,6 +225,7 @@ class LeadEngine:
         lead.on_all_alike("build", _build, self._number, source, *settings)
         self._own: FsdpEngine = lead.here.held[self._number]
         self._costs = Costs.of(self._own.shape.config)
+        self.before_update: list[Callable[[], None]] = []  # is called before gradients are made
         self._scorer = LeadScorer(lead, self._number, self._costs)
 
     @property
@@ -241,6 +246,8 @@ class LeadEngine:
         return [f"model: {start}, {first}", *others]
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
+        for call in self.before_update:
+            call()
         dealt = deal([self._costs.of_inputs(batch.inputs) for batch in batches], self.num_parts)
         with_tiles = any(batch.inputs.num_tiles for batch in batches)
         arguments = [(self._number, _chosen(batches, own), with_tiles, loss, denominator) for own in dealt]

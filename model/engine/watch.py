@@ -110,7 +110,7 @@ class Watch:
         self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self._beats = 0
         self._ends = threading.Event()
-        self._failure: str | None = None
+        self._given_up = -1
         self._stop_seen: dict[int, float] = {}
         self._failed_at: dict[int, float] = {}
         self._report()
@@ -137,6 +137,16 @@ class Watch:
         """Tell rank 0 that this rank was sent SIGTERM."""
         with suppress(RuntimeError):
             self._store_of_thread().set(f"stop/{self._rank}", "SIGTERM")
+
+    def give_up(self) -> None:
+        """Rank 0: nobody waits for the verb that is under way."""
+        with suppress(RuntimeError):
+            self._store_of_thread().set("give_up", str(self.marks.command))
+
+    @property
+    def is_given_up(self) -> bool:
+        """Whether nobody waits for the verb that this rank works on; known half a second later."""
+        return self._given_up >= self.marks.command
 
     def verdict(self, error: BaseException) -> "RankFailure":
         """Wait until it is known which rank failed, and end the process; an error where that stays unknown."""
@@ -172,6 +182,8 @@ class Watch:
         while not self._ends.wait(_BEAT_S):
             try:
                 self._report()
+                if self._store.check(["give_up"]):
+                    self._given_up = int(self._store.get("give_up"))
                 if not self._store.check(["end"]):
                     continue
                 message = self._store.get("end").decode()

@@ -1,13 +1,12 @@
 """A rank that fails is named within `engine.patience_s` + 5 s, and no process is left."""
 
 import json
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.parity.ranks import ROOT, ends, environment, free_port, start
+from tests.parity.ranks import ends, start
 
 PATIENCE = 3.0
 EXIT_CODE = 10
