@@ -15,17 +15,50 @@ from torch import Tensor
 from model.layout import Layout, Span
 
 
+class StoredImage(Protocol):
+    """An image that is opened where its pixels are needed, in whatever process that is."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[tiles, 3, height, width] of its pixels."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes unopened."""
+        ...
+
+    def open(self) -> Tensor:
+        """Its pixels. `MediaError` where it cannot be read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Row:
     """One prefix and the completions that share it: `[prefix][completion 1] ... [completion G]`."""
 
     prefix_ids: Sequence[int]  # expanded form: one placeholder id per visual token
     completions: Sequence[Sequence[int]]  # at least one, none empty; every token of them is scored
-    images: Sequence[Tensor] = ()  # pixels of the prefix's images, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage] = ()  # the prefix's images, pixels of each [tiles, 3, height, width]
 
     @property
     def num_tokens(self) -> int:
         return len(self.prefix_ids) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class StoredPixels:
+    """Tiles of one size, of images that are still to be opened."""
+
+    images: tuple[Tensor | StoredImage, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((sum(image.shape[0] for image in self.images), *self.images[0].shape[1:]))
+
+    def open(self) -> Tensor:
+        """[I, 3, height, width]."""
+        return _joined([image if isinstance(image, Tensor) else image.open() for image in self.images])
 
 
 @dataclass(frozen=True)
@@ -36,7 +69,7 @@ class ModelInputs:
     positions: Tensor  # [T] restart in each row; completions restart after their prefix
     layout: Layout
     root_lengths: Tensor  # [R]
-    pixels: tuple[Tensor, ...]  # one [I, 3, height, width] per tile size; fixed-resolution models have one size
+    pixels: tuple[Tensor | StoredPixels, ...]  # one [I, 3, height, width] per tile size; fixed resolution has one size
     visual_index: Tensor  # tokens that visual features replace, in the order of `pixels`
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
@@ -51,7 +84,19 @@ class ModelInputs:
     def num_tiles(self) -> int:
         return sum(tiles.shape[0] for tiles in self.pixels)
 
+    @property
+    def tiles(self) -> tuple[Tensor, ...]:
+        """The pixels, which are there after `to`."""
+        assert all(isinstance(tiles, Tensor) for tiles in self.pixels)
+        return self.pixels  # pyright: ignore[reportReturnType]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all pixels are there."""
+        return all(isinstance(tiles, Tensor) for tiles in self.pixels)
+
     def to(self, device: torch.device) -> "ModelInputs":
+        """A copy on `device` whose images are open. `MediaError` where one cannot be read."""
         return move_batch(self, device)
 
 
@@ -62,7 +107,7 @@ class Batch(Protocol):
     def inputs(self) -> ModelInputs: ...
 
     def to(self, device: torch.device) -> Self:
-        """A copy with every tensor on `device`."""
+        """A copy with every tensor on `device` and every image open. `MediaError` where one cannot be read."""
         ...
 
 
@@ -143,22 +188,32 @@ def _longest_first(lengths: Sequence[int], count: int) -> list[list[int]]:
 
 def _place_images(
     rows: Sequence[Row], placeholders: np.ndarray, pixels_per_token: int
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[tuple[Tensor | StoredPixels, ...], Tensor]:
     """(pixels by tile size, the placeholder tokens they fill in the same order)."""
     images = [image for row in rows for image in row.images]
-    lengths = [len(i) * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
+    lengths = [i.shape[0] * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
     _check_placeholders(rows, placeholders, lengths)
-    by_size: dict[tuple[int, ...], tuple[list[Tensor], list[np.ndarray]]] = {}
+    by_size: dict[tuple[int, ...], tuple[list[Tensor | StoredImage], list[np.ndarray]]] = {}
     pieces = np.split(placeholders, np.cumsum(lengths)[:-1]) if images else []
     for image, piece in zip(images, pieces, strict=True):
         tiles, index = by_size.setdefault(tuple(image.shape[2:]), ([], []))
         tiles.append(image)
         index.append(piece)
-    pixels = tuple(torch.cat(tiles) for tiles, _ in by_size.values())
-    if not all(torch.isfinite(tiles).all() for tiles in pixels):
-        raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
+    pixels = tuple(_pixels(tiles) for tiles, _ in by_size.values())
     index = [piece for _, pieces in by_size.values() for piece in pieces]
     return pixels, torch.from_numpy(np.concatenate(index) if index else placeholders)
+
+
+def _pixels(images: Sequence[Tensor | StoredImage]) -> Tensor | StoredPixels:
+    opened = [image for image in images if isinstance(image, Tensor)]
+    return _joined(opened) if len(opened) == len(images) else StoredPixels(tuple(images))
+
+
+def _joined(images: Sequence[Tensor]) -> Tensor:
+    tiles = torch.cat(list(images))
+    if not torch.isfinite(tiles).all():
+        raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
+    return tiles
 
 
 def _check_placeholders(rows: Sequence[Row], placeholders: np.ndarray, lengths: list[int]) -> None:
@@ -171,7 +226,7 @@ def _check_placeholders(rows: Sequence[Row], placeholders: np.ndarray, lengths: 
         if expected != found[number]:
             raise ValueError(
                 f"image placeholders: row {number}: expected {expected} tokens for {len(row.images)} images of "
-                f"{sum(map(len, row.images))} tiles, found {found[number]}; "
+                f"{sum(image.shape[0] for image in row.images)} tiles, found {found[number]}; "
                 "expand each image once, and never train on a sampled placeholder"
             )
 
@@ -257,8 +312,8 @@ Moved = TypeVar("Moved")
 
 
 def move_batch(batch: Moved, device: torch.device) -> Moved:
-    """A copy of a batch, which is a dataclass, with every tensor on `device`."""
-    if device.type == "cpu":
+    """A copy of a batch, which is a dataclass, with every tensor on `device` and every image open."""
+    if device.type == "cpu" and _is_open(batch):
         return batch
     moved: dict[str, object] = {}
     for f in fields(batch):  # pyright: ignore[reportArgumentType]
@@ -266,9 +321,15 @@ def move_batch(batch: Moved, device: torch.device) -> Moved:
         if isinstance(value, Tensor):
             moved[f.name] = value.to(device, non_blocking=True)
         elif isinstance(value, tuple):
-            moved[f.name] = tuple(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in value)
+            opened = (one.open() if isinstance(one, StoredPixels) else one for one in value)
+            moved[f.name] = tuple(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in opened)
         elif isinstance(value, ModelInputs | Layout):
             moved[f.name] = move_batch(value, device)
         else:
             moved[f.name] = value
     return type(batch)(**moved)
+
+
+def _is_open(batch: object) -> bool:
+    inputs = batch if isinstance(batch, ModelInputs) else getattr(batch, "inputs", None)
+    return not isinstance(inputs, ModelInputs) or inputs.is_open

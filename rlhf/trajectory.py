@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.batch import ModelInputs, Row, move_batch, pack_rows, split_by_tokens
+from model.batch import ModelInputs, Row, StoredImage, move_batch, pack_rows, split_by_tokens
 from model.engine.base import Scorer
 from rewards.result import RewardResult, Status
 from rollouts.rollout import FinishReason, Prompt, Rollout
@@ -52,7 +52,7 @@ class Group:
 
     group_index: int  # number of the group within the run
     prompt: Prompt
-    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]
     files: Sequence[str] = ()  # paths of the prompt's images and videos
 
@@ -154,7 +154,7 @@ class _Piece:
     """Trajectories of a group that make one row."""
 
     trajectories: list[Trajectory]
-    images: Sequence[Tensor]
+    images: Sequence[Tensor | StoredImage]
 
     @property
     def num_tokens(self) -> int:
