@@ -144,19 +144,23 @@ def pack_rows(rows: Sequence[Row], placeholder_id: int, pixels_per_token: int) -
     )
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int, num_parts: int = 1) -> list[list[int]]:
+def split_by_tokens(
+    lengths: Sequence[int], budget: int, num_parts: int = 1, costs: Sequence[float] | None = None
+) -> list[list[int]]:
     """Deal rows of these lengths into micro-batches of at most `budget` tokens; a longer row stands alone.
 
     Returns the numbers of the rows of each micro-batch. For one part rows stay in order. For several the number of
-    micro-batches is a multiple of `num_parts` where there are rows enough, and they cost alike: the longest rows are
-    dealt first, each to the emptiest micro-batch, because processes that work side by side wait for the slowest.
+    micro-batches is a multiple of `num_parts` where there are rows enough, and they cost alike: the dearest rows are
+    dealt first, each to the cheapest micro-batch, because processes that work side by side wait for the slowest.
+    `costs` of the rows are their lengths unless given.
     """
     if num_parts == 1:
         return _in_order(lengths, budget)
+    costs = lengths if costs is None else costs
     rounds = max(1, -(-sum(lengths) // (budget * num_parts)))
     while True:
         count = min(len(lengths), rounds * num_parts)
-        bins = _longest_first(lengths, count)
+        bins = _dearest_first(costs, count)
         fits = all(len(rows) == 1 or sum(lengths[row] for row in rows) <= budget for rows in bins)
         if fits or count == len(lengths):
             return bins
@@ -175,14 +179,14 @@ def _in_order(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return bins
 
 
-def _longest_first(lengths: Sequence[int], count: int) -> list[list[int]]:
+def _dearest_first(costs: Sequence[float], count: int) -> list[list[int]]:
     """`count` bins; rows keep their order within one."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        emptiest = loads.index(min(loads))
-        bins[emptiest].append(row)
-        loads[emptiest] += lengths[row]
+    loads = [0.0] * count
+    for row in sorted(range(len(costs)), key=lambda row: -costs[row]):
+        cheapest = loads.index(min(loads))
+        bins[cheapest].append(row)
+        loads[cheapest] += costs[row]
     return [sorted(rows) for rows in bins]
 
 

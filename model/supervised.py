@@ -14,6 +14,7 @@ from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.build import open_engine
 from model.engine.config import Normalisation, SupervisedConfig
+from model.engine.parts import Costs
 from model.engine.source import ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
@@ -102,7 +103,8 @@ def train_supervised(
                 denominator = num_tokens if config.normalisation is Normalisation.tokens else num_samples
             with run.timed("update"):
                 lengths = [row.num_tokens for row in rows]
-                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts)
+                costs = [Costs.of(processor.config).of_row(row) for row in rows] if engine.num_parts > 1 else None
+                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts, costs)
                 batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
                 loss: LossFn[TrainBatch] = cross_entropy
                 if balance_coefficient:

@@ -8,6 +8,7 @@ they are gathered in bfloat16, and gradients are added up in float32.
 import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -157,7 +158,7 @@ class FsdpEngine:
     def accumulate(self, part: Part, with_tiles: bool, loss: LossFn, denominator: float) -> LossSums:
         """Add the gradient of this rank's micro-batches. `with_tiles` says that some rank has images."""
         figures = []
-        for number, batch in enumerate(part):
+        for number, batch in enumerate(opened_ahead(part)):
             self.ranks.watch.marks.at(f"micro-batch {number + 1} of {len(part)}")
             assert isinstance(self.model, FSDPModule)
             self.model.set_requires_gradient_sync(self.config.reduce_each or number + 1 == len(part))
@@ -298,6 +299,18 @@ class _Embedding:
 
     def __call__(self, inputs: ModelInputs) -> Tensor:
         return self._call(inputs)
+
+
+def opened_ahead(part: Part) -> Iterator[Batch | None]:
+    """The micro-batches with their images open; those of the next one are opened while one is worked on."""
+    host = torch.device("cpu")
+    with ThreadPoolExecutor(1, "images") as opener:
+        waiting = None
+        for number, batch in enumerate(part):
+            ready = batch.to(host) if batch is not None and waiting is None else waiting.result() if waiting else None
+            following = part[number + 1] if number + 1 < len(part) else None
+            waiting = None if following is None else opener.submit(following.to, host)
+            yield ready
 
 
 class naming_memory:
