@@ -76,6 +76,7 @@ class Lead:
 
     def begin(self, verb: str, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
         """Begin a verb on the other ranks; the caller does rank 0's part, and then asks for the `answers`."""
+        assert len(arguments) == self.ranks.num_ranks
         self.ranks.watch.marks.begin(verb)
         with self._naming_failures():
             self.ranks.link.send([(verb, function, own) for own in arguments[1:]])
@@ -248,7 +249,7 @@ class LeadEngine:
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
         for call in self.before_update:
             call()
-        dealt = deal([self._costs.of_inputs(batch.inputs) for batch in batches], self.num_parts)
+        dealt = deal([self._costs.of_inputs(batch.inputs) for batch in batches], self.lead.ranks.num_ranks)
         with_tiles = any(batch.inputs.num_tiles for batch in batches)
         arguments = [(self._number, _chosen(batches, own), with_tiles, loss, denominator) for own in dealt]
         answers = self.lead.on_all("accumulate", _accumulate, arguments)

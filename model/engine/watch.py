@@ -26,6 +26,7 @@ from model.run.interrupt import CONTINUES, ask_to_stop
 dist: Any = torch.distributed
 EXIT_CODE = 10
 _BEAT_S = 0.5
+_DONE = 2**62
 _GRACE_S = 2.0
 """Seconds in which what one rank reports may still come to the others on the ordinary way."""
 
@@ -72,8 +73,9 @@ class Marks:
         self.verb, self.place = verb, ""
 
     def end(self) -> None:
-        """The verb is done."""
+        """The verb is done: no rank is further in it."""
         self.verb = self.place = ""
+        self.count = _DONE
 
     def at(self, place: str) -> None:
         """The work came to a place that is worth naming."""
@@ -249,9 +251,8 @@ class Watch:
         """Ranks that are behind in the same verb, when no rank has gone on for as long as patience lasts."""
         if not seen[0].report.verb or not all(now - one.mark_at > self._patience for one in seen.values()):
             return ""
-        working = [rank for rank, one in seen.items() if one.report.verb]
         furthest = max(_how_far(one.report) for one in seen.values())
-        behind = [rank for rank in working if _how_far(seen[rank].report) < furthest]
+        behind = [rank for rank, one in seen.items() if _how_far(one.report) < furthest]
         if not behind:
             return ""
         slowest = min(behind, key=lambda rank: _how_far(seen[rank].report))
