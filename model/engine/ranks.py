@@ -33,6 +33,8 @@ class Ranks:
         self.rank, self.num_ranks, self.config = world.rank, world.num_ranks, config
         self.device = _device(config, world.local_rank)
         if world.num_ranks % config.replicas:
+            if world.follows:
+                raise SystemExit(2)  # rank 0 says it
             raise ValueError(
                 f"engine.replicas: expected a divisor of the {world.num_ranks} processes, found {config.replicas}; "
                 "every replica of the model is sharded over as many processes"
