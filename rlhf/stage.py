@@ -19,7 +19,7 @@ from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.inputs import inputs_of, known_inputs
-from rlhf.limits import checked, describe
+from rlhf.limits import checked, describe, describe_replay
 from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train
@@ -40,6 +40,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
         return run_with_trl(config, resolved, rubric_class)
     config.rollouts.require_packages()
     processor = load_processor(Path(config.checkpoint))
+    asked = config
     config, algorithm = checked(config, processor)
     with rubric_class(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings
@@ -51,7 +52,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
             rubric.check_datasets(row.prompt.meta for one in (prompts, held_out) if one for row in one.items)
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
             print("\n".join([*prompts.described(), *(held_out.described() if held_out else [])]))
-            print(describe(config, len(prompts)), flush=True)
+            print("\n".join([describe(config, len(prompts)), *describe_replay(asked, config)]), flush=True)
             _train(config, algorithm, prompts, held_out, rubric, run)
 
 
@@ -75,7 +76,9 @@ def _train(
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     with (
-        closing(build_worker(engine.shape, processor, rollout_config, seed)) as worker,
+        closing(
+            build_worker(engine.shape, processor, rollout_config, seed, trainer_config.routing_replay)
+        ) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):

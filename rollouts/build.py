@@ -20,8 +20,12 @@ from rollouts.weights.senders import FileSender, HostSender, MemorySender, Weigh
 from rollouts.weights.template import ModelTemplate, template_tensors
 
 
-def build_worker(template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
+def build_worker(
+    template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int, returns_routes: bool = False
+) -> RolloutWorker:
     """Build a worker without weights: `load_weights` brings the first ones too. Close it when done.
+
+    `returns_routes` says whether requests may ask for the experts of every token, for which vLLM must be prepared.
 
     `template` may be a model, whose weights are not looked at, or a `ModelShape`. Our own sampler of a model on a GPU
     is always in the trainer's process, and so is every sampler where there is no Linux. `ModuleNotFoundError` names a
@@ -42,8 +46,9 @@ def build_worker(template: ModelTemplate, processor: Processor, config: RolloutC
             f"rollouts.pool.transfer: expected memory for a model on CPU in {config.num_processes} processes, found ipc"
         )
     if not apart or not (is_vllm or on_cpu):
-        return build_sampler(template, processor, config.alone(), run_seed)
-    start = StartMessage(template.config, processor, config.share_of_worker(), run_seed, template.dtype)
+        return build_sampler(template, processor, config.alone(), run_seed, returns_routes)
+    share = config.share_of_worker()
+    start = StartMessage(template.config, processor, share, run_seed, template.dtype, returns_routes)
     weights = template_tensors(template)
     if placement is Placement.ray:
         ray_pool = _ray_pool(config.pool)

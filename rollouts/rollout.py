@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from rollouts.routes import Routes
+
 Json = dict[str, Any]
 """A JSON object that a user wrote."""
 
@@ -52,6 +54,7 @@ class RolloutRequest:
     images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
+    returns_routes: bool = False  # whether the rollouts say which experts an MoE took for every token
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Rollout:
     rollout_logprobs: list[float]  # one per completion token, at the sampling temperature
     policy_versions: tuple[tuple[int, int], ...]  # (first token, policy version) of each run of tokens
     finish_reason: FinishReason
+    routes: Routes | None = None  # the experts of every token, where the request asked for them
 
 
 NO_WEIGHTS = -1
