@@ -11,7 +11,6 @@ from model.kernels.autograd import FunctionContext
 from model.kernels.grouped_products import expert_products
 from model.layers import silu_product
 
-
 UNKNOWN = -1
 """Stands in place of the experts of a token whose routes were not recorded. The router chooses for it."""
 
@@ -38,7 +37,7 @@ class Routing(NamedTuple):
         return cls(token_weights @ hits, token_weights @ probabilities, chosen=chosen)
 
     def compared(self, own: Tensor, routes: Tensor) -> "Routing":
-        """Count for how many tokens the given `routes` [T, k] are the experts that the router itself chose, `own` [T, k].
+        """Count the tokens whose given `routes` [T, k] are the experts `own` [T, k] that the router chose itself.
 
         The order of a token's experts does not matter. Tokens whose routes are unknown are not counted.
         """
@@ -49,9 +48,18 @@ class Routing(NamedTuple):
     @classmethod
     def of_layers(cls, layers: Sequence["Routing"]) -> "Routing":
         """Stack the layers. A field that the layers lack stays None."""
-        dims = (0, 0, 0, 0, 1)
-        fields = zip(dims, zip(*layers, strict=True), strict=True)
-        return cls(*(None if found[0] is None else torch.stack(found, dim) for dim, found in fields))
+        return cls(
+            counts=torch.stack([r.counts for r in layers]),
+            probability_sums=torch.stack([r.probability_sums for r in layers]),
+            replayed=_stacked([r.replayed for r in layers]),
+            agreed=_stacked([r.agreed for r in layers]),
+            chosen=_stacked([r.chosen for r in layers], dim=1),
+        )
+
+
+def _stacked(layers: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
+    found = [one for one in layers if one is not None]
+    return torch.stack(found, dim) if found else None
 
 
 def balance_loss(routing: Routing, counts: Tensor) -> Tensor:

@@ -178,7 +178,7 @@ class Collector:
             tasks.append(self._next_task())
         indices = [self.ledger.draw(task.prompt.id) for task in tasks]
         size = self._algorithm.config.group_size
-        replays = self._config.routing_replay
+        replays = self._algorithm.config.correction.routing_replay
         requests = [
             task.request(index, size, returns_routes=replays) for task, index in zip(tasks, indices, strict=True)
         ]
@@ -274,8 +274,9 @@ def require_routes(groups: Sequence[Group]) -> None:
     for group in groups:
         if lacking := [t.rollout.sample_index for t in group.scored if t.rollout.routes is None]:
             raise RuntimeError(
-                f"prompt {group.prompt.id}: trainer.routing_replay: expected the experts of every token, found none "
-                f"for samples {lacking}; use a sampler that returns them, or set trainer.routing_replay=false"
+                f"prompt {group.prompt.id}: algorithm.correction.routing_replay: expected the experts of every token, "
+                f"found none for samples {lacking}; use a sampler that returns them, or set "
+                "algorithm.correction.routing_replay=false"
             )
 
 

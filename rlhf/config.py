@@ -61,9 +61,6 @@ class TrainerConfig:
     """which prompts are drawn more often"""
     balance_coefficient: float = 0.0
     """weight of the load-balancing term of an MoE decoder's routers; the model's own router loss is not added"""
-    routing_replay: bool = False
-    """take the experts that the sampler of an MoE chose for each token, instead of those that its routers choose while
-    training; without effect on a decoder that has no routers (docs/algorithms.md)"""
     skip_zero_advantage: bool = True
     """completions whose advantage is 0 add nothing to a gradient: leave them out of its passes, unless a KL or entropy
     term, load balancing or a custom objective needs them; metrics of tokens are then of those that are left"""

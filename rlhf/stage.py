@@ -77,7 +77,7 @@ def _train(
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     with (
         closing(
-            build_worker(engine.shape, processor, rollout_config, seed, trainer_config.routing_replay)
+            build_worker(engine.shape, processor, rollout_config, seed, algorithm.config.correction.routing_replay)
         ) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from vllm.forward_context import get_forward_context
-from vllm.model_executor.layers.fused_moe.layer import MoERunner
 from vllm.model_executor.layers.fused_moe.router.base_router import BaseRouter
+from vllm.model_executor.layers.fused_moe.runner.moe_runner import MoERunner
 
 from rollouts.routes import compact_dtype
 
@@ -28,8 +28,8 @@ class RouteRecorder:
         routers = [runner.router for runner in runners if isinstance(runner.router, BaseRouter)]
         if not routers or len(routers) != len(runners):
             raise RuntimeError(
-                f"trainer.routing_replay: expected routers that tell their choice in all of {len(runners)} layers of "
-                f"vLLM's model, found {len(routers)}; set trainer.routing_replay=false"
+                "algorithm.correction.routing_replay: expected routers that tell their choice in all of "
+                f"{len(runners)} layers of vLLM's model, found {len(routers)}; set it to false"
             )
         for layer, router in enumerate(routers):
             router.set_capture_fn(partial(self._record, layer))

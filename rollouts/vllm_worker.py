@@ -250,9 +250,11 @@ class VllmWorker:
 
     def _routes(self, finished: list[tuple[_Open, int, Any]]) -> list[np.ndarray | None]:
         """Return the experts [tokens, L, k] of all tokens but the last of requests that just finished, where asked."""
-        if self._on_gpu or not self._returns_routes:
-            asked = (opened.request.returns_routes for opened, _, _ in finished)
-            return [output.outputs[0].routed_experts if asks else None for asks, (*_, output) in zip(asked, finished)]
+        if self._on_gpu:
+            return [
+                output.outputs[0].routed_experts if opened.request.returns_routes else None
+                for opened, _, output in finished
+            ]
         named = [
             (output.request_id, len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1)
             for opened, _, output in finished

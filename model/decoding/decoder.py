@@ -26,8 +26,8 @@ _MIN_ROWS = 8  # a decoding step has at least so many rows
 class PromptDecoder:
     """Prefill and decode with a model that it owns: nobody else may train or hook it.
 
-    Where `keeps_routes` is set, `routes` [T or R, L, k] holds the experts that an MoE chose for the tokens of the latest
-    prefill or decoding step.
+    Where `keeps_routes` is set, `routes` [T or R, L, k] holds the experts that an MoE chose for the tokens of the
+    latest prefill or decoding step.
     """
 
     def __init__(self, model: SailVL2, attention: AttentionKernel = AttentionKernel.auto) -> None:
@@ -102,7 +102,7 @@ class PromptDecoder:
         return language.lm_head(hidden)[:num_rows]
 
     def _hidden_states(self, embeddings: Tensor, positions: Tensor, attend: Attend, num_tokens: int) -> Tensor:
-        """Hidden states of padded tokens [.., D]; the experts of the first `num_tokens` are kept where that is asked."""
+        """Return hidden states of padded tokens [.., D], and keep the experts of the first `num_tokens` if asked."""
         decoder = self.model.language_model.model
         hidden, routing = decoder(embeddings, positions, attend, keeps_routes=self.keeps_routes)
         self.routes = routing.chosen[:num_tokens] if routing is not None and routing.chosen is not None else None

@@ -77,5 +77,7 @@ def test_a_group_whose_sampler_told_no_routes_does_not_train(sampled):
     _, _, asked, found = sampled
     lacking = [dataclasses.replace(r, routes=None) if r.sample_index == 2 else r for r in found[0]]
     require_routes([as_group(asked[0], found[0])])
-    with pytest.raises(RuntimeError, match=r"prompt p0: trainer\.routing_replay: .* found none for samples \[2\]"):
+    with pytest.raises(
+        RuntimeError, match=r"prompt p0: algorithm\.correction\.routing_replay: .* found none for samples \[2\]"
+    ):
         require_routes([as_group(asked[0], lacking)])

@@ -11,7 +11,12 @@ from model.config import Flavour
 from model.run.interrupt import Interrupted
 from tests.rlhf.test_train import LengthRubric, rows, run
 
-REPLAY = ["trainer.routing_replay=true", "algorithm.group_size=2", "trainer.mini_batch_size=4", "run.save_every=1"]
+REPLAY = [
+    "algorithm.correction.routing_replay=true",
+    "algorithm.group_size=2",
+    "trainer.mini_batch_size=4",
+    "run.save_every=1",
+]
 REPLAY += ["trainer.max_steps=6", "rollouts.pool.placement=trainer", "rollouts.pool.workers=1"]
 KEPT = ["trainer.keep_surplus=always", "algorithm.correction.rule=token_truncate"]
 
@@ -68,8 +73,11 @@ def test_a_decoder_without_routers_trains_as_without_replay_and_the_run_says_so(
 ):
     prompts = digits_folder / "train.jsonl"
     small = ["trainer.max_steps=1", "rollouts.pool.placement=trainer", "rollouts.pool.workers=1"]
-    run(tiny_folder, prompts, tmp_path / "asked", LengthRubric, *small, "trainer.routing_replay=true")
-    assert "trainer.routing_replay has no effect, because the decoder of this model has no" in capsys.readouterr().out
+    run(tiny_folder, prompts, tmp_path / "asked", LengthRubric, *small, "algorithm.correction.routing_replay=true")
+    assert (
+        "algorithm.correction.routing_replay has no effect, because this model's decoder has no"
+        in capsys.readouterr().out
+    )
     run(tiny_folder, prompts, tmp_path / "plain", LengthRubric, *small)
     assert rows(tmp_path / "asked") == rows(tmp_path / "plain")
     assert "routing/agreement" not in rows(tmp_path / "asked")[0]

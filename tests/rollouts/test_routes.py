@@ -37,7 +37,9 @@ def asked(tiny_moe) -> list[RolloutRequest]:
 
 
 def sampled(tiny_moe, asked: list[RolloutRequest], **changes) -> list[list[Rollout]]:
-    return generate(fill_worker(EmbeddedWorker(*tiny_moe, dataclasses.replace(CONFIG, **changes), 7), tiny_moe[0]), asked)
+    return generate(
+        fill_worker(EmbeddedWorker(*tiny_moe, dataclasses.replace(CONFIG, **changes), 7), tiny_moe[0]), asked
+    )
 
 
 def test_routes_are_what_a_whole_forward_pass_chooses(tiny_moe, asked):

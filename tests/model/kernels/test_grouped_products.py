@@ -10,7 +10,9 @@ ENDS = {"uneven": [3, 3, 14, 20], "first idle": [0, 9, 19, 20], "one has all": [
 
 def operands(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in ((20, 32), (4, 48, 32)))
+    return tuple(
+        torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in ((20, 32), (4, 48, 32))
+    )
 
 
 def with_gradients(way, dtype: torch.dtype, ends: list[int]) -> list[torch.Tensor]:
@@ -26,7 +28,9 @@ def test_the_loop_multiplies_each_row_by_its_experts_matrix(ends):
         return torch.einsum("nd,nfd->nf", x, weights[torch.searchsorted(ends, torch.arange(20), right=True)])
 
     for found, expected in zip(
-        with_gradients(looped_products, torch.float64, ends), with_gradients(one_by_one, torch.float64, ends), strict=True
+        with_gradients(looped_products, torch.float64, ends),
+        with_gradients(one_by_one, torch.float64, ends),
+        strict=True,
     ):
         assert torch.allclose(found, expected, rtol=1e-12, atol=1e-12)
 
