@@ -63,6 +63,7 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
 
 def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], arguments: Sequence[str]) -> int:
     from model.run.printable import message
+    from model.run.world import World, report_error
 
     # Read when torch loads its thread pool: idle threads spin for microseconds, then sleep. Long spinning slows a busy
     # machine down many times over, and none at all slows a quiet one.
@@ -79,16 +80,16 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
             _show(entry, overrides)
             return 0
         config, resolved = load_config(entry, overrides)
-        if "recipe" in _groups(entry):
+        if "recipe" in _groups(entry) and not World.of_environment().follows:
             print(recipe_line(overrides), flush=True)
         run(config, resolved)
     except ValueError as error:
-        print(f"error: {_without_passwords(message(error))}", file=sys.stderr)
+        report_error(f"error: {_without_passwords(message(error))}")
         return USER_ERROR
     except ModuleNotFoundError as error:
         if not error.name or error.name.partition(".")[0] in PACKAGES:
             raise
-        print(f"error: {_missing(error)}", file=sys.stderr)
+        report_error(f"error: {_missing(error)}")
         return USER_ERROR
     except KeyboardInterrupt:
         print(f"interrupted at once; what was written is whole{_after_interrupt(schema)}", file=sys.stderr)

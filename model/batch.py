@@ -52,6 +52,7 @@ class ModelInputs:
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
     routing_weights: Tensor | None = None  # [T] how much each token counts in an MoE's load balancing; None: 1 each
     routes: Tensor | None = None  # [T, L, k] experts that an MoE takes; -1: its router chooses; None: for every token
+    has_filler_tile: bool = False  # `pixels` is one tile that the vision tower sees and no token shows
 
     @property
     def num_tokens(self) -> int:

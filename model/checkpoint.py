@@ -41,15 +41,21 @@ class NonFiniteWeights(RuntimeError):
 
 def build_flavour(flavour: Flavour, seed: int) -> tuple[SailVL2, Processor]:
     """A flavour with fresh weights and the tokenizer that the package has for it. `ValueError` where it has none."""
+    processor = flavour_processor(flavour)
+    model = SailVL2(processor.config)
+    model.initialise(seed)
+    return model, processor
+
+
+def flavour_processor(flavour: Flavour) -> Processor:
+    """The processor of a flavour, without a model. `ValueError` where the package has no tokenizer for it."""
     if flavour not in _WITH_TOKENIZER:
         names = ", ".join(known.value for known in _WITH_TOKENIZER)
         raise ValueError(
             f"model: expected a flavour whose tokenizer the package has ({names}), found {flavour.value}; the others "
             "start from trained towers: python -m model.assemble vision=DIR language=DIR out=DIR"
         )
-    model = SailVL2(flavour_config(flavour))
-    model.initialise(seed)
-    return model, Processor(model.config, Tokenizer.from_folder(FLAVOUR_FOLDER / "tiny"))
+    return Processor(flavour_config(flavour), Tokenizer.from_folder(FLAVOUR_FOLDER / "tiny"))
 
 
 def released_tensors(module: nn.Module) -> dict[str, Tensor]:
@@ -288,6 +294,12 @@ class StoredTensors:
         place = self._places[name]
         with safe_open(place.file, "pt") as shard:
             return shard.get_tensor(place.stored_name)
+
+    def rows(self, name: str, start: int, stop: int) -> Tensor:
+        """Rows start..stop of a tensor; only those are read."""
+        place = self._places[name]
+        with safe_open(place.file, "pt") as shard:
+            return shard.get_slice(place.stored_name)[start:stop]
 
     def read(self) -> Iterator[tuple[str, Tensor]]:
         """Every tensor, file by file. `ValueError` for NaN or infinity."""

@@ -72,6 +72,8 @@ class SailVL2(nn.Module):
         if not inputs.num_tiles:
             return embeddings
         visual = torch.cat([tokens.flatten(0, 1) for tokens in self.visual_tokens(inputs.pixels)])
+        if inputs.has_filler_tile:
+            visual = visual[:0]
         return embeddings.index_copy(0, inputs.visual_index, visual.to(embeddings.dtype))
 
     def hidden_states(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from model.config import MoeLanguageConfig
 from model.data.sources import DataFolders, RowSource, StepRows, input_of_tables
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
+from model.engine.build import open_engine
 from model.engine.config import Normalisation, SupervisedConfig
-from model.engine.local import LocalEngine
+from model.engine.source import ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
@@ -21,23 +23,29 @@ from model.run.guidance import after_training
 from model.run.identity import Input, outside_keys
 from model.run.progress import StageProgress
 from model.run.state import restore_sections, sections_of
-from model.sail_vl2 import SailVL2
+
+if TYPE_CHECKING:
+    from model.engine.lead import Lead
 
 
 def run_supervised(
     config: SupervisedConfig,
     resolved: str,
     title: str,
-    model: SailVL2,
+    lead: "Lead | None",
+    source: ModelSource,
     processor: Processor,
     open_rows: Callable[[DataFolders], StepRows],
     open_held_out: Callable[[DataFolders], RowSource[Row]],
     tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
 ) -> None:
-    """Train `model` on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
-    stopped. `open_held_out` opens `config.evaluation.data`, where that is given. `tables`: key of the
-    config -> the table that it names. `inputs`: what the run reads beside its rows."""
+    """Train the model of `source` on the rows that `open_rows` opens, and write `run.dir/final`.
+
+    It continues where an earlier call stopped. `lead`: see `run_on_ranks`. `open_held_out` opens
+    `config.evaluation.data`, where that is given. `tables`: key of the config -> the table that it names. `inputs`:
+    what the run reads beside its rows.
+    """
     tables = {**tables, "evaluation.data": config.evaluation.data}
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
         if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
@@ -52,7 +60,7 @@ def run_supervised(
         passes = f"{config.max_steps / one_pass:.3g} passes over the rows of {one_pass} steps"
         steps = f"steps: {config.max_steps} ({passes}), learning rate {config.optimizer.learning_rate:g}"
         print("\n".join([*described, steps]), flush=True)
-        engine = LocalEngine(model, config.engine, config.optimizer, config.max_steps)
+        engine = open_engine(lead, source, config.engine, config.optimizer, config.max_steps)
         start = inputs["checkpoint"].path if inputs and "checkpoint" in inputs else "built from nothing"
         print("\n".join(engine.described(start)), flush=True)
         held_out = HeldOut(config, engine, processor, held_out_rows)

@@ -3,9 +3,12 @@
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from model.checkpoint import load_model, load_processor
-from model.engine.local import LocalEngine
+from model.checkpoint import load_processor
+from model.engine.build import open_engine, run_on_ranks
+from model.engine.source import FolderSource
+from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.guidance import after_training
 from model.run.identity import outside_keys
@@ -24,7 +27,10 @@ from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train
 from rlhf.update import Policy
-from rollouts.build import build_worker
+from rollouts.build import build_worker_of
+
+if TYPE_CHECKING:
+    from model.engine.lead import Lead
 
 
 def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubric) -> None:
@@ -39,6 +45,12 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
         check(config)
         return run_with_trl(config, resolved, rubric_class)
     config.rollouts.require_packages()
+    run_on_ranks(
+        config.engine, resolved, lambda: known_inputs(config), lambda lead: _run(config, resolved, rubric_class, lead)
+    )
+
+
+def _run(config: RlConfig, resolved: str, rubric_class: type[Rubric], lead: "Lead | None") -> None:
     processor = load_processor(Path(config.checkpoint))
     asked = config
     config, algorithm = checked(config, processor)
@@ -53,32 +65,32 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
             print("\n".join([*prompts.described(), *(held_out.described() if held_out else [])]))
             print("\n".join([describe(config, len(prompts)), *describe_replay(asked, config)]), flush=True)
-            _train(config, algorithm, prompts, held_out, rubric, run)
+            _train(config, algorithm, processor, prompts, held_out, rubric, run, lead)
 
 
 def _train(
     config: RlConfig,
     algorithm: Algorithm,
+    processor: Processor,
     prompts: PromptSet,
     held_out: PromptSet | None,
     rubric: Rubric,
     run: RunFolder,
+    lead: "Lead | None",
 ) -> None:
     """Load the model, put the parts together, run the loop, write the final model."""
     trainer_config, rollout_config, seed = config.trainer, config.rollouts, config.run.seed
-    model, processor = load_model(Path(config.checkpoint))
     last = trainer_config.max_steps
     total_updates = last * config.updates_per_step
-    engine = LocalEngine(
-        model, config.engine, config.optimizer, total_updates, rollout_config.temperature, processor.barred_ids
-    )
+    temperature, barred_ids = rollout_config.temperature, processor.barred_ids
+    source = FolderSource(config.checkpoint)
+    engine = open_engine(lead, source, config.engine, config.optimizer, total_updates, temperature, barred_ids)
     print("\n".join(engine.described(config.checkpoint)), flush=True)
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
+    replays = algorithm.config.correction.routing_replay
     with (
-        closing(
-            build_worker(engine.shape, processor, rollout_config, seed, algorithm.config.correction.routing_replay)
-        ) as worker,
+        closing(build_worker_of(engine, lead, processor, rollout_config, seed, replays)) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):

@@ -6,10 +6,12 @@ import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from model.engine.base import TrainEngine
 from model.processing.processor import Processor
 from rollouts.config import Placement, PoolConfig, RolloutConfig, Transfer, VllmRolloutConfig
 from rollouts.pool.messages import StartMessage
@@ -18,6 +20,29 @@ from rollouts.rollout import RolloutWorker
 from rollouts.sampler import build_sampler
 from rollouts.weights.senders import FileSender, HostSender, MemorySender, WeightSender
 from rollouts.weights.template import ModelTemplate, template_tensors
+
+if TYPE_CHECKING:
+    from model.engine.lead import Lead
+
+
+def build_worker_of(
+    engine: TrainEngine,
+    lead: "Lead | None",
+    processor: Processor,
+    config: RolloutConfig,
+    run_seed: int,
+    returns_routes: bool = False,
+) -> RolloutWorker:
+    """`build_worker` for the model of an engine. Of an engine over several processes each has a sampler, unless
+    samplers have processes of their own."""
+    if lead is None or config.pool.is_apart:
+        return build_worker(engine.shape, processor, config, run_seed, returns_routes)
+    from model.engine.lead import LeadEngine
+    from rollouts.on_ranks import RanksWorker
+
+    assert isinstance(engine, LeadEngine)
+    config.require_packages()
+    return RanksWorker(lead, engine, processor, config, run_seed, returns_routes)
 
 
 def build_worker(
@@ -34,6 +59,11 @@ def build_worker(
     config.require_packages()
     config = config.within(template.config.language.max_position_embeddings)
     is_vllm, on_cpu = isinstance(config, VllmRolloutConfig), template.device.type == "cpu"
+    if config.pool.placement is Placement.ranks:
+        raise ValueError(
+            "rollouts.pool.placement: expected trainer, process or ray where one process trains or samples, found "
+            "ranks; ranks are those of engine=fsdp"
+        )
     num_gpus, placement = torch.cuda.device_count(), config.pool.placement
     apart = placement is Placement.ray or (placement is Placement.process and sys.platform == "linux")
     if config.max_staleness and not (apart and (is_vllm or on_cpu)):

@@ -18,9 +18,11 @@ class Placement(Enum):
 
     One runs in the trainer's process, or `rollouts.pool.workers` of them run in processes of this host or as actors of
     a Ray cluster, each with one CPU thread. Our own sampler of a model on a GPU always runs in the trainer's process.
+    Where the trainer has several processes, as with engine=fsdp, `trainer` and `ranks` are one: a sampler in each.
     """
 
     trainer = "trainer"
+    ranks = "ranks"
     process = "process"
     ray = "ray"
 
@@ -61,6 +63,11 @@ class PoolConfig:
     transfer_folder: str = field(default="", metadata=OUTSIDE)
     """folder that all hosts see, for transfer=files, and for broadcast over hosts, whose processes meet there"""
 
+    @property
+    def is_apart(self) -> bool:
+        """Whether samplers have processes of their own."""
+        return self.placement in (Placement.process, Placement.ray)
+
     def __post_init__(self) -> None:
         self.placement = member(Placement, self.placement, "rollouts.pool.placement")
         self.transfer = member(Transfer, self.transfer, "rollouts.pool.transfer")
@@ -70,12 +77,13 @@ class PoolConfig:
         for name in ("patience_s", "start_s"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"rollouts.pool.{name}: expected seconds above 0, found {getattr(self, name)}")
-        if self.placement is Placement.trainer and self.workers > 1:
+        if not self.is_apart and self.workers > 1:
+            place = self.placement.value
             raise ValueError(
-                f"rollouts.pool.workers: expected 1 with rollouts.pool.placement=trainer, found {self.workers}; set "
+                f"rollouts.pool.workers: expected 1 with rollouts.pool.placement={place}, found {self.workers}; set "
                 "rollouts.pool.placement=process or ray for more"
             )
-        apart = self.placement is not Placement.trainer
+        apart = self.is_apart
         if self.transfer is not Transfer.memory and apart == (self.transfer is Transfer.ipc):
             fits = "files or broadcast" if apart else "ipc"
             raise ValueError(
@@ -116,9 +124,10 @@ class RolloutConfig:
             raise ValueError("rollouts.pool.transfer: expected memory with our own sampler, found ipc; ipc is vLLM's")
         if self.max_staleness < 0:
             raise ValueError(f"rollouts.max_staleness: expected 0 or more, found {self.max_staleness}")
-        if self.max_staleness and self.pool.placement is Placement.trainer:
+        if self.max_staleness and not self.pool.is_apart:
+            place = self.pool.placement.value
             raise ValueError(
-                f"rollouts.max_staleness: expected 0 with rollouts.pool.placement=trainer, found {self.max_staleness}; "
+                f"rollouts.max_staleness: expected 0 with rollouts.pool.placement={place}, found {self.max_staleness}; "
                 "samplers that run ahead are in processes of their own: set rollouts.pool.placement=process or ray"
             )
         for name, least in (("max_prompt_tokens", 0), ("max_completion_tokens", 0), ("max_rows", 1)):
@@ -228,7 +237,7 @@ class VllmRolloutConfig(RolloutConfig):
     @property
     def sleeps(self) -> bool:
         """Whether vLLM gives a GPU's memory back between steps, as it does in the trainer's process."""
-        return self.pool.placement is Placement.trainer
+        return not self.pool.is_apart
 
 
 ROLLOUT_CONFIGS: dict[str, type[RolloutConfig]] = {"embedded": RolloutConfig, "vllm": VllmRolloutConfig}

@@ -121,6 +121,10 @@ class EmbeddedWorker:
         check_names(found, shapes, f"weight sync to version {version}", set())
         return self._fill(version, tensors.items(), manifest)
 
+    def release(self) -> bool:
+        """See `rollouts.sampler.Sampler`. Its memory is free as soon as nobody holds it."""
+        return True
+
     def _fill(self, version: int, tensors: Iterable[tuple[str, Tensor]], sent: Mapping[str, int]) -> Proof:
         self.version = NO_WEIGHTS
         fill(self._decoder.model, tensors)

@@ -33,6 +33,11 @@ class Sampler(RolloutWorker, Protocol):
         """
         ...
 
+    def release(self) -> bool:
+        """Free the memory of weights and caches until the next weights come; True where the sampler is of no more use
+        and another one has to be built."""
+        ...
+
 
 def build_sampler(
     template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int, returns_routes: bool = False

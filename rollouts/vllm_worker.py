@@ -86,6 +86,7 @@ class VllmWorker:
         self._queue: dict[int, RolloutRequest] = {}
         self._open: dict[int, _Open] = {}
         self._is_asleep = False
+        self._is_empty = False  # asleep, and without weights
         self._sender: WeightSender | None = None  # made by the first `load_weights`; a sampler of a pool has none
 
     @property
@@ -133,7 +134,10 @@ class VllmWorker:
     def receive(self, version: int, tensor_handle: TensorHandle, manifest: Mapping[str, int]) -> Proof:
         """See `rollouts.sampler.Sampler`. Each process of vLLM opens the handle; if one cannot, none loads anything."""
         begin = time.monotonic()
-        self._wake()
+        if self._is_empty:
+            self._engine.wake_up(tags=["weights"])  # the cache comes after the new weights, when their room is free
+        else:
+            self._wake()
         try:
             lost = [why for why in self._engine.collective_rpc("fetch_weights", args=(tensor_handle,)) if why]
             if lost:
@@ -144,12 +148,25 @@ class VllmWorker:
             update = {"version": version, "checksums": dict(manifest)}
             self._engine.collective_rpc("update_weights", args=(update,))
             self._engine.collective_rpc("finish_weight_update")
+            if self._is_empty:
+                self._engine.wake_up(tags=["kv_cache"])
+                self._is_asleep = self._is_empty = False
             self._note_versions(version)
             return self._prove(version, manifest)
         finally:
             for opened in self._open.values():
                 opened.deadline += time.monotonic() - begin
             self._rest()
+
+    def release(self) -> bool:
+        """See `rollouts.sampler.Sampler`. On a GPU vLLM drops its weights and its cache, on a CPU it keeps both.
+
+        Not verified: it has not run on a GPU yet.
+        """
+        if self._on_gpu and self.config.sleeps:
+            self._engine.sleep(level=2)
+            self._is_asleep, self._is_empty, self.version = True, True, NO_WEIGHTS
+        return False
 
     def probe(self, request: RolloutRequest) -> list[tuple[str, Probe]]:
         """See `RolloutWorker`. The ids are those that vLLM expands the prompt to. Weights that vLLM packs, as it does

@@ -40,7 +40,7 @@ EXCEPTIONS = {
     "rewards.score": {"model.run.durable", "model.run.ends", "model.run.failpoints", "model.run.printable"},
     "rewards.check": {"model.run.durable", "model.run.ends", "model.run.failpoints", "model.run.printable"},
     "rewards.rubric": {"model.run.printable"},
-    "conf.cli": {"model.run.ends", "model.run.printable"},
+    "conf.cli": {"model.run.ends", "model.run.printable", "model.run.world"},
 }
 """One reader of rows serves the commands that score and check, too; it is free of torch. Every command answers SIGTERM
 and a full disk alike."""

@@ -45,7 +45,8 @@ class BalancedLoss(Generic[AnyBatch]):
     def __call__(self, scores: TokenScores, batch: AnyBatch) -> tuple[Tensor, dict[str, float]]:
         loss_sum, metrics = self.loss(scores, batch)
         assert scores.routing is not None
-        counts = scores.routing.counts if self.counts is None else self.counts
+        own = scores.routing.counts
+        counts = own if self.counts is None else self.counts.to(own.device)
         balance = balance_loss(scores.routing, counts) / self.num_tokens
         share = routing_total(batch.inputs) / self.num_tokens  # the log adds micro-batches up
         metrics["balance"] = balance.item()

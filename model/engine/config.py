@@ -78,6 +78,8 @@ class OptimizerConfig:
 
 @dataclass
 class EngineConfig:
+    name: str = field(default="local", metadata=OUTSIDE)
+    """kind of engine, as `engine=NAME` chose it: local trains in one process, fsdp in several; not a key to set"""
     device: Device = Device.auto
     """where to train: the GPU if there is one, or what is named"""
     compute_dtype: ComputeDtype = ComputeDtype.auto
@@ -105,6 +107,41 @@ class EngineConfig:
                 raise ValueError(f"engine.{name}: expected at least 1, found {getattr(self, name)}")
         if set(self.freeze) == set(Tower):
             raise ValueError("engine.freeze: expected a tower that still trains, found all of them")
+
+
+@dataclass
+class ShardedConfig(EngineConfig):
+    """What engines over several processes share. No key changes what is computed but for the order of sums."""
+
+    replicas: int = field(default=1, metadata=OUTSIDE)
+    """whole copies of the model, each sharded over its part of the processes: one a node where the network between
+    nodes is slow and memory allows it"""
+    patience_s: float = field(default=30.0, metadata=OUTSIDE)
+    """seconds without a sign of life, or of progress while others wait, after which a process counts as failed"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.replicas < 1:
+            raise ValueError(f"engine.replicas: expected at least 1, found {self.replicas}")
+        if not 1 <= self.patience_s < float("inf"):
+            raise ValueError(f"engine.patience_s: expected at least 1 second, found {self.patience_s}")
+
+
+@dataclass
+class FsdpConfig(ShardedConfig):
+    """Weights, gradients and moments sharded by torch's FSDP2."""
+
+    name: str = field(default="fsdp", metadata=OUTSIDE)
+    """kind of engine, as `engine=NAME` chose it; not a key to set"""
+    reduce_each: bool = field(default=True, metadata=OUTSIDE)
+    """add gradients up over the processes after every micro-batch, which keeps them sharded; false does so once an
+    update, and every process keeps gradients of the whole model until then"""
+    offload_moments: bool = field(default=False, metadata=OUTSIDE)
+    """keep AdamW's moments in the host's memory and update the weights there"""
+
+
+ENGINE_CONFIGS: dict[str, type[EngineConfig]] = {"local": EngineConfig, "fsdp": FsdpConfig}
+"""The choices of `engine=`."""
 
 
 @dataclass

@@ -3,33 +3,29 @@
 import copy
 import json
 import math
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from model.batch import ModelInputs
 from model.checkpoint import sorted_tensors, write_checkpoint
 from model.config import AttentionKernel, StoredDtype, Tower
-from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, NonFiniteError, StepResult
-from model.engine.config import EngineConfig, OptimizerConfig, Schedule
+from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, StepResult
+from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import free_memory, pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
-from model.engine.schedule import learning_rate_at
+from model.engine.shards import MOMENTS, STATE, WEIGHTS, StoredShards, whole_shards, write_shards
+from model.engine.updates import UpdateCount, say_other_ranks
 from model.json_values import read_json_object
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.durable import write_stream
-from model.run.manifest import Digests, FileDigest
-from model.run.tensor_files import all_finite, write_tensors
+from model.run.manifest import Digests
 from model.sail_vl2 import SailVL2
-
-_WEIGHTS, _MOMENTS, _STATE = "weights.safetensors", "optimizer.safetensors", "engine.json"
 
 
 class LocalScorer:
@@ -82,8 +78,6 @@ class LocalEngine:
         self.model = model.to(self._device)
         self.config = config
         self.optimizer_config = optimizer
-        self.total_steps = total_steps
-        self.step_count = 0
         model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
         self._master = MasterWeights(model, self._dtype) if self._dtype is torch.bfloat16 else None
@@ -92,7 +86,12 @@ class LocalEngine:
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True
-        self._skipped_in_a_row = 0
+        dtype = str(self.compute_model.dtype).removeprefix("torch.")
+        self._updates = UpdateCount(config, optimizer, total_steps, dtype)
+
+    @property
+    def step_count(self) -> int:
+        return self._updates.step_count
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
         return LossSums(tuple(self._accumulate(batch.to(self._device), loss, denominator) for batch in batches))
@@ -125,7 +124,7 @@ class LocalEngine:
         return self.compute_model.embed(inputs.to(self._device))
 
     def step(self) -> StepResult:
-        learning_rate = learning_rate_at(self.step_count, self.total_steps, self.optimizer_config)
+        learning_rate = self._updates.learning_rate
         tower_norms = {tower.value: self._tower_norm(tower) for tower in Tower}
         total = torch.linalg.vector_norm(torch.stack(list(tower_norms.values())))
         norm = total.item()
@@ -137,14 +136,7 @@ class LocalEngine:
             self._refresh()
         self._optimizer.zero_grad()
         self._loss_is_finite = True
-        self.step_count += 1
-        self._skipped_in_a_row = 0 if applied else self._skipped_in_a_row + 1
-        if self._skipped_in_a_row >= self.config.max_skipped_updates:
-            raise NonFiniteError(
-                f"loss or gradient was not finite in {self._skipped_in_a_row} updates in a row (latest gradient norm "
-                f"{norm}); the weights are those before them: lower optimizer.learning_rate or look at the data of "
-                "these steps"
-            )
+        self._updates.add(applied, norm)
         return StepResult(learning_rate, norm, applied, {name: value.item() for name, value in tower_norms.items()})
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -154,53 +146,29 @@ class LocalEngine:
         return self._scorer.frozen()
 
     def save(self, folder: Path) -> Digests:
-        counts = {"step_count": self.step_count, "skipped_in_a_row": self._skipped_in_a_row}
-        state = {**counts, "total_steps": self.total_steps, **self._identity()}
         return {
-            _WEIGHTS: _write(folder / _WEIGHTS, self.model.named_parameters()),
-            _MOMENTS: _write(folder / _MOMENTS, self._optimizer.state()),
-            _STATE: write_stream(folder / _STATE, [json.dumps(state).encode()]),
+            **write_shards(folder, WEIGHTS, whole_shards(self.model.named_parameters())),
+            **write_shards(folder, MOMENTS, whole_shards(self._optimizer.state())),
+            STATE: write_stream(folder / STATE, [json.dumps({**self._updates.state(), "num_ranks": 1}).encode()]),
         }
 
-    @torch.no_grad()
     def load(self, folder: Path) -> None:
-        state = read_json_object(folder / _STATE)
-        for name, ours in self._identity().items():
-            if state.get(name) != ours:
-                raise ValueError(
-                    f"resume: {name}: the checkpoint was made with {state.get(name)}, this run has {ours}; "
-                    f"use {state.get(name)} again, or start anew with run.start=fresh"
-                )
-        planned = state.get("total_steps")
-        if planned != self.total_steps and self.optimizer_config.schedule is not Schedule.constant:
-            print(
-                f"resume: the learning rates are those of {self.total_steps} updates from here on; the checkpoint was "
-                f"made in a run of {planned}",
-                file=sys.stderr,
-            )
-        counts = [state.get("step_count"), state.get("skipped_in_a_row")]
-        if not all(isinstance(count, int) and count >= 0 for count in counts):
-            raise ValueError(f"{folder / _STATE}: expected step_count and skipped_in_a_row, 0 or more, found {counts}")
+        state = read_json_object(folder / STATE)
+        self._updates.check(state, str(folder / STATE))
         files = [
-            (folder / _WEIGHTS, list(self.model.named_parameters())),
-            (folder / _MOMENTS, list(self._optimizer.state())),
+            (StoredShards(folder, WEIGHTS), whole_shards(self.model.named_parameters())),
+            (StoredShards(folder, MOMENTS), whole_shards(self._optimizer.state())),
         ]
-        for path, targets in files:
-            _check(path, targets)
-        for path, targets in files:
-            _read(path, targets)
+        for stored, targets in files:
+            stored.check(targets)
+        for stored, targets in files:
+            stored.fill(targets)
         self._refresh()
-        self.step_count, self._skipped_in_a_row = state["step_count"], state["skipped_in_a_row"]
+        self._updates.restore(state)
+        say_other_ranks(state, 1)
 
     def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
         write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
-
-    def _identity(self) -> dict[str, object]:
-        """Settings that a continued run must share with its checkpoint, because they change last bits."""
-        return {
-            "num_threads": self.config.num_threads,
-            "compute_dtype": str(self.compute_model.dtype).removeprefix("torch."),
-        }
 
     def _accumulate(self, batch: AnyBatch, loss: LossFn[AnyBatch], denominator: float) -> dict[str, float]:
         loss_sum, figures = loss(self._scorer.scores(batch.inputs), batch)
@@ -218,46 +186,3 @@ class LocalEngine:
         parameters = getattr(self.model, tower.value).parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
-
-
-def _write(path: Path, tensors: Iterable[tuple[str, Tensor]]) -> FileDigest:
-    """One file of float32 tensors."""
-    named = dict(tensors)
-    shapes = {name: tensor.shape for name, tensor in named.items()}
-    return write_tensors(path, shapes, torch.float32, sorted(named.items()))
-
-
-def _check(path: Path, targets: Iterable[tuple[str, Tensor]]) -> None:
-    """`ValueError` unless a file's tensors fit `targets`, and are finite, second moments and counts also 0 or more."""
-    try:
-        with safe_open(path, "pt") as stored:
-            names = set(stored.keys())
-        for name, tensor in targets:
-            if name not in names:
-                raise ValueError(f"{path}: expected a tensor {name}, found none")
-            with safe_open(path, "pt") as stored:
-                found = stored.get_tensor(name)
-            if found.dtype != torch.float32 or found.shape != tensor.shape:
-                raise ValueError(
-                    f"{path}: {name}: expected float32 {list(tensor.shape)}, found "
-                    f"{str(found.dtype).removeprefix('torch.')} {list(found.shape)}"
-                )
-            if not all_finite(found):
-                raise ValueError(
-                    f"{path}: {name}: expected finite numbers, found NaN or infinity; remove this checkpoint to go on "
-                    "from an older one, or start anew with run.start=fresh"
-                )
-            if name.endswith(("/exp_avg_sq", "/step")) and float(found.min()) < 0:
-                raise ValueError(f"{path}: {name}: expected numbers of 0 or more, found {float(found.min()):g}")
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path}: expected a whole safetensors file, found: {error}") from None
-
-
-def _read(path: Path, targets: Iterable[tuple[str, Tensor]]) -> None:
-    """Copy a file's tensors into those of the same names, one after the other.
-
-    The file is opened anew for each, because pages that were read stay in memory as long as it is open.
-    """
-    for name, tensor in targets:
-        with safe_open(path, "pt") as stored:
-            tensor.copy_(stored.get_tensor(name))

@@ -2,8 +2,11 @@
 
 from pathlib import Path
 
-from model.checkpoint import build_flavour, load_model
+from model.checkpoint import load_processor
 from model.config import Flavour
+from model.data.sources import input_of_tables
+from model.engine.build import run_on_ranks
+from model.engine.source import FolderSource, FreshSource
 from model.pretrain.config import PretrainConfig
 from model.pretrain.documents import Documents, open_documents
 from model.run.identity import input_of
@@ -13,18 +16,28 @@ from model.supervised import run_supervised
 def run_stage(config: PretrainConfig, resolved: str) -> None:
     """Train and write `run.dir/final`; continues where an earlier call stopped."""
     if config.checkpoint:
-        model, processor = load_model(Path(config.checkpoint))
+        source = FolderSource(config.checkpoint)
+        processor = load_processor(Path(config.checkpoint))
+        start = {"checkpoint": input_of(Path(config.checkpoint))}
     else:
         assert isinstance(config.model, Flavour)  # the config refuses another
-        model, processor = build_flavour(config.model, config.run.seed)
-    run_supervised(
-        config,
+        source, start = FreshSource(config.model, config.run.seed), {}
+        processor = source.processor()
+    tables = {"data.path": config.data.path}
+    run_on_ranks(
+        config.engine,
         resolved,
-        "pretrain",
-        model,
-        processor,
-        lambda folders: open_documents(config.data, processor, config.run.seed, folders),
-        lambda folders: Documents(config.data, processor, folders, config.evaluation.data, "evaluation.data"),
-        {"data.path": config.data.path},
-        {"checkpoint": input_of(Path(config.checkpoint))} if config.checkpoint else {},
+        lambda: {**start, **input_of_tables(tables)},
+        lambda lead: run_supervised(
+            config,
+            resolved,
+            "pretrain",
+            lead,
+            source,
+            processor,
+            lambda folders: open_documents(config.data, processor, config.run.seed, folders),
+            lambda folders: Documents(config.data, processor, folders, config.evaluation.data, "evaluation.data"),
+            tables,
+            start,
+        ),
     )

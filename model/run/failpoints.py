@@ -2,7 +2,8 @@
 
 `SAILVL2_FAILPOINT=NAME:COUNT` acts when NAME is reached for the COUNT-th time; `SAILVL2_FAILPOINT=bytes:COUNT` when
 COUNT checkpoint bytes have been written. The act is SIGKILL, or what stands behind another colon: `term` is SIGTERM,
-`full` a disk without space. Unset, nothing happens.
+`full` a disk without space. Unset, nothing happens. `SAILVL2_FAILPOINT_RANK=R` leaves all ranks of an engine alone but
+rank R.
 """
 
 import errno
@@ -10,6 +11,13 @@ import os
 import signal
 
 _reached: dict[str, int] = {}
+_is_meant = True
+
+
+def only_on_rank(rank: int) -> None:
+    """Say which rank this process is."""
+    global _is_meant
+    _is_meant = os.environ.get("SAILVL2_FAILPOINT_RANK", str(rank)) == str(rank)
 
 
 def reach(name: str, amount: int = 1) -> None:
@@ -33,6 +41,6 @@ def bytes_until_end() -> int | None:
 
 
 def _failpoint() -> tuple[str, int, str]:
-    name, _, rest = os.environ.get("SAILVL2_FAILPOINT", "").partition(":")
+    name, _, rest = (os.environ.get("SAILVL2_FAILPOINT", "") if _is_meant else "").partition(":")
     count, _, act = rest.partition(":")
     return name, int(count or 0), act

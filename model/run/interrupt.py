@@ -82,6 +82,7 @@ class StopSignal:
             self._waits = True
 
     def __enter__(self) -> "StopSignal":
+        _open_signals.append(self)
         if threading.current_thread() is threading.main_thread():
             self._previous[signal.SIGTERM] = signal.signal(signal.SIGTERM, self._terminate)
             if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
@@ -91,10 +92,19 @@ class StopSignal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _open_signals.remove(self)
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         if self._previous and not _watchdog.outlives_loops:
             _watchdog.rest()
+
+    def ask(self, cause: str) -> None:
+        """Do what the first SIGTERM does. Nothing happens where one came before."""
+        if not self._asked and not self._waits:
+            os.kill(os.getpid(), signal.SIGTERM)
+        elif not self._asked:
+            self._asked = cause
+            _watchdog.insist(self._seconds)
 
     def _terminate(self, number: int, frame: FrameType | None) -> None:
         if self._asked == "SIGTERM" or not self._waits:
@@ -108,6 +118,20 @@ class StopSignal:
             raise KeyboardInterrupt
         self._asked = "Ctrl-C"
         os.write(2, b"\nCtrl-C: the run ends as soon as its state is saved; press it again to end at once\n")
+
+
+def ask_to_stop(cause: str) -> None:
+    """Ask the loop that runs now to save and stop, from any thread, as SIGTERM does; outside of a loop SIGTERM is sent.
+
+    Nothing happens where the loop was asked before.
+    """
+    if _open_signals:
+        _open_signals[-1].ask(cause)
+    else:
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+_open_signals: list[StopSignal] = []
 
 
 @contextmanager

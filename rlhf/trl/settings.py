@@ -51,6 +51,8 @@ def check(config: RlConfig) -> None:
             "evaluation.prompts: trainer=trl does not evaluate while it trains; leave it empty and run "
             "python -m rlhf.evaluate on run.dir/final"
         )
+    if config.engine.name != "local":
+        raise ValueError(f"engine: trainer=trl expects local, found {config.engine.name}; use trainer=sailvl2 for it")
     _check_batches(config)
     _expect("engine.device", config.engine.device, Device.auto, Device.cpu)
     _expect("engine.compute_dtype", config.engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)

@@ -32,17 +32,20 @@ class Setting:
     flavour: Flavour = Flavour.tiny
     config: EngineConfig = field(default_factory=lambda: EngineConfig(num_threads=1))
     seed: int = 3
+    dtype: torch.dtype = torch.float32  # of the weights that train
+    optimizer: OptimizerConfig = field(default_factory=lambda: OPTIMIZER)
+    total_steps: int = 10
 
     def model(self) -> SailVL2:
         model = SailVL2(flavour_config(self.flavour))
         model.initialise(self.seed)
-        return model
+        return model.to(self.dtype)
 
 
 Build = Callable[[Setting], TrainEngine]
 
 
-def rows(seed: int, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)) -> list[Row]:
+def rows(seed: int, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2), dtype=torch.float32) -> list[Row]:
     """Six rows of other lengths, `image_rows` of them with images; AnyRes rows have tiles of two sizes."""
     generator = torch.Generator().manual_seed(seed)
     sizes = [(32, 32), (16, 48)] if flavour is Flavour.tiny_anyres else [(32, 32)]
@@ -53,7 +56,7 @@ def rows(seed: int, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)) -> l
         prefix += torch.randint(0, 500, (2 + number,), generator=generator).tolist()
         counts = [3 + number, 2] if number % 2 else [4 + 2 * number]
         completions = [torch.randint(0, 500, (count,), generator=generator).tolist() for count in counts]
-        made.append(Row(prefix, completions, [torch.randn(1, 3, *size, generator=generator) for size in own]))
+        made.append(Row(prefix, completions, [torch.randn(1, 3, *size, generator=generator).to(dtype) for size in own]))
     return made
 
 
@@ -79,14 +82,36 @@ def num_targets(made: list[TrainBatch]) -> float:
     return float(sum(len(batch.loss_weights) for batch in made))
 
 
-def train(engine: TrainEngine, flavour: Flavour, steps: range, image_rows: tuple[int, ...] = (0, 2)) -> None:
+def train(
+    engine: TrainEngine, flavour: Flavour, steps: range, image_rows: tuple[int, ...] = (0, 2), dtype=torch.float32
+) -> None:
     for step in steps:
-        made = batches(rows(step, flavour, image_rows), num_parts=engine.num_parts)
+        made = batches(rows(step, flavour, image_rows, dtype), num_parts=engine.num_parts)
         loss = cross_entropy
         if flavour is Flavour.tiny_moe:
             loss = BalancedLoss.over(loss, engine, [b.inputs for b in made], 0.01, num_targets(made))
         engine.accumulate(made, loss, num_targets(made))
         assert engine.step().applied
+
+
+def precise(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Weights after three updates in float64, where nothing but a mistake is larger than 1e-12."""
+    engine = build(Setting(flavour, dtype=torch.float64))
+    train(engine, flavour, range(3), dtype=torch.float64)
+    return {name: tensor.detach().clone() for name, tensor in engine.weights()}
+
+
+def gradients(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Loss, norms and, through one plain update, the gradient's direction; micro-batches of other numbers than ranks."""
+    found = {}
+    for budget in (14, 40, 1000):
+        engine = build(Setting(flavour))
+        made = batches(rows(5, flavour), budget)
+        total = engine.accumulate(made, cross_entropy, num_targets(made)).total()
+        result = engine.step()
+        numbers = {"loss": total["loss"], "norm": result.grad_norm, **result.tower_norms}
+        found |= {f"{budget}.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
+    return found
 
 
 def updates(build: Build, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)) -> dict[str, Tensor]:
@@ -196,3 +221,30 @@ def narrow(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     train(engine, flavour, range(1))
     assert {tensor.dtype for _, tensor in engine.weights()} == {torch.bfloat16}
     return weights(engine)
+
+
+def again(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Two engines of one seed end with equal bits."""
+    first, second = (updates(build, flavour) for _ in range(2))
+    assert all(torch.equal(first[name], tensor) for name, tensor in second.items())
+    return first
+
+
+def run(job: dict, build: Build, folder: Path) -> dict[str, Tensor]:
+    """The cases of a job, by name; each with the names of its case and flavour before those of its tensors."""
+    found: dict[str, Tensor] = {}
+    for case, flavour, arguments in job["cases"]:
+        own = [folder / f"{case}-{flavour}" if one == "FOLDER" else one for one in arguments]
+        for one in own:
+            if isinstance(one, Path):
+                one.mkdir()
+        own = [tuple(one) if isinstance(one, list) else one for one in own]
+        key = f"{case}-{flavour}-{arguments}"
+        if case == "exported":
+            from model.checkpoint import build_flavour
+
+            result = exported(build, build_flavour(Flavour.tiny, 0)[1], *own)
+        else:
+            result = globals()[case](build, Flavour(flavour), *own)
+        found |= {f"{key}/{name}": tensor for name, tensor in result.items()}
+    return found

@@ -1,0 +1,90 @@
+"""From settings to an engine, in one process or in several that torchrun started."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from model.engine.base import TrainEngine
+from model.engine.config import EngineConfig, OptimizerConfig, ShardedConfig
+from model.engine.local import LocalEngine
+from model.engine.source import ModelSource
+from model.run.failpoints import only_on_rank
+from model.run.identity import Input, code_input
+
+if TYPE_CHECKING:
+    from model.engine.lead import Lead
+
+
+class OpenedEngine(TrainEngine, Protocol):
+    """An engine that says in a few lines what it trains."""
+
+    def described(self, start: str) -> list[str]: ...
+
+
+def run_on_ranks(
+    config: EngineConfig,
+    resolved: str,
+    inputs: Callable[[], Mapping[str, Input]],
+    run: Callable[["Lead | None"], None],
+) -> None:
+    """Call `run` where the loop belongs: here, or on rank 0 of several processes, which the others then follow.
+
+    `resolved` is the whole config as text, `inputs` what the run reads; both are compared over the ranks, and so is
+    the code. `ValueError` where they differ, and where several processes were started for an engine of one.
+    """
+    if not isinstance(config, ShardedConfig):
+        from model.engine.ranks import refuse_several_processes
+
+        refuse_several_processes(config)
+        return run(None)
+    from model.engine.lead import Lead, follow
+    from model.engine.ranks import Ranks, ignore_signals
+
+    ranks = Ranks(config)
+    only_on_rank(ranks.rank)
+    exit_code = 1
+    if ranks.rank:
+        ignore_signals(ranks.watch)
+    try:
+        found = {name: one.sha256 for name, one in inputs().items()} if ranks.num_ranks > 1 else {}
+        ranks.compare({"config": resolved, "code": code_input().sha256 if ranks.num_ranks > 1 else "", **found})
+        if ranks.rank:
+            follow(ranks)
+        lead = Lead(ranks)
+        try:
+            run(lead)
+            exit_code = 0
+        except BaseException as error:
+            exit_code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
+            raise
+        finally:
+            lead.close(exit_code)
+    finally:
+        if not ranks.rank:
+            ranks.close()
+
+
+def open_engine(
+    lead: "Lead | None",
+    source: ModelSource,
+    config: EngineConfig,
+    optimizer: OptimizerConfig,
+    total_steps: int,
+    temperature: float = 1.0,
+    barred_ids: Sequence[int] | None = None,
+) -> OpenedEngine:
+    """The engine that `config` names, with the weights of `source`.
+
+    `total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's. `ValueError`
+    for an engine of several processes outside of `run_on_ranks`.
+    """
+    if lead is not None:
+        from model.engine.lead import LeadEngine
+
+        return LeadEngine(lead, source, config, optimizer, total_steps, temperature, barred_ids)
+    if isinstance(config, ShardedConfig):
+        raise ValueError(
+            f"engine: expected local in a Python program of your own, found {config.name}; start it with torchrun and "
+            "one of the commands, such as torchrun --nproc-per-node=2 -m rlhf.train"
+        )
+    model, _ = source.model()
+    return LocalEngine(model, config, optimizer, total_steps, temperature, barred_ids)

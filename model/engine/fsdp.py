@@ -1,0 +1,410 @@
+"""Training with weights, gradients and moments sharded over processes, by torch's FSDP2.
+
+Every process makes the same calls at the same time, with micro-batches of its own; `model.engine.lead` sees to that.
+Each layer gathers its weights for its own pass and frees them. The weights that train are float32 shards; on a GPU
+they are gathered in bfloat16, and gradients are added up in float32.
+"""
+
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+from model.batch import Batch, ModelInputs
+from model.checkpoint import released_shapes
+from model.config import AttentionKernel, SailVL2Config, Tower
+from model.engine.base import LossFn, LossSums, ModelShape, StepResult
+from model.engine.config import FsdpConfig, OptimizerConfig
+from model.engine.device import free_memory, pick_dtype, prepare_cpu
+from model.engine.optimizer import AdamW
+from model.engine.parts import Fillers
+from model.engine.ranks import Ranks
+from model.engine.shards import MOMENTS, STATE, WEIGHTS, Shard, StoredShards, write_shards
+from model.engine.source import ModelSource, Rows
+from model.engine.updates import UpdateCount, say_other_ranks
+from model.engine.watch import RankFailure, out_of_memory
+from model.json_values import read_json_object
+from model.logprobs import TokenScores
+from model.run.durable import write_stream
+from model.run.failpoints import reach
+from model.run.manifest import Digests
+from model.sail_vl2 import SailVL2
+
+dist: Any = torch.distributed
+
+Part = tuple[Batch | None, ...]
+"""The micro-batches of one rank; None where it has one fewer than others."""
+
+
+class FsdpScorer:
+    """Log-probabilities by a sharded model, on every process at once."""
+
+    def __init__(
+        self,
+        model: SailVL2,
+        ranks: Ranks,
+        dtype: torch.dtype,
+        temperature: float,
+        barred_ids: Sequence[int] | None,
+        attention: AttentionKernel,
+    ) -> None:
+        """`dtype` is the number type that computes; `temperature` and `barred_ids` are the sampler's."""
+        self.model, self._ranks, self._dtype = model, ranks, dtype
+        self.settings = temperature, barred_ids, attention
+        self._temperature, self._attention = temperature, attention
+        self._barred_ids = torch.tensor(barred_ids, device=ranks.device) if barred_ids else None
+        self.fillers = Fillers(model.config)
+
+    def scores(self, inputs: ModelInputs) -> TokenScores:
+        """Scores of inputs on the model's device, with gradient where that is enabled."""
+        return self.model(inputs, self._temperature, self._barred_ids, self._attention)
+
+    @torch.no_grad()
+    def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
+        """Scores of this rank's inputs; `with_tiles` says that some rank has images."""
+        found = []
+        for number, one in enumerate(inputs):
+            self._ranks.watch.marks.at(f"micro-batch {number + 1} of {len(inputs)}")
+            whole = self.fillers.inputs(with_tiles) if one is None else one
+            whole = self.fillers.with_tile(whole) if with_tiles else whole
+            with naming_memory(number, len(inputs), whole):
+                scores = self.scores(whole.to(self._ranks.device))
+            if one is not None:
+                found.append(scores)
+        return found
+
+    def frozen(self) -> "FsdpScorer":
+        """A scorer with a copy of the shards, in the type that computes."""
+        config = self.model.config
+        own = dict(self.model.named_parameters())
+        copy = sharded_model(config, self._ranks, self._dtype, self._dtype, freeze=tuple(Tower))
+        with torch.no_grad():
+            for name, parameter in copy.named_parameters():
+                local_of(parameter).copy_(local_of(own[name]))
+        return FsdpScorer(copy, self._ranks, self._dtype, *self.settings)
+
+
+class FsdpEngine:
+    """What one process does of `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike."""
+
+    def __init__(
+        self,
+        ranks: Ranks,
+        source: ModelSource,
+        config: FsdpConfig,
+        optimizer: OptimizerConfig,
+        total_steps: int,
+        temperature: float = 1.0,
+        barred_ids: Sequence[int] | None = None,
+    ) -> None:
+        """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
+        prepare_cpu(config.num_threads)
+        self.ranks, self.config, self.optimizer_config = ranks, config, optimizer
+        model_config, rows = source.open()
+        master = rows("language_model.model.norm.weight", 0, 1).dtype
+        master = master if master is torch.float64 else torch.float32
+        dtype = pick_dtype(config.compute_dtype, ranks.device)
+        self._dtype = dtype if dtype is torch.bfloat16 else master
+        self.model = sharded_model(model_config, ranks, master, self._dtype, config.freeze)
+        fill_shards(self.model, rows)
+        self.model.checkpoint_gradients(config.gradient_checkpointing)
+        self._mark_layers()
+        self._embed = _Embedding(self.model)
+        self._scorer = FsdpScorer(self.model, ranks, self._dtype, temperature, barred_ids, config.attention_kernel)
+        moments_device = torch.device("cpu") if config.offload_moments else None
+        trained = ((name, local_of(p)) for name, p in self.model.named_parameters() if p.requires_grad)
+        self._optimizer = AdamW(trained, optimizer, moments_device)
+        self._updates = UpdateCount(config, optimizer, total_steps, str(self._dtype).removeprefix("torch."))
+        self._loss_is_finite = True
+
+    @property
+    def step_count(self) -> int:
+        return self._updates.step_count
+
+    @property
+    def shape(self) -> ModelShape:
+        return ModelShape(self.model.config, self._dtype, self.ranks.device)
+
+    def described(self) -> list[str]:
+        """Say in a few lines what trains, where, and what it takes of the memory of each process for sure."""
+        total = sum(parameter.numel() for parameter in self.model.parameters())
+        trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        moments = 8 * trained / self.ranks.num_shards
+        held = (4 * total + 4 * trained) / self.ranks.num_shards
+        on_host = f" and {moments / 2**30:.2f} GiB for moments on the host" if self.config.offload_moments else ""
+        held += 0 if self.config.offload_moments else moments
+        frozen = ", ".join(tower.value for tower in self.config.freeze)
+        share = f"{trained:,} of them trained, frozen: {frozen}" if frozen else "all trained"
+        device = self.ranks.device
+        threads = f" with {self.config.num_threads} threads" if device.type == "cpu" else ""
+        return [
+            f"{total:,} parameters, {share}",
+            self.ranks.described(),
+            f"device: {device}{threads}, computing in {str(self._dtype).removeprefix('torch.')}",
+            f"memory: {held / 2**30:.2f} GiB a process for its shards of weights, gradients and AdamW's moments"
+            f"{on_host}; gathered layers, activations, samplers and a reference come on top; "
+            f"{free_memory(device) / 2**30:.1f} GiB free here",
+        ]
+
+    def accumulate(self, part: Part, with_tiles: bool, loss: LossFn, denominator: float) -> LossSums:
+        """Add the gradient of this rank's micro-batches. `with_tiles` says that some rank has images."""
+        figures = []
+        for number, batch in enumerate(part):
+            self.ranks.watch.marks.at(f"micro-batch {number + 1} of {len(part)}")
+            self.model.set_requires_gradient_sync(self.config.reduce_each or number + 1 == len(part))
+            inputs = self._scorer.fillers.inputs(with_tiles) if batch is None else batch.inputs
+            with naming_memory(number, len(part), inputs):
+                figure = self._accumulate(batch, inputs, with_tiles, loss, denominator)
+            figures += [] if figure is None else [figure]
+            reach("accumulate")
+        return LossSums(tuple(figures))
+
+    def _accumulate(
+        self, batch: Batch | None, inputs: ModelInputs, with_tiles: bool, loss: LossFn, denominator: float
+    ) -> dict[str, float] | None:
+        device, marks = self.ranks.device, self.ranks.watch.marks
+        inputs = self._scorer.fillers.with_tile(inputs) if with_tiles else inputs
+        scores = self._scorer.scores(inputs.to(device))
+        if batch is None:
+            scores.logprobs.sum().backward()  # of no token, so all gradients are 0
+            return None
+        marks.one()
+        loss_sum, figures = loss(scores, batch.to(device))
+        marks.one()
+        self._loss_is_finite &= bool(torch.isfinite(loss_sum))
+        # FSDP2 divides by the number of ranks.
+        (loss_sum * (self.ranks.num_ranks / denominator)).backward()
+        return {**figures, "loss": loss_sum.item() / denominator}
+
+    def step(self) -> StepResult:
+        """Clip, check, update the shards, and clear the gradient."""
+        learning_rate = self._updates.learning_rate
+        squares = [self._square_sum(tower) for tower in Tower]
+        numbers = torch.stack([*squares, torch.tensor(float(not self._loss_is_finite), dtype=torch.float64)])
+        numbers = numbers.to(self.ranks.device)
+        dist.all_reduce(numbers, group=self.ranks.shard_mesh.get_group())
+        if self.config.replicas > 1:  # replicas have equal gradients, and their own losses
+            dist.all_reduce(numbers[3:], group=self.ranks.mesh["replica"].get_group())
+        norms = numbers[:3].sqrt()
+        total = numbers[:3].sum().sqrt()
+        norm = total.item()
+        applied = not numbers[3].item() and math.isfinite(norm)
+        self.ranks.watch.marks.one()
+        if applied:
+            # As torch clips, up to rounding: by (norm + 1e-6) / max_grad_norm where that is above 1.
+            excess = (total.float() + 1e-6) / self.optimizer_config.max_grad_norm
+            self._optimizer.step(learning_rate, excess if excess > 1.0 else None)
+        self._optimizer.zero_grad()
+        self.model.zero_grad(set_to_none=True)
+        self._loss_is_finite = True
+        self._updates.add(applied, norm)
+        towers = {tower.value: value for tower, value in zip(Tower, norms.tolist(), strict=True)}
+        return StepResult(learning_rate, norm, applied, towers)
+
+    def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
+        return self._scorer.logprobs(inputs, with_tiles)
+
+    @torch.no_grad()
+    def embeddings(self, inputs: ModelInputs) -> Tensor:
+        return self._embed(inputs.to(self.ranks.device))
+
+    def frozen(self) -> FsdpScorer:
+        return self._scorer.frozen()
+
+    def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
+        """(released name, whole tensor) sorted by name, on every process; one tensor is whole at a time."""
+        return whole_tensors(self.model, dtype or self._dtype, self.ranks)
+
+    def save(self, folder: Path) -> Digests:
+        """Write this rank's shards; rank 0 also what the engine is at."""
+        if not folder.is_dir():
+            raise ValueError(
+                f"run.dir: expected a folder that all ranks see, found no {folder} on rank {self.ranks.rank}"
+            )
+        digests: dict[str, Any] = {}
+        if self.ranks.writes:
+            part = self.ranks.shard, self.ranks.num_shards
+            digests |= write_shards(folder, WEIGHTS, self._weight_shards(), *part)
+            digests |= write_shards(folder, MOMENTS, self._moment_shards(), *part)
+        if self.ranks.rank == 0:
+            state = {**self._updates.state(), "num_ranks": self.ranks.num_ranks}
+            digests[STATE] = write_stream(folder / STATE, [json.dumps(state).encode()])
+        return digests
+
+    def check(self, folder: Path) -> None:
+        """`ValueError` for a saved state that does not fit; nothing is changed."""
+        self._updates.check(read_json_object(folder / STATE), str(folder / STATE))
+        StoredShards(folder, WEIGHTS).check(self._weight_shards())
+        StoredShards(folder, MOMENTS).check(self._moment_shards())
+
+    def load(self, folder: Path) -> None:
+        """Go on from a saved state that was checked."""
+        state = read_json_object(folder / STATE)
+        StoredShards(folder, WEIGHTS).fill(self._weight_shards())
+        StoredShards(folder, MOMENTS).fill(self._moment_shards())
+        self._updates.restore(state, says=self.ranks.rank == 0)
+        if self.ranks.rank == 0:
+            say_other_ranks(state, self.ranks.num_ranks)
+
+    def _weight_shards(self) -> dict[str, Shard]:
+        return {name: _shard_of(parameter) for name, parameter in self.model.named_parameters()}
+
+    def _moment_shards(self) -> dict[str, Shard]:
+        places = {name: _shard_of(parameter) for name, parameter in self.model.named_parameters()}
+        found = {}
+        for name, tensor in self._optimizer.state():
+            place = places[name.rpartition("/")[0]]
+            found[name] = Shard(tensor, place.start, place.shape) if tensor.dim() else Shard.whole(tensor)
+        return found
+
+    def _square_sum(self, tower: Tower) -> Tensor:
+        """Sum of the squares of this rank's part of a tower's gradient, and the parts handed to the optimizer."""
+        total = torch.zeros((), dtype=torch.float64)
+        prefix = f"{tower.value}."
+        for name, parameter in self.model.named_parameters():
+            if not name.startswith(prefix) or parameter.grad is None:
+                continue
+            # FSDP2 may have moved the shard since the last update.
+            local = self._optimizer.parameters[name] = local_of(parameter)
+            local.grad = local_of(parameter.grad)
+            if local.grad.numel():
+                total += torch.linalg.vector_norm(local.grad, dtype=torch.float64).cpu().square()
+        return total
+
+    def _mark_layers(self) -> None:
+        """Count layers as progress, which tells a rank that is stuck from those that wait for it."""
+        marks = self.ranks.watch.marks
+        for layer in layers_of(self.model):
+            layer.register_forward_hook(lambda *_, marks=marks: marks.one())
+
+
+class _Embedding:
+    """The input of the decoder, outside of a whole forward pass."""
+
+    def __init__(self, model: SailVL2) -> None:
+        # Under another name: within a forward pass `embed` must not free what the root goes on to need.
+        model.embed_alone = MethodType(SailVL2.embed, model)
+        register_fsdp_forward_method(model, "embed_alone")
+        self._model = model
+
+    def __call__(self, inputs: ModelInputs) -> Tensor:
+        return self._model.embed_alone(inputs)
+
+
+class naming_memory:
+    """Names the micro-batch in which memory ran out."""
+
+    def __init__(self, number: int, count: int, inputs: ModelInputs) -> None:
+        self._text = (
+            f"out of memory in micro-batch {number + 1} of {count}, of {inputs.num_tokens} tokens and "
+            f"{inputs.num_tiles} image tiles; lower engine.micro_batch_tokens, set engine.gradient_checkpointing=true, "
+            "or use more processes"
+        )
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and out_of_memory(error):
+            raise RankFailure(self._text) from error
+
+
+def layers_of(model: SailVL2) -> list[nn.Module]:
+    """The blocks whose weights are gathered one after the other."""
+    return [*model.vision_model.trunk.blocks, *model.language_model.model.layers]
+
+
+def sharded_model(
+    config: SailVL2Config, ranks: Ranks, dtype: torch.dtype, compute: torch.dtype, freeze: Sequence[Tower]
+) -> SailVL2:
+    """A model whose weights of type `dtype` are sharded over the ranks, and still to be filled in.
+
+    It is made without memory first, so no process ever holds all of it. The embedding, the head, the norms outside of
+    the layers, and the adapter are one group, which is gathered at the beginning.
+    """
+    with torch.device("meta"):
+        model = SailVL2(config).to(dtype)
+    model.freeze(freeze)
+    policy = MixedPrecisionPolicy(
+        param_dtype=compute if compute is not dtype else None,
+        reduce_dtype=torch.float32 if compute is torch.bfloat16 else None,
+        cast_forward_inputs=False,
+    )
+    for layer in layers_of(model):
+        fully_shard(layer, mesh=ranks.mesh, mp_policy=policy)
+    # The root too frees its weights after the forward pass: kept ones would go stale at a step that no backward
+    # pass precedes.
+    fully_shard(model, mesh=ranks.mesh, mp_policy=policy, reshard_after_forward=True)
+    model.to_empty(device=ranks.device)
+    model.language_model.tie()
+    return model
+
+
+@torch.no_grad()
+def fill_shards(model: SailVL2, rows: Rows) -> None:
+    """Give every shard its rows."""
+    for name, parameter in model.named_parameters():
+        shard = _shard_of(parameter)
+        if shard.tensor.numel():
+            shard.tensor.copy_(rows(name, shard.start, shard.stop))
+
+
+def local_of(tensor: Tensor) -> Tensor:
+    """The part of a sharded tensor that this process holds; shares its memory."""
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def _shard_of(parameter: Tensor) -> Shard:
+    assert isinstance(parameter, DTensor)
+    shape = tuple(parameter.shape)
+    _, offset = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
+    local = local_of(parameter)
+    return Shard(local, offset[0] if local.numel() else shape[0], shape)
+
+
+def whole_tensors(model: SailVL2, dtype: torch.dtype, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:
+    """(released name, whole tensor) sorted by name, in `dtype`; every process draws them at the same time.
+
+    A stack of experts is never whole: each expert comes from the rank that holds it.
+    """
+    parameters: Mapping[str, Tensor] = dict(model.named_parameters())
+    marks = ranks.watch.marks
+    for name in released_shapes(model.config):
+        marks.one()
+        yield name, _whole(name, parameters, dtype, ranks).detach()
+
+
+@torch.no_grad()
+def _whole(name: str, parameters: Mapping[str, Tensor], dtype: torch.dtype, ranks: Ranks) -> Tensor:
+    stem, _, expert_leaf = name.partition(".experts.")
+    if not expert_leaf:
+        held = parameters.get(name)
+        if held is None:  # a tied head
+            held = parameters["language_model.model.embed_tokens.weight"]
+        assert isinstance(held, DTensor)
+        # Rounded before it is gathered: half the traffic, and the same bytes.
+        return held.to(dtype).full_tensor()
+    number, kind, _ = expert_leaf.split(".")
+    leaf = "down_proj" if kind == "down_proj" else "gate_up_proj"
+    stack = _shard_of(parameters[f"{stem}.experts.{leaf}"])
+    expert = int(number) - stack.start
+    one = stack.shape[1:] if leaf == "down_proj" else (stack.shape[1] // 2, stack.shape[2])
+    if 0 <= expert < len(stack.tensor):
+        matrix = stack.tensor[expert]
+        if leaf == "gate_up_proj":
+            matrix = matrix.chunk(2)[kind == "up_proj"]
+        matrix = matrix.to(dtype).contiguous()
+    else:
+        matrix = torch.empty(one, dtype=dtype, device=stack.tensor.device)
+    per_rank = -(-stack.shape[0] // ranks.num_shards)  # FSDP2 gives every rank so many rows until there are no more
+    group = ranks.shard_mesh.get_group()
+    dist.broadcast(matrix, dist.get_global_rank(group, int(number) // per_rank), group)
+    return matrix

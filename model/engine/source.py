@@ -1,0 +1,97 @@
+"""Where the first weights of an engine come from: a checkpoint folder, or a seed. Each process reads its own rows."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from model.checkpoint import StoredTensors, build_flavour, fitting_config, flavour_processor, load_model, load_processor
+from model.config import Flavour, SailVL2Config
+from model.processing.processor import Processor
+from model.run.failpoints import reach
+from model.run.tensor_files import all_finite
+from model.sail_vl2 import SailVL2
+
+Rows = Callable[[str, int, int], Tensor]
+"""(name of a parameter of the model, first row, end) -> those rows of it."""
+
+
+class ModelSource(Protocol):
+    """Can be sent to another process, which opens it there."""
+
+    def model(self) -> tuple[SailVL2, Processor]:
+        """The whole model in float32, and its processor."""
+        ...
+
+    def open(self) -> tuple[SailVL2Config, Rows]:
+        """The model's config and its weights, of which only the rows that are asked for are read."""
+        ...
+
+
+@dataclass(frozen=True)
+class FolderSource:
+    """A checkpoint folder."""
+
+    folder: str
+
+    def model(self) -> tuple[SailVL2, Processor]:
+        return load_model(Path(self.folder))
+
+    def open(self) -> tuple[SailVL2Config, Rows]:
+        folder = Path(self.folder)
+        load_processor(folder)  # says what is wrong with a folder
+        stored = StoredTensors(folder)
+        config = fitting_config(SailVL2Config.from_folder(folder), stored)
+        reach("load")
+        return config, lambda name, start, stop: _stored_rows(stored, name, start, stop)
+
+
+@dataclass(frozen=True)
+class FreshSource:
+    """A flavour with weights from a seed."""
+
+    flavour: Flavour
+    seed: int
+    dtype: torch.dtype = torch.float32
+
+    def model(self) -> tuple[SailVL2, Processor]:
+        model, processor = self._built
+        return model.to(self.dtype), processor
+
+    def processor(self) -> Processor:
+        """That of the flavour, without a model."""
+        return flavour_processor(self.flavour)
+
+    def open(self) -> tuple[SailVL2Config, Rows]:
+        parameters = dict(self.model()[0].named_parameters())
+        return self._built[0].config, lambda name, start, stop: parameters[name].detach()[start:stop]
+
+    @cached_property
+    def _built(self) -> tuple[SailVL2, Processor]:
+        return build_flavour(self.flavour, self.seed)
+
+    def __getstate__(self) -> dict[str, object]:
+        return {"flavour": self.flavour, "seed": self.seed, "dtype": self.dtype}
+
+
+def _stored_rows(stored: StoredTensors, name: str, start: int, stop: int) -> Tensor:
+    """Rows of a parameter from the released tensors that it is made of. `ValueError` for NaN or infinity."""
+    stem, _, leaf = name.rpartition(".")
+    if not stem.endswith(".experts"):
+        return _finite(stored.rows(name, start, stop), stored, name)
+    kinds = ("gate_proj", "up_proj") if leaf == "gate_up_proj" else (leaf,)
+    experts = []
+    for expert in range(start, stop):
+        names = [f"{stem}.{expert}.{kind}.weight" for kind in kinds]
+        experts.append(torch.cat([_finite(stored.get(one), stored, one) for one in names]))
+    return torch.stack(experts)
+
+
+def _finite(tensor: Tensor, stored: StoredTensors, name: str) -> Tensor:
+    if not all_finite(tensor):
+        raise ValueError(f"{stored.folder}: {name}: expected finite numbers, found NaN or infinity")
+    return tensor
