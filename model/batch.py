@@ -16,13 +16,31 @@ from torch import Tensor
 from model.layout import Layout, Span
 
 
+class StoredImage(Protocol):
+    """An image that is opened where its pixels are needed, in whatever process that is."""
+
+    @property
+    def shape(self) -> torch.Size:
+        """[tiles, 3, height, width] of its pixels."""
+        ...
+
+    @property
+    def nbytes(self) -> int:
+        """Memory that it takes unopened."""
+        ...
+
+    def open(self) -> Tensor:
+        """Its pixels. `MediaError` where it cannot be read."""
+        ...
+
+
 @dataclass(frozen=True)
 class Row:
     """One prefix and the completions that share it: `[prefix][completion 1] ... [completion G]`."""
 
     prefix_ids: Sequence[int]  # expanded form: one placeholder id per visual token
     completions: Sequence[Sequence[int]]  # at least one, none empty; every token of them is scored
-    images: Sequence[Tensor] = ()  # pixels of the prefix's images, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage] = ()  # the prefix's images, pixels of each [tiles, 3, height, width]
     routes: "RowRoutes | None" = None  # the experts that a sampler of an MoE took
 
     @property
@@ -39,6 +57,21 @@ class RowRoutes:
 
 
 @dataclass(frozen=True)
+class StoredPixels:
+    """Tiles of one size, of images that are still to be opened."""
+
+    images: tuple[Tensor | StoredImage, ...]
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((sum(image.shape[0] for image in self.images), *self.images[0].shape[1:]))
+
+    def open(self) -> Tensor:
+        """[I, 3, height, width]."""
+        return _joined([image if isinstance(image, Tensor) else image.open() for image in self.images])
+
+
+@dataclass(frozen=True)
 class ModelInputs:
     """The input of the model: T tokens of R rows, and which N tokens to score."""
 
@@ -46,7 +79,7 @@ class ModelInputs:
     positions: Tensor  # [T] restart in each row; completions restart after their prefix
     layout: Layout
     root_lengths: Tensor  # [R]
-    pixels: tuple[Tensor, ...]  # one [I, 3, height, width] per tile size; fixed-resolution models have one size
+    pixels: tuple[Tensor | StoredPixels, ...]  # one [I, 3, height, width] per tile size; fixed resolution has one size
     visual_index: Tensor  # tokens that visual features replace, in the order of `pixels`
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
@@ -62,7 +95,19 @@ class ModelInputs:
     def num_tiles(self) -> int:
         return sum(tiles.shape[0] for tiles in self.pixels)
 
+    @property
+    def tiles(self) -> tuple[Tensor, ...]:
+        """The pixels, which are there after `to`."""
+        assert all(isinstance(tiles, Tensor) for tiles in self.pixels)
+        return self.pixels  # pyright: ignore[reportReturnType]
+
+    @property
+    def is_open(self) -> bool:
+        """Whether all pixels are there."""
+        return all(isinstance(tiles, Tensor) for tiles in self.pixels)
+
     def to(self, device: torch.device) -> "ModelInputs":
+        """A copy on `device` whose images are open. `MediaError` where one cannot be read."""
         return move_batch(self, device)
 
 
@@ -73,7 +118,7 @@ class Batch(Protocol):
     def inputs(self) -> ModelInputs: ...
 
     def to(self, device: torch.device) -> Self:
-        """A copy with every tensor on `device`."""
+        """A copy with every tensor on `device` and every image open. `MediaError` where one cannot be read."""
         ...
 
 
@@ -129,19 +174,23 @@ def _pack_routes(rows: Sequence[Row]) -> Tensor | None:
     return torch.from_numpy(packed)
 
 
-def split_by_tokens(lengths: Sequence[int], budget: int, num_parts: int = 1) -> list[list[int]]:
+def split_by_tokens(
+    lengths: Sequence[int], budget: int, num_parts: int = 1, costs: Sequence[float] | None = None
+) -> list[list[int]]:
     """Deal rows of these lengths into micro-batches of at most `budget` tokens; a longer row stands alone.
 
     Returns the numbers of the rows of each micro-batch. For one part rows stay in order. For several the number of
-    micro-batches is a multiple of `num_parts` where there are rows enough, and they cost alike: the longest rows are
-    dealt first, each to the emptiest micro-batch, because processes that work side by side wait for the slowest.
+    micro-batches is a multiple of `num_parts` where there are rows enough, and they cost alike: the dearest rows are
+    dealt first, each to the cheapest micro-batch, because processes that work side by side wait for the slowest.
+    `costs` of the rows are their lengths unless given.
     """
     if num_parts == 1:
         return _in_order(lengths, budget)
+    costs = lengths if costs is None else costs
     rounds = max(1, -(-sum(lengths) // (budget * num_parts)))
     while True:
         count = min(len(lengths), rounds * num_parts)
-        bins = _longest_first(lengths, count)
+        bins = _dearest_first(costs, count)
         fits = all(len(rows) == 1 or sum(lengths[row] for row in rows) <= budget for rows in bins)
         if fits or count == len(lengths):
             return bins
@@ -160,35 +209,45 @@ def _in_order(lengths: Sequence[int], budget: int) -> list[list[int]]:
     return bins
 
 
-def _longest_first(lengths: Sequence[int], count: int) -> list[list[int]]:
+def _dearest_first(costs: Sequence[float], count: int) -> list[list[int]]:
     """`count` bins; rows keep their order within one."""
     bins: list[list[int]] = [[] for _ in range(count)]
-    loads = [0] * count
-    for row in sorted(range(len(lengths)), key=lambda row: -lengths[row]):
-        emptiest = loads.index(min(loads))
-        bins[emptiest].append(row)
-        loads[emptiest] += lengths[row]
+    loads = [0.0] * count
+    for row in sorted(range(len(costs)), key=lambda row: -costs[row]):
+        cheapest = loads.index(min(loads))
+        bins[cheapest].append(row)
+        loads[cheapest] += costs[row]
     return [sorted(rows) for rows in bins]
 
 
 def _place_images(
     rows: Sequence[Row], placeholders: np.ndarray, pixels_per_token: int
-) -> tuple[tuple[Tensor, ...], Tensor]:
+) -> tuple[tuple[Tensor | StoredPixels, ...], Tensor]:
     """(pixels by tile size, the placeholder tokens they fill in the same order)."""
     images = [image for row in rows for image in row.images]
-    lengths = [len(i) * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
+    lengths = [i.shape[0] * (i.shape[2] // pixels_per_token) * (i.shape[3] // pixels_per_token) for i in images]
     _check_placeholders(rows, placeholders, lengths)
-    by_size: dict[tuple[int, ...], tuple[list[Tensor], list[np.ndarray]]] = {}
+    by_size: dict[tuple[int, ...], tuple[list[Tensor | StoredImage], list[np.ndarray]]] = {}
     pieces = np.split(placeholders, np.cumsum(lengths)[:-1]) if images else []
     for image, piece in zip(images, pieces, strict=True):
         tiles, index = by_size.setdefault(tuple(image.shape[2:]), ([], []))
         tiles.append(image)
         index.append(piece)
-    pixels = tuple(torch.cat(tiles) for tiles, _ in by_size.values())
-    if not all(torch.isfinite(tiles).all() for tiles in pixels):
-        raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
+    pixels = tuple(_pixels(tiles) for tiles, _ in by_size.values())
     index = [piece for _, pieces in by_size.values() for piece in pieces]
     return pixels, torch.from_numpy(np.concatenate(index) if index else placeholders)
+
+
+def _pixels(images: Sequence[Tensor | StoredImage]) -> Tensor | StoredPixels:
+    opened = [image for image in images if isinstance(image, Tensor)]
+    return _joined(opened) if len(opened) == len(images) else StoredPixels(tuple(images))
+
+
+def _joined(images: Sequence[Tensor]) -> Tensor:
+    tiles = torch.cat(list(images))
+    if not torch.isfinite(tiles).all():
+        raise ValueError("pixels: expected finite numbers, found NaN or infinity in an image; check how it was made")
+    return tiles
 
 
 def _check_placeholders(rows: Sequence[Row], placeholders: np.ndarray, lengths: list[int]) -> None:
@@ -201,7 +260,7 @@ def _check_placeholders(rows: Sequence[Row], placeholders: np.ndarray, lengths: 
         if expected != found[number]:
             raise ValueError(
                 f"image placeholders: row {number}: expected {expected} tokens for {len(row.images)} images of "
-                f"{sum(map(len, row.images))} tiles, found {found[number]}; "
+                f"{sum(image.shape[0] for image in row.images)} tiles, found {found[number]}; "
                 "expand each image once, and never train on a sampled placeholder"
             )
 
@@ -287,8 +346,8 @@ Moved = TypeVar("Moved")
 
 
 def move_batch(batch: Moved, device: torch.device) -> Moved:
-    """A copy of a batch, which is a dataclass, with every tensor on `device`."""
-    if device.type == "cpu":
+    """A copy of a batch, which is a dataclass, with every tensor on `device` and every image open."""
+    if device.type == "cpu" and _is_open(batch):
         return batch
     moved: dict[str, object] = {}
     for f in fields(batch):  # pyright: ignore[reportArgumentType]
@@ -296,9 +355,15 @@ def move_batch(batch: Moved, device: torch.device) -> Moved:
         if isinstance(value, Tensor):
             moved[f.name] = value.to(device, non_blocking=True)
         elif isinstance(value, tuple):
-            moved[f.name] = tuple(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in value)
+            opened = (one.open() if isinstance(one, StoredPixels) else one for one in value)
+            moved[f.name] = tuple(v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for v in opened)
         elif isinstance(value, ModelInputs | Layout):
             moved[f.name] = move_batch(value, device)
         else:
             moved[f.name] = value
     return type(batch)(**moved)
+
+
+def _is_open(batch: object) -> bool:
+    inputs = batch if isinstance(batch, ModelInputs) else getattr(batch, "inputs", None)
+    return not isinstance(inputs, ModelInputs) or inputs.is_open

@@ -71,7 +71,7 @@ class SailVL2(nn.Module):
         embeddings = self.language_model.model.embed_tokens(inputs.token_ids)
         if not inputs.num_tiles:
             return embeddings
-        visual = torch.cat([tokens.flatten(0, 1) for tokens in self.visual_tokens(inputs.pixels)])
+        visual = torch.cat([tokens.flatten(0, 1) for tokens in self.visual_tokens(inputs.tiles)])
         if inputs.has_filler_tile:
             visual = visual[:0]
         return embeddings.index_copy(0, inputs.visual_index, visual.to(embeddings.dtype))

@@ -14,6 +14,7 @@ from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.build import open_engine
 from model.engine.config import Normalisation, SupervisedConfig
+from model.engine.parts import Costs
 from model.engine.source import ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
@@ -35,8 +36,8 @@ def run_supervised(
     lead: "Lead | None",
     source: ModelSource,
     processor: Processor,
-    open_rows: Callable[[DataFolders], StepRows],
-    open_held_out: Callable[[DataFolders], RowSource[Row]],
+    open_rows: Callable[[DataFolders, Processor], StepRows],
+    open_held_out: Callable[[DataFolders, Processor], RowSource[Row]],
     tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
 ) -> None:
@@ -46,13 +47,15 @@ def run_supervised(
     `config.evaluation.data`, where that is given. `tables`: key of the config -> the table that it names. `inputs`:
     what the run reads beside its rows.
     """
+    if lead is not None and lead.ranks.num_ranks > 1:
+        processor = processor.storing_pictures()
     tables = {**tables, "evaluation.data": config.evaluation.data}
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
         if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
             return after_training(run.folder)
         folders = DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl")
-        rows_of_step = open_rows(folders)
-        held_out_rows = open_held_out(folders.named("evaluation")) if config.evaluation.data else None
+        rows_of_step = open_rows(folders, processor)
+        held_out_rows = open_held_out(folders.named("evaluation"), processor) if config.evaluation.data else None
         run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **(inputs or {})})
         one_pass = rows_of_step.steps_per_pass
         config = replace(config, max_steps=config.steps_for(one_pass), epochs=0.0)
@@ -100,7 +103,8 @@ def train_supervised(
                 denominator = num_tokens if config.normalisation is Normalisation.tokens else num_samples
             with run.timed("update"):
                 lengths = [row.num_tokens for row in rows]
-                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts)
+                costs = [Costs.of(processor.config).of_row(row) for row in rows] if engine.num_parts > 1 else None
+                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts, costs)
                 batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
                 loss: LossFn[TrainBatch] = cross_entropy
                 if balance_coefficient:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from model.batch import StoredImage
 from model.data.chat_rows import require_reference
 from model.data.media_error import MediaError
 from model.data.raw_rows import RawRow
@@ -29,7 +30,7 @@ class Task:
 
     prompt: Prompt
     tokens: PromptTokens
-    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     root: Path  # folder that image names are relative to
 
     @property
@@ -174,7 +175,7 @@ class PromptSet(TableSource[PromptRow]):
                 f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "
                 f"{_num_visual_tokens(tokens)}; keep files as they are while they are used"
             )
-        return Task(row.prompt, tokens, self._processor.open_images(row.root, tokens.images), row.root)
+        return Task(row.prompt, tokens, self._processor.pictures(row.root, tokens.images), row.root)
 
 
 def _num_visual_tokens(tokens: PromptTokens) -> int:

@@ -53,6 +53,8 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
 def _run(config: RlConfig, resolved: str, rubric_class: type[Rubric], lead: "Lead | None") -> None:
     processor = load_processor(Path(config.checkpoint))
     asked = config
+    if lead is not None and lead.ranks.num_ranks > 1:
+        processor = processor.storing_pictures()
     config, algorithm = checked(config, processor)
     with rubric_class(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings

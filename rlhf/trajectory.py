@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.batch import ModelInputs, Row, RowRoutes, move_batch, pack_rows, split_by_tokens
+from model.batch import ModelInputs, Row, RowRoutes, StoredImage, move_batch, pack_rows, split_by_tokens
 from model.engine.base import Scorer
+from model.engine.parts import Costs
 from rewards.result import RewardResult, Status
 from rollouts.rollout import FinishReason, Prompt, Rollout
 
@@ -52,7 +53,7 @@ class Group:
 
     group_index: int  # number of the group within the run
     prompt: Prompt
-    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]
     files: Sequence[str] = ()  # paths of the prompt's images and videos
 
@@ -96,6 +97,7 @@ class Packing:
     placeholder_id: int
     pixels_per_token: int
     num_parts: int = 1  # see `TrainEngine.num_parts`
+    costs: Costs | None = None  # what rows cost, where there are several parts
 
     def pack(self, groups: Sequence[Group], mean_per_sequence: bool = False) -> list[PolicyBatch]:
         """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.
@@ -123,7 +125,8 @@ class Packing:
     def _dealt(self, groups: Sequence[Group]) -> list[list["_Piece"]]:
         """The pieces of each micro-batch."""
         pieces = [piece for group in groups for piece in _split_group(group, self.budget)]
-        bins = split_by_tokens([piece.num_tokens for piece in pieces], self.budget, self.num_parts)
+        costs = [self.costs.of_row(piece.row(replays=False)) for piece in pieces] if self.costs else None
+        bins = split_by_tokens([piece.num_tokens for piece in pieces], self.budget, self.num_parts, costs)
         return [[pieces[number] for number in numbers] for numbers in bins]
 
     def _batch(self, pieces: Sequence["_Piece"], mean_per_sequence: bool, replays: bool = True) -> PolicyBatch:
@@ -157,7 +160,7 @@ class _Piece:
     """Trajectories of a group that make one row."""
 
     trajectories: list[Trajectory]
-    images: Sequence[Tensor]
+    images: Sequence[Tensor | StoredImage]
 
     @property
     def num_tokens(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from model.engine.balance import BalancedLoss, routed_counts
 from model.engine.base import LossFn, LossSums, NonFiniteError, Scorer, StepResult, TrainEngine
+from model.engine.parts import Costs
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.printable import names
@@ -31,7 +32,9 @@ class Policy:
         """How groups become micro-batches for this engine."""
         processor = self.processor
         pixels_per_token = processor.config.pixels_per_token
-        return Packing(self.micro_batch_tokens, processor.placeholder_id, pixels_per_token, self.engine.num_parts)
+        num_parts = self.engine.num_parts
+        costs = Costs.of(processor.config) if num_parts > 1 else None
+        return Packing(self.micro_batch_tokens, processor.placeholder_id, pixels_per_token, num_parts, costs)
 
 
 @dataclass(frozen=True)

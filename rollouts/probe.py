@@ -23,11 +23,11 @@ _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 @torch.no_grad()
 def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) -> Probe:
     """Return every stage of our own model."""
-    images = [image.to(model.device) for image in request.images]
-    inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, model.config.pixels_per_token)
+    images = [image.to(model.device) for image in request.pixels]
+    inputs = pack_rows([Row(request.prompt_ids, [], request.pixels)], placeholder_id, model.config.pixels_per_token)
     visual = [model.visual_tokens([image.to(model.dtype)])[0].flatten(0, 1) for image in images]
     return {
-        **probe_inputs(request.prompt_ids, request.images),
+        **probe_inputs(request.prompt_ids, request.pixels),
         **probe_weights(released_tensors(model), model.dtype),
         **{f"visual.{number}": tokens.cpu() for number, tokens in enumerate(visual)},
         "embeddings": model.embed(inputs.to(model.device)).cpu(),
@@ -36,15 +36,16 @@ def probe_model(model: SailVL2, request: RolloutRequest, placeholder_id: int) ->
 
 def probe_engine(engine: TrainEngine, request: RolloutRequest, placeholder_id: int, pixels_per_token: int) -> Probe:
     """Return every stage of the model that an engine trains."""
-    inputs = pack_rows([Row(request.prompt_ids, [], request.images)], placeholder_id, pixels_per_token)
+    pixels = request.pixels
+    inputs = pack_rows([Row(request.prompt_ids, [], pixels)], placeholder_id, pixels_per_token)
     embeddings = engine.embeddings(inputs).cpu()
     sums, dtype = {}, embeddings.dtype
     for name, tensor in engine.weights():
         sums[f"weights.{name}"], dtype = torch.tensor(tensor_checksum(tensor)), tensor.dtype
-    lengths = [image[:, 0].numel() // pixels_per_token**2 for image in request.images]
+    lengths = [image[:, 0].numel() // pixels_per_token**2 for image in pixels]
     visual = embeddings[inputs.token_ids == placeholder_id].split(lengths) if lengths else ()
     return {
-        **probe_inputs(request.prompt_ids, request.images),
+        **probe_inputs(request.prompt_ids, pixels),
         "dtype": torch.empty(0, dtype=dtype),
         **sums,
         **{f"visual.{number}": tokens for number, tokens in enumerate(visual)},

@@ -1,12 +1,13 @@
 """Plain data that samplers take and give, and the protocol that every sampler follows."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Any, Protocol
 
 from torch import Tensor
 
+from model.batch import StoredImage
 from rollouts.routes import Routes
 
 Json = dict[str, Any]
@@ -51,10 +52,19 @@ class RolloutRequest:
     prompt_id: str
     prompt_ids: Sequence[int]  # token ids in which every image is expanded to its visual tokens
     placeholder_ids: Sequence[int]  # token ids with one placeholder per image or frame, for samplers that expand them
-    images: Sequence[Tensor]  # pixels of the prompt, each [tiles, 3, height, width]
+    images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
     returns_routes: bool = False  # whether the rollouts say which experts an MoE took for every token
+
+    @property
+    def pixels(self) -> list[Tensor]:
+        """The pixels of the images, which are opened here. `MediaError` where one cannot be read."""
+        return [image if isinstance(image, Tensor) else image.open() for image in self.images]
+
+    def opened(self) -> "RolloutRequest":
+        """The same request with its images open."""
+        return self if all(isinstance(image, Tensor) for image in self.images) else replace(self, images=self.pixels)
 
 
 @dataclass(frozen=True)

@@ -174,11 +174,11 @@ class VllmWorker:
         self._wake()
         prompt: dict[str, object] = {"prompt_token_ids": list(request.placeholder_ids)}
         if request.images:
-            prompt["multi_modal_data"] = {"image": list(request.images)}
+            prompt["multi_modal_data"] = {"image": request.pixels}
         (rendered,) = self._engine.renderer.render_cmpl([prompt], skip_mm_cache=True)
-        found = self._engine.collective_rpc("probe", args=(list(request.images),))[0]
+        found = self._engine.collective_rpc("probe", args=(request.pixels,))[0]
         self._rest()
-        return [("vLLM", {**probe_inputs(rendered["prompt_token_ids"], request.images), **found})]
+        return [("vLLM", {**probe_inputs(rendered["prompt_token_ids"], request.pixels), **found})]
 
     def metrics(self) -> dict[str, float]:
         return {}
@@ -223,8 +223,9 @@ class VllmWorker:
                 "cache_salt": str(self.version),  # so that keys and values of other weights are never used
             }
             if request.images:
-                names = [f"{self.version}/{_digest(pixels)}" for pixels in request.images]
-                prompt |= {"multi_modal_data": {"image": list(request.images)}, "multi_modal_uuids": {"image": names}}
+                opened = request.pixels
+                names = [f"{self.version}/{_digest(pixels)}" for pixels in opened]
+                prompt |= {"multi_modal_data": {"image": opened}, "multi_modal_uuids": {"image": names}}
             (rendered,) = self._engine.renderer.render_cmpl([prompt])
             for sample in range(request.group_size):
                 parameters = self._parameters(request, sample)

@@ -65,7 +65,7 @@ class _Samples(TableSource[Sample]):
     def build(self, index: int) -> Row:
         sample = self.items[index]
         prompt, completions = self._ids_of(sample)
-        return Row(prompt.ids, completions, self._processor.open_images(sample.chat.root, prompt.images))
+        return Row(prompt.ids, completions, self._processor.pictures(sample.chat.root, prompt.images))
 
     def measured(self, sample: Sample) -> tuple[str, Sample, int]:
         """(id, the sample, its packed tokens), its images checked."""

@@ -7,14 +7,15 @@ they are gathered in bfloat16, and gradients are added up in float32.
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
@@ -157,8 +158,9 @@ class FsdpEngine:
     def accumulate(self, part: Part, with_tiles: bool, loss: LossFn, denominator: float) -> LossSums:
         """Add the gradient of this rank's micro-batches. `with_tiles` says that some rank has images."""
         figures = []
-        for number, batch in enumerate(part):
+        for number, batch in enumerate(opened_ahead(part)):
             self.ranks.watch.marks.at(f"micro-batch {number + 1} of {len(part)}")
+            assert isinstance(self.model, FSDPModule)
             self.model.set_requires_gradient_sync(self.config.reduce_each or number + 1 == len(part))
             inputs = self._scorer.fillers.inputs(with_tiles) if batch is None else batch.inputs
             with naming_memory(number, len(part), inputs):
@@ -291,12 +293,24 @@ class _Embedding:
 
     def __init__(self, model: SailVL2) -> None:
         # Under another name: within a forward pass `embed` must not free what the root goes on to need.
-        model.embed_alone = MethodType(SailVL2.embed, model)
+        object.__setattr__(model, "embed_alone", MethodType(SailVL2.embed, model))
         register_fsdp_forward_method(model, "embed_alone")
-        self._model = model
+        self._call: Callable[[ModelInputs], Tensor] = model.__dict__["embed_alone"]
 
     def __call__(self, inputs: ModelInputs) -> Tensor:
-        return self._model.embed_alone(inputs)
+        return self._call(inputs)
+
+
+def opened_ahead(part: Part) -> Iterator[Batch | None]:
+    """The micro-batches with their images open; those of the next one are opened while one is worked on."""
+    host = torch.device("cpu")
+    with ThreadPoolExecutor(1, "images") as opener:
+        waiting = None
+        for number, batch in enumerate(part):
+            ready = batch.to(host) if batch is not None and waiting is None else waiting.result() if waiting else None
+            following = part[number + 1] if number + 1 < len(part) else None
+            waiting = None if following is None else opener.submit(following.to, host)
+            yield ready
 
 
 class naming_memory:
@@ -359,7 +373,8 @@ def fill_shards(model: SailVL2, rows: Rows) -> None:
 
 def local_of(tensor: Tensor) -> Tensor:
     """The part of a sharded tensor that this process holds; shares its memory."""
-    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+    held = tensor.detach()
+    return held.to_local() if isinstance(held, DTensor) else held
 
 
 def _shard_of(parameter: Tensor) -> Shard:
@@ -389,9 +404,9 @@ def _whole(name: str, parameters: Mapping[str, Tensor], dtype: torch.dtype, rank
         held = parameters.get(name)
         if held is None:  # a tied head
             held = parameters["language_model.model.embed_tokens.weight"]
-        assert isinstance(held, DTensor)
-        # Rounded before it is gathered: half the traffic, and the same bytes.
-        return held.to(dtype).full_tensor()
+        rounded = held.to(dtype)  # before it is gathered: half the traffic, and the same bytes
+        assert isinstance(rounded, DTensor)
+        return rounded.full_tensor()
     number, kind, _ = expert_leaf.split(".")
     leaf = "down_proj" if kind == "down_proj" else "gate_up_proj"
     stack = _shard_of(parameters[f"{stem}.experts.{leaf}"])

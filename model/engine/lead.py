@@ -6,7 +6,7 @@ folders, ledgers and signals know no ranks.
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
@@ -88,7 +88,7 @@ class Lead:
         """The same with equal arguments for all."""
         return self.on_all(verb, function, [arguments] * self.ranks.num_ranks)
 
-    def draw(self, number: int, dtype: torch.dtype | None) -> Iterator[tuple[str, Tensor]]:
+    def draw(self, number: int, dtype: torch.dtype | None) -> Generator[tuple[str, Tensor], None, None]:
         """Weights of an engine, which all ranks draw together.
 
         Rank 0 draws to the end even where its caller does not, because the others would wait for it.

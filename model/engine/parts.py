@@ -86,7 +86,8 @@ def deal(costs: Sequence[float], num_ranks: int) -> list[list[int | None]]:
     """
     if num_ranks == 1:
         return [list(range(len(costs)))]
-    order: list[int | None] = sorted(range(len(costs)), key=lambda number: -costs[number])
+    order: list[int | None] = []
+    order += sorted(range(len(costs)), key=lambda number: -costs[number])
     order += [None] * (-len(order) % num_ranks)
     return [order[rank::num_ranks] for rank in range(num_ranks)]
 

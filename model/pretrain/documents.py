@@ -70,7 +70,7 @@ class Documents(TableSource[Document]):
     def build(self, index: int) -> Row:
         document = self.items[index]
         prefix, completions = self._ids_of(document)
-        return Row(prefix, completions, self._processor.open_images(document.root, document.images))
+        return Row(prefix, completions, self._processor.pictures(document.root, document.images))
 
     def _ids_of(self, document: Document) -> tuple[list[int], list[list[int]]]:
         return self._processor.document(document.prefix, document.texts, document.images, document.root)

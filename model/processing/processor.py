@@ -5,8 +5,10 @@ Template (report section 1.6 facts): ChatML roles, no newline between turns; an 
 thinking mode appends the published instruction.
 """
 
+import copy
 import dataclasses
 import json
+import socket
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.config import SailVL2Config
+from model.data.media_error import MediaError
 from model.interface import (
     END_OF_TEXT,
     IM_END,
@@ -61,6 +64,41 @@ class ConversationTokens(PromptTokens):
     loss_weights: list[float]  # one an id: 1 over what assistants wrote and the end of their turns, else 0
 
 
+@dataclass(frozen=True)
+class StoredPicture:
+    """An image in a file, or a frame of a video, which the process that needs its pixels opens.
+
+    It was opened once where it was made, so the file is known to be good.
+    """
+
+    root: str
+    visual: Visual
+    settings: ProcessorSettings
+    frame: int  # of a video; 0 for an image
+
+    @property
+    def shape(self) -> torch.Size:
+        """[tiles, 3, height, width]."""
+        tiles, height, width = self.visual.shape
+        return torch.Size((tiles, 3, height, width))
+
+    @property
+    def nbytes(self) -> int:
+        return _BYTES_OF_STORED
+
+    def open(self) -> Tensor:
+        """Its pixels. `MediaError` names the file and the host where it cannot be read."""
+        try:
+            return torch.from_numpy(open_visual(self.visual, self.settings, Path(self.root))[self.frame])
+        except MediaError as error:
+            raise MediaError(
+                f"{error}; on host {socket.gethostname()}: every process of an engine must see the data's folder"
+            ) from None
+
+
+_BYTES_OF_STORED = 512
+
+
 class Processor:
     """Tokenizer, template and image preprocessing of one checkpoint."""
 
@@ -76,6 +114,18 @@ class Processor:
         self.tokenizer = tokenizer
         self.settings = settings or ProcessorSettings.from_config(config)
         self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
+        self._stores_pictures = False
+        self._known_pictures: set[tuple[str, ImageSource, int]] = set()
+
+    def storing_pictures(self) -> "Processor":
+        """A processor whose `pictures` are references instead of pixels, for images in files.
+
+        Each file is opened once, so that a damaged one is known before it is used.
+        """
+        other = copy.copy(self)
+        other._stores_pictures = True
+        other._known_pictures = set()
+        return other
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Processor":
@@ -244,14 +294,37 @@ class Processor:
         Of a prompt's `images` they are exactly those that its ids were expanded for; `max_tiles` then changes nothing.
         Plain names and PIL images are taken as the only images of one prompt.
         """
+        visuals = self._planned(images, root, max_tiles)
+        arrays = [array for visual in visuals for array in open_visual(visual, self.settings, root)]
+        return tuple(torch.from_numpy(array) for array in arrays)
+
+    def pictures(self, root: Path | None, images: Iterable[Visual | ImageSource]) -> tuple[Tensor | StoredPicture, ...]:
+        """`open_images`; after `storing_pictures`, references to those in files instead of their pixels."""
+        if not self._stores_pictures:
+            return self.open_images(root, images)
+        planned = self._planned(images, root, None)
+        return tuple(picture for visual in planned for picture in self._stored(visual, root))
+
+    def _planned(
+        self, images: Iterable[Visual | ImageSource], root: Path | None, max_tiles: int | None
+    ) -> list[Visual]:
         given = list(images)
         visuals = [image for image in given if isinstance(image, Visual)]
         if len(visuals) != len(given):
             if visuals:
                 raise ValueError("images: expected a prompt's images or plain names, found both together")
             visuals = self._plan_images([i for i in given if not isinstance(i, Visual)], root, max_tiles)
-        arrays = [array for visual in visuals for array in open_visual(visual, self.settings, root)]
-        return tuple(torch.from_numpy(array) for array in arrays)
+        return visuals
+
+    def _stored(self, visual: Visual, root: Path | None) -> list[Tensor | StoredPicture]:
+        key = str(root), visual.source, visual.media.num_frames
+        if isinstance(visual.source, str) and key in self._known_pictures:
+            return [StoredPicture(str(root), visual, self.settings, frame) for frame in range(visual.num_pictures)]
+        arrays = open_visual(visual, self.settings, root)
+        if not isinstance(visual.source, str):
+            return [torch.from_numpy(array) for array in arrays]
+        self._known_pictures.add(key)
+        return [StoredPicture(str(root), visual, self.settings, frame) for frame in range(len(arrays))]
 
     def pixels(self, image: Image.Image, max_tiles: int | None = None) -> Tensor:
         """[tiles, 3, height, width] float32 of an image that is alone in its prompt."""

@@ -153,7 +153,7 @@ class WorkerPool(Generic[M]):
 
     def submit(self, request: RolloutRequest) -> int:
         handle = self._intake.accept(request, self._version)
-        self._waiting[handle] = request
+        self._waiting[handle] = request.opened()  # samplers may be on hosts that do not see the files
         return handle
 
     def poll(self) -> list[tuple[int, list[Rollout]]]:
