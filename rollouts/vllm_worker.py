@@ -281,7 +281,7 @@ class VllmWorker:
         found = iter(self._engine.collective_rpc("recorded_routes", args=(named,))[0] if named else ())
         return [next(found) if opened.request.returns_routes else None for opened, _, _ in finished]
 
-    def _finish(self, opened: _Open, sample: int, output: Any, routes: np.ndarray | None = None) -> None:
+    def _finish(self, opened: _Open, sample: int, output: Any, routes: np.ndarray | None) -> None:
         request, (completion,) = opened.request, output.outputs
         if list(output.prompt_token_ids) != list(request.prompt_ids):
             raise RuntimeError(
