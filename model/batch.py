@@ -1,7 +1,8 @@
 """Packed token rows: the only place where lists of token ids become model inputs.
 
 Shape letters of the whole repository: B sequences, T packed tokens, N scored tokens, D width, H heads, K head width,
-V vocabulary, P patches (or prefix slots in attention), I image tiles, G group members, R rows, L layers, E experts.
+V vocabulary, P patches (or prefix slots in attention), I image tiles, G group members, R rows, L layers, E experts,
+k experts of a token.
 """
 
 from collections.abc import Sequence
@@ -40,10 +41,19 @@ class Row:
     prefix_ids: Sequence[int]  # expanded form: one placeholder id per visual token
     completions: Sequence[Sequence[int]]  # at least one, none empty; every token of them is scored
     images: Sequence[Tensor | StoredImage] = ()  # the prefix's images, pixels of each [tiles, 3, height, width]
+    routes: "RowRoutes | None" = None  # the experts that a sampler of an MoE took
 
     @property
     def num_tokens(self) -> int:
         return len(self.prefix_ids) + sum(map(len, self.completions))
+
+
+@dataclass(frozen=True)
+class RowRoutes:
+    """The experts of the tokens of a row, as integers [tokens, L, k]. Tokens behind the last one given are unknown."""
+
+    prefix: np.ndarray
+    completions: Sequence[np.ndarray]
 
 
 @dataclass(frozen=True)
@@ -74,6 +84,7 @@ class ModelInputs:
     source_index: Tensor  # [N] token whose hidden state predicts the target
     target_ids: Tensor  # [N] completion tokens, row by row, completion by completion
     routing_weights: Tensor | None = None  # [T] how much each token counts in an MoE's load balancing; None: 1 each
+    routes: Tensor | None = None  # [T, L, k] experts that an MoE takes; -1: its router chooses; None: for every token
     has_filler_tile: bool = False  # `pixels` is one tile that the vision tower sees and no token shows
 
     @property
@@ -141,7 +152,26 @@ def pack_rows(rows: Sequence[Row], placeholder_id: int, pixels_per_token: int) -
         visual_index=visual_index,
         source_index=torch.from_numpy(np.concatenate(packer.sources)),
         target_ids=torch.from_numpy(np.concatenate(packer.targets)),
+        routes=_pack_routes(rows),
     )
+
+
+def _pack_routes(rows: Sequence[Row]) -> Tensor | None:
+    """[T, L, k] int16, -1 where a token's experts are unknown; None if they are unknown for all tokens."""
+    shape = next((row.routes.prefix.shape[1:] for row in rows if row.routes), None)
+    if shape is None:
+        return None
+    packed = np.full((sum(row.num_tokens for row in rows), *shape), -1, np.int16)
+    start = 0
+    for row in rows:
+        spans = [row.prefix_ids, *row.completions]
+        given = [row.routes.prefix, *row.routes.completions] if row.routes else [packed[:0]] * len(spans)
+        for ids, routes in zip(spans, given, strict=True):
+            if len(routes) > len(ids):
+                raise ValueError(f"routes: expected at most one for each of {len(ids)} tokens, found {len(routes)}")
+            packed[start : start + len(routes)] = routes
+            start += len(ids)
+    return torch.from_numpy(packed)
 
 
 def split_by_tokens(

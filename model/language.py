@@ -54,12 +54,17 @@ class DecoderLayer(nn.Module):
         self.mlp = MoeMLP(config) if isinstance(config, MoeLanguageConfig) else MLP(config)
 
     def forward(
-        self, x: Tensor, rope: tuple[Tensor, Tensor], attend: Attend, token_weights: Tensor | None
+        self,
+        x: Tensor,
+        rope: tuple[Tensor, Tensor],
+        attend: Attend,
+        token_weights: Tensor | None,
+        routes: Tensor | None = None,
     ) -> tuple[Tensor, Routing | None]:
         attended = self.self_attn(self.input_layernorm(x), rope, attend)
         x, hidden = add_and_norm(x, attended, self.post_attention_layernorm)
         if isinstance(self.mlp, MoeMLP):
-            out, routing = self.mlp(hidden, token_weights)
+            out, routing = self.mlp(hidden, token_weights, routes)
             return x + out, routing
         return x + self.mlp(hidden), None
 
@@ -74,18 +79,26 @@ class Decoder(nn.Module):
         self.gradient_checkpointing = False
 
     def forward(
-        self, embeddings: Tensor, positions: Tensor, attend: Attend, token_weights: Tensor | None = None
+        self,
+        embeddings: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        token_weights: Tensor | None = None,
+        routes: Tensor | None = None,
+        keeps_routes: bool = False,
     ) -> tuple[Tensor, Routing | None]:
         """embeddings [..., D] at integer positions [...] -> final hidden states [..., D] and, of an MoE, the routing.
 
-        `token_weights` [...] is how much each token counts in the routing.
+        `token_weights` [...] is how much each token counts in the routing, `routes` [T, L, k] the experts that an MoE
+        takes instead of its routers' choice. With `keeps_routes` the routing holds the experts of every token.
         """
         rope = rope_tables(positions, self.config.head_dim, self.config.rope_theta, embeddings.dtype)
         x, routings = embeddings, []
-        for layer in self.layers:
-            x, routing = maybe_checkpoint(self, layer, x, rope, attend, token_weights)
+        for number, layer in enumerate(self.layers):
+            given = None if routes is None else routes[:, number]
+            x, routing = maybe_checkpoint(self, layer, x, rope, attend, token_weights, given)
             if routing is not None:
-                routings.append(routing)
+                routings.append(routing if keeps_routes else routing._replace(chosen=None))
         return self.norm(x), Routing.of_layers(routings) if routings else None
 
 

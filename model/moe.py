@@ -4,12 +4,15 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from model.config import MoeLanguageConfig
 from model.kernels.autograd import FunctionContext
+from model.kernels.grouped_products import expert_products
 from model.layers import silu_product
+
+UNKNOWN = -1
+"""Stands in place of the experts of a token whose routes were not recorded. The router chooses for it."""
 
 
 class Routing(NamedTuple):
@@ -17,6 +20,9 @@ class Routing(NamedTuple):
 
     counts: Tensor  # [L, E] weighted (token, slot) pairs; no gradient
     probability_sums: Tensor  # [L, E] weighted router probabilities, with gradient
+    replayed: Tensor | None = None  # [L] tokens whose experts were given; None where nothing was given
+    agreed: Tensor | None = None  # [L] those of them for which the router would have chosen the same experts
+    chosen: Tensor | None = None  # [T, L, k] expert ids, where they are kept
 
     @classmethod
     def of_layer(cls, probabilities: Tensor, chosen: Tensor, token_weights: Tensor | None) -> "Routing":
@@ -28,11 +34,32 @@ class Routing(NamedTuple):
             token_weights = probabilities.new_ones(probabilities.shape[0])
         token_weights = token_weights.to(probabilities)
         hits = torch.zeros_like(probabilities).scatter_(1, chosen, 1.0)
-        return cls(token_weights @ hits, token_weights @ probabilities)
+        return cls(token_weights @ hits, token_weights @ probabilities, chosen=chosen)
+
+    def compared(self, own: Tensor, routes: Tensor) -> "Routing":
+        """Count the tokens whose given `routes` [T, k] are the experts `own` [T, k] that the router chose itself.
+
+        The order of a token's experts does not matter. Tokens whose routes are unknown are not counted.
+        """
+        is_given = (routes != UNKNOWN).all(-1)
+        is_same = (routes.sort(-1).values == own.sort(-1).values).all(-1)
+        return self._replace(replayed=is_given.sum(), agreed=is_same.sum())
 
     @classmethod
     def of_layers(cls, layers: Sequence["Routing"]) -> "Routing":
-        return cls(torch.stack([r.counts for r in layers]), torch.stack([r.probability_sums for r in layers]))
+        """Stack the layers. A field that the layers lack stays None."""
+        return cls(
+            counts=torch.stack([r.counts for r in layers]),
+            probability_sums=torch.stack([r.probability_sums for r in layers]),
+            replayed=_stacked([r.replayed for r in layers]),
+            agreed=_stacked([r.agreed for r in layers]),
+            chosen=_stacked([r.chosen for r in layers], dim=1),
+        )
+
+
+def _stacked(layers: Sequence[Tensor | None], dim: int = 0) -> Tensor | None:
+    found = [one for one in layers if one is not None]
+    return torch.stack(found, dim) if found else None
 
 
 def balance_loss(routing: Routing, counts: Tensor) -> Tensor:
@@ -60,17 +87,10 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(num_experts, 2 * inner, width))
         self.down_proj = nn.Parameter(torch.empty(num_experts, width, inner))
 
-    def forward(self, x: Tensor, counts: list[int]) -> Tensor:
-        """x [N, D] sorted by expert, `counts` rows of each expert -> [N, D]."""
-        weights = zip(self.gate_up_proj.unbind(0), self.down_proj.unbind(0), strict=True)
-        outputs = [
-            _expert(rows, *matrices) for rows, matrices in zip(x.split(counts), weights, strict=True) if rows.shape[0]
-        ]
-        return torch.cat(outputs) if outputs else x
-
-
-def _expert(x: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    return F.linear(silu_product(F.linear(x, gate_up)), down)
+    def forward(self, x: Tensor, ends: Tensor) -> Tensor:
+        """x [N, D] sorted by expert, `ends` [E] the row behind the last one of each expert -> [N, D]."""
+        gated = silu_product(expert_products(x, self.gate_up_proj, ends))
+        return expert_products(gated, self.down_proj, ends)
 
 
 class MoeMLP(nn.Module):
@@ -82,19 +102,30 @@ class MoeMLP(nn.Module):
         self.gate = nn.Linear(config.hidden_size, config.num_experts, bias=False)
         self.experts = Experts(config.num_experts, config.hidden_size, config.moe_intermediate_size)
 
-    def forward(self, x: Tensor, token_weights: Tensor | None = None) -> tuple[Tensor, Routing]:
-        """[..., D] -> [..., D], and what the router did."""
+    def forward(
+        self, x: Tensor, token_weights: Tensor | None = None, routes: Tensor | None = None
+    ) -> tuple[Tensor, Routing]:
+        """[..., D] -> [..., D], and what the router did.
+
+        `routes` [T, k] are the experts to take; a token with `UNKNOWN` there goes where the router says. The weights
+        of the experts are the router's own either way, so it learns from replayed routes too.
+        """
         tokens = x.reshape(-1, x.shape[-1])
         logits = self.gate(tokens)
         probabilities = logits.softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
         weights, chosen = probabilities.topk(self.top_k, dim=-1)
+        own = chosen
+        if routes is not None:
+            routes = routes.to(chosen.dtype)
+            chosen = torch.where((routes == UNKNOWN).any(-1, keepdim=True), own, routes)
+            weights = probabilities.gather(-1, chosen)
         weights = weights / weights.sum(-1, keepdim=True)
         routing = Routing.of_layer(probabilities, chosen, token_weights)
-        expert_of_pair = chosen.flatten()
-        order = expert_of_pair.argsort(stable=True)  # pairs sorted by expert
-        counts = torch.bincount(expert_of_pair, minlength=self.num_experts).tolist()
+        routing = routing if routes is None else routing.compared(own, routes)
+        ordered, order = chosen.flatten().sort(stable=True)  # pairs sorted by expert
+        ends = torch.searchsorted(ordered, torch.arange(self.num_experts, device=x.device), right=True)
         place = torch.empty_like(order).scatter_(0, order, torch.arange(len(order), device=order.device))
-        out = self.experts(_Dispatch.apply(tokens, order // self.top_k, place, self.top_k), counts)
+        out = self.experts(_Dispatch.apply(tokens, order // self.top_k, place, self.top_k), ends)
         out = _Permute.apply(out, place, order).unflatten(0, (-1, self.top_k))
         return (out * weights.to(out.dtype).unsqueeze(-1)).sum(1).view_as(x), routing
 

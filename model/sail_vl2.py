@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from model.batch import ModelInputs
-from model.config import AttentionKernel, SailVL2Config, Tower
+from model.config import AttentionKernel, MoeLanguageConfig, SailVL2Config, Tower
 from model.kernels.attention import packed_attention
 from model.language import LanguageModel
 from model.logprobs import TokenScores, score_tokens
@@ -82,7 +82,24 @@ class SailVL2(nn.Module):
         """[T, D] after the final norm and, of an MoE, the routing of its tokens, weighed as `inputs` say."""
         embeddings = self.embed(inputs)
         attend = packed_attention(attention, inputs.layout, embeddings.dtype, self.config.language.head_dim)
-        return self.language_model.model(embeddings, inputs.positions, attend, inputs.routing_weights)
+        return self.language_model.model(
+            embeddings, inputs.positions, attend, inputs.routing_weights, self._routes_of(inputs)
+        )
+
+    def _routes_of(self, inputs: ModelInputs) -> Tensor | None:
+        """The experts to take, [T, L, k]. `ValueError` where they are not those of this decoder."""
+        routes, language = inputs.routes, self.config.language
+        if routes is None:
+            return None
+        if not isinstance(language, MoeLanguageConfig):
+            raise ValueError("routes: expected none, because this decoder has no routers, found some; leave them out")
+        expected = (inputs.num_tokens, language.num_hidden_layers, language.num_experts_per_tok)
+        if tuple(routes.shape) != expected:
+            raise ValueError(
+                f"routes: expected [tokens, layers, experts per token] {list(expected)}, found {list(routes.shape)}; "
+                "replay the routes of the same model and tokens"
+            )
+        return routes
 
     def forward(
         self,

@@ -178,9 +178,14 @@ class Collector:
             tasks.append(self._next_task())
         indices = [self.ledger.draw(task.prompt.id) for task in tasks]
         size = self._algorithm.config.group_size
-        requests = [task.request(index, size) for task, index in zip(tasks, indices, strict=True)]
+        replays = self._algorithm.config.correction.routing_replay
+        requests = [
+            task.request(index, size, returns_routes=replays) for task, index in zip(tasks, indices, strict=True)
+        ]
         groups = self._score_while_sampling(tasks, requests, check)
         check()
+        if replays:
+            require_routes(groups)
         for group in groups:
             scored = group.scored
             self.order.record(group.prompt.id, sum(self._success(t.reward) for t in scored), len(scored))
@@ -262,6 +267,17 @@ class Collector:
                     "step is saved; raise trainer.max_draws, give other prompts, or set trainer.when_budget_ends="
                     "train_partial in a new run"
                 )
+
+
+def require_routes(groups: Sequence[Group]) -> None:
+    """`RuntimeError` unless every completion that may train says which experts its sampler took."""
+    for group in groups:
+        if lacking := [t.rollout.sample_index for t in group.scored if t.rollout.routes is None]:
+            raise RuntimeError(
+                f"prompt {group.prompt.id}: algorithm.correction.routing_replay: expected the experts of every token, "
+                f"found none for samples {lacking}; use a sampler that returns them, or set "
+                "algorithm.correction.routing_replay=false"
+            )
 
 
 def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tuple[int, str, str]]:

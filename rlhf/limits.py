@@ -13,12 +13,17 @@ from rlhf.config import RlConfig
 def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm]:
     """The config with limits that fit the model, and its algorithm. `ValueError` where they do not go together.
 
-    A filter of groups by right and wrong answers becomes one by rewards where answers are not rewarded.
+    A filter of groups by right and wrong answers becomes one by rewards where answers are not rewarded. Routing replay
+    is switched off for a decoder without routers.
     """
     language = processor.config.language
     config = replace(config, rollouts=config.rollouts.within(language.max_position_embeddings))
     if config.algorithm.group_filter is GroupFilter.correctness_spread and not config.reward.pays_answers:
         config = replace(config, algorithm=replace(config.algorithm, group_filter=GroupFilter.reward_spread))
+    correction = config.algorithm.correction
+    if correction.routing_replay and not isinstance(language, MoeLanguageConfig):
+        correction = replace(correction, routing_replay=False)
+        config = replace(config, algorithm=replace(config.algorithm, correction=correction))
     algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
     if config.trainer.balance_coefficient and not isinstance(language, MoeLanguageConfig):
         raise ValueError(
@@ -26,6 +31,20 @@ def checked(config: RlConfig, processor: Processor) -> tuple[RlConfig, Algorithm
             f"{config.trainer.balance_coefficient}"
         )
     return config, algorithm
+
+
+def describe_replay(asked: RlConfig, used: RlConfig) -> list[str]:
+    """Say in one line whether routes are replayed, where that was `asked` for; `used` are the settings that fit."""
+    if not asked.algorithm.correction.routing_replay:
+        return []
+    if not used.algorithm.correction.routing_replay:
+        return [
+            "routing replay: algorithm.correction.routing_replay has no effect, because this model's decoder has no "
+            "routers"
+        ]
+    return [
+        "routing replay: the trainer takes the experts that the samplers chose (algorithm.correction.routing_replay)"
+    ]
 
 
 def describe(config: RlConfig, num_prompts: int) -> str:

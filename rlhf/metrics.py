@@ -84,6 +84,8 @@ class LossTotals:
             values["kl/reference"] = _share(sums["ref_kl"], tokens)
         if "dual_clipped" in sums:
             values["clip/dual_share"] = _share(sums["dual_clipped"], tokens)
+        if "routes_replayed" in sums:
+            values["routing/agreement"] = _share(sums["routes_agreed"], sums["routes_replayed"])
         for name in ("balance", "expert_entropy"):
             if name in sums:
                 values[name] = sums[name] / len(self.updates)

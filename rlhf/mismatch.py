@@ -33,7 +33,7 @@ class MismatchWatch:
 
     def look(self, step: int, groups: Sequence[Group], collector: StepCollector) -> dict[str, float]:
         """Metrics of two completions of a group, others each step; a warning on stderr names the cause of a large gap
-        and the first differing tensor."""
+        and the first differing tensor. Where the trainer replays routes, the gap without that is measured too."""
         chosen = [group for group in groups if group.scored]
         if not chosen:
             return {}
@@ -49,6 +49,9 @@ class MismatchWatch:
             return metrics
         worst = max(present, key=lambda gap: gap.value if gap.value == gap.value else float("inf"))
         metrics["mismatch/present"] = worst.value
+        if any(gap.rollout.routes for gap in present):
+            own = self._gaps(group, replays=False)
+            metrics["mismatch/present_own_routes"] = max(gap.value for gap in own if gap.is_present)
         if not worst.value <= self._limit:
             cause, detail = self._explain(group, worst.rollout, collector)
             metrics[f"mismatch/cause_{cause}"] = 1.0
@@ -59,9 +62,9 @@ class MismatchWatch:
             )
         return metrics
 
-    def _gaps(self, group: Group) -> list[Gap]:
+    def _gaps(self, group: Group, replays: bool = True) -> list[Gap]:
         engine, gaps = self._policy.engine, []
-        (found,) = self._policy.packing.logprobs(engine, [group])
+        (found,) = self._policy.packing.logprobs(engine, [group], replays)
         for trajectory, logprobs in zip(group.scored, found, strict=True):
             rollout = trajectory.rollout
             gap = (logprobs - torch.tensor(rollout.rollout_logprobs)).abs().max()

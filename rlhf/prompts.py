@@ -43,10 +43,18 @@ class Task:
         """Paths of the prompt's images and videos."""
         return [str(self.root / name) for name in self.tokens.files]
 
-    def request(self, group_index: int, group_size: int, greedy: bool = False) -> RolloutRequest:
-        tokens = self.tokens
+    def request(
+        self, group_index: int, group_size: int, greedy: bool = False, returns_routes: bool = False
+    ) -> RolloutRequest:
         return RolloutRequest(
-            group_index, self.prompt.id, tokens.ids, tokens.placeholder_ids, self.images, group_size, greedy
+            group_index=group_index,
+            prompt_id=self.prompt.id,
+            prompt_ids=self.tokens.ids,
+            placeholder_ids=self.tokens.placeholder_ids,
+            images=self.images,
+            group_size=group_size,
+            greedy=greedy,
+            returns_routes=returns_routes,
         )
 
 

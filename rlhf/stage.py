@@ -22,7 +22,7 @@ from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.inputs import inputs_of, known_inputs
-from rlhf.limits import checked, describe
+from rlhf.limits import checked, describe, describe_replay
 from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train
@@ -52,6 +52,7 @@ def run_stage(config: RlConfig, resolved: str, rubric_class: type[Rubric] = Rubr
 
 def _run(config: RlConfig, resolved: str, rubric_class: type[Rubric], lead: "Lead | None") -> None:
     processor = load_processor(Path(config.checkpoint))
+    asked = config
     if lead is not None and lead.ranks.num_ranks > 1:
         processor = processor.storing_pictures()
     config, algorithm = checked(config, processor)
@@ -65,7 +66,7 @@ def _run(config: RlConfig, resolved: str, rubric_class: type[Rubric], lead: "Lea
             rubric.check_datasets(row.prompt.meta for one in (prompts, held_out) if one for row in one.items)
             config = replace(config, trainer=config.trainer.complete(len(prompts)))
             print("\n".join([*prompts.described(), *(held_out.described() if held_out else [])]))
-            print(describe(config, len(prompts)), flush=True)
+            print("\n".join([describe(config, len(prompts)), *describe_replay(asked, config)]), flush=True)
             _train(config, algorithm, processor, prompts, held_out, rubric, run, lead)
 
 
@@ -89,8 +90,9 @@ def _train(
     print("\n".join(engine.described(config.checkpoint)), flush=True)
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
+    replays = algorithm.config.correction.routing_replay
     with (
-        closing(build_worker_of(engine, lead, processor, rollout_config, seed)) as worker,
+        closing(build_worker_of(engine, lead, processor, rollout_config, seed, replays)) as worker,
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from model.batch import ModelInputs, Row, StoredImage, move_batch, pack_rows, split_by_tokens
+from model.batch import ModelInputs, Row, RowRoutes, StoredImage, move_batch, pack_rows, split_by_tokens
 from model.engine.base import Scorer
 from model.engine.parts import Costs
 from rewards.result import RewardResult, Status
@@ -107,10 +107,13 @@ class Packing:
         """
         return [self._batch(pieces, mean_per_sequence) for pieces in self._dealt(groups)]
 
-    def logprobs(self, scorer: Scorer, groups: Sequence[Group]) -> list[list[Tensor]]:
-        """The scorer's log-probabilities [tokens] of every scored trajectory, group by group, on CPU."""
+    def logprobs(self, scorer: Scorer, groups: Sequence[Group], replays: bool = True) -> list[list[Tensor]]:
+        """The scorer's log-probabilities [tokens] of every scored trajectory, group by group, on CPU.
+
+        An MoE takes the experts that the rollouts bring, unless `replays` is False.
+        """
         dealt = self._dealt(groups)
-        batches = [self._batch(pieces, False) for pieces in dealt]
+        batches = [self._batch(pieces, False, replays) for pieces in dealt]
         found: dict[int, Tensor] = {}
         scores = scorer.logprobs([batch.inputs for batch in batches])
         for pieces, batch, one in zip(dealt, batches, scores, strict=True):
@@ -122,12 +125,12 @@ class Packing:
     def _dealt(self, groups: Sequence[Group]) -> list[list["_Piece"]]:
         """The pieces of each micro-batch."""
         pieces = [piece for group in groups for piece in _split_group(group, self.budget)]
-        costs = [self.costs.of_row(piece.row()) for piece in pieces] if self.costs else None
+        costs = [self.costs.of_row(piece.row(replays=False)) for piece in pieces] if self.costs else None
         bins = split_by_tokens([piece.num_tokens for piece in pieces], self.budget, self.num_parts, costs)
         return [[pieces[number] for number in numbers] for numbers in bins]
 
-    def _batch(self, pieces: Sequence["_Piece"], mean_per_sequence: bool) -> PolicyBatch:
-        rows = [piece.row() for piece in pieces]
+    def _batch(self, pieces: Sequence["_Piece"], mean_per_sequence: bool, replays: bool = True) -> PolicyBatch:
+        rows = [piece.row(replays) for piece in pieces]
         trajectories = [t for piece in pieces for t in piece.trajectories]
         try:
             inputs = pack_rows(rows, self.placeholder_id, self.pixels_per_token)
@@ -164,9 +167,18 @@ class _Piece:
         lengths = [len(t.rollout.completion_ids) for t in self.trajectories]
         return len(self.trajectories[0].rollout.prompt_ids) + sum(lengths)
 
-    def row(self) -> Row:
+    def row(self, replays: bool) -> Row:
         completions = [t.rollout.completion_ids for t in self.trajectories]
-        return Row(self.trajectories[0].rollout.prompt_ids, completions, self.images)
+        routes = self._routes() if replays else None
+        return Row(self.trajectories[0].rollout.prompt_ids, completions, self.images, routes)
+
+    def _routes(self) -> RowRoutes | None:
+        """The experts that the sampler took, those of the prompt once for all its completions."""
+        found = [t.rollout.routes for t in self.trajectories]
+        first = next((routes for routes in found if routes is not None), None)
+        if first is None:
+            return None
+        return RowRoutes(first.prompt, [routes.completion if routes else first.prompt[:0] for routes in found])
 
 
 def _split_group(group: Group, budget: int) -> list[_Piece]:

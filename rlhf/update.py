@@ -57,10 +57,13 @@ class UpdateResult:
 
 
 def with_reference(groups: Sequence[Group], policy: Policy) -> list[Group]:
-    """The groups with the reference's log-probabilities in each scored trajectory; unchanged without a reference."""
+    """The groups with the reference's log-probabilities in each scored trajectory; unchanged without a reference.
+
+    An MoE reference asks its own routers: experts that the policy's routers chose would make it another model.
+    """
     if policy.reference is None:
         return list(groups)
-    logprobs = policy.packing.logprobs(policy.reference, groups)
+    logprobs = policy.packing.logprobs(policy.reference, groups, replays=False)
     return [
         group.with_trajectories(_with_reference(group.trajectories, iter(found)))
         for group, found in zip(groups, logprobs, strict=True)

@@ -26,22 +26,31 @@ if TYPE_CHECKING:
 
 
 def build_worker_of(
-    engine: TrainEngine, lead: "Lead | None", processor: Processor, config: RolloutConfig, run_seed: int
+    engine: TrainEngine,
+    lead: "Lead | None",
+    processor: Processor,
+    config: RolloutConfig,
+    run_seed: int,
+    returns_routes: bool = False,
 ) -> RolloutWorker:
     """`build_worker` for the model of an engine. Of an engine over several processes each has a sampler, unless
     samplers have processes of their own."""
     if lead is None or config.pool.is_apart:
-        return build_worker(engine.shape, processor, config, run_seed)
+        return build_worker(engine.shape, processor, config, run_seed, returns_routes)
     from model.engine.lead import LeadEngine
     from rollouts.on_ranks import RanksWorker
 
     assert isinstance(engine, LeadEngine)
     config.require_packages()
-    return RanksWorker(lead, engine, processor, config, run_seed)
+    return RanksWorker(lead, engine, processor, config, run_seed, returns_routes)
 
 
-def build_worker(template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> RolloutWorker:
+def build_worker(
+    template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int, returns_routes: bool = False
+) -> RolloutWorker:
     """Build a worker without weights: `load_weights` brings the first ones too. Close it when done.
+
+    `returns_routes` says whether requests may ask for the experts of every token, for which vLLM must be prepared.
 
     `template` may be a model, whose weights are not looked at, or a `ModelShape`. Our own sampler of a model on a GPU
     is always in the trainer's process, and so is every sampler where there is no Linux. `ModuleNotFoundError` names a
@@ -67,8 +76,9 @@ def build_worker(template: ModelTemplate, processor: Processor, config: RolloutC
             f"rollouts.pool.transfer: expected memory for a model on CPU in {config.num_processes} processes, found ipc"
         )
     if not apart or not (is_vllm or on_cpu):
-        return build_sampler(template, processor, config.alone(), run_seed)
-    start = StartMessage(template.config, processor, config.share_of_worker(), run_seed, template.dtype)
+        return build_sampler(template, processor, config.alone(), run_seed, returns_routes)
+    share = config.share_of_worker()
+    start = StartMessage(template.config, processor, share, run_seed, template.dtype, returns_routes)
     weights = template_tensors(template)
     if placement is Placement.ray:
         ray_pool = _ray_pool(config.pool)

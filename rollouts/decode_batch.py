@@ -9,6 +9,7 @@ from torch import Tensor
 from model.decoding.group_cache import GroupCache
 from rollouts.randomness import sample_seed, uniforms
 from rollouts.rollout import FinishReason, Rollout, RolloutRequest
+from rollouts.routes import Routes
 from rollouts.sampling import GREEDY
 from rollouts.transit import to_device
 
@@ -28,8 +29,12 @@ class DecodeBatch:
         run_seed: int,
         limit: int,
         version: int,
+        prompt_routes: Sequence[np.ndarray] | None = None,
     ) -> None:
-        """`logits` [N * G, V] are those of the first token. Completions end at `limit` tokens."""
+        """`logits` [N * G, V] are those of the first token. Completions end at `limit` tokens.
+
+        With `prompt_routes`, one [tokens, L, k] a request, the experts of completion tokens are kept too.
+        """
         self.cache, self.logits = cache, logits
         self._requests, self._limit = list(requests), limit
         self._group_size = requests[0][1].group_size
@@ -45,6 +50,12 @@ class DecodeBatch:
         self._cell_of_row = np.arange(len(cells))
         self._step = 0
         self._versions = [(0, version)]
+        self._prompt_routes = prompt_routes
+        self._routes: list[np.ndarray] = []  # [cells, L, k] of each token that was fed
+
+    @property
+    def keeps_routes(self) -> bool:
+        return self._prompt_routes is not None
 
     @property
     def num_live(self) -> int:
@@ -77,6 +88,13 @@ class DecodeBatch:
         complete = self._open & ~self._live.reshape(-1, self._group_size).any(1)
         self._open &= ~complete
         return [(self._requests[n][0], self._rollouts(n)) for n in np.flatnonzero(complete)]
+
+    def take_routes(self, routes: np.ndarray) -> None:
+        """Keep the experts of the latest token of every row, which was just fed. [R, L, k]"""
+        if self.keeps_routes:
+            own = np.zeros((len(self._lengths), *routes.shape[1:]), routes.dtype)
+            own[self._cell_of_row] = routes
+            self._routes.append(own)
 
     def next_tokens(self) -> Tensor:
         """Return the latest token of every row of the cache. [R]"""
@@ -123,4 +141,12 @@ class DecodeBatch:
             rollout_logprobs=logprobs.tolist(),
             policy_versions=tuple(run for run in self._versions if run[0] < length),
             finish_reason=FinishReason.error if np.isnan(logprobs).any() else reason,
+            routes=self._routes_of(cell, length),
         )
+
+    def _routes_of(self, cell: int, length: int) -> Routes | None:
+        if self._prompt_routes is None:
+            return None
+        prompt = self._prompt_routes[cell // self._group_size]
+        fed = [routes[cell] for routes in self._routes[: length - 1]]
+        return Routes(prompt, np.stack(fed) if fed else prompt[:0])

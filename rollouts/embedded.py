@@ -6,11 +6,13 @@ Batching is continuous: a finished completion frees its place, and waiting promp
 import time
 from collections.abc import Iterable, Mapping
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
 from model.checkpoint import check_names, empty_model, fill, released_tensors
+from model.config import MoeLanguageConfig
 from model.decoding.decoder import PromptDecoder
 from model.decoding.graph import DecodeGraph
 from model.decoding.group_cache import prefix_room
@@ -22,6 +24,7 @@ from rollouts.decode_batch import DecodeBatch
 from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_model
 from rollouts.rollout import MOMENT, NO_WEIGHTS, Proof, Rollout, RolloutRequest
+from rollouts.routes import compact_dtype
 from rollouts.sampling import TokenSampler
 from rollouts.transit import HostCopies, to_device
 from rollouts.weights.buffer import lay_out
@@ -81,6 +84,7 @@ class EmbeddedWorker:
         return not (self._queue or self._batches)
 
     def submit(self, request: RolloutRequest) -> int:
+        self._require_routers(request)
         handle = self._intake.accept(request, self.version)
         self._queue[handle] = request
         return handle
@@ -155,11 +159,11 @@ class EmbeddedWorker:
             free -= self._next_group_size()
             handle = next(iter(self._queue))
             admitted.append((handle, self._queue.pop(handle)))
-        alike: dict[tuple[int, int], list[tuple[int, RolloutRequest]]] = {}
+        alike: dict[tuple[int, int, bool], list[tuple[int, RolloutRequest]]] = {}
         for handle, request in admitted:
-            key = (prefix_room(len(request.prompt_ids)), request.group_size)
+            key = (prefix_room(len(request.prompt_ids)), request.group_size, request.returns_routes)
             alike.setdefault(key, []).append((handle, request))
-        for (room, _), requests in alike.items():
+        for (room, _, _), requests in alike.items():
             at_once = max(1, self._prefill_tokens // room)
             for start in range(0, len(requests), at_once):
                 self._start(requests[start : start + at_once], room)
@@ -168,12 +172,16 @@ class EmbeddedWorker:
         return next(iter(self._queue.values())).group_size if self._queue else 0
 
     def _start(self, requests: list[tuple[int, RolloutRequest]], room: int) -> None:
-        """Prefill prompts that share a group size and the room of their prefix cache."""
+        """Prefill prompts that share a group size, the room of their prefix cache, and whether routes are kept."""
         rows = [Row(request.prompt_ids, [], request.images) for _, request in requests]
         inputs = pack_rows(rows, self._processor.placeholder_id, self._decoder.model.config.pixels_per_token)
+        self._decoder.keeps_routes = requests[0][1].returns_routes
         logits, cache = self._decoder.prefill(inputs.to(self._device), requests[0][1].group_size, room)
-        limit = self.config.max_completion_tokens
-        self._batches.append(DecodeBatch(requests, cache, logits, self.run_seed, limit, self.version))
+        limit, routes = self.config.max_completion_tokens, None
+        if self._decoder.routes is not None:
+            ends = np.cumsum([len(request.prompt_ids) for _, request in requests])
+            routes = [own.copy() for own in np.split(self._compact(self._decoder.routes), ends[:-1])]
+        self._batches.append(DecodeBatch(requests, cache, logits, self.run_seed, limit, self.version, routes))
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
         """Sample one token of every completion and return the groups that are then complete.
@@ -204,9 +212,28 @@ class EmbeddedWorker:
         if not drawn:
             return
         batches, tokens = zip(*drawn, strict=True)
+        self._decoder.keeps_routes = any(batch.keeps_routes for batch in batches)
         logits = self._decode(torch.cat(tokens), [batch.cache for batch in batches])
-        for batch, own in zip(batches, logits.split([len(own) for own in tokens]), strict=True):
+        sizes = [len(own) for own in tokens]
+        for batch, own in zip(batches, logits.split(sizes), strict=True):
             batch.logits = own
+        if self._decoder.routes is not None:
+            found = np.split(self._compact(self._decoder.routes), np.cumsum(sizes)[:-1])
+            for batch, own in zip(batches, found, strict=True):
+                batch.take_routes(own)
+
+    def _compact(self, routes: Tensor) -> np.ndarray:
+        """The experts [tokens, L, k] on the host, in the smallest type that holds them."""
+        language = self._decoder.model.config.language
+        assert isinstance(language, MoeLanguageConfig)
+        return routes.cpu().numpy().astype(compact_dtype(language.num_experts))
+
+    def _require_routers(self, request: RolloutRequest) -> None:
+        if request.returns_routes and not isinstance(self._decoder.model.config.language, MoeLanguageConfig):
+            raise ValueError(
+                f"prompt {request.prompt_id}: returns_routes: expected False, because this decoder has no routers, "
+                "found True"
+            )
 
     def _leave(self) -> None:
         """Free the rows of finished completions where that is worth the copy of the cache."""

@@ -31,11 +31,13 @@ class _OnRank:
     processor: Processor
     config: RolloutConfig
     run_seed: int
+    returns_routes: bool  # whether requests may ask for the experts of every token
     sampler: Sampler | None = None
 
     def take(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
         if self.sampler is None:
-            self.sampler = build_sampler(self.shape, self.processor, self.config, self.run_seed)
+            settings = self.config, self.run_seed, self.returns_routes
+            self.sampler = build_sampler(self.shape, self.processor, *settings)
         return self.sampler.load_weights(version, tensors)
 
     def free(self) -> None:
@@ -55,14 +57,22 @@ class RanksWorker:
     Requests that are queued at the first poll are dealt over the ranks. Completions do not depend on that.
     """
 
-    def __init__(self, lead: Lead, engine: LeadEngine, processor: Processor, config: RolloutConfig, seed: int) -> None:
+    def __init__(
+        self,
+        lead: Lead,
+        engine: LeadEngine,
+        processor: Processor,
+        config: RolloutConfig,
+        seed: int,
+        returns_routes: bool = False,
+    ) -> None:
         config = config.within(engine.shape.config.language.max_position_embeddings)
         self._lead, self._number, self._config = lead, lead.new_number(), config
         self._intake, self.version = Intake(config), NO_WEIGHTS
         self._queue: dict[int, RolloutRequest] = {}
         self._sampling: _Sampling | None = None
         share = replace(config.alone(), max_rows=-(-config.max_rows // lead.ranks.num_ranks))
-        lead.on_all_alike("samplers", _build, self._number, engine.shape, processor, share, seed)
+        lead.on_all_alike("samplers", _build, self._number, engine.shape, processor, share, seed, returns_routes)
         self._own: _OnRank = lead.here.held[self._number]
         engine.before_update.append(self._free)
 
@@ -173,9 +183,15 @@ class _Sampling:
 
 
 def _build(
-    here: Here, number: int, shape: ModelShape, processor: Processor, config: RolloutConfig, run_seed: int
+    here: Here,
+    number: int,
+    shape: ModelShape,
+    processor: Processor,
+    config: RolloutConfig,
+    run_seed: int,
+    returns_routes: bool,
 ) -> None:
-    here.held[number] = _OnRank(replace(shape, device=here.ranks.device), processor, config, run_seed)
+    here.held[number] = _OnRank(replace(shape, device=here.ranks.device), processor, config, run_seed, returns_routes)
 
 
 def _expect(here: Here, number: int, version: int) -> None:

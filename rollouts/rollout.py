@@ -8,6 +8,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from model.batch import StoredImage
+from rollouts.routes import Routes
 
 Json = dict[str, Any]
 """A JSON object that a user wrote."""
@@ -54,6 +55,7 @@ class RolloutRequest:
     images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     group_size: int
     greedy: bool = False
+    returns_routes: bool = False  # whether the rollouts say which experts an MoE took for every token
 
     @property
     def pixels(self) -> list[Tensor]:
@@ -78,6 +80,7 @@ class Rollout:
     rollout_logprobs: list[float]  # one per completion token, at the sampling temperature
     policy_versions: tuple[tuple[int, int], ...]  # (first token, policy version) of each run of tokens
     finish_reason: FinishReason
+    routes: Routes | None = None  # the experts of every token, where the request asked for them
 
 
 NO_WEIGHTS = -1

@@ -39,8 +39,13 @@ class Sampler(RolloutWorker, Protocol):
         ...
 
 
-def build_sampler(template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int) -> Sampler:
-    """Build a sampler without weights. `ModuleNotFoundError` names a missing extra."""
+def build_sampler(
+    template: ModelTemplate, processor: Processor, config: RolloutConfig, run_seed: int, returns_routes: bool = False
+) -> Sampler:
+    """Build a sampler without weights. `ModuleNotFoundError` names a missing extra.
+
+    `returns_routes` prepares vLLM to say which experts it took; our own sampler always can.
+    """
     if isinstance(config, VllmRolloutConfig):
         for name, value in VLLM_ENVIRONMENT.items():
             os.environ.setdefault(name, value)
@@ -48,5 +53,5 @@ def build_sampler(template: ModelTemplate, processor: Processor, config: Rollout
         config.require_packages()
         from rollouts.vllm_worker import VllmWorker
 
-        return VllmWorker(template, processor, config, run_seed)
+        return VllmWorker(template, processor, config, run_seed, returns_routes)
     return EmbeddedWorker(template, processor, config, run_seed)

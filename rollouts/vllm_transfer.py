@@ -8,6 +8,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm.distributed.weight_transfer.base import (
@@ -121,6 +122,7 @@ class WorkerExtension:
 
     weight_transfer_engine: Any
     model_runner: Any
+    route_recorder: Any = None
 
     def fetch_weights(self, tensor_handle: TensorHandle) -> str:
         """Hold the tensors of a handle for the update that follows. The model stays as it is.
@@ -141,6 +143,16 @@ class WorkerExtension:
     def weight_proof(self) -> tuple[int, dict[str, int]]:
         """Return (policy version, checksums) of the weights that this worker's model was filled with last."""
         return self.weight_transfer_engine.version, self.weight_transfer_engine.checksums
+
+    def record_routes(self) -> None:
+        """Write down from now on which experts each token takes. This is for vLLM on CPU."""
+        from rollouts.vllm_routes import RouteRecorder
+
+        self.route_recorder = RouteRecorder(self.model_runner)
+
+    def recorded_routes(self, requests: list[tuple[str, int]]) -> list[np.ndarray]:
+        """Return the experts [tokens, L, k] of finished requests, given as pairs of an id and a number of tokens."""
+        return [self.route_recorder.routes(name, num_tokens) for name, num_tokens in requests]
 
     @torch.inference_mode()
     def probe(self, images: list[Tensor]) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from vllm import EngineArgs, SamplingParams, envs
@@ -24,6 +25,7 @@ from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
 from rollouts.rollout import MOMENT, NO_WEIGHTS, FinishReason, Proof, Rollout, RolloutRequest
+from rollouts.routes import Routes
 from rollouts.vllm_plugin import BACKEND, register
 from rollouts.weights.handles import TensorHandle, WeightsLost
 from rollouts.weights.senders import DirectSender, IpcSender, MemorySender, WeightSender
@@ -44,6 +46,7 @@ class _Open:
     waiting: set[int]  # numbers of the samples that are not complete
     done: dict[int, Rollout] = field(default_factory=dict)
     versions: dict[int, list[tuple[int, int]]] = field(default_factory=dict)  # sample -> (first token, policy version)
+    prompt_routes: np.ndarray | None = None  # experts of the prompt's tokens, as the first complete sample took them
 
 
 class VllmWorker:
@@ -53,7 +56,15 @@ class VllmWorker:
     Greedy completions have log-probabilities at temperature 1.
     """
 
-    def __init__(self, template: ModelTemplate, processor: Processor, config: VllmRolloutConfig, run_seed: int) -> None:
+    def __init__(
+        self,
+        template: ModelTemplate,
+        processor: Processor,
+        config: VllmRolloutConfig,
+        run_seed: int,
+        returns_routes: bool = False,
+    ) -> None:
+        """`returns_routes` says whether requests may ask for the experts of every token."""
         context = template.config.language.max_position_embeddings
         self.config = config = config.within(context)
         self.run_seed, self.version = run_seed, NO_WEIGHTS
@@ -64,8 +75,13 @@ class VllmWorker:
         self._on_gpu = template.device.type == "cuda" or _sees_gpu()
         set_num_threads = torch.set_num_threads
         folder = _description_folder(description_files(template.config, processor, dtype))
-        self._engine: Any = LLMEngine.from_engine_args(_engine_args(folder, dtype, config, context, self._on_gpu))
+        arguments = _engine_args(folder, dtype, config, context, self._on_gpu)
+        self._returns_routes = returns_routes
+        arguments.enable_return_routed_experts = returns_routes and self._on_gpu
+        self._engine: Any = LLMEngine.from_engine_args(arguments)
         torch.set_num_threads = set_num_threads  # vLLM replaces it on CPU, for the whole process
+        if returns_routes and not self._on_gpu:
+            self._engine.collective_rpc("record_routes")
         self._intake = Intake(config)
         self._queue: dict[int, RolloutRequest] = {}
         self._open: dict[int, _Open] = {}
@@ -78,6 +94,11 @@ class VllmWorker:
         return not (self._queue or self._open)
 
     def submit(self, request: RolloutRequest) -> int:
+        if request.returns_routes and not self._returns_routes:
+            raise ValueError(
+                f"prompt {request.prompt_id}: returns_routes: expected False, because this vLLM was started without "
+                "routing replay, found True; give returns_routes=True to build_worker"
+            )
         handle = self._intake.accept(request, self.version)
         self._queue[handle] = request
         return handle
@@ -225,11 +246,13 @@ class VllmWorker:
 
     def _step(self) -> list[tuple[int, list[Rollout]]]:
         """Sample one token of every completion and return the groups that are then complete."""
+        finished: list[tuple[_Open, int, Any]] = []
         for output in self._engine.step():
-            if output.finished:
-                handle, sample = map(int, output.request_id.split("/"))
-                if handle in self._open:
-                    self._finish(self._open[handle], sample, output)
+            handle, sample = map(int, output.request_id.split("/"))
+            if output.finished and handle in self._open:
+                finished.append((self._open[handle], sample, output))
+        for (opened, sample, output), routes in zip(finished, self._routes(finished), strict=True):
+            self._finish(opened, sample, output, routes)
         now = time.monotonic()
         for handle, opened in self._open.items():
             if opened.waiting and now > opened.deadline:
@@ -243,7 +266,22 @@ class VllmWorker:
             done.append((handle, [opened.done[sample] for sample in range(opened.request.group_size)]))
         return done
 
-    def _finish(self, opened: _Open, sample: int, output: Any) -> None:
+    def _routes(self, finished: list[tuple[_Open, int, Any]]) -> list[np.ndarray | None]:
+        """Return the experts [tokens, L, k] of all tokens but the last of requests that just finished, where asked."""
+        if self._on_gpu:
+            return [
+                output.outputs[0].routed_experts if opened.request.returns_routes else None
+                for opened, _, output in finished
+            ]
+        named = [
+            (output.request_id, len(output.prompt_token_ids) + len(output.outputs[0].token_ids) - 1)
+            for opened, _, output in finished
+            if opened.request.returns_routes
+        ]
+        found = iter(self._engine.collective_rpc("recorded_routes", args=(named,))[0] if named else ())
+        return [next(found) if opened.request.returns_routes else None for opened, _, _ in finished]
+
+    def _finish(self, opened: _Open, sample: int, output: Any, routes: np.ndarray | None) -> None:
         request, (completion,) = opened.request, output.outputs
         if list(output.prompt_token_ids) != list(request.prompt_ids):
             raise RuntimeError(
@@ -260,10 +298,20 @@ class VllmWorker:
             end = finite.index(False) + 1
             self._record(opened, sample, ids[:end], [*logprobs[: end - 1], math.nan], FinishReason.error)
         else:
-            self._record(opened, sample, ids, logprobs, FinishReason(completion.finish_reason))
+            self._record(opened, sample, ids, logprobs, FinishReason(completion.finish_reason), routes)
 
-    def _record(self, opened: _Open, sample: int, ids: list[int], logprobs: list[float], reason: FinishReason) -> None:
-        request = opened.request
+    def _record(
+        self,
+        opened: _Open,
+        sample: int,
+        ids: list[int],
+        logprobs: list[float],
+        reason: FinishReason,
+        routes: np.ndarray | None = None,
+    ) -> None:
+        request, num_prompt = opened.request, len(opened.request.prompt_ids)
+        if routes is not None and opened.prompt_routes is None:
+            opened.prompt_routes = routes[:num_prompt].copy()
         opened.waiting.discard(sample)
         opened.done[sample] = Rollout(
             group_index=request.group_index,
@@ -275,6 +323,9 @@ class VllmWorker:
             rollout_logprobs=logprobs,
             policy_versions=((0, opened.version), *opened.versions.get(sample, ())),
             finish_reason=reason,
+            routes=Routes(opened.prompt_routes, routes[num_prompt:].copy())
+            if routes is not None and opened.prompt_routes is not None
+            else None,
         )
 
     def _note_versions(self, version: int) -> None:

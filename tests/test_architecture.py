@@ -128,7 +128,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "rewards scoring": ("rewards.scoring", {"rewards base", "rewards verifiers", "rewards sandbox"}),
     "rewards rubric": ("rewards.rubric", {"rewards base", "rewards verifiers", "rewards sandbox", "rewards scoring"}),
     "rollouts base": (
-        "rollouts.rollout rollouts.config rollouts.randomness rollouts.records rollouts.intake",
+        "rollouts.rollout rollouts.routes rollouts.config rollouts.randomness rollouts.records rollouts.intake",
         set(),
     ),
     "rollouts weights": ("rollouts.weights.*", {"rollouts base"}),

@@ -15,7 +15,7 @@ from model.decoding.group_cache import GroupCache
 from model.kernels.attention import PackedAttention, packed_attention
 from model.kernels.available import sampling
 from model.kernels.split_attention import SplitAttention
-from model.language import MLP, SelfAttention
+from model.language import MLP, Attend, SelfAttention
 from model.layers import lay_side_by_side
 from model.sail_vl2 import SailVL2
 from model.vision import VisionMLP
@@ -24,11 +24,17 @@ _MIN_ROWS = 8  # a decoding step has at least so many rows
 
 
 class PromptDecoder:
-    """Prefill and decode with a model that it owns: nobody else may train or hook it."""
+    """Prefill and decode with a model that it owns: nobody else may train or hook it.
+
+    Where `keeps_routes` is set, `routes` [T or R, L, k] holds the experts that an MoE chose for the tokens of the
+    latest prefill or decoding step.
+    """
 
     def __init__(self, model: SailVL2, attention: AttentionKernel = AttentionKernel.auto) -> None:
         """Freezes the model and moves weights that meet the same input together in memory."""
         self.model = model.requires_grad_(False)
+        self.keeps_routes = False
+        self.routes: Tensor | None = None
         self._attention = attention
         for module in model.modules():
             match module:
@@ -61,7 +67,7 @@ class PromptDecoder:
             cache.add_layer(prefix_k, prefix_v)
             return attend_packed(layer, q, k, v)
 
-        hidden, _ = model.language_model.model(embeddings, inputs.positions, attend)
+        hidden = self._hidden_states(embeddings, inputs.positions, attend, inputs.num_tokens)
         last = hidden[layout.root_tokens[torch.arange(num_prompts), inputs.root_lengths - 1]]
         logits = model.language_model.lm_head(_padded(last))[:num_prompts]
         return logits.repeat_interleave(group_size, 0), cache
@@ -92,8 +98,15 @@ class PromptDecoder:
 
         positions = torch.cat([cache.positions for cache in caches])
         embeddings = language.model.embed_tokens(_padded(token_ids))
-        hidden, _ = language.model(embeddings, _padded(positions), attend)
+        hidden = self._hidden_states(embeddings, _padded(positions), attend, num_rows)
         return language.lm_head(hidden)[:num_rows]
+
+    def _hidden_states(self, embeddings: Tensor, positions: Tensor, attend: Attend, num_tokens: int) -> Tensor:
+        """Return hidden states of padded tokens [.., D], and keep the experts of the first `num_tokens` if asked."""
+        decoder = self.model.language_model.model
+        hidden, routing = decoder(embeddings, positions, attend, keeps_routes=self.keeps_routes)
+        self.routes = routing.chosen[:num_tokens] if routing is not None and routing.chosen is not None else None
+        return hidden
 
     def _attend_prompts(self, inputs: ModelInputs, dtype: torch.dtype) -> PackedAttention:
         """On CPU each prompt by itself, so that its bits do not depend on its company."""

@@ -111,6 +111,9 @@ class CorrectionConfig:
     """importance weight between the log-probs of trainer and sampler"""
     cap: float = 2.0
     """largest weight (truncate), or the weight above which a token or sequence does not count (mask)"""
+    routing_replay: bool = False
+    """take the experts that the sampler of an MoE chose for each token, instead of those that its routers choose while
+    training; without effect on a decoder that has no routers (docs/algorithms.md)"""
 
     def __post_init__(self) -> None:
         self.rule = member(Correction, self.rule, "algorithm.correction.rule")

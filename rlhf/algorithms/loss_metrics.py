@@ -46,6 +46,9 @@ def loss_metrics(
     }
     if batch.ref_logprobs is not None:
         metrics["ref_kl"] = float(kl_estimate(policy, batch.ref_logprobs, mask, KlEstimator.k3).sum())
+    if scores.routing is not None and scores.routing.replayed is not None and scores.routing.agreed is not None:
+        metrics["routes_replayed"] = float(scores.routing.replayed.sum())
+        metrics["routes_agreed"] = float(scores.routing.agreed.sum())
     if config.dual_clip:
         metrics["dual_clipped"] = float(((ratio > config.dual_clip) & (batch.advantages < 0) & mask).sum())
     return metrics

@@ -45,6 +45,7 @@ def check(config: RlConfig) -> None:
     _expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
     _expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
     _expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
+    _expect("algorithm.correction.routing_replay", algorithm.correction.routing_replay, False)
     if config.evaluation.prompts:
         raise ValueError(
             "evaluation.prompts: trainer=trl does not evaluate while it trains; leave it empty and run "

@@ -26,6 +26,7 @@ class StartMessage:
     config: RolloutConfig
     run_seed: int
     dtype: torch.dtype
+    returns_routes: bool = False  # whether requests may ask for the experts of every token
 
 
 @dataclass(frozen=True)

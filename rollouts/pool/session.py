@@ -37,7 +37,7 @@ class Session:
     def begin(cls, start: StartMessage) -> "Session":
         """Build a sampler that has no weights yet."""
         template = ModelShape(start.model_config, start.dtype, torch.device("cpu"))
-        return cls(build_sampler(template, start.processor, start.config, start.run_seed))
+        return cls(build_sampler(template, start.processor, start.config, start.run_seed, start.returns_routes))
 
     def answer(self, messages: Sequence[Message]) -> list[Answer]:
         """Take the messages, sample for a moment if there is work, and say what came of it."""

@@ -410,6 +410,10 @@ def _problem(request: RolloutRequest, rollouts: object, limit: int, allowed: fro
             return "expected finite log-probabilities of at least one token"
         if rollout.finish_reason is FinishReason.length and len(ids) < limit:
             return f"expected {limit} tokens of a completion that reached the limit, found {len(ids)}"
+        if (rollout.routes is not None) != request.returns_routes:
+            return f"expected {'routes' if request.returns_routes else 'no routes'}, found the opposite"
+        if rollout.routes and (problem := rollout.routes.problem(len(request.prompt_ids), len(ids))):
+            return problem
         starts = [start for start, _ in rollout.policy_versions]
         if starts[:1] != [0] or starts != sorted(starts) or max(starts) > len(ids):
             return f"expected runs of policy versions from token 0 on, found {rollout.policy_versions}"

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from model.batch import Row, pack_rows
-from model.config import Flavour, MoeLanguageConfig, flavour_config
+from model.config import AttentionKernel, Flavour, MoeLanguageConfig, flavour_config
+from model.kernels.attention import packed_attention
 from model.moe import MoeMLP, Routing, activation_entropy, balance_loss
 from model.sail_vl2 import SailVL2
 
@@ -152,3 +153,84 @@ def test_few_tokens_leave_experts_idle(mlp, shape):
     for weight in mlp.experts.parameters():
         gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
         assert ((gradient.abs().amax((1, 2)) > 0) == used).all()
+
+
+def by_hand(mlp: MoeMLP, x: Tensor, routes: list[list[int]]) -> Tensor:
+    """Every token through the experts of its route, weighed by the router's probabilities of these alone."""
+    rows = []
+    for token, experts in zip(x, routes, strict=True):
+        p = (mlp.gate.weight @ token).softmax(-1)[torch.tensor(experts)]
+        outputs = []
+        for expert in experts:
+            gate, up = (mlp.experts.gate_up_proj[expert] @ token).chunk(2)
+            outputs.append(mlp.experts.down_proj[expert] @ (torch.nn.functional.silu(gate) * up))
+        rows.append(((p / p.sum()).unsqueeze(-1) * torch.stack(outputs)).sum(0))
+    return torch.stack(rows)
+
+
+def test_replayed_experts_are_taken_and_the_router_weighs_them(mlp):
+    """The output and every gradient, the router's too, are those of the given choice, whatever the router prefers."""
+    x, generator = tokens(5, 12), torch.Generator().manual_seed(6)
+    routes = torch.stack([torch.randperm(EXPERTS, generator=generator)[:TOP_K] for _ in range(12)])
+    found = []
+    for way in (lambda: mlp(x, None, routes.to(torch.int16))[0], lambda: by_hand(mlp, x, routes.tolist())):
+        mlp.zero_grad()
+        out = way()
+        (out * tokens(7, 12)).sum().backward()
+        found.append((out.detach(), *(weight.grad.clone() for weight in mlp.parameters())))
+    for ours, expected in zip(*found, strict=True):
+        assert expected.abs().max() > 0
+        assert torch.allclose(ours, expected, rtol=1e-9, atol=1e-14)
+    own = mlp(x)[1]
+    replayed = mlp(x, None, routes)[1]
+    assert torch.equal(replayed.counts, torch.bincount(routes.flatten(), minlength=EXPERTS).double())
+    assert not torch.equal(own.counts, replayed.counts)  # load balance counts what was taken
+    assert torch.equal(own.probability_sums, replayed.probability_sums)
+
+
+def test_tokens_without_a_route_go_where_the_router_says_and_agreement_counts_the_others(mlp):
+    x = tokens(8, 9)
+    own, routing = mlp(x)
+    assert routing.replayed is None and routing.agreed is None
+    routes = routing.chosen.flip(-1).clone()  # the order of a token's experts does not matter
+    routes[2] = -1
+    routes[5, 0] = next(e for e in range(EXPERTS) if e not in routes[5])
+    out, replayed = mlp(x, None, routes)
+    assert (replayed.replayed, replayed.agreed) == (8, 7)
+    same = torch.arange(9) != 5
+    assert torch.allclose(out[same], own[same], rtol=1e-12, atol=1e-15)
+    assert (out[5] - own[5]).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("checkpoints", [False, True])
+def test_a_models_own_routes_replayed_change_nothing(checkpoints):
+    """Not a bit of scores and gradients, with recomputed layers too; other routes change both."""
+    model = SailVL2(flavour_config(Flavour.tiny_moe))
+    model.initialise(5)
+    model.checkpoint_gradients(checkpoints)
+    inputs = pack_rows([Row(list(range(5, 25)), [[7, 8, 9], [30, 31]])], PLACEHOLDER, PIXELS_PER_TOKEN)
+    attend = packed_attention(AttentionKernel.auto, inputs.layout, torch.float32, model.config.language.head_dim)
+    with torch.no_grad():
+        decoder = model.language_model.model
+        routing = decoder(model.embed(inputs), inputs.positions, attend, keeps_routes=True)[1]
+    assert routing.chosen.shape == (25, 4, TOP_K)
+    found = []
+    for routes in (None, routing.chosen, (routing.chosen + 1) % EXPERTS):
+        model.zero_grad()
+        scores = model(replace(inputs, routes=routes))
+        scores.logprobs.sum().backward()
+        found.append((scores.logprobs.detach(), decoder.layers[0].mlp.gate.weight.grad.clone(), scores.routing))
+    (own, own_grad, _), (same, same_grad, agreed), (other, other_grad, differs) = found
+    assert torch.equal(own, same) and torch.equal(own_grad, same_grad)
+    assert torch.equal(agreed.agreed, agreed.replayed) and agreed.replayed.tolist() == [25] * 4
+    assert (own - other).abs().max() > 1e-3 and (own_grad - other_grad).abs().max() > 1e-6
+    assert (differs.agreed < differs.replayed).all()
+
+
+def test_routes_of_another_model_are_refused(model):
+    inputs = pack_rows([Row([5, 6, 7], [[8]])], PLACEHOLDER, PIXELS_PER_TOKEN)
+    routes = torch.zeros(4, 3, TOP_K, dtype=torch.int16)
+    with pytest.raises(ValueError, match=r"routes: expected \[tokens, layers, .*\] \[4, 4, 2\], found \[4, 3, 2\]"):
+        model(replace(inputs, routes=routes))
+    with pytest.raises(ValueError, match="routes: expected none, because this decoder has no routers"):
+        SailVL2(flavour_config(Flavour.tiny))(replace(inputs, routes=routes))

@@ -8,10 +8,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
+from model.batch import Row, RowRoutes, TrainBatch, pack_rows, split_by_tokens
 from model.checkpoint import load_model, sorted_tensors
 from model.config import Flavour, Tower, flavour_config
 from model.engine.balance import BalancedLoss
@@ -119,6 +120,36 @@ def updates(build: Build, flavour: Flavour, image_rows: tuple[int, ...] = (0, 2)
     engine = build(Setting(flavour))
     train(engine, flavour, range(3), image_rows)
     return weights(engine)
+
+
+def replayed(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Weights after an update, and log-probabilities, of micro-batches whose experts are given for most tokens."""
+    engine = build(Setting(flavour))
+    generator = np.random.default_rng(0)
+    shape = engine.shape.config.language.num_hidden_layers, 2
+
+    def routes(count: int) -> np.ndarray:
+        first = generator.integers(0, 8, (count, shape[0], 1))
+        return np.concatenate((first, (first + generator.integers(1, 8, first.shape)) % 8), -1).astype(np.uint8)
+
+    given = [
+        row
+        if number == 4
+        else replace(
+            row, routes=RowRoutes(routes(len(row.prefix_ids)), [routes(len(one) - 1) for one in row.completions])
+        )
+        for number, row in enumerate(rows(3, flavour))
+    ]
+    made = batches(given, num_parts=engine.num_parts)
+    inputs = [batch.inputs for batch in made]
+    scored = engine.logprobs(inputs)
+    found = {f"logprobs {n}": one.logprobs.cpu() for n, one in enumerate(scored)}
+    routings = [one.routing for one in scored if one.routing is not None and one.routing.replayed is not None]
+    assert routings and all((one.agreed < one.replayed).all() for one in routings)
+    found |= {f"agreed {n}": one.agreed.cpu() for n, one in enumerate(routings)}
+    engine.accumulate(made, cross_entropy, num_targets(made))
+    assert engine.step().applied
+    return {**found, **weights(engine)}
 
 
 def figures(build: Build, flavour: Flavour) -> dict[str, Tensor]:

@@ -32,6 +32,7 @@ CASES = [
     *(("resumed", flavour.value, ["FOLDER"]) for flavour in (Flavour.tiny, Flavour.tiny_moe)),
     ("exported", "tiny", ["FOLDER"]),
     ("again", "tiny_moe", []),
+    ("replayed", "tiny_moe", []),
 ]  # fmt: skip
 TOLERANCES = {"precise": 1e-12, "narrow": 2**-8, "figures": 1e-5, "gradients": 1e-5}
 

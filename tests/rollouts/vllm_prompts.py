@@ -94,11 +94,11 @@ class BestTokens:
             asked.logprobs = 1
             return asked
 
-        def finish(opened: Any, sample: int, output: Any) -> None:
+        def finish(opened: Any, sample: int, output: Any, routes: np.ndarray | None) -> None:
             places = output.outputs[0].logprobs
             best = [max(place, key=lambda token: place[token].logprob) for place in places]
             self.found[opened.request.group_index, sample] = best
-            self._finish(opened, sample, output)
+            self._finish(opened, sample, output, routes)
 
         self._worker._parameters, self._worker._finish = parameters, finish
         return self

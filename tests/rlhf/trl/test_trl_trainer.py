@@ -329,6 +329,7 @@ def test_further_settings(start, tmp_path):
         (["algorithm=rloo", "algorithm.dual_clip=3"], r"algorithm\.dual_clip"),
         (["trainer.curriculum=pass_rate"], r"trainer\.curriculum"),
         (["trainer.balance_coefficient=0.1"], r"trainer\.balance_coefficient"),
+        (["algorithm.correction.routing_replay=true"], r"algorithm\.correction\.routing_replay"),
         (["evaluation.prompts=x.jsonl"], r"evaluation\.prompts: .*rlhf\.evaluate"),
         (["trainer.mini_batch_size=9"], r"trainer\.mini_batch_size: .*divisor of .* = 12 completions, found 9"),
         (["trainer.micro_batch_size=4"], r"trainer\.micro_batch_size: .*divisor of the mini-batch's 6"),
