@@ -3,6 +3,7 @@
 from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
@@ -36,7 +37,10 @@ MODULES: dict[str, str] = {
 }
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {
+    "pretrain": {"adapter": {**ADAPTER_CONFIGS}},
+    "sft": {"adapter": {**ADAPTER_CONFIGS}},
     "rlhf": {
+        "adapter": {**ADAPTER_CONFIGS},
         "algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig},
         "trainer": {**TRAINER_CONFIGS},
         "rollouts": {**ROLLOUT_CONFIGS},

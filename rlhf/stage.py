@@ -6,6 +6,7 @@ from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
 from model.engine.local import LocalEngine
+from model.lora.start import adapt
 from model.run.folder import RunFolder
 from model.run.guidance import after_training
 from model.run.identity import outside_keys
@@ -66,10 +67,16 @@ def _train(
     """Load the model, put the parts together, run the loop, write the final model."""
     trainer_config, rollout_config, seed = config.trainer, config.rollouts, config.run.seed
     model, processor = load_model(Path(config.checkpoint))
+    model = adapt(model, config.adapter, seed)
     last = trainer_config.max_steps
     total_updates = last * config.updates_per_step
     engine = LocalEngine(
-        model, config.engine, config.optimizer, total_updates, rollout_config.temperature, processor.barred_ids
+        model,
+        config.engine,
+        config.optimizer.of(config.adapter),
+        total_updates,
+        rollout_config.temperature,
+        processor.barred_ids,
     )
     print("\n".join(engine.described(config.checkpoint)), flush=True)
     reference = engine.frozen() if algorithm.needs_reference else None

@@ -15,10 +15,7 @@ from model.decoding.group_cache import GroupCache
 from model.kernels.attention import PackedAttention, packed_attention
 from model.kernels.available import sampling
 from model.kernels.split_attention import SplitAttention
-from model.language import MLP, SelfAttention
-from model.layers import lay_side_by_side
 from model.sail_vl2 import SailVL2
-from model.vision import VisionMLP
 
 _MIN_ROWS = 8  # a decoding step has at least so many rows
 
@@ -30,14 +27,7 @@ class PromptDecoder:
         """Freezes the model and moves weights that meet the same input together in memory."""
         self.model = model.requires_grad_(False)
         self._attention = attention
-        for module in model.modules():
-            match module:
-                case SelfAttention():
-                    lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
-                case MLP():
-                    lay_side_by_side(module.gate_proj, module.up_proj)
-                case VisionMLP():
-                    lay_side_by_side(module.fc1, module.fc3)
+        model.lay_side_by_side()
 
     @sampling()
     def prefill(self, inputs: ModelInputs, group_size: int, room: int) -> tuple[Tensor, GroupCache]:
