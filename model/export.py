@@ -1,6 +1,7 @@
 """A model folder in another number type: `python -m model.export checkpoint=DIR out=DIR dtype=bfloat16`.
 
-With `adapter=DIR` low-rank adapters are added to the weights. Tensors are read and written one by one, so a model of any size is converted within the memory of its largest tensor.
+With `adapter=DIR` low-rank adapters are added to the weights. Tensors are read and written one by one, so a model of
+any size is converted within the memory of its largest tensor.
 """
 
 import sys

@@ -36,9 +36,9 @@ def run_supervised(
     tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
 ) -> None:
-    """Train `model`, or the adapters that the config gives it, on the rows that `open_rows` opens, and write `run.dir/final`; continues where an earlier call
-    stopped. `open_held_out` opens `config.evaluation.data`, where that is given. `tables`: key of the
-    config -> the table that it names. `inputs`: what the run reads beside its rows."""
+    """Train `model`, or the adapters that the config gives it, on the rows that `open_rows` opens, and write
+    `run.dir/final`; continues where an earlier call stopped. `open_held_out` opens `config.evaluation.data`, where that
+    is given. `tables`: key of the config -> the table that it names. `inputs`: what the run reads beside its rows."""
     tables = {**tables, "evaluation.data": config.evaluation.data}
     inputs = {**(inputs or {}), **inputs_of(config.adapter)}
     with RunFolder(config.run, resolved, outside_keys(config)) as run:

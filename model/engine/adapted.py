@@ -62,6 +62,6 @@ def described(model: SailVL2, trained: int, total: int) -> str:
     """Say how many of the parameters are adapters that train."""
     rank, _ = rank_and_scale(model)
     return (
-        f"{trained:,} of them ({trained / total:.3%}) in {len(adapters_of(model))} trained adapters of rank {rank}; the "
-        f"others stay as they are, in {str(model.dtype).removeprefix('torch.')}"
+        f"{trained:,} of them ({trained / total:.3%}) in {len(adapters_of(model))} trained adapters of rank {rank}; "
+        f"the others stay as they are, in {str(model.dtype).removeprefix('torch.')}"
     )

@@ -22,7 +22,7 @@ class Adapter:
     """One low-rank adapter: `weight` + scale * b @ a. A stack of experts has one more dimension in front."""
 
     name: str  # of the adapted layer, or of a stack of experts: `...mlp.experts.down_proj`
-    weight: nn.Parameter
+    weight: Tensor
     a: nn.Parameter
     b: nn.Parameter
     scale: float

@@ -70,7 +70,8 @@ class LoraConfig(AdapterConfig):
         return [
             f"adapters: rank {self.rank}, alpha {self.alpha}, {start}, on {', '.join(self.targets)}",
             f"learning rate: {self.learning_rate(full):g} = adapter.learning_rate_factor {self.learning_rate_factor:g} "
-            f"x optimizer.learning_rate {full:g}; adapters want about 10 times the rate of full training (docs/lora.md)",
+            f"x optimizer.learning_rate {full:g}; the recommended factor is 10, for a rate that suits full training "
+            "(docs/lora.md)",
         ]
 
 

@@ -22,7 +22,8 @@ class LoraExperts(Experts):
         `device`: where the adapters are, if not where the weights are.
         """
         with torch.device("meta"):
-            super().__init__(*(base.gate_up_proj.shape[at] for at in (0, 2)), base.down_proj.shape[2])
+            num_experts, width, inner = base.down_proj.shape
+            super().__init__(num_experts, width, inner)
         for stack in STACKS:
             weight = getattr(base, stack)
             num_experts, rows, width = weight.shape

@@ -26,7 +26,11 @@ from model.sail_vl2 import SailVL2
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_OURS = {"model.language_model.": "language_model.model.", "model.vision_model.": "vision_model.", "model.mlp1.": "mlp1."}
+_OURS = {
+    "model.language_model.": "language_model.model.",
+    "model.vision_model.": "vision_model.",
+    "model.mlp1.": "mlp1.",
+}
 """Names of transformers' class of this model -> the released names, which are ours."""
 _NOTHING_ELSE: JsonObject = {
     "use_dora": False,
@@ -55,7 +59,9 @@ class StoredAdapters:
 
     rank: int
     scale: float
-    tensors: dict[str, tuple[Tensor, Tensor]]  # as `Adapter` names and shapes them: (a, b); of a stack as PEFT lays them
+    tensors: dict[
+        str, tuple[Tensor, Tensor]
+    ]  # as `Adapter` names and shapes them: (a, b); of a stack as PEFT lays them
 
     @property
     def layers(self) -> list[str]:
@@ -148,8 +154,8 @@ def fill_adapters(model: SailVL2, stored: StoredAdapters, where: Path) -> None:
 
 
 def add_stored_adapters(model: SailVL2, folder: Path) -> StoredAdapters:
-    """Give the model the adapters of a folder, on the layers that the folder names, in main memory, wherever the weights
-    are. `ValueError` where they do not fit."""
+    """Give the model the adapters of a folder, on the layers that the folder names. They lie in main memory, wherever
+    the weights are. `ValueError` where they do not fit."""
     stored = read_adapters(folder)
     for name in stored.layers:
         try:
@@ -168,7 +174,9 @@ def _rank_and_scale(settings: JsonObject, where: Path) -> tuple[int, float]:
         raise ValueError(f"{where}: peft_type: expected LORA, found {settings.get('peft_type')!r:.80}")
     for key, plain in _NOTHING_ELSE.items():
         if (found := settings.get(key, plain)) != plain and found:
-            raise ValueError(f"{where}: {key}: expected {plain!r}, found {found!r:.80}; adapters here have no such part")
+            raise ValueError(
+                f"{where}: {key}: expected {plain!r}, found {found!r:.80}; adapters here have no such part"
+            )
     if settings.get("init_lora_weights", True) not in _FRESH:
         raise ValueError(
             f"{where}: init_lora_weights: expected one of {_FRESH}, found {settings['init_lora_weights']!r:.80}, which "

@@ -37,7 +37,9 @@ def check(config: RlConfig) -> None:
     if importlib.util.find_spec("trl") is None:
         raise ValueError("trainer=trl: expected the package trl, found none; pip install 'sailvl2-rl[trl]'")
     if isinstance(config.adapter, LoraConfig):
-        raise ValueError("adapter: trainer=trl trains whole models here, found lora; use trainer=sailvl2 or adapter=none")
+        raise ValueError(
+            "adapter: trainer=trl trains whole models here, found lora; use trainer=sailvl2 or adapter=none"
+        )
     algorithm = config.algorithm
     if isinstance(algorithm, CustomConfig):
         raise ValueError(f"algorithm: trainer=trl knows TRL's own losses, not {algorithm.name}; use trainer=sailvl2")

@@ -10,8 +10,8 @@ from model.config import AttentionKernel, Flavour, Tower, flavour_config
 from model.layers import joint_linear, side_by_side
 from model.lora.adapters import (
     KeptAdapters,
-    add_adapters,
     adapters_of,
+    add_adapters,
     targeted_layers,
     train_adapters_alone,
     without_adapters,

@@ -48,7 +48,7 @@ def test_peft_loads_our_folder_and_computes_the_same_numbers_and_gradients(flavo
     trained = {name: p.grad for name, p in theirs.named_parameters() if p.requires_grad}
     assert len(trained) == 2 * len(adapters_of(model)) and all(grad is not None for grad in trained.values())
     gradients = {name.replace(".default", ""): grad for name, grad in trained.items()}
-    names = {name for name in load_file(tmp_path / "adapters" / WEIGHTS)}
+    names = set(load_file(tmp_path / "adapters" / WEIGHTS))
     assert names == gradients.keys()
     with torch.no_grad():
         for adapter in adapters_of(model):
