@@ -107,8 +107,8 @@ def train_adapters_alone(model: SailVL2, frozen: Collection[Tower]) -> None:
         for tower in frozen:
             if adapter.name.startswith(f"{tower.value}."):
                 raise ValueError(
-                    f"engine.freeze: {tower.value} is to stay as it is, but adapter.targets puts an adapter on "
-                    f"{adapter.name}; leave one of both out"
+                    f"engine.freeze: {tower.name} ({tower.value}) is to stay as it is, but adapter.targets puts an "
+                    f"adapter on {adapter.name}; leave one of both out"
                 )
         adapter.a.requires_grad_()
         adapter.b.requires_grad_()

@@ -220,5 +220,5 @@ def test_starting_adapters_of_another_rank_or_of_other_layers_are_refused(tmp_pa
 
 
 def test_an_adapted_tower_cannot_be_frozen():
-    with pytest.raises(ValueError, match=r"engine\.freeze: language_model is to stay"):
+    with pytest.raises(ValueError, match=r"engine\.freeze: language \(language_model\) is to stay"):
         make_engine(config=EngineConfig(num_threads=1, freeze=[Tower.language]), targets=["language_model"])
