@@ -1,4 +1,4 @@
-"""What an engine does otherwise for a model with low-rank adapters."""
+"""Placing, scoring by and writing low-rank adapters: where an engine treats a model that has some differently."""
 
 from collections.abc import Sequence
 from pathlib import Path

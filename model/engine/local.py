@@ -212,7 +212,7 @@ class LocalEngine:
         write_checkpoint(folder, self.model.config, processor, merged_tensors(self.model, torch.float32), dtype=dtype)
 
     def _own_weights(self) -> Iterator[tuple[str, Tensor]]:
-        """What a checkpoint keeps: all weights, or the adapters alone, since the others are those of the start."""
+        """Yield the weights that a checkpoint keeps: all of them, or the adapters alone, which alone change."""
         return iter(self._optimizer.parameters.items() if self._is_adapted else self.model.named_parameters())
 
     def _identity(self) -> dict[str, object]:

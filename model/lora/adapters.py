@@ -1,4 +1,4 @@
-"""The adapters of a model: which layers get them, how they start, when they act, and which of them train."""
+"""The low-rank adapters of a model: which layers get them, how they start, when they act, and that they alone train."""
 
 import hashlib
 from collections.abc import Collection, Iterator, Sequence
@@ -21,7 +21,7 @@ _HEAD = "lm_head"
 class Adapter:
     """One low-rank adapter: `weight` + scale * b @ a. A stack of experts has one more dimension in front."""
 
-    name: str  # of the adapted layer, or of a stack of experts: `...mlp.experts.down_proj`
+    name: str  # name of the adapted layer, or of a stack of experts: `...mlp.experts.down_proj`
     weight: Tensor
     a: nn.Parameter
     b: nn.Parameter

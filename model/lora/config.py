@@ -13,7 +13,7 @@ class AdapterConfig:
     """Train the weights themselves."""
 
     name: str = "none"
-    """what trains, as `adapter=NAME` chose it: the weights, or low-rank adapters; not a key to set"""
+    """none trains the weights, lora trains adapters beside them, as `adapter=NAME` chose it; not a key to set"""
 
     def learning_rate(self, full: float) -> float:
         """The peak learning rate, where `full` is the one for the weights themselves."""

@@ -24,7 +24,7 @@ class ReleasedTensor:
     parameter: nn.Parameter
     adapter: Adapter | None
     expert: int | None = None
-    rows: slice | None = None  # of the expert's matrix; None: all
+    rows: slice | None = None  # rows of the expert's matrix; None: all
 
     @property
     def _rows(self) -> slice:

@@ -50,7 +50,8 @@ _NOTHING_ELSE: JsonObject = {
     "monteclora_config": None,
 }
 """Settings of PEFT that make an adapter more than scale * B @ A -> the value with which it is no more."""
-_FRESH = (True, False, "gaussian")  # of init_lora_weights; others change the weights below the adapter
+_FRESH = (True, False, "gaussian")
+"""Values of PEFT's init_lora_weights that leave the weights below the adapter as they are."""
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from model.config import Flavour
 from model.data.config import TableConfig
 from model.engine.config import SupervisedConfig
 from model.json_values import member
-from model.lora.config import LoraConfig
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -46,11 +45,6 @@ class PretrainConfig(SupervisedConfig):
             raise ValueError(
                 f"model, checkpoint: expected one of both, found {self.model.value} and {self.checkpoint}; to go on "
                 "from the checkpoint set model=null"
-            )
-        if self.model is not None and isinstance(self.adapter, LoraConfig):
-            raise ValueError(
-                f"adapter: lora leaves the model's weights as they are, which are random in model={self.model.value}; "
-                "set model=null checkpoint=DIR to train adapters of a trained model, or adapter=none"
             )
         if not self.data.path:
             raise ValueError("data.path: expected a file of documents, found nothing")

@@ -145,7 +145,8 @@ def test_pretraining_from_nothing_takes_no_adapters(runner: Runner, digits_folde
     arguments = [f"data.path={digits_folder / 'pretrain.jsonl'}", "model=tiny", "adapter=lora", f"run.dir={tmp_path}"]
     assert runner.run("model.pretrain.train", ["recipe=quickstart", *arguments], ends=(2,)) == 2
     assert (
-        "adapter: lora leaves the model's weights as they are, which are random in model=tiny" in runner.log.read_text()
+        "adapter: lora leaves the model's weights as they are, which are random without a checkpoint"
+        in runner.log.read_text()
     )
 
 
