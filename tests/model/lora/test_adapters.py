@@ -7,6 +7,7 @@ from torch import nn
 from model.batch import Row, pack_rows
 from model.checkpoint import sorted_tensors
 from model.config import AttentionKernel, Flavour, Tower, flavour_config
+from model.decoding.decoder import PromptDecoder
 from model.layers import joint_linear, side_by_side
 from model.lora.adapters import (
     KeptAdapters,
@@ -118,6 +119,18 @@ def test_merged_weights_compute_what_the_adapters_compute(flavour, dtype, tolera
         own, merged = model(inputs).logprobs, merged_model(model, flavour)(inputs).logprobs
         assert (own - build(flavour, dtype)(inputs).logprobs).abs().max() > 1e-3
     assert (own - merged).abs().max() <= tolerance
+
+
+@FLAVOURS
+def test_a_decoder_samples_by_the_adapters_as_by_merged_weights(flavour):
+    """Sampling lays weights together and skips gradients; float64, so only the order of sums differs."""
+    model = adapted(flavour)
+    inputs = pack_rows([Row([5, 6, 7, 8], []), Row([9, 10], [])], 519, 16)
+    first, second = (
+        PromptDecoder(one).prefill(inputs, group_size=2, room=8)[0] for one in (model, merged_model(model, flavour))
+    )
+    plain = PromptDecoder(build(flavour)).prefill(inputs, group_size=2, room=8)[0]
+    assert (first - second).abs().max() <= 1e-12 and (first - plain).abs().max() > 1e-4
 
 
 @FLAVOURS

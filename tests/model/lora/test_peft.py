@@ -1,20 +1,26 @@
 """PEFT as the oracle: the same numbers and gradients from the same files, in both directions."""
 
 import json
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from model.checkpoint import build_flavour, save_model, write_checkpoint
 from model.config import Flavour
-from model.lora.adapters import adapters_of, train_adapters_alone
+from model.lora.adapters import adapters_of, add_adapters, targeted_layers, train_adapters_alone
+from model.lora.merge import merged_tensors
 from model.lora.peft_files import CONFIG, WEIGHTS, add_stored_adapters, read_adapters, write_adapters
 from model.sail_vl2 import SailVL2
 from tests.conftest import require_extra
-from tests.model.lora.test_adapters import FLAVOURS, adapted, build, inputs_of
+from tests.model.lora.test_adapters import EVERYWHERE, FLAVOURS, adapted, build, inputs_of, shake
 
-require_extra("dev", "peft")
+
+@pytest.fixture(autouse=True)
+def peft_is_there() -> None:
+    require_extra("dev", "peft")
 
 
 def by_peft(folder: Path, flavour: Flavour):
@@ -148,3 +154,34 @@ def test_what_is_written_is_read_back_exactly(tmp_path):
     for one, other in zip(adapters_of(model), adapters_of(again), strict=True):
         assert one.name == other.name and one.scale == other.scale
         assert torch.equal(one.a, other.a) and torch.equal(one.b, other.b)
+
+
+@pytest.mark.parametrize("flavour", [Flavour.tiny, Flavour.tiny_moe], ids=lambda flavour: flavour.value)
+def test_our_folder_acts_on_the_transformers_class_as_its_merged_model_does(flavour, tmp_path):
+    """Logits of an image and text, about 3 in size: 1e-5 is some thirty roundings of float32."""
+    from peft import PeftModel
+
+    from model.hf import SailVLForConditionalGeneration
+
+    model, processor = build_flavour(flavour, 0)
+    save_model(tmp_path / "base", model, processor)
+    add_adapters(model, targeted_layers(model, EVERYWHERE[flavour]), rank=4, alpha=8, seed=0)
+    shake(model, 5)
+    write_adapters(tmp_path / "adapters", model, 4, 8)
+    write_checkpoint(tmp_path / "merged", model.config, processor, merged_tensors(model, torch.float32))
+    inputs = {
+        "input_ids": torch.tensor([[*[processor.placeholder_id] * 4, 5, 6, 7, 8]]),
+        "pixel_values": torch.randn(1, 3, 32, 32, generator=torch.Generator().manual_seed(0)),
+    }
+    with torch.no_grad():
+        base, merged = (
+            SailVLForConditionalGeneration.from_pretrained(tmp_path / name)(**inputs).logits
+            for name in ("base", "merged")
+        )
+        loaded = SailVLForConditionalGeneration.from_pretrained(tmp_path / "base")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # PEFT only warns of adapters that it leaves out
+            adapted_class = PeftModel.from_pretrained(loaded, str(tmp_path / "adapters"))
+        found = adapted_class(**inputs).logits
+    assert (merged - base).abs().max() > 1e-2
+    assert (found - merged).abs().max() <= 1e-5
