@@ -15,6 +15,7 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         ("rlhf", ["+trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
         ("rlhf", ["++trainer.max_stepz=3"], ["trainer.max_stepz", "no such key", "'trainer.max_steps'"]),
         ("rlhf", ["max_steps=3"], ["max_steps", "no such key", "'trainer.max_steps'"]),
+        ("sft", ["adapter.rank=8"], ["adapter.rank: no such key with the present choice; it is one of adapter=lora"]),
         ("rlhf", ["+zebra=1"], ["zebra", "no such key", "expected one of adapter, algorithm", "trainer"]),
         ("rlhf", ["evaluation={patienze: 3}"], ["evaluation.patienze", "no such key", "'evaluation.patience'"]),
         ("rlhf", ["trainer.max_steps.x=3"], ["trainer.max_steps.x", "no such key"]),
