@@ -345,7 +345,18 @@ def _check_key(override: str, known: Any, entry: str, has_own_recipe: bool) -> s
         return f"{'++' if _is_free_mapping(known, key) else ''}{override.lstrip('+')}"
     if _is_open(known, key):
         return f"++{override.lstrip('+')}"
+    if others := _choices_with(key, entry):
+        raise UsageError(f"{key}: no such key with the present choice; it is one of {' and '.join(others)}")
     raise UsageError(f"{key}: no such key; {nearest_key(key, [*keys, *_groups(entry)])}")
+
+
+def _choices_with(key: str, entry: str) -> list[str]:
+    """Other choices of a group, as overrides, whose schema has this key."""
+    from conf.schema import GROUPS
+
+    group, _, rest = key.partition(".")
+    schemas = GROUPS.get(entry, {}).get(group, {})
+    return [f"{group}={name}" for name, schema in schemas.items() if rest in {one.name for one in fields(schema)}]
 
 
 def _refuse_name(key: str, name: str, known: Any, entry: str) -> None:

@@ -4,6 +4,7 @@ from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
 from model.engine.config import ENGINE_CONFIGS
+from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
@@ -37,14 +38,15 @@ MODULES: dict[str, str] = {
 }
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {
+    "pretrain": {"adapter": {**ADAPTER_CONFIGS}, "engine": {**ENGINE_CONFIGS}},
+    "sft": {"adapter": {**ADAPTER_CONFIGS}, "engine": {**ENGINE_CONFIGS}},
     "rlhf": {
+        "adapter": {**ADAPTER_CONFIGS},
         "algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig},
         "trainer": {**TRAINER_CONFIGS},
         "rollouts": {**ROLLOUT_CONFIGS},
         "engine": {**ENGINE_CONFIGS},
     },
-    "sft": {"engine": {**ENGINE_CONFIGS}},
-    "pretrain": {"engine": {**ENGINE_CONFIGS}},
     "evaluate": {"rollouts": {**ROLLOUT_CONFIGS}},
     "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }

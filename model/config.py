@@ -450,6 +450,8 @@ class ExportConfig:
     """folder to write"""
     dtype: StoredDtype = StoredDtype.keep
     """number type of the weights that are written; keep: that of the checkpoint"""
+    adapter: str = ""
+    """folder of adapters in PEFT's format to add to the weights, such as RUN/final_adapter; empty: none"""
 
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")

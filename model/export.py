@@ -1,6 +1,7 @@
 """A model folder in another number type: `python -m model.export checkpoint=DIR out=DIR dtype=bfloat16`.
 
-Tensors are read and written one by one, so a model of any size is converted within the memory of its largest tensor.
+With `adapter=DIR` low-rank adapters are added to the weights. Tensors are read and written one by one, so a model of
+any size is converted within the memory of its largest tensor.
 """
 
 import sys
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from model.checkpoint import StoredTensors
+    from model.lora.merge import ReleasedTensor
 
 
 def export(config: ExportConfig) -> None:
@@ -26,17 +28,38 @@ def export(config: ExportConfig) -> None:
     processor = load_processor(checkpoint)
     stored = StoredTensors(checkpoint)
     shapes = fitting_config(SailVL2Config.from_folder(checkpoint), stored)
+    parts = _parts(shapes, config.adapter)
     require_new_folder(out, "out")
-    write_checkpoint(out, shapes, processor, _tensors(shapes, stored), dtype=config.dtype)
-    print(f"{out}: the model of {checkpoint} as {shapes.stored_dtype(config.dtype)}; it was stored as {stored.dtype}")
+    write_checkpoint(out, shapes, processor, _tensors(parts, stored), dtype=config.dtype)
+    added = f" with the adapters of {config.adapter}" if config.adapter else ""
+    written = shapes.stored_dtype(config.dtype)
+    print(f"{out}: the model of {checkpoint}{added} as {written}; it was stored as {stored.dtype}")
 
 
-def _tensors(config: SailVL2Config, stored: "StoredTensors") -> Iterator[tuple[str, "Tensor"]]:
-    """Yield (released name, tensor), sorted by name. A tied head that is not stored is the embedding."""
-    from model.checkpoint import EMBEDDING, HEAD, released_shapes
+def _parts(config: SailVL2Config, adapter: str) -> "dict[str, ReleasedTensor]":
+    """Released name -> where it stands in a model without memory, whose adapters alone are real."""
+    import torch
 
-    for name in released_shapes(config):
-        yield name, stored.get(EMBEDDING if name == HEAD and HEAD not in stored.shapes else name)
+    from model.lora.merge import released_parts
+    from model.lora.peft_files import add_stored_adapters
+    from model.sail_vl2 import SailVL2
+
+    with torch.device("meta"):
+        model = SailVL2(config)
+    if adapter:
+        add_stored_adapters(model, Path(adapter))
+    return released_parts(model)
+
+
+def _tensors(parts: "dict[str, ReleasedTensor]", stored: "StoredTensors") -> Iterator[tuple[str, "Tensor"]]:
+    """Yield (released name, tensor with its adapter), sorted by name. A tied head that is not stored is the
+    embedding."""
+    from model.checkpoint import EMBEDDING, HEAD
+    from model.lora.merge import whole
+
+    for name, part in parts.items():
+        weight = stored.get(EMBEDDING if name == HEAD and HEAD not in stored.shapes else name)
+        yield name, part.merged(weight, whole).detach()
 
 
 def main() -> int:

@@ -211,6 +211,12 @@ class SailVLForConditionalGeneration(SailVLPreTrainedModel, GenerationMixin):
 
     accepts_loss_kwargs = False  # the loss is a plain mean: Trainer divides by its accumulation steps
     _tied_weights_keys: ClassVar[dict[str, str]] = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    # PEFT reads this; its use of the mapping that is registered below misses mlp1 and the tower (PEFT 0.21).
+    _checkpoint_conversion_mapping: ClassVar[dict[str, str]] = {
+        r"^language_model\.model\.": "model.language_model.",
+        r"^mlp1\.": "model.mlp1.",
+        r"^vision_model\.": "model.vision_model.",
+    }
 
     def __init__(self, config: SailVLConfig) -> None:
         super().__init__(config)

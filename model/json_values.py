@@ -68,6 +68,11 @@ def _where_the_model_is(folder: Path) -> str:
     for final in (folder / "final", folder.parent.parent / "final"):
         if (final / "config.json").is_file():
             return f"this folder belongs to a run, whose model is {final}"
+    if (folder / "adapter_config.json").is_file():
+        return (
+            "this folder holds adapters alone; add them to their model first: python -m model.export checkpoint=MODEL "
+            f"adapter={folder} out=DIR"
+        )
     if (folder / "run.json").is_file() or (folder / "engine.json").is_file():
         return "this folder belongs to a run, which writes its model to RUN/final when it ends"
     return "give the folder that holds config.json and *.safetensors"

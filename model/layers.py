@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from model.kernels.autograd import FunctionContext
 from model.kernels.available import WIDE, fits_decode_kernels, for_sampling, has_triton
+from model.lora.linear import LoraLinear, adapted_product, low_ranks
 
 
 class RMSNorm(nn.Module):
@@ -99,15 +100,16 @@ def side_by_side(x: Tensor, *layers: nn.Linear) -> tuple[Tensor, ...]:
 def joint_linear(x: Tensor, *layers: nn.Linear) -> Tensor:
     """[..., rows of all]: the outputs of several bias-free layers one behind the other.
 
-    In one matrix product, unless a layer is more than its weight (`is_plain`).
+    In one matrix product, unless a layer is more than its weight (`is_plain`) and an adapter of ours.
     """
     if not _can_join(layers):
         return torch.cat([layer(x) for layer in layers], dim=-1)
-    return F.linear(x, _joint_weight(layers))
+    return adapted_product(x, _joint_weight(layers), None, low_ranks(layers, x.dtype))
 
 
 def _can_join(layers: Sequence[nn.Linear]) -> bool:
-    return all(is_plain(layer, nn.Linear) and layer.bias is None for layer in layers)
+    kinds = (nn.Linear, LoraLinear)
+    return all(any(is_plain(layer, kind) for kind in kinds) and layer.bias is None for layer in layers)
 
 
 def swiglu(x: Tensor, gate: nn.Linear, up: nn.Linear) -> Tensor:

@@ -8,11 +8,12 @@ from torch import Tensor, nn
 from model.batch import ModelInputs
 from model.config import AttentionKernel, MoeLanguageConfig, SailVL2Config, Tower
 from model.kernels.attention import packed_attention
-from model.language import LanguageModel
+from model.language import MLP, LanguageModel, SelfAttention
+from model.layers import lay_side_by_side
 from model.logprobs import TokenScores, score_tokens
 from model.moe import Routing
 from model.projector import build_adapter, visual_tokens
-from model.vision import VisionModel
+from model.vision import VisionMLP, VisionModel
 
 
 class SailVL2(nn.Module):
@@ -121,6 +122,17 @@ class SailVL2(nn.Module):
         """Train every tower but these."""
         for tower in Tower:
             getattr(self, tower.value).requires_grad_(tower not in groups)
+
+    def lay_side_by_side(self) -> None:
+        """Move frozen weights that meet the same input together in memory: each such set becomes one product."""
+        for module in self.modules():
+            match module:
+                case SelfAttention():
+                    lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
+                case MLP():
+                    lay_side_by_side(module.gate_proj, module.up_proj)
+                case VisionMLP():
+                    lay_side_by_side(module.fc1, module.fc3)
 
     def checkpoint_gradients(self, enabled: bool = True) -> None:
         """Keep only each block's input for the backward pass: less memory, one more forward pass."""

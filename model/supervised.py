@@ -15,9 +15,10 @@ from model.engine.base import LossFn, TrainEngine
 from model.engine.build import open_engine
 from model.engine.config import Normalisation, SupervisedConfig
 from model.engine.parts import Costs
-from model.engine.source import ModelSource
+from model.engine.source import AdaptedSource, ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
+from model.lora.start import inputs_of
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.guidance import after_training
@@ -50,21 +51,25 @@ def run_supervised(
     if lead is not None and lead.ranks.num_ranks > 1:
         processor = processor.storing_pictures()
     tables = {**tables, "evaluation.data": config.evaluation.data}
+    inputs = {**(inputs or {}), **inputs_of(config.adapter)}
     with RunFolder(config.run, resolved, outside_keys(config)) as run:
-        if run.already_complete(lambda: {**input_of_tables(tables), **(inputs or {})}):
+        if run.already_complete(lambda: {**input_of_tables(tables), **inputs}):
             return after_training(run.folder)
         folders = DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl")
         rows_of_step = open_rows(folders, processor)
         held_out_rows = open_held_out(folders.named("evaluation"), processor) if config.evaluation.data else None
-        run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **(inputs or {})})
+        run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **inputs})
         one_pass = rows_of_step.steps_per_pass
         config = replace(config, max_steps=config.steps_for(one_pass), epochs=0.0)
         described = [*rows_of_step.described(), *(held_out_rows.described() if held_out_rows else [])]
         passes = f"{config.max_steps / one_pass:.3g} passes over the rows of {one_pass} steps"
-        steps = f"steps: {config.max_steps} ({passes}), learning rate {config.optimizer.learning_rate:g}"
+        described += config.adapter.described(config.optimizer.learning_rate)
+        optimizer = config.optimizer.of(config.adapter)
+        steps = f"steps: {config.max_steps} ({passes}), learning rate {optimizer.learning_rate:g}"
         print("\n".join([*described, steps]), flush=True)
-        engine = open_engine(lead, source, config.engine, config.optimizer, config.max_steps)
-        start = inputs["checkpoint"].path if inputs and "checkpoint" in inputs else "built from nothing"
+        adapted = AdaptedSource(source, config.adapter, config.run.seed)
+        engine = open_engine(lead, adapted, config.engine, optimizer, config.max_steps)
+        start = inputs["checkpoint"].path if "checkpoint" in inputs else "built from nothing"
         print("\n".join(engine.described(start)), flush=True)
         held_out = HeldOut(config, engine, processor, held_out_rows)
         with StageProgress(title, config.max_steps) as progress:

@@ -9,6 +9,7 @@ from model.config import StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig
 from model.json_values import JsonObject, member
+from model.lora.config import AdapterConfig
 from model.run.config import OUTSIDE, RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
@@ -196,6 +197,7 @@ class RlConfig:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     optimizer: OptimizerConfig = field(default_factory=_report_optimizer)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))

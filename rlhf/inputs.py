@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.data.sources import input_of_tables
+from model.lora.start import inputs_of as adapter_inputs
 from model.run.identity import Input, input_of
 from rewards.custom import ENTRY_POINTS
 from rlhf.config import RlConfig
@@ -14,7 +15,7 @@ from rlhf.config import RlConfig
 
 def inputs_of(config: RlConfig) -> dict[str, Input]:
     """By the key of the config. Modules that a function imports on its own are not looked into."""
-    found = {"checkpoint": input_of(Path(config.checkpoint))}
+    found = {"checkpoint": input_of(Path(config.checkpoint)), **adapter_inputs(config.adapter)}
     for key, specs in (("reward.functions", config.reward.functions), ("algorithm.name", [config.algorithm.name])):
         if sources := [(spec, _source_of(spec)) for spec in specs if key == "reward.functions" or ":" in spec]:
             found[key] = _code_of(sources)

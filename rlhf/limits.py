@@ -48,7 +48,7 @@ def describe_replay(asked: RlConfig, used: RlConfig) -> list[str]:
 
 
 def describe(config: RlConfig, num_prompts: int) -> str:
-    """The limits, steps and rewards of a run in three lines, and one more where answers are not rewarded."""
+    """The limits, steps and rewards of a run in three lines; more where answers are not rewarded, and of adapters."""
     trainer, rollouts, reward = config.trainer, config.rollouts, config.reward
     parts = [
         f"{name}{f' ({reward.verifier})' if name == 'answer' else ''} x {weight:g}"
@@ -62,9 +62,10 @@ def describe(config: RlConfig, num_prompts: int) -> str:
     return (
         f"limits: {rollouts.max_prompt_tokens} + {rollouts.max_completion_tokens} tokens "
         f"(rollouts.max_prompt_tokens + rollouts.max_completion_tokens), learning rate "
-        f"{config.optimizer.learning_rate:g}, {config.algorithm.name}\n"
+        f"{config.optimizer.of(config.adapter).learning_rate:g}, {config.algorithm.name}\n"
         f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
         f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts\n"
         f"reward: {' + '.join(parts)} ({reward.combine.value})"
         f"{'' if config.reward.pays_answers else unpaid}"
+        + "".join(f"\n{line}" for line in config.adapter.described(config.optimizer.learning_rate))
     )

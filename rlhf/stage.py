@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.checkpoint import load_processor
 from model.engine.build import open_engine, run_on_ranks
-from model.engine.source import FolderSource
+from model.engine.source import AdaptedSource, FolderSource
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.guidance import after_training
@@ -85,8 +85,9 @@ def _train(
     last = trainer_config.max_steps
     total_updates = last * config.updates_per_step
     temperature, barred_ids = rollout_config.temperature, processor.barred_ids
-    source = FolderSource(config.checkpoint)
-    engine = open_engine(lead, source, config.engine, config.optimizer, total_updates, temperature, barred_ids)
+    source = AdaptedSource(FolderSource(config.checkpoint), config.adapter, seed)
+    optimizer = config.optimizer.of(config.adapter)
+    engine = open_engine(lead, source, config.engine, optimizer, total_updates, temperature, barred_ids)
     print("\n".join(engine.described(config.checkpoint)), flush=True)
     reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step

@@ -90,7 +90,8 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     ),
     "model kernels": ("model.kernels.*", {"model types"}),
     "model network": (
-        "model.sail_vl2 model.language model.vision model.projector model.moe model.layers model.logprobs",
+        "model.sail_vl2 model.language model.vision model.projector model.moe model.layers model.logprobs "
+        "model.lora.linear model.lora.experts",
         {"model types", "model batch", "model kernels"},
     ),
     "model decoding": ("model.decoding.*", {"model types", "model batch", "model kernels", "model network"}),
@@ -98,9 +99,14 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         "model.checkpoint",
         {"model json", "model types", "model batch", "model run", "model processing", "model network"},
     ),
+    "model lora": (
+        "model.lora.*",
+        {"model json", "model types", "model batch", "model run", "model network"},
+    ),
     "model engine": (
         "model.engine.*",
         {
+            "model lora",
             "model json",
             "model types",
             "model batch",
@@ -112,7 +118,16 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     ),
     "model supervised": (
         "model.supervised model.held_out",
-        {"model types", "model batch", "model run", "model network", "model data", "model processing", "model engine"},
+        {
+            "model types",
+            "model batch",
+            "model run",
+            "model network",
+            "model lora",
+            "model data",
+            "model processing",
+            "model engine",
+        },
     ),
     "rewards base": ("rewards.result rewards.answers rewards.config", set()),
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),

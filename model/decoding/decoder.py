@@ -15,10 +15,8 @@ from model.decoding.group_cache import GroupCache
 from model.kernels.attention import PackedAttention, packed_attention
 from model.kernels.available import sampling
 from model.kernels.split_attention import SplitAttention
-from model.language import MLP, Attend, SelfAttention
-from model.layers import lay_side_by_side
+from model.language import Attend
 from model.sail_vl2 import SailVL2
-from model.vision import VisionMLP
 
 _MIN_ROWS = 8  # a decoding step has at least so many rows
 
@@ -36,14 +34,7 @@ class PromptDecoder:
         self.keeps_routes = False
         self.routes: Tensor | None = None
         self._attention = attention
-        for module in model.modules():
-            match module:
-                case SelfAttention():
-                    lay_side_by_side(module.q_proj, module.k_proj, module.v_proj)
-                case MLP():
-                    lay_side_by_side(module.gate_proj, module.up_proj)
-                case VisionMLP():
-                    lay_side_by_side(module.fc1, module.fc3)
+        model.lay_side_by_side()
 
     @sampling()
     def prefill(self, inputs: ModelInputs, group_size: int, room: int) -> tuple[Tensor, GroupCache]:

@@ -133,7 +133,10 @@ class TrainEngine(Scorer, Protocol):
         ...
 
     def frozen(self) -> Scorer:
-        """A scorer with a copy of the present weights and no optimizer, for reference log-probabilities."""
+        """A scorer with a copy of the present weights and no optimizer, for reference log-probabilities.
+
+        Of a model with adapters it copies these alone, and computes by the same weights.
+        """
         ...
 
     def save(self, folder: Path) -> Digests:
@@ -145,5 +148,8 @@ class TrainEngine(Scorer, Protocol):
         ...
 
     def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
-        """Write a checkpoint folder in the released format, whole or not at all."""
+        """Write a checkpoint folder in the released format, whole or not at all.
+
+        Adapters are added to its weights, and stand alone in PEFT's format in `FOLDER_adapter`.
+        """
         ...

@@ -1,11 +1,12 @@
 """Settings of optimisation, shared by every training entry point."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
 from model.config import AttentionKernel, Device, StoredDtype, Tower
 from model.json_values import member
+from model.lora.config import AdapterConfig
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -66,6 +67,10 @@ class OptimizerConfig:
             raise ValueError(f"optimizer.final_share: expected 0 to 1, found {self.final_share}")
         if not self.max_grad_norm > 0:
             raise ValueError(f"optimizer.max_grad_norm: expected a positive number, found {self.max_grad_norm}")
+
+    def of(self, adapter: AdapterConfig) -> "OptimizerConfig":
+        """The same with the learning rate that the adapters of a run get."""
+        return replace(self, learning_rate=adapter.learning_rate(self.learning_rate))
 
     def require_learning_rate(self) -> None:
         """`ValueError` where none was given."""
@@ -177,6 +182,7 @@ class SupervisedConfig:
     """number type of the weights in the model that is written; keep: that of the model it starts from"""
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
     evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
     run: RunConfig = field(default_factory=RunConfig)
 

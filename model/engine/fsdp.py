@@ -22,6 +22,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from model.batch import Batch, ModelInputs
 from model.checkpoint import released_shapes
 from model.config import AttentionKernel, SailVL2Config, Tower
+from model.engine import adapted
 from model.engine.base import LossFn, LossSums, ModelShape, StepResult
 from model.engine.config import FsdpConfig, OptimizerConfig
 from model.engine.device import free_memory, pick_dtype, prepare_cpu
@@ -34,6 +35,8 @@ from model.engine.updates import UpdateCount, say_other_ranks
 from model.engine.watch import RankFailure, out_of_memory
 from model.json_values import read_json_object
 from model.logprobs import TokenScores
+from model.lora.adapters import adapters_of, is_adapted, train_adapters_alone, without_adapters
+from model.lora.merge import merged_tensors
 from model.run.durable import write_stream
 from model.run.failpoints import reach
 from model.run.manifest import Digests
@@ -114,8 +117,9 @@ class FsdpEngine:
         master = master if master is torch.float64 else torch.float32
         dtype = pick_dtype(config.compute_dtype, ranks.device)
         self._dtype = dtype if dtype is torch.bfloat16 else master
-        self.model = sharded_model(model_config, ranks, master, self._dtype, config.freeze)
+        self.model = sharded_model(model_config, ranks, master, self._dtype, config.freeze, source.prepare)
         fill_shards(self.model, rows)
+        self._is_adapted = is_adapted(self.model)
         self.model.checkpoint_gradients(config.gradient_checkpointing)
         self._mark_layers()
         self._embed = _Embedding(self.model)
@@ -123,7 +127,8 @@ class FsdpEngine:
         moments_device = torch.device("cpu") if config.offload_moments else None
         trained = ((name, local_of(p)) for name, p in self.model.named_parameters() if p.requires_grad)
         self._optimizer = AdamW(trained, optimizer, moments_device)
-        self._updates = UpdateCount(config, optimizer, total_steps, str(self._dtype).removeprefix("torch."))
+        own = {"rank_and_scale": list(adapted.rank_and_scale(self.model))} if self._is_adapted else {}
+        self._updates = UpdateCount(config, optimizer, total_steps, self._dtype, **own)
         self._loss_is_finite = True
 
     @property
@@ -139,11 +144,14 @@ class FsdpEngine:
         total = sum(parameter.numel() for parameter in self.model.parameters())
         trained = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
         moments = 8 * trained / self.ranks.num_shards
-        held = (4 * total + 4 * trained) / self.ranks.num_shards
+        stored = sum(parameter.numel() * parameter.dtype.itemsize for parameter in self.model.parameters())
+        held = (stored + 4 * trained) / self.ranks.num_shards
         on_host = f" and {moments / 2**30:.2f} GiB for moments on the host" if self.config.offload_moments else ""
         held += 0 if self.config.offload_moments else moments
         frozen = ", ".join(tower.value for tower in self.config.freeze)
         share = f"{trained:,} of them trained, frozen: {frozen}" if frozen else "all trained"
+        if self._is_adapted:
+            share = adapted.described(self.model, trained, total)
         device = self.ranks.device
         threads = f" with {self.config.num_threads} threads" if device.type == "cpu" else ""
         return [
@@ -218,12 +226,23 @@ class FsdpEngine:
     def embeddings(self, inputs: ModelInputs) -> Tensor:
         return self._embed(inputs.to(self.ranks.device))
 
-    def frozen(self) -> FsdpScorer:
-        return self._scorer.frozen()
+    def frozen(self) -> "FsdpScorer | AdaptedReference":
+        return AdaptedReference(self._scorer) if self._is_adapted else self._scorer.frozen()
 
     def weights(self, dtype: torch.dtype | None = None) -> Iterator[tuple[str, Tensor]]:
-        """(released name, whole tensor) sorted by name, on every process; one tensor is whole at a time."""
+        """(released name, whole tensor) sorted by name, on every process; one tensor is whole at a time.
+
+        Of a model with adapters, with these added, the stacks of experts of one layer.
+        """
+        if self._is_adapted:
+            return merged_tensors(self.model, dtype or self._dtype, whole_of)
         return whole_tensors(self.model, dtype or self._dtype, self.ranks)
+
+    def export_adapters(self, folder: Path) -> None:
+        """Rank 0 writes the adapters, where the model has some, beside the folder of the merged model."""
+        whole = {id(own): whole_of(own) for one in adapters_of(self.model) for own in (one.a, one.b)}
+        if whole and self.ranks.rank == 0:
+            adapted.export_adapters(folder, self.model, lambda parameter: whole[id(parameter)])
 
     def save(self, folder: Path) -> Digests:
         """Write this rank's shards; rank 0 also what the engine is at."""
@@ -257,7 +276,9 @@ class FsdpEngine:
             say_other_ranks(state, self.ranks.num_ranks)
 
     def _weight_shards(self) -> dict[str, Shard]:
-        return {name: _shard_of(parameter) for name, parameter in self.model.named_parameters()}
+        """All weights, or the adapters alone, which alone change."""
+        own = (self._optimizer.parameters if self._is_adapted else dict(self.model.named_parameters())).keys()
+        return {name: _shard_of(parameter) for name, parameter in self.model.named_parameters() if name in own}
 
     def _moment_shards(self) -> dict[str, Shard]:
         places = {name: _shard_of(parameter) for name, parameter in self.model.named_parameters()}
@@ -286,6 +307,32 @@ class FsdpEngine:
         marks = self.ranks.watch.marks
         for layer in layers_of(self.model):
             layer.register_forward_hook(lambda *_, marks=marks: marks.one())
+
+
+class AdaptedReference:
+    """A scorer by the adapters that the model has now, whatever they become, or by none where these change nothing."""
+
+    def __init__(self, scorer: FsdpScorer) -> None:
+        self._scorer = scorer
+        own = [parameter for one in adapters_of(scorer.model) for parameter in (one.a, one.b)]
+        changes = torch.stack([local_of(one.b).abs().sum() for one in adapters_of(scorer.model)]).sum().double()
+        dist.all_reduce(changes)
+        self._kept = [(parameter, local_of(parameter).clone()) for parameter in own] if changes.item() else []
+
+    @torch.no_grad()
+    def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
+        """Scores of this rank's inputs; see `FsdpScorer`."""
+        if not self._kept:
+            with without_adapters(self._scorer.model):
+                return self._scorer.logprobs(inputs, with_tiles)
+        present = [(parameter, local_of(parameter).clone()) for parameter, _ in self._kept]
+        try:
+            for parameter, kept in self._kept:
+                local_of(parameter).copy_(kept)
+            return self._scorer.logprobs(inputs, with_tiles)
+        finally:
+            for parameter, values in present:
+                local_of(parameter).copy_(values)
 
 
 class _Embedding:
@@ -337,16 +384,27 @@ def layers_of(model: SailVL2) -> list[nn.Module]:
 
 
 def sharded_model(
-    config: SailVL2Config, ranks: Ranks, dtype: torch.dtype, compute: torch.dtype, freeze: Sequence[Tower]
+    config: SailVL2Config,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    compute: torch.dtype,
+    freeze: Sequence[Tower],
+    prepare: Callable[[SailVL2], None] = lambda model: None,
 ) -> SailVL2:
     """A model whose weights of type `dtype` are sharded over the ranks, and still to be filled in.
 
-    It is made without memory first, so no process ever holds all of it. The embedding, the head, the norms outside of
+    It is made without memory first, so no process ever holds all of it; `prepare` may give it adapters then, beside
+    which its own weights stay as they are, in the type that computes. The embedding, the head, the norms outside of
     the layers, and the adapter are one group, which is gathered at the beginning.
     """
     with torch.device("meta"):
         model = SailVL2(config).to(dtype)
-    model.freeze(freeze)
+    prepare(model)
+    if is_adapted(model):
+        adapted.place(model, torch.device("meta"), compute, dtype, lies_together=False)
+        train_adapters_alone(model, freeze)
+    else:
+        model.freeze(freeze)
     policy = MixedPrecisionPolicy(
         param_dtype=compute if compute is not dtype else None,
         reduce_dtype=torch.float32 if compute is torch.bfloat16 else None,
@@ -383,6 +441,13 @@ def _shard_of(parameter: Tensor) -> Shard:
     _, offset = compute_local_shape_and_global_offset(shape, parameter.device_mesh, parameter.placements)
     local = local_of(parameter)
     return Shard(local, offset[0] if local.numel() else shape[0], shape)
+
+
+@torch.no_grad()
+def whole_of(parameter: Tensor) -> Tensor:
+    """A parameter gathered from all processes, which all call this at the same time."""
+    held = parameter.detach()
+    return held.full_tensor() if isinstance(held, DTensor) else held
 
 
 def whole_tensors(model: SailVL2, dtype: torch.dtype, ranks: Ranks) -> Iterator[tuple[str, Tensor]]:

@@ -281,6 +281,7 @@ class LeadEngine:
         self.lead.on_all_alike("load", _load, self._number, str(folder.absolute()))
 
     def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
+        self.lead.on_all_alike("adapters", _adapters, self._number, str(folder.absolute()))
         tensors = self.lead.draw(self._number, torch.float32)
         try:
             write_checkpoint(folder, self.shape.config, processor, tensors, dtype=dtype)
@@ -322,6 +323,10 @@ def _embeddings(here: Here, number: int, inputs: ModelInputs) -> Tensor | None:
 
 def _frozen(here: Here, number: int, new: int) -> None:
     here.held[new] = here.held[number].frozen()
+
+
+def _adapters(here: Here, number: int, folder: str) -> None:
+    here.held[number].export_adapters(Path(folder))
 
 
 def _save(here: Here, number: int, folder: str) -> Digests:

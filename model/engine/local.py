@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn.utils import get_total_norm
 
 from model.batch import ModelInputs
-from model.checkpoint import sorted_tensors, write_checkpoint
+from model.checkpoint import write_checkpoint
 from model.config import AttentionKernel, StoredDtype, Tower
-from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, StepResult
+from model.engine import adapted
+from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, Scorer, StepResult
 from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import free_memory, pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
@@ -22,6 +23,8 @@ from model.engine.shards import MOMENTS, STATE, WEIGHTS, StoredShards, whole_sha
 from model.engine.updates import UpdateCount, say_other_ranks
 from model.json_values import read_json_object
 from model.logprobs import TokenScores
+from model.lora.adapters import is_adapted, train_adapters_alone
+from model.lora.merge import merged_tensors
 from model.processing.processor import Processor
 from model.run.durable import write_stream
 from model.run.manifest import Digests
@@ -57,7 +60,8 @@ class LocalScorer:
 class LocalEngine:
     """`TrainEngine` on one device with fp32 weights and fused AdamW.
 
-    `model` holds the fp32 weights; `compute_model` is what runs: the same, or its bfloat16 copy.
+    `model` holds the fp32 weights; `compute_model` is what runs: the same, or its bfloat16 copy. A model with adapters
+    runs itself: fp32 adapters train beside weights that are stored in the dtype that computes.
     """
 
     num_parts = 1
@@ -75,19 +79,26 @@ class LocalEngine:
         prepare_cpu(config.num_threads)
         self._device = pick_device(config.device)
         self._dtype = pick_dtype(config.compute_dtype, self._device)
+        self._is_adapted = is_adapted(model)
+        if self._is_adapted:
+            adapted.place(model, self._device, self._dtype)
         self.model = model.to(self._device)
         self.config = config
         self.optimizer_config = optimizer
-        model.freeze(config.freeze)
+        if self._is_adapted:
+            train_adapters_alone(model, config.freeze)
+        else:
+            model.freeze(config.freeze)
         model.checkpoint_gradients(config.gradient_checkpointing)
-        self._master = MasterWeights(model, self._dtype) if self._dtype is torch.bfloat16 else None
+        has_copy = self._dtype is torch.bfloat16 and not self._is_adapted
+        self._master = MasterWeights(model, self._dtype) if has_copy else None
         self.compute_model = self._master.compute if self._master else model
         self._scorer = LocalScorer(self.compute_model, temperature, barred_ids, config.attention_kernel)
         trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
         self._optimizer = AdamW(trained, optimizer)
         self._loss_is_finite = True
-        dtype = str(self.compute_model.dtype).removeprefix("torch.")
-        self._updates = UpdateCount(config, optimizer, total_steps, dtype)
+        own = {"rank_and_scale": list(adapted.rank_and_scale(model))} if self._is_adapted else {}
+        self._updates = UpdateCount(config, optimizer, total_steps, self.compute_model.dtype, **own)
 
     @property
     def step_count(self) -> int:
@@ -105,9 +116,12 @@ class LocalEngine:
         model, master = self.model, self._master
         total = sum(parameter.numel() for parameter in model.parameters())
         trained = sum(parameter.numel() for parameter in self._optimizer.parameters.values())
-        held = 4 * (total + 3 * trained) + (self._dtype.itemsize * total if master else 0)
+        stored = sum(parameter.nbytes for parameter in model.parameters())
+        held = stored + 12 * trained + (self._dtype.itemsize * total if master else 0)
         frozen = ", ".join(tower.value for tower in self.config.freeze)
         share = f"{trained:,} of them trained, frozen: {frozen}" if frozen else "all trained"
+        if self._is_adapted:
+            share = adapted.described(model, trained, total)
         threads = f" with {self.config.num_threads} threads" if self._device.type == "cpu" else ""
         return [
             f"model: {start}, {total:,} parameters, {share}",
@@ -140,14 +154,14 @@ class LocalEngine:
         return StepResult(learning_rate, norm, applied, {name: value.item() for name, value in tower_norms.items()})
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:
-        return sorted_tensors(self.compute_model)
+        return merged_tensors(self.compute_model, self.compute_model.dtype)
 
-    def frozen(self) -> LocalScorer:
-        return self._scorer.frozen()
+    def frozen(self) -> Scorer:
+        return adapted.AdaptedReference(self._scorer, self.model) if self._is_adapted else self._scorer.frozen()
 
     def save(self, folder: Path) -> Digests:
         return {
-            **write_shards(folder, WEIGHTS, whole_shards(self.model.named_parameters())),
+            **write_shards(folder, WEIGHTS, whole_shards(self._own_weights())),
             **write_shards(folder, MOMENTS, whole_shards(self._optimizer.state())),
             STATE: write_stream(folder / STATE, [json.dumps({**self._updates.state(), "num_ranks": 1}).encode()]),
         }
@@ -156,7 +170,7 @@ class LocalEngine:
         state = read_json_object(folder / STATE)
         self._updates.check(state, str(folder / STATE))
         files = [
-            (StoredShards(folder, WEIGHTS), whole_shards(self.model.named_parameters())),
+            (StoredShards(folder, WEIGHTS), whole_shards(self._own_weights())),
             (StoredShards(folder, MOMENTS), whole_shards(self._optimizer.state())),
         ]
         for stored, targets in files:
@@ -168,7 +182,13 @@ class LocalEngine:
         say_other_ranks(state, 1)
 
     def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
-        write_checkpoint(folder, self.model.config, processor, sorted_tensors(self.model), dtype=dtype)
+        if self._is_adapted:
+            adapted.export_adapters(folder, self.model)
+        write_checkpoint(folder, self.model.config, processor, merged_tensors(self.model, torch.float32), dtype=dtype)
+
+    def _own_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """Yield the weights that a checkpoint keeps: all of them, or the adapters alone, which alone change."""
+        return iter(self._optimizer.parameters.items() if self._is_adapted else self.model.named_parameters())
 
     def _accumulate(self, batch: AnyBatch, loss: LossFn[AnyBatch], denominator: float) -> dict[str, float]:
         loss_sum, figures = loss(self._scorer.scores(batch.inputs), batch)

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from model.checkpoint import StoredTensors, build_flavour, fitting_config, flavour_processor, load_model, load_processor
 from model.config import Flavour, SailVL2Config
+from model.lora.config import AdapterConfig
+from model.lora.start import adapt
 from model.processing.processor import Processor
 from model.run.failpoints import reach
 from model.run.tensor_files import all_finite
@@ -31,6 +33,10 @@ class ModelSource(Protocol):
         """The model's config and its weights, of which only the rows that are asked for are read."""
         ...
 
+    def prepare(self, model: SailVL2) -> None:
+        """Give a model of the config, on the meta device, what it has beside the weights of the config."""
+        ...
+
 
 @dataclass(frozen=True)
 class FolderSource:
@@ -40,6 +46,9 @@ class FolderSource:
 
     def model(self) -> tuple[SailVL2, Processor]:
         return load_model(Path(self.folder))
+
+    def prepare(self, model: SailVL2) -> None:
+        pass
 
     def open(self) -> tuple[SailVL2Config, Rows]:
         folder = Path(self.folder)
@@ -70,12 +79,44 @@ class FreshSource:
         parameters = dict(self.model()[0].named_parameters())
         return self._built[0].config, lambda name, start, stop: parameters[name].detach()[start:stop]
 
+    def prepare(self, model: SailVL2) -> None:
+        pass
+
     @cached_property
     def _built(self) -> tuple[SailVL2, Processor]:
         return build_flavour(self.flavour, self.seed)
 
     def __getstate__(self) -> dict[str, object]:
         return {"flavour": self.flavour, "seed": self.seed, "dtype": self.dtype}
+
+
+@dataclass(frozen=True)
+class AdaptedSource:
+    """The model of another source with the adapters of a config, or without any."""
+
+    source: ModelSource
+    adapter: AdapterConfig
+    seed: int  # of fresh adapters
+
+    def model(self) -> tuple[SailVL2, Processor]:
+        model, processor = self.source.model()
+        return adapt(model, self.adapter, self.seed), processor
+
+    def open(self) -> tuple[SailVL2Config, Rows]:
+        config, rows = self.source.open()
+        with torch.device("meta"):
+            model = SailVL2(config)
+        # The adapters alone have numbers; every process makes all of them, because they are small.
+        adapt(model, self.adapter, self.seed, torch.device("cpu"))
+        own = {name: parameter.detach() for name, parameter in model.named_parameters() if not parameter.is_meta}
+
+        def with_adapters(name: str, start: int, stop: int) -> Tensor:
+            return own[name][start:stop] if name in own else rows(name, start, stop)
+
+        return config, with_adapters
+
+    def prepare(self, model: SailVL2) -> None:
+        adapt(model, self.adapter, self.seed)
 
 
 def _stored_rows(stored: StoredTensors, name: str, start: int, stop: int) -> Tensor:

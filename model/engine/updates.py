@@ -2,6 +2,8 @@
 
 import sys
 
+import torch
+
 from model.engine.base import NonFiniteError
 from model.engine.config import EngineConfig, OptimizerConfig, Schedule
 from model.engine.schedule import learning_rate_at
@@ -11,14 +13,20 @@ from model.run.state import State
 class UpdateCount:
     """`step_count` updates of `total_steps` are done; the latest `skipped_in_a_row` of them changed no weight."""
 
-    def __init__(self, config: EngineConfig, optimizer: OptimizerConfig, total_steps: int, dtype: str) -> None:
-        """`dtype` is the name of the number type that computes."""
+    def __init__(
+        self, config: EngineConfig, optimizer: OptimizerConfig, total_steps: int, dtype: torch.dtype, **model: object
+    ) -> None:
+        """`dtype` computes; `model` is what else a checkpoint must have been made with."""
         self.step_count = 0
         self._skipped_in_a_row = 0
         self._optimizer, self._total_steps = optimizer, total_steps
         self._max_skipped = config.max_skipped_updates
         # A continued run must share these with its checkpoint, because they change last bits.
-        self._identity = {"num_threads": config.num_threads, "compute_dtype": dtype}
+        self._identity = {
+            "num_threads": config.num_threads,
+            "compute_dtype": str(dtype).removeprefix("torch."),
+            **model,
+        }
 
     @property
     def learning_rate(self) -> float:

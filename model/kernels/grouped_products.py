@@ -18,6 +18,7 @@ def fits_grouped(x: Tensor, weights: Tensor) -> bool:
     that are multiples of 8."""
     return (
         x.is_cuda
+        and hasattr(F, "grouped_mm")
         and bool(torch.version.cuda)
         and x.dtype == weights.dtype == torch.bfloat16
         and torch.cuda.get_device_capability(x.device) >= (9, 0)

@@ -7,6 +7,7 @@ from model.config import Flavour
 from model.data.sources import input_of_tables
 from model.engine.build import run_on_ranks
 from model.engine.source import FolderSource, FreshSource
+from model.lora.config import LoraConfig
 from model.pretrain.config import PretrainConfig
 from model.pretrain.documents import Documents, open_documents
 from model.run.identity import input_of
@@ -20,6 +21,11 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
         processor = load_processor(Path(config.checkpoint))
         start = {"checkpoint": input_of(Path(config.checkpoint))}
     else:
+        if isinstance(config.adapter, LoraConfig):
+            raise ValueError(
+                "adapter: lora leaves the model's weights as they are, which are random without a checkpoint; set "
+                "model=null checkpoint=DIR to train adapters of a trained model, or adapter=none"
+            )
         assert isinstance(config.model, Flavour)  # the config refuses another
         source, start = FreshSource(config.model, config.run.seed), {}
         processor = source.processor()

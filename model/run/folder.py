@@ -30,7 +30,7 @@ from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
 from model.run.logs import Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
-from model.run.ownership import LOGS, METRICS, clear_refused, clear_run, delete_leftovers, holds_nothing
+from model.run.ownership import LOGS, METRICS, MODELS, clear_refused, clear_run, delete_leftovers, holds_nothing
 from model.run.printable import printable
 from model.run.state import State
 
@@ -85,7 +85,7 @@ class RunFolder:
             raise ValueError(f"run.dir: {self.folder} is in use by another process") from None
         if config.start is StartMode.fresh:
             clear_run(self.folder)
-        for name in ("final", "best"):
+        for name in MODELS:
             refuse_foreign_files(self.folder / name)
         for name in LOGS:
             if (self.folder / name).is_dir() or (self.folder / name).is_fifo():

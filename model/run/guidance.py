@@ -20,6 +20,8 @@ def after_training(run: Path, *, is_rl: bool = False) -> None:
     """Print where a run's models are, and how they are evaluated and watched."""
     if (run / "best").is_dir():
         print(f"best in the held-out evaluations: {run / 'best'}", flush=True)
+    if (run / "final_adapter").is_dir():
+        print(f"adapters, already added to the model below: {run / 'final_adapter'}", flush=True)
     looks = [f"python -m rlhf.look {run}"] if is_rl else [f"python -m rlhf.train checkpoint={run}/final prompts=FILE"]
     say_result(
         run / "final",

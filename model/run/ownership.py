@@ -9,13 +9,14 @@ from model.run.durable import OLD_SUFFIX, STAGING_SUFFIX, delete_if_empty, delet
 
 METRICS = "metrics.jsonl"
 LOGS = (METRICS, "ledger.jsonl", "skipped.jsonl", "evaluations.jsonl")
+MODELS = ("final", "final_adapter", "best", "best_adapter")
+"""Folders of models, and of the adapters that a run with `adapter=lora` trained."""
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
 _OWN = (
     "done.json",
     "checkpoints/step_????????",
     "checkpoints/step_????????.rejected*",
-    "final",
-    "best",
+    *MODELS,
     *LOGS[1:],
     "bad_rows.jsonl",
     "bad_rows_*.jsonl",
@@ -31,7 +32,7 @@ _MEDIA_NAME = re.compile(r"[0-9a-f]{64}\.\w+")
 def clear_run(folder: Path) -> None:
     """Delete what runs wrote into their folder. `ValueError`, before anything is touched, where a model's folder holds
     files that no run wrote."""
-    for name in ("final", "best"):
+    for name in MODELS:
         refuse_foreign_files(folder / name)
     for pattern in _OWN:
         for path in sorted(folder.glob(pattern)):

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import Any
 
 from model.engine.config import ComputeDtype, Device
+from model.lora.config import LoraConfig
 from rlhf.algorithms.config import (
     AdvantageScale,
     AlgorithmConfig,
@@ -35,6 +36,10 @@ def check(config: RlConfig) -> None:
     """`ValueError` unless TRL is installed and its trainers can do what the config asks for."""
     if importlib.util.find_spec("trl") is None:
         raise ValueError("trainer=trl: expected the package trl, found none; pip install 'sailvl2-rl[trl]'")
+    if isinstance(config.adapter, LoraConfig):
+        raise ValueError(
+            "adapter: trainer=trl trains whole models here, found lora; use trainer=sailvl2 or adapter=none"
+        )
     algorithm = config.algorithm
     if isinstance(algorithm, CustomConfig):
         raise ValueError(f"algorithm: trainer=trl knows TRL's own losses, not {algorithm.name}; use trainer=sailvl2")
