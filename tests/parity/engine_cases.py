@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from model.batch import Row, RowRoutes, TrainBatch, pack_rows, split_by_tokens
-from model.checkpoint import load_model, sorted_tensors
+from model.checkpoint import build_flavour, load_model, sorted_tensors
 from model.config import Flavour, Tower, flavour_config
 from model.engine.balance import BalancedLoss
 from model.engine.base import TrainEngine
 from model.engine.config import ComputeDtype, EngineConfig, OptimizerConfig, Schedule
+from model.engine.source import AdaptedSource, FreshSource, ModelSource
+from model.lora.config import AdapterConfig, LoraConfig
 from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 
@@ -36,11 +38,14 @@ class Setting:
     dtype: torch.dtype = torch.float32  # of the weights that train
     optimizer: OptimizerConfig = field(default_factory=lambda: OPTIMIZER)
     total_steps: int = 10
+    adapter: AdapterConfig = field(default_factory=AdapterConfig)
+
+    @property
+    def source(self) -> ModelSource:
+        return AdaptedSource(FreshSource(self.flavour, self.seed, self.dtype), self.adapter, self.seed)
 
     def model(self) -> SailVL2:
-        model = SailVL2(flavour_config(self.flavour))
-        model.initialise(self.seed)
-        return model.to(self.dtype)
+        return self.source.model()[0]
 
 
 Build = Callable[[Setting], TrainEngine]
@@ -254,6 +259,68 @@ def narrow(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     return weights(engine)
 
 
+def adapted(build: Build, flavour: Flavour) -> dict[str, Tensor]:
+    """Adapters alone train; what is published has them added; the reference stays what the run began with."""
+    targets = ["language_model", "mlp1", *(["experts"] if flavour is Flavour.tiny_moe else [])]
+    engine = build(Setting(flavour, adapter=LoraConfig(rank=4, targets=targets)))
+    made = batches(rows(2, flavour), num_parts=engine.num_parts)
+    inputs = [batch.inputs for batch in made]
+    reference, before = engine.frozen(), engine.logprobs(inputs)
+    train(engine, flavour, range(3))
+    again = reference.logprobs(inputs)
+    for one, other in zip(again, before, strict=True):
+        assert torch.equal(one.logprobs.cpu(), other.logprobs.cpu())
+    after = engine.logprobs(inputs)
+    assert max(float((o.logprobs - b.logprobs).abs().max()) for o, b in zip(after, before, strict=True)) > 1e-4
+    return {**weights(engine), **{f"logprobs.{n}": one.logprobs.cpu() for n, one in enumerate(after)}}
+
+
+def adapted_resumed(build: Build, flavour: Flavour, folder: Path) -> dict[str, Tensor]:
+    """Adapters alone are saved; a run goes on from them to the bit."""
+    setting = Setting(flavour, adapter=LoraConfig(rank=4))
+    first, straight, second = (build(setting) for _ in range(3))
+    train(first, flavour, range(2))
+    (folder / "saved").mkdir()
+    first.save(folder / "saved")
+    size = sum(path.stat().st_size for path in (folder / "saved").iterdir())
+    whole = sum(tensor.nbytes for _, tensor in sorted_tensors(Setting(flavour).model()))
+    assert size < 0.5 * whole
+    second.load(folder / "saved")
+    train(second, flavour, range(2, 4))
+    train(straight, flavour, range(4))
+    found, expected = weights(second), weights(straight)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return found
+
+
+def policy(build: Build, flavour: Flavour, name: str) -> dict[str, Tensor]:
+    """Loss and norms of one update by an algorithm of reinforcement learning, with ratios that are not 1."""
+    from rlhf.algorithms.config import ALGORITHM_CONFIGS
+    from rlhf.algorithms.registry import build_algorithm
+    from rlhf.config import TrainerConfig
+    from rlhf.update import Policy, prepare
+    from tests.parity.test_policy_invariance import LIMIT, make_groups
+
+    engine, processor = build(Setting(flavour)), build_flavour(flavour, 0)[1]
+    algorithm = build_algorithm(ALGORITHM_CONFIGS[name](), LIMIT)
+    groups = make_groups(processor, torch.Generator().manual_seed(6))
+    groups = [replace(group, images=[image.float() for image in group.images]) for group in groups]
+    config = TrainerConfig(mini_batch_size=96, passes=2, balance_coefficient=0.01 if flavour is Flavour.tiny_moe else 0)
+    one = prepare(algorithm.assign_advantages(groups), Policy(engine, None, processor, 70), algorithm, config)[0]
+    mixed = [
+        replace(b, old_logprobs=(0.9 * b.old_logprobs + 0.1 * b.rollout_logprobs).float(), advantages=b.advantages)
+        for b in one.batches
+    ]
+    loss, denominator = algorithm.loss, algorithm.denominator(one.groups)
+    if one.balance_coefficient:
+        inputs = [batch.inputs for batch in mixed]
+        loss = BalancedLoss.over(loss, engine, inputs, one.balance_coefficient, denominator, one.routed)
+    total = engine.accumulate(mixed, loss, denominator).total()
+    result = engine.step()
+    numbers = {"loss": total["loss"], "norm": result.grad_norm, **result.tower_norms}
+    return {key: torch.tensor(value, dtype=torch.float64) for key, value in numbers.items()}
+
+
 def again(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     """Two engines of one seed end with equal bits."""
     first, second = (updates(build, flavour) for _ in range(2))
@@ -272,8 +339,6 @@ def run(job: dict, build: Build, folder: Path) -> dict[str, Tensor]:
         own = [tuple(one) if isinstance(one, list) else one for one in own]
         key = f"{case}-{flavour}-{arguments}"
         if case == "exported":
-            from model.checkpoint import build_flavour
-
             result = exported(build, build_flavour(Flavour.tiny, 0)[1], *own)
         else:
             result = globals()[case](build, Flavour(flavour), *own)

@@ -18,7 +18,6 @@ from torch import Tensor
 from model.engine.base import TrainEngine
 from model.engine.build import open_engine, run_on_ranks
 from model.engine.config import ENGINE_CONFIGS, EngineConfig, ShardedConfig
-from model.engine.source import FreshSource
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -93,9 +92,8 @@ def main(folder: Path) -> None:
 
     def run(lead: object) -> None:
         def build(setting: object) -> TrainEngine:
-            source = FreshSource(setting.flavour, setting.seed, setting.dtype)
             config = config_of(engine, overrides, setting.config)
-            return open_engine(lead, source, config, setting.optimizer, setting.total_steps)
+            return open_engine(lead, setting.source, config, setting.optimizer, setting.total_steps)
 
         torch.save(work.run(job, build, folder), folder / "found.pt")
 

@@ -32,9 +32,13 @@ CASES = [
     *(("resumed", flavour.value, ["FOLDER"]) for flavour in (Flavour.tiny, Flavour.tiny_moe)),
     ("exported", "tiny", ["FOLDER"]),
     ("again", "tiny_moe", []),
+    *(("adapted", flavour.value, []) for flavour in EVERYWHERE),
+    ("adapted_resumed", "tiny", ["FOLDER"]),
+    *(("policy", flavour, [name]) for flavour, name in
+      (("tiny", "grpo"), ("tiny", "dapo"), ("tiny_moe", "gspo"), ("tiny_moe", "dapo"))),
     ("replayed", "tiny_moe", []),
 ]  # fmt: skip
-TOLERANCES = {"precise": 1e-12, "narrow": 2**-8, "figures": 1e-5, "gradients": 1e-5}
+TOLERANCES = {"precise": 1e-12, "narrow": 2**-8, "figures": 1e-5, "gradients": 1e-5, "policy": 1e-5}
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ def test_case(found, case, tmp_path):
     key = f"{name}-{flavour}-{arguments}/"
     own = {one: tensor for one, tensor in everything.items() if one.startswith(key)}
     reference = expected(json.dumps(case), subject.num_processes, tmp_path)
-    if name in ("figures", "gradients"):  # numbers of their own, each to be right by itself
+    if name in ("figures", "gradients", "policy"):  # numbers of their own, each to be right by itself
         for one, tensor in reference.items():
             assert abs(own[one] - tensor) <= TOLERANCES[name] * abs(tensor).clamp(min=1e-6), one
         assert own.keys() == reference.keys()
