@@ -72,6 +72,7 @@ def run_supervised(
         start = inputs["checkpoint"].path if "checkpoint" in inputs else "built from nothing"
         print("\n".join(engine.described(start)), flush=True)
         held_out = HeldOut(config, engine, processor, held_out_rows)
+        run.exporter = lambda folder: engine.export(folder, processor, config.dtype)
         with StageProgress(title, config.max_steps) as progress:
             train_supervised(config, engine, processor, rows_of_step, held_out, run, progress)
         with run.space_for("final"):

@@ -125,6 +125,7 @@ def _train(
             doctor=doctor,
             reporter=StepReporter(progress, processor.tokenizer, trainer_config.show_every),
         )
+        run.exporter = lambda folder: engine.export(folder, processor, config.dtype)
         train(trainer_config, parts, run)
         doctor.end()
     with run.space_for("final"):

@@ -17,6 +17,7 @@ from model.config import SailVL2Config, StoredDtype
 from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.manifest import Digests
+from model.run.saving import Writing
 
 AnyBatch = TypeVar("AnyBatch", bound=Batch)
 
@@ -141,6 +142,10 @@ class TrainEngine(Scorer, Protocol):
 
     def save(self, folder: Path) -> Digests:
         """Write what `load` needs, tensor by tensor; returns the digests of the files written."""
+        ...
+
+    def save_in_background(self, folder: Path) -> Writing:
+        """`save` of a copy of the present state, while the engine goes on. One at a time."""
         ...
 
     def load(self, folder: Path) -> None:

@@ -29,7 +29,7 @@ from model.engine.device import free_memory, pick_dtype, prepare_cpu
 from model.engine.optimizer import AdamW
 from model.engine.parts import Fillers
 from model.engine.ranks import Ranks
-from model.engine.shards import MOMENTS, STATE, WEIGHTS, Shard, StoredShards, write_shards
+from model.engine.shards import MOMENTS, STATE, WEIGHTS, Shard, StoredShards, copied, write_shards
 from model.engine.source import ModelSource, Rows
 from model.engine.updates import UpdateCount, say_other_ranks
 from model.engine.watch import RankFailure, out_of_memory
@@ -39,7 +39,9 @@ from model.lora.adapters import adapters_of, is_adapted, train_adapters_alone, w
 from model.lora.merge import merged_tensors
 from model.run.durable import write_stream
 from model.run.failpoints import reach
-from model.run.manifest import Digests
+from model.run.manifest import Digests, FileDigest
+from model.run.saving import ThreadWriting
+from model.run.state import State
 from model.sail_vl2 import SailVL2
 
 dist: Any = torch.distributed
@@ -250,14 +252,22 @@ class FsdpEngine:
             raise ValueError(
                 f"run.dir: expected a folder that all ranks see, found no {folder} on rank {self.ranks.rank}"
             )
-        digests: dict[str, Any] = {}
+        return self._write(folder, self._weight_shards(), self._moment_shards(), self._updates.state())
+
+    def save_in_background(self, folder: Path) -> ThreadWriting:
+        """The same for a copy of this rank's present state in the host's memory, by a thread."""
+        content = copied(self._weight_shards()), copied(self._moment_shards()), self._updates.state()
+        return ThreadWriting(lambda: self._write(folder, *content))
+
+    def _write(self, folder: Path, weights: Mapping[str, Shard], moments: Mapping[str, Shard], state: State) -> Digests:
+        digests: dict[str, FileDigest] = {}
         if self.ranks.writes:
             part = self.ranks.shard, self.ranks.num_shards
-            digests |= write_shards(folder, WEIGHTS, self._weight_shards(), *part)
-            digests |= write_shards(folder, MOMENTS, self._moment_shards(), *part)
+            digests |= write_shards(folder, WEIGHTS, weights, *part)
+            digests |= write_shards(folder, MOMENTS, moments, *part)
         if self.ranks.rank == 0:
-            state = {**self._updates.state(), "num_ranks": self.ranks.num_ranks}
-            digests[STATE] = write_stream(folder / STATE, [json.dumps(state).encode()])
+            whole = {**state, "num_ranks": self.ranks.num_ranks}
+            digests[STATE] = write_stream(folder / STATE, [json.dumps(whole).encode()])
         return digests
 
     def check(self, folder: Path) -> None:

@@ -31,8 +31,8 @@ from model.processing.processor import Processor
 from model.run.failpoints import reach
 from model.run.manifest import Digests
 
-Remote = Callable[["Here"], Any]
-"""What a rank does for a verb, with what it holds."""
+_ALONE = ("build", "save", "begin saving", "is saved", "end saving", "check", "load", "sample")
+"""Verbs in which no rank waits for another, so that an error of one comes to rank 0 as its answer."""
 
 
 @dataclass
@@ -146,7 +146,7 @@ class _Failed:
     text: str
 
     def as_error(self, rank: int) -> Exception:
-        if isinstance(self.error, ValueError) or hasattr(self.error, "exit_code"):
+        if isinstance(self.error, ValueError | OSError) or hasattr(self.error, "exit_code"):
             assert self.error is not None
             if isinstance(self.error, RankFailure):
                 return RankFailure(f"rank {rank}: {self.error}")
@@ -170,7 +170,8 @@ def follow(ranks: Ranks) -> None:
         try:
             answer = function(here, *arguments)
         except Exception as error:
-            watch.failed(error)
+            if verb not in _ALONE:
+                watch.failed(error)
             answer = _failed(error)
         watch.marks.end()
         reach(f"verb.{verb}")
@@ -191,6 +192,8 @@ def _failed(error: Exception) -> _Failed:
     text = f"{type(error).__name__}: {error}"
     if isinstance(error, ValueError):
         return _Failed(ValueError(str(error)), text)
+    if isinstance(error, OSError):
+        return _Failed(OSError(error.errno, error.strerror, error.filename), text)
     return _Failed(error if hasattr(error, "exit_code") else None, text)
 
 
@@ -276,6 +279,11 @@ class LeadEngine:
         answers = self.lead.on_all_alike("save", _save, self._number, str(folder.absolute()))
         return {name: digest for digests in answers for name, digest in digests.items()}
 
+    def save_in_background(self, folder: Path) -> "LeadWriting":
+        number = self.lead.new_number()
+        self.lead.on_all_alike("begin saving", _begin_saving, self._number, number, str(folder.absolute()))
+        return LeadWriting(self.lead, number)
+
     def load(self, folder: Path) -> None:
         self.lead.on_all_alike("check", _check, self._number, str(folder.absolute()))
         self.lead.on_all_alike("load", _load, self._number, str(folder.absolute()))
@@ -287,6 +295,21 @@ class LeadEngine:
             write_checkpoint(folder, self.shape.config, processor, tensors, dtype=dtype)
         finally:
             tensors.close()
+
+
+class LeadWriting:
+    """`Writing` by a thread of every rank."""
+
+    def __init__(self, lead: Lead, number: int) -> None:
+        self._lead, self._number = lead, number
+
+    @property
+    def is_ready(self) -> bool:
+        return all(self._lead.on_all_alike("is saved", _is_saved, self._number))
+
+    def wait(self) -> Digests:
+        answers = self._lead.on_all_alike("end saving", _end_saving, self._number)
+        return {name: digest for digests in answers for name, digest in digests.items()}
 
 
 def _chosen(items: Sequence[Any], numbers: Sequence[int | None]) -> tuple[Any, ...]:
@@ -331,6 +354,18 @@ def _adapters(here: Here, number: int, folder: str) -> None:
 
 def _save(here: Here, number: int, folder: str) -> Digests:
     return here.held[number].save(Path(folder))
+
+
+def _begin_saving(here: Here, number: int, new: int, folder: str) -> None:
+    here.held[new] = here.held[number].save_in_background(Path(folder))
+
+
+def _is_saved(here: Here, number: int) -> bool:
+    return here.held[number].is_ready
+
+
+def _end_saving(here: Here, number: int) -> Digests:
+    return here.held.pop(number).wait()
 
 
 def _check(here: Here, number: int, folder: str) -> None:

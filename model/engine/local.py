@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import free_memory, pick_device, pick_dtype, prepare_cpu
 from model.engine.master_weights import MasterWeights
 from model.engine.optimizer import AdamW
-from model.engine.shards import MOMENTS, STATE, WEIGHTS, StoredShards, whole_shards, write_shards
+from model.engine.shards import MOMENTS, STATE, WEIGHTS, Shard, StoredShards, copied, whole_shards, write_shards
 from model.engine.updates import UpdateCount, say_other_ranks
 from model.json_values import read_json_object
 from model.logprobs import TokenScores
@@ -28,6 +28,8 @@ from model.lora.merge import merged_tensors
 from model.processing.processor import Processor
 from model.run.durable import write_stream
 from model.run.manifest import Digests
+from model.run.saving import ThreadWriting, Writing
+from model.run.state import State
 from model.sail_vl2 import SailVL2
 
 
@@ -160,10 +162,21 @@ class LocalEngine:
         return adapted.AdaptedReference(self._scorer, self.model) if self._is_adapted else self._scorer.frozen()
 
     def save(self, folder: Path) -> Digests:
+        return self._write(folder, whole_shards(self._own_weights()), whole_shards(self._optimizer.state()))
+
+    def save_in_background(self, folder: Path) -> Writing:
+        copies = copied(whole_shards(self._own_weights())), copied(whole_shards(self._optimizer.state()))
+        state = self._updates.state()
+        return ThreadWriting(lambda: self._write(folder, *copies, state))
+
+    def _write(
+        self, folder: Path, weights: Mapping[str, Shard], moments: Mapping[str, Shard], state: State | None = None
+    ) -> Digests:
+        content = {**(state or self._updates.state()), "num_ranks": 1}
         return {
-            **write_shards(folder, WEIGHTS, whole_shards(self._own_weights())),
-            **write_shards(folder, MOMENTS, whole_shards(self._optimizer.state())),
-            STATE: write_stream(folder / STATE, [json.dumps({**self._updates.state(), "num_ranks": 1}).encode()]),
+            **write_shards(folder, WEIGHTS, weights),
+            **write_shards(folder, MOMENTS, moments),
+            STATE: write_stream(folder / STATE, [json.dumps(content).encode()]),
         }
 
     def load(self, folder: Path) -> None:

@@ -150,6 +150,11 @@ class StoredShards:
             raise ValueError(f"{file}: expected a whole safetensors file, found: {error}") from None
 
 
+def copied(shards: Mapping[str, Shard]) -> dict[str, Shard]:
+    """Copies in the host's memory, which stay as they are while the originals change."""
+    return {name: Shard(one.tensor.detach().to("cpu", copy=True), one.start, one.shape) for name, one in shards.items()}
+
+
 def whole_shards(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Shard]:
     """Of tensors that one process holds whole."""
     return {name: Shard.whole(tensor) for name, tensor in tensors}

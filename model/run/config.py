@@ -29,6 +29,10 @@ class RunConfig:
     """steps between checkpoints"""
     keep_checkpoints: int = field(default=2, metadata=OUTSIDE)
     """newest checkpoints that stay"""
+    save_in_background: bool = field(default=False, metadata=OUTSIDE)
+    """copy the state to the host's memory and write it while training goes on; it counts once all of it is written"""
+    export_checkpoints: bool = field(default=False, metadata=OUTSIDE)
+    """beside every kept checkpoint write a model folder, exports/step_N, that transformers and vLLM load"""
     accept_changes: list[str] = field(default_factory=list, metadata=OUTSIDE)
     """inputs (prompts, checkpoint, code ...) whose content may differ from what the run began with"""
     extend: bool = field(default=False, metadata=OUTSIDE)

@@ -38,21 +38,33 @@ def write_folder(
     files in it that no such call wrote are set aside. `ValueError`, before anything is written, where it has no
     manifest.
     """
+    staging = begin_folder(folder)
+    try:
+        reach("save.begin")
+        digests = fill(staging)
+        publish_folder(staging, folder, digests, files)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+def begin_folder(folder: Path) -> Path:
+    """Make the place where the files of a folder are written until `publish_folder`. For errors see `write_folder`."""
     if not (folder / MANIFEST).is_file():
         refuse_foreign_files(folder)
     staging = folder.with_name(folder.name + STAGING_SUFFIX)
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
-    try:
-        reach("save.begin")
-        digests = dict(fill(staging))
-        digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
-        _write_durably(staging / MANIFEST, [manifest_bytes(digests)])
-        _sync(staging)
-        reach("save.before_rename")
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
+    return staging
+
+
+def publish_folder(staging: Path, folder: Path, written: Digests, files: Mapping[str, bytes]) -> None:
+    """Write `files` beside those that are written, then the manifest of all, and give the folder its name."""
+    digests = dict(written)
+    digests |= {name: write_stream(staging / name, [content]) for name, content in files.items()}
+    _write_durably(staging / MANIFEST, [manifest_bytes(digests)])
+    _sync(staging)
+    reach("save.before_rename")
     before = folder.with_name(folder.name + OLD_SUFFIX)
     if folder.exists():
         os.replace(folder, before)

@@ -32,6 +32,7 @@ from model.run.logs import Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
 from model.run.ownership import LOGS, METRICS, MODELS, clear_refused, clear_run, delete_leftovers, holds_nothing
 from model.run.printable import printable
+from model.run.saving import BackgroundFolder, Writing
 from model.run.state import State
 
 STATE = "state.json"
@@ -47,6 +48,10 @@ class Saves(Protocol):
 
     def save(self, folder: Path) -> Digests:
         """Write the engine's files into the folder; returns their digests."""
+        ...
+
+    def save_in_background(self, folder: Path) -> Writing:
+        """The same for the present state, while the engine goes on."""
         ...
 
     def load(self, folder: Path) -> None:
@@ -94,6 +99,8 @@ class RunFolder:
         self._goes_on = False
         self._refuse_other_settings()
         self._logs: dict[str, Log] = {}
+        self._saving: tuple[BackgroundFolder, State] | None = None
+        self.exporter: Callable[[Path], None] | None = None  # writes the present model to a folder
         self._events: Any = None
         self._times: dict[str, float] = {}
         if not self.is_done:
@@ -214,22 +221,41 @@ class RunFolder:
     def save(self, engine: Saves, state: State) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one.
 
+        With `run.save_in_background` it is written while the caller goes on, and is there after `end_saving`.
         `LogsChanged`, after that, where somebody cut a log of this run.
         """
-
-        def fill(staging: Path) -> Digests:
-            digests = dict(engine.save(staging))
-            logs = {name: num_lines(self.folder / name) for name in LOGS}
-            whole = {**state, "identity": self._identity.to_json(), "logs": logs, "files": sorted(digests)}
-            return {**digests, STATE: write_stream(staging / STATE, [json.dumps(whole).encode()])}
-
+        self.end_saving()
+        folder = self._checkpoint(state["step"])
         with self.space_for(f"the checkpoint of step {state['step']}"):
             for log in self._logs.values():
                 log.sync()
-            write_folder(self._checkpoint(state["step"]), {}, fill)
-        self._prune()
+            logs = {name: num_lines(self.folder / name) for name in LOGS}
+            whole = {**state, "identity": self._identity.to_json(), "logs": logs}
+            if self.config.save_in_background:
+                self._saving = BackgroundFolder(folder, engine.save_in_background), whole
+            else:
+                write_folder(folder, {}, lambda staging: self._with_state(engine.save(staging), staging, whole))
+                self._saved(folder.name)
         for log in self._logs.values():
             log.refuse_loss()
+
+    def end_saving(self) -> None:
+        """Wait for the checkpoint that is being written, and let it appear."""
+        if self._saving is None:
+            return
+        (folder, whole), self._saving = self._saving, None
+        with self.space_for(f"the checkpoint of step {whole['step']}"):
+            folder.publish(lambda digests: {STATE: _state_bytes(whole, digests)})
+            self._saved(self._checkpoint(whole["step"]).name)
+
+    def _with_state(self, digests: Digests, staging: Path, whole: State) -> Digests:
+        return {**digests, STATE: write_stream(staging / STATE, [_state_bytes(whole, digests)])}
+
+    def _saved(self, name: str) -> None:
+        """A checkpoint is there: prune older ones, and write the model beside it where that is asked for."""
+        if self.config.export_checkpoints and self.exporter is not None:
+            self.exporter(self.folder / "exports" / name)
+        self._prune()
 
     @contextmanager
     def saved_on_stop(self, engine: Saves, state: Callable[[], State]) -> Iterator[StopSignal]:
@@ -240,9 +266,12 @@ class RunFolder:
         with StopSignal(self.config.stop_seconds) as stop:
             try:
                 yield stop
+                self.end_saving()
             except CleanStop:
+                self.end_saving()
                 if not self._checkpoint(state()["step"]).exists():
                     self.save(engine, state())
+                    self.end_saving()
                 raise
 
     def finish(self, summary: State) -> None:
@@ -271,6 +300,8 @@ class RunFolder:
         with self.space_for("events"):
             self._write_events(step, written)
         reach("log")
+        if self._saving is not None and self._saving[0].is_ready:
+            self.end_saving()
 
     def append(self, file: str, step: int, records: list[State]) -> None:
         """Append lines to a log of this run; each carries its step, so that a restart can cut it."""
@@ -396,6 +427,8 @@ class RunFolder:
         for old in self._checkpoints()[: -self.config.keep_checkpoints]:
             reach("save.prune")
             delete_written(old)
+            if (export := self.folder / "exports" / old.name).is_dir():
+                delete_written(export)
 
     def _open_logs(self, step: int, counts: Mapping[str, int]) -> None:
         delete_leftovers(self.folder)
@@ -423,6 +456,11 @@ class RunFolder:
         for name, value in metrics.items():
             if isinstance(value, int | float):
                 self._events.add_scalar(name, value, step)
+
+
+def _state_bytes(whole: State, digests: Digests) -> bytes:
+    """Content of the file with a checkpoint's state, which also lists the engine's files."""
+    return json.dumps({**whole, "files": sorted(digests)}).encode()
 
 
 def _verified_state(folder: Path) -> State:

@@ -16,6 +16,7 @@ _OWN = (
     "done.json",
     "checkpoints/step_????????",
     "checkpoints/step_????????.rejected*",
+    "exports/step_????????",
     *MODELS,
     *LOGS[1:],
     "bad_rows.jsonl",
@@ -43,7 +44,7 @@ def clear_run(folder: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
     delete_leftovers(folder)
-    for name in ("checkpoints", "rollouts", "media", "events"):
+    for name in ("checkpoints", "exports", "rollouts", "media", "events"):
         delete_if_empty(folder / name)
 
 
@@ -85,6 +86,6 @@ def delete_leftovers(folder: Path) -> None:
             os.replace(old, place)
         else:
             delete_written(old, place)
-    for pattern in ("*", "checkpoints/*", "rollouts/*", "media/*"):
+    for pattern in ("*", "checkpoints/*", "exports/*", "rollouts/*", "media/*"):
         for leftover in folder.glob(f"{pattern}{STAGING_SUFFIX}"):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink(missing_ok=True)

@@ -28,6 +28,7 @@ from model.run.guidance import after_training
 from model.run.identity import outside_keys
 from model.run.manifest import Digests
 from model.run.progress import StageProgress
+from model.run.saving import ThreadWriting, Writing
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collected
@@ -293,6 +294,9 @@ class _NoCheckpoints:
 
     def save(self, folder: Path) -> Digests:
         return {}
+
+    def save_in_background(self, folder: Path) -> Writing:
+        return ThreadWriting(dict)
 
     def load(self, folder: Path) -> None:
         raise ValueError(f"resume: trainer=trl continues no checkpoint, found {folder}; set run.start=fresh")

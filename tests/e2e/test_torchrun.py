@@ -117,11 +117,12 @@ def test_a_killed_rank_loses_nothing(data, tmp_path):
     for seed in range(KILLS):
         generator, run = random.Random(seed), tmp_path / f"run{seed}"
         name = POINTS[seed % len(POINTS)]
+        background = ["run.save_in_background=true", "run.export_checkpoints=true"] if seed % 2 else []
         count = generator.randrange(1, 20_000_000) if name == "bytes" else generator.randrange(1, 5)
         rank = generator.randrange(2) if name in ("bytes", "save.file", "accumulate") else 1
         codes, said = on_ranks(
             2,
-            pretrain(data, run, *FSDP),
+            pretrain(data, run, *FSDP, *background),
             tmp_path / f"k{seed}",
             SAILVL2_FAILPOINT=f"{name}:{count}",
             SAILVL2_FAILPOINT_RANK=str(rank),
@@ -129,7 +130,7 @@ def test_a_killed_rank_loses_nothing(data, tmp_path):
         killed = codes != [0, 0]
         if killed and rank == 1:
             assert codes[0] == 10 and "rank 1" in said and "killed" in said, (name, count, codes, said[-3000:])
-        codes, said = on_ranks(2, pretrain(data, run, *FSDP), tmp_path / f"c{seed}")
+        codes, said = on_ranks(2, pretrain(data, run, *FSDP, *background), tmp_path / f"c{seed}")
         assert codes == [0, 0], (name, count, rank, said[-3000:])
         assert metrics(run) == metrics(straight) and weights(run) == weights(straight), (name, count, rank)
 

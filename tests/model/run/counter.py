@@ -1,12 +1,14 @@
 """A run whose engine is one number, for tests of run folders."""
 
 import json
+import threading
 from pathlib import Path
 
 from model.run.config import RunConfig, StartMode
 from model.run.durable import write_stream
 from model.run.folder import RunFolder
 from model.run.manifest import DamagedFolder, Digests, Manifest
+from model.run.saving import ThreadWriting
 
 
 class Counter:
@@ -14,10 +16,23 @@ class Counter:
 
     def __init__(self) -> None:
         self.value = 0
+        self.gate = threading.Event()  # holds what is saved in the background up until it is set
+        self.gate.set()
 
     def save(self, folder: Path) -> Digests:
         files = {"weights.bin": bytes([self.value]) * 1000, "value.json": json.dumps(self.value).encode()}
         return {name: write_stream(folder / name, [content]) for name, content in files.items()}
+
+    def save_in_background(self, folder: Path) -> ThreadWriting:
+        content = self.value
+
+        def write() -> Digests:
+            assert self.gate.wait(10)
+            then = Counter()
+            then.value = content
+            return then.save(folder)
+
+        return ThreadWriting(write)
 
     def load(self, folder: Path) -> None:
         self.value = json.loads((folder / "value.json").read_bytes())
