@@ -38,14 +38,25 @@ def free_memory(device: torch.device) -> int:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def prepare_cpu(num_threads: int) -> None:
-    """Make CPU arithmetic repeatable for a given thread count, and keep memory that is freed for the next tensors."""
+def prepare_cpu(num_threads: int, keeps_freed: bool = True) -> None:
+    """Make CPU arithmetic repeatable for a given thread count.
+
+    `keeps_freed` keeps memory that is freed for the next tensors; otherwise large tensors give it back at once.
+    """
     torch.set_num_threads(num_threads)
     # The public torch.use_deterministic_algorithms does this too, and imports the whole compiler: 1.1 s a process.
     torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
     torch.utils.deterministic.fill_uninitialized_memory = False  # pyright: ignore
-    _keep_freed_memory()
+    _keep_freed_memory() if keeps_freed else _return_freed_memory()
+
+
+def _return_freed_memory() -> None:
+    """Tensors of a MiB or more get pages of their own. Gathered layers, which come and go all the time, otherwise leave
+    holes between what stays, and a process ends up with the memory of the whole model."""
+    set_option = getattr(ctypes.CDLL(None), "mallopt", None)
+    if set_option is not None and "GLIBC_TUNABLES" not in os.environ and set_option(_M_MMAP_THRESHOLD, 2**20):
+        set_option(_M_TRIM_THRESHOLD, 2**20)
 
 
 def _keep_freed_memory() -> None:

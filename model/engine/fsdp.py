@@ -112,7 +112,7 @@ class FsdpEngine:
         barred_ids: Sequence[int] | None = None,
     ) -> None:
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
-        prepare_cpu(config.num_threads)
+        prepare_cpu(config.num_threads, keeps_freed=False)
         self.ranks, self.config, self.optimizer_config = ranks, config, optimizer
         model_config, rows = source.open()
         master = rows("language_model.model.norm.weight", 0, 1).dtype
@@ -475,13 +475,17 @@ def whole_tensors(model: SailVL2, dtype: torch.dtype, ranks: Ranks) -> Iterator[
 @torch.no_grad()
 def _whole(name: str, parameters: Mapping[str, Tensor], dtype: torch.dtype, ranks: Ranks) -> Tensor:
     stem, _, expert_leaf = name.partition(".experts.")
+    group = ranks.shard_mesh.get_group()
     if not expert_leaf:
         held = parameters.get(name)
         if held is None:  # a tied head
             held = parameters["language_model.model.embed_tokens.weight"]
-        rounded = held.to(dtype)  # before it is gathered: half the traffic, and the same bytes
-        assert isinstance(rounded, DTensor)
-        return rounded.full_tensor()
+        own = _shard_of(held)
+        found = torch.empty(own.shape, dtype=dtype, device=own.tensor.device)
+        found[own.start : own.stop] = own.tensor.to(dtype)  # rounded before it travels: half of it, the same bytes
+        for number, rows in enumerate(found.split(-(-own.num_rows // ranks.num_shards))):
+            dist.broadcast(rows, dist.get_global_rank(group, number), group)
+        return found
     number, kind, _ = expert_leaf.split(".")
     leaf = "down_proj" if kind == "down_proj" else "gate_up_proj"
     stack = _shard_of(parameters[f"{stem}.experts.{leaf}"])
@@ -494,7 +498,6 @@ def _whole(name: str, parameters: Mapping[str, Tensor], dtype: torch.dtype, rank
         matrix = matrix.to(dtype).contiguous()
     else:
         matrix = torch.empty(one, dtype=dtype, device=stack.tensor.device)
-    per_rank = -(-stack.shape[0] // ranks.num_shards)  # FSDP2 gives every rank so many rows until there are no more
-    group = ranks.shard_mesh.get_group()
+    per_rank = -(-stack.num_rows // ranks.num_shards)  # FSDP2 gives every rank so many rows until there are no more
     dist.broadcast(matrix, dist.get_global_rank(group, int(number) // per_rank), group)
     return matrix

@@ -6,6 +6,7 @@ folders, ledgers and signals know no ranks.
 
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -102,8 +103,7 @@ class Lead:
             with self._naming_failures():
                 yield from tensors
         finally:
-            for _ in tensors:
-                pass
+            deque(tensors, maxlen=0)
             self.answers()
 
     def close(self, exit_code: int) -> None:
@@ -380,5 +380,4 @@ def _draw(here: Here, number: int, dtype: torch.dtype | None) -> None:
     tensors = here.held[number].weights(dtype)
     if here.drawn is not None and dtype is None:
         here.drawn(tensors)
-    for _ in tensors:
-        pass
+    deque(tensors, maxlen=0)  # to the end, and none of them is held
