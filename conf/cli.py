@@ -32,6 +32,7 @@ _EXTRAS = {
     "trl": ("trl", "accelerate", "datasets"),
     "ray": ("ray",),
     "vllm": ("vllm",),
+    "deepspeed": ("deepspeed",),
 }
 """Extra of our distribution -> the packages that come with it."""
 

@@ -1,10 +1,11 @@
 """From settings to an engine, in one process or in several that torchrun started."""
 
 from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Protocol
 
 from model.engine.base import TrainEngine
-from model.engine.config import EngineConfig, OptimizerConfig, ShardedConfig
+from model.engine.config import DeepspeedConfig, EngineConfig, OptimizerConfig, ShardedConfig
 from model.engine.local import LocalEngine
 from model.engine.source import ModelSource
 from model.run.failpoints import only_on_rank
@@ -36,6 +37,8 @@ def run_on_ranks(
 
         refuse_several_processes(config)
         return run(None)
+    if isinstance(config, DeepspeedConfig) and find_spec("deepspeed") is None:
+        raise ModuleNotFoundError("No module named 'deepspeed'", name="deepspeed")  # before the processes meet
     from model.engine.lead import Lead, follow
     from model.engine.ranks import Ranks, ignore_signals
 

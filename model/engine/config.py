@@ -84,7 +84,7 @@ class OptimizerConfig:
 @dataclass
 class EngineConfig:
     name: str = field(default="local", metadata=OUTSIDE)
-    """kind of engine, as `engine=NAME` chose it: local trains in one process, fsdp in several; not a key to set"""
+    """kind of engine, as `engine=NAME` chose it: local trains in one process, the others in several; not a key to set"""
     device: Device = Device.auto
     """where to train: the GPU if there is one, or what is named"""
     compute_dtype: ComputeDtype = ComputeDtype.auto
@@ -145,7 +145,32 @@ class FsdpConfig(ShardedConfig):
     """keep AdamW's moments in the host's memory and update the weights there"""
 
 
-ENGINE_CONFIGS: dict[str, type[EngineConfig]] = {"local": EngineConfig, "fsdp": FsdpConfig}
+@dataclass
+class DeepspeedConfig(ShardedConfig):
+    """Moments, gradients and weights sharded by DeepSpeed's ZeRO, as the stage says."""
+
+    name: str = field(default="deepspeed", metadata=OUTSIDE)
+    """kind of engine, as `engine=NAME` chose it; not a key to set"""
+    stage: int = field(default=2, metadata=OUTSIDE)
+    """what is sharded: 1 moments and float32 weights, 2 gradients too, 3 also the weights that compute"""
+    offload_optimizer: bool = field(default=False, metadata=OUTSIDE)
+    """keep moments and float32 weights in the host's memory and update the weights there"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.stage not in (1, 2, 3):
+            raise ValueError(f"engine.stage: expected 1, 2 or 3, found {self.stage}")
+        if self.replicas != 1:
+            raise ValueError(
+                f"engine.replicas: expected 1 with engine=deepspeed, found {self.replicas}; engine=fsdp has replicas"
+            )
+
+
+ENGINE_CONFIGS: dict[str, type[EngineConfig]] = {
+    "local": EngineConfig,
+    "fsdp": FsdpConfig,
+    "deepspeed": DeepspeedConfig,
+}
 """The choices of `engine=`."""
 
 

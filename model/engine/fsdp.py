@@ -5,87 +5,43 @@ Each layer gathers its weights for its own pass and frees them. The weights that
 they are gathered in bfloat16, and gradients are added up in float32.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from model.batch import Batch, ModelInputs
+from model.batch import ModelInputs
 from model.checkpoint import released_shapes
-from model.config import AttentionKernel, SailVL2Config, Tower
+from model.config import SailVL2Config, Tower
 from model.engine import adapted
-from model.engine.base import LossFn, LossSums, ModelShape, StepResult
+from model.engine.base import StepResult
 from model.engine.config import FsdpConfig, OptimizerConfig
 from model.engine.device import free_memory, pick_dtype, prepare_cpu
 from model.engine.optimizer import AdamW
-from model.engine.parts import Fillers
 from model.engine.ranks import Ranks
-from model.engine.shards import MOMENTS, STATE, WEIGHTS, Shard, StoredShards, copied, write_shards
+from model.engine.sharded import ShardedEngine, ShardedScorer, layers_of
+from model.engine.shards import MOMENTS, WEIGHTS, Shard, copied, write_shards
 from model.engine.source import ModelSource, Rows
-from model.engine.updates import UpdateCount, say_other_ranks
-from model.engine.watch import RankFailure, out_of_memory
-from model.json_values import read_json_object
+from model.engine.updates import UpdateCount
 from model.logprobs import TokenScores
 from model.lora.adapters import adapters_of, is_adapted, train_adapters_alone, without_adapters
 from model.lora.merge import merged_tensors
-from model.run.durable import write_stream
-from model.run.failpoints import reach
-from model.run.manifest import Digests, FileDigest
+from model.run.manifest import Digests
 from model.run.saving import ThreadWriting
-from model.run.state import State
 from model.sail_vl2 import SailVL2
 
 dist: Any = torch.distributed
 
-Part = tuple[Batch | None, ...]
-"""The micro-batches of one rank; None where it has one fewer than others."""
 
-
-class FsdpScorer:
-    """Log-probabilities by a sharded model, on every process at once."""
-
-    def __init__(
-        self,
-        model: SailVL2,
-        ranks: Ranks,
-        dtype: torch.dtype,
-        temperature: float,
-        barred_ids: Sequence[int] | None,
-        attention: AttentionKernel,
-    ) -> None:
-        """`dtype` is the number type that computes; `temperature` and `barred_ids` are the sampler's."""
-        self.model, self._ranks, self._dtype = model, ranks, dtype
-        self.settings = temperature, barred_ids, attention
-        self._temperature, self._attention = temperature, attention
-        self._barred_ids = torch.tensor(barred_ids, device=ranks.device) if barred_ids else None
-        self.fillers = Fillers(model.config)
-
-    def scores(self, inputs: ModelInputs) -> TokenScores:
-        """Scores of inputs on the model's device, with gradient where that is enabled."""
-        return self.model(inputs, self._temperature, self._barred_ids, self._attention)
-
-    @torch.no_grad()
-    def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
-        """Scores of this rank's inputs; `with_tiles` says that some rank has images."""
-        found = []
-        for number, one in enumerate(inputs):
-            self._ranks.watch.marks.at(f"micro-batch {number + 1} of {len(inputs)}")
-            whole = self.fillers.inputs(with_tiles) if one is None else one
-            whole = self.fillers.with_tile(whole) if with_tiles else whole
-            with naming_memory(number, len(inputs), whole):
-                scores = self.scores(whole.to(self._ranks.device))
-            if one is not None:
-                found.append(scores)
-        return found
+class FsdpScorer(ShardedScorer):
+    """Log-probabilities by a model that FSDP2 shards."""
 
     def frozen(self) -> "FsdpScorer":
         """A scorer with a copy of the shards, in the type that computes."""
@@ -98,8 +54,8 @@ class FsdpScorer:
         return FsdpScorer(copy, self._ranks, self._dtype, *self.settings)
 
 
-class FsdpEngine:
-    """What one process does of `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike."""
+class FsdpEngine(ShardedEngine):
+    """What one process does of `TrainEngine`'s verbs, by FSDP2."""
 
     def __init__(
         self,
@@ -133,14 +89,6 @@ class FsdpEngine:
         self._updates = UpdateCount(config, optimizer, total_steps, self._dtype, **own)
         self._loss_is_finite = True
 
-    @property
-    def step_count(self) -> int:
-        return self._updates.step_count
-
-    @property
-    def shape(self) -> ModelShape:
-        return ModelShape(self.model.config, self._dtype, self.ranks.device)
-
     def described(self) -> list[str]:
         """Say in a few lines what trains, where, and what it takes of the memory of each process for sure."""
         total = sum(parameter.numel() for parameter in self.model.parameters())
@@ -164,37 +112,6 @@ class FsdpEngine:
             f"{on_host}; gathered layers, activations, samplers and a reference come on top; "
             f"{free_memory(device) / 2**30:.1f} GiB free here",
         ]
-
-    def accumulate(self, part: Part, with_tiles: bool, loss: LossFn, denominator: float) -> LossSums:
-        """Add the gradient of this rank's micro-batches. `with_tiles` says that some rank has images."""
-        figures = []
-        for number, batch in enumerate(opened_ahead(part)):
-            self.ranks.watch.marks.at(f"micro-batch {number + 1} of {len(part)}")
-            assert isinstance(self.model, FSDPModule)
-            self.model.set_requires_gradient_sync(self.config.reduce_each or number + 1 == len(part))
-            inputs = self._scorer.fillers.inputs(with_tiles) if batch is None else batch.inputs
-            with naming_memory(number, len(part), inputs):
-                figure = self._accumulate(batch, inputs, with_tiles, loss, denominator)
-            figures += [] if figure is None else [figure]
-            reach("accumulate")
-        return LossSums(tuple(figures))
-
-    def _accumulate(
-        self, batch: Batch | None, inputs: ModelInputs, with_tiles: bool, loss: LossFn, denominator: float
-    ) -> dict[str, float] | None:
-        device, marks = self.ranks.device, self.ranks.watch.marks
-        inputs = self._scorer.fillers.with_tile(inputs) if with_tiles else inputs
-        scores = self._scorer.scores(inputs.to(device))
-        if batch is None:
-            scores.logprobs.sum().backward()  # of no token, so all gradients are 0
-            return None
-        marks.one()
-        loss_sum, figures = loss(scores, batch.to(device))
-        marks.one()
-        self._loss_is_finite &= bool(torch.isfinite(loss_sum))
-        # FSDP2 divides by the number of ranks.
-        (loss_sum * (self.ranks.num_ranks / denominator)).backward()
-        return {**figures, "loss": loss_sum.item() / denominator}
 
     def step(self) -> StepResult:
         """Clip, check, update the shards, and clear the gradient."""
@@ -221,9 +138,6 @@ class FsdpEngine:
         towers = {tower.value: value for tower, value in zip(Tower, norms.tolist(), strict=True)}
         return StepResult(learning_rate, norm, applied, towers)
 
-    def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
-        return self._scorer.logprobs(inputs, with_tiles)
-
     @torch.no_grad()
     def embeddings(self, inputs: ModelInputs) -> Tensor:
         return self._embed(inputs.to(self.ranks.device))
@@ -246,44 +160,24 @@ class FsdpEngine:
         if whole and self.ranks.rank == 0:
             adapted.export_adapters(folder, self.model, lambda parameter: whole[id(parameter)])
 
-    def save(self, folder: Path) -> Digests:
-        """Write this rank's shards; rank 0 also what the engine is at."""
-        if not folder.is_dir():
-            raise ValueError(
-                f"run.dir: expected a folder that all ranks see, found no {folder} on rank {self.ranks.rank}"
-            )
-        return self._write(folder, self._weight_shards(), self._moment_shards(), self._updates.state())
-
     def save_in_background(self, folder: Path) -> ThreadWriting:
-        """The same for a copy of this rank's present state in the host's memory, by a thread."""
-        content = copied(self._weight_shards()), copied(self._moment_shards()), self._updates.state()
-        return ThreadWriting(lambda: self._write(folder, *content))
+        """`save` for a copy of this rank's present state in the host's memory, by a thread."""
+        weights, moments = copied(self._weight_shards()), copied(self._moment_shards())
+        state = self._state()
 
-    def _write(self, folder: Path, weights: Mapping[str, Shard], moments: Mapping[str, Shard], state: State) -> Digests:
-        digests: dict[str, FileDigest] = {}
-        if self.ranks.writes:
+        def write() -> Digests:
             part = self.ranks.shard, self.ranks.num_shards
-            digests |= write_shards(folder, WEIGHTS, weights, *part)
-            digests |= write_shards(folder, MOMENTS, moments, *part)
-        if self.ranks.rank == 0:
-            whole = {**state, "num_ranks": self.ranks.num_ranks}
-            digests[STATE] = write_stream(folder / STATE, [json.dumps(whole).encode()])
-        return digests
+            digests = dict(self._write_state(folder, state))
+            if self.ranks.writes:
+                digests |= write_shards(folder, WEIGHTS, weights, *part)
+                digests |= write_shards(folder, MOMENTS, moments, *part)
+            return digests
 
-    def check(self, folder: Path) -> None:
-        """`ValueError` for a saved state that does not fit; nothing is changed."""
-        self._updates.check(read_json_object(folder / STATE), str(folder / STATE))
-        StoredShards(folder, WEIGHTS).check(self._weight_shards())
-        StoredShards(folder, MOMENTS).check(self._moment_shards())
+        return ThreadWriting(write)
 
-    def load(self, folder: Path) -> None:
-        """Go on from a saved state that was checked."""
-        state = read_json_object(folder / STATE)
-        StoredShards(folder, WEIGHTS).fill(self._weight_shards())
-        StoredShards(folder, MOMENTS).fill(self._moment_shards())
-        self._updates.restore(state, says=self.ranks.rank == 0)
-        if self.ranks.rank == 0:
-            say_other_ranks(state, self.ranks.num_ranks)
+    def _before_micro_batch(self, is_last: bool, with_tiles: bool) -> None:
+        assert isinstance(self.model, FSDPModule)
+        self.model.set_requires_gradient_sync(self.config.reduce_each or is_last)
 
     def _weight_shards(self) -> dict[str, Shard]:
         """All weights, or the adapters alone, which alone change."""
@@ -311,12 +205,6 @@ class FsdpEngine:
             if local.grad.numel():
                 total += torch.linalg.vector_norm(local.grad, dtype=torch.float64).cpu().square()
         return total
-
-    def _mark_layers(self) -> None:
-        """Count layers as progress, which tells a rank that is stuck from those that wait for it."""
-        marks = self.ranks.watch.marks
-        for layer in layers_of(self.model):
-            layer.register_forward_hook(lambda *_, marks=marks: marks.one())
 
 
 class AdaptedReference:
@@ -358,41 +246,6 @@ class _Embedding:
         return self._call(inputs)
 
 
-def opened_ahead(part: Part) -> Iterator[Batch | None]:
-    """The micro-batches with their images open; those of the next one are opened while one is worked on."""
-    host = torch.device("cpu")
-    with ThreadPoolExecutor(1, "images") as opener:
-        waiting = None
-        for number, batch in enumerate(part):
-            ready = batch.to(host) if batch is not None and waiting is None else waiting.result() if waiting else None
-            following = part[number + 1] if number + 1 < len(part) else None
-            waiting = None if following is None else opener.submit(following.to, host)
-            yield ready
-
-
-class naming_memory:
-    """Names the micro-batch in which memory ran out."""
-
-    def __init__(self, number: int, count: int, inputs: ModelInputs) -> None:
-        self._text = (
-            f"out of memory in micro-batch {number + 1} of {count}, of {inputs.num_tokens} tokens and "
-            f"{inputs.num_tiles} image tiles; lower engine.micro_batch_tokens, set engine.gradient_checkpointing=true, "
-            "or use more processes"
-        )
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if error is not None and out_of_memory(error):
-            raise RankFailure(self._text) from error
-
-
-def layers_of(model: SailVL2) -> list[nn.Module]:
-    """The blocks whose weights are gathered one after the other."""
-    return [*model.vision_model.trunk.blocks, *model.language_model.model.layers]
-
-
 def sharded_model(
     config: SailVL2Config,
     ranks: Ranks,
@@ -431,9 +284,10 @@ def sharded_model(
 
 
 @torch.no_grad()
-def fill_shards(model: SailVL2, rows: Rows) -> None:
-    """Give every shard its rows."""
-    for name, parameter in model.named_parameters():
+def fill_shards(model: SailVL2, rows: Rows, only: str = "") -> None:
+    """Give every shard its rows, or the shard of one parameter alone."""
+    chosen = ((only, model.get_parameter(only)),) if only else model.named_parameters()
+    for name, parameter in chosen:
         shard = _shard_of(parameter)
         if shard.tensor.numel():
             shard.tensor.copy_(rows(name, shard.start, shard.stop))

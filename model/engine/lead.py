@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from model.batch import ModelInputs
 from model.checkpoint import write_checkpoint
 from model.config import StoredDtype
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, StepResult
-from model.engine.config import EngineConfig, OptimizerConfig
+from model.engine.config import DeepspeedConfig, EngineConfig, OptimizerConfig
 from model.engine.fsdp import FsdpEngine
 from model.engine.parts import Costs, deal
 from model.engine.ranks import Ranks
@@ -31,6 +31,9 @@ from model.logprobs import TokenScores
 from model.processing.processor import Processor
 from model.run.failpoints import reach
 from model.run.manifest import Digests
+
+if TYPE_CHECKING:
+    from model.engine.deepspeed import DeepspeedEngine
 
 _ALONE = ("build", "save", "begin saving", "is saved", "end saving", "check", "load", "sample")
 """Verbs in which no rank waits for another, so that an error of one comes to rank 0 as its answer."""
@@ -227,7 +230,7 @@ class LeadEngine:
         self.lead, self._number = lead, lead.new_number()
         settings = config, optimizer, total_steps, temperature, tuple(barred_ids) if barred_ids else None
         lead.on_all_alike("build", _build, self._number, source, *settings)
-        self._own: FsdpEngine = lead.here.held[self._number]
+        self._own: FsdpEngine | DeepspeedEngine = lead.here.held[self._number]
         self._costs = Costs.of(self._own.shape.config)
         self.before_update: list[Callable[[], None]] = []  # is called before gradients are made
         self._scorer = LeadScorer(lead, self._number, self._costs)
@@ -276,7 +279,9 @@ class LeadEngine:
         return LeadScorer(self.lead, number, self._costs)
 
     def save(self, folder: Path) -> Digests:
-        answers = self.lead.on_all_alike("save", _save, self._number, str(folder.absolute()))
+        # DeepSpeed's processes wait for each other while they save, those of FSDP2 do not.
+        verb = "save" if isinstance(self._own, FsdpEngine) else "save together"
+        answers = self.lead.on_all_alike(verb, _save, self._number, str(folder.absolute()))
         return {name: digest for digests in answers for name, digest in digests.items()}
 
     def save_in_background(self, folder: Path) -> "LeadWriting":
@@ -324,7 +329,12 @@ def _in_order(answers: Sequence[Sequence[Any]], dealt: Sequence[Sequence[int | N
 
 
 def _build(here: Here, number: int, source: ModelSource, *settings: Any) -> None:
-    here.held[number] = FsdpEngine(here.ranks, source, *settings)
+    if isinstance(here.ranks.config, DeepspeedConfig):
+        from model.engine.deepspeed import DeepspeedEngine  # the library is optional
+
+        here.held[number] = DeepspeedEngine(here.ranks, source, *settings)
+    else:
+        here.held[number] = FsdpEngine(here.ranks, source, *settings)
 
 
 def _accumulate(here: Here, number: int, *arguments: Any) -> LossSums:

@@ -113,6 +113,8 @@ class Ranks:
         with suppress(RuntimeError):
             dist.barrier(self.link._group)
         self.watch.close()
+        with suppress(RuntimeError):
+            dist.barrier(self.link._group)  # no rank is gone before rank 0 has stopped to watch it
         dist.destroy_process_group()
 
     def _mesh(self) -> DeviceMesh:

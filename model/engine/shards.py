@@ -43,19 +43,31 @@ class Shard:
 
 
 def write_shards(
-    folder: Path, kind: str, shards: Mapping[str, Shard], part: int = 0, num_parts: int = 1
+    folder: Path,
+    kind: str,
+    shards: Mapping[str, Shard],
+    part: int = 0,
+    num_parts: int = 1,
+    rows: Iterable[tuple[str, Tensor]] | None = None,
 ) -> dict[str, FileDigest]:
-    """Write what one of `num_parts` processes holds, as float32 tensors; the extra memory is one of them."""
+    """Write what one of `num_parts` processes holds, as float32 tensors; the extra memory is one of them.
+
+    `rows` gives the numbers, sorted by name, where the tensors of `shards` have shapes alone; all of it is drawn.
+    """
     # Only the first process writes tensors without rows, which all of them hold.
     held = {name: one for name, one in sorted(shards.items()) if one.tensor.numel() and (one.shape or part == 0)}
     shapes = {name: shard.tensor.shape for name, shard in held.items()}
-    tensors = ((name, shard.tensor) for name, shard in held.items())
+    tensors = ((name, shard.tensor) for name, shard in held.items()) if rows is None else _held(rows, held)
     name, metadata = f"{kind}.safetensors", None
     if num_parts > 1:
         name = f"{kind}-{part + 1:05d}-of-{num_parts:05d}.safetensors"
-        rows = {name: [shard.start, shard.stop, *shard.shape] for name, shard in held.items()}
-        metadata = {_ROWS: json.dumps(rows, separators=(",", ":"))}
+        places = {name: [shard.start, shard.stop, *shard.shape] for name, shard in held.items()}
+        metadata = {_ROWS: json.dumps(places, separators=(",", ":"))}
     return {name: write_tensors(folder / name, shapes, torch.float32, tensors, metadata)}
+
+
+def _held(rows: Iterable[tuple[str, Tensor]], held: Mapping[str, Shard]) -> Iterator[tuple[str, Tensor]]:
+    return ((name, tensor) for name, tensor in rows if name in held)
 
 
 @dataclass(frozen=True)
