@@ -81,7 +81,9 @@ class FsdpEngine(ShardedEngine):
         self.model.checkpoint_gradients(config.gradient_checkpointing)
         self._mark_layers()
         self._embed = _Embedding(self.model)
-        self._scorer = FsdpScorer(self.model, ranks, self._dtype, temperature, barred_ids, config.attention_kernel)
+        self._scorer: FsdpScorer = FsdpScorer(
+            self.model, ranks, self._dtype, temperature, barred_ids, config.attention_kernel
+        )
         moments_device = torch.device("cpu") if config.offload_moments else None
         trained = ((name, local_of(p)) for name, p in self.model.named_parameters() if p.requires_grad)
         self._optimizer = AdamW(trained, optimizer, moments_device)

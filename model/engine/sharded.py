@@ -123,8 +123,8 @@ class ShardedEngine:
 
     def save_in_background(self, folder: Path) -> Writing:
         raise ValueError(
-            "run.save_in_background: expected false with engine=deepspeed, whose processes gather what they save, found "
-            "true; use engine=fsdp for it"
+            "run.save_in_background: expected false with engine=deepspeed, whose processes gather what they save, "
+            "found true; use engine=fsdp for it"
         )
 
     def check(self, folder: Path) -> None:
