@@ -206,6 +206,12 @@ class VllmRolloutConfig(RolloutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.pool.placement is Placement.ranks and self.tensor_parallel > 1:
+            raise ValueError(
+                f"rollouts.tensor_parallel: expected 1 with rollouts.pool.placement=ranks, found "
+                f"{self.tensor_parallel}; "
+                "every process of the trainer has a vLLM of its own there"
+            )
         for name, least in (("tensor_parallel", 1), ("max_images", 1), ("kv_cache_gib", 0), ("deadline_s", 0)):
             if not least <= getattr(self, name) < float("inf"):
                 raise ValueError(f"rollouts.{name}: expected at least {least}, found {getattr(self, name)}")

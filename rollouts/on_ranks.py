@@ -12,7 +12,7 @@ from model.engine.base import ModelShape
 from model.engine.lead import Here, Lead, LeadEngine
 from model.engine.parts import deal
 from model.processing.processor import Processor
-from rollouts.config import RolloutConfig
+from rollouts.config import Placement, PoolConfig, RolloutConfig, VllmRolloutConfig
 from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe
 from rollouts.rollout import NO_WEIGHTS, Proof, Rollout, RolloutRequest, generate
@@ -25,7 +25,7 @@ class SamplingGivenUp(RuntimeError):
 
 @dataclass
 class _OnRank:
-    """The sampler of one rank. It is made when weights come, and gone when they are freed."""
+    """The sampler of one rank. Ours is made when weights come, and gone when they are freed; vLLM's stays."""
 
     shape: ModelShape
     processor: Processor
@@ -35,10 +35,13 @@ class _OnRank:
     sampler: Sampler | None = None
 
     def take(self, version: int, tensors: Iterable[tuple[str, Tensor]]) -> Proof:
+        return self.built().load_weights(version, tensors)
+
+    def built(self) -> Sampler:
         if self.sampler is None:
             settings = self.config, self.run_seed, self.returns_routes
             self.sampler = build_sampler(self.shape, self.processor, *settings)
-        return self.sampler.load_weights(version, tensors)
+        return self.sampler
 
     def free(self) -> None:
         if self.sampler is not None and self.sampler.release():
@@ -71,7 +74,8 @@ class RanksWorker:
         self._intake, self.version = Intake(config), NO_WEIGHTS
         self._queue: dict[int, RolloutRequest] = {}
         self._sampling: _Sampling | None = None
-        share = replace(config.alone(), max_rows=-(-config.max_rows // lead.ranks.num_ranks))
+        rows = -(-config.max_rows // lead.ranks.num_ranks)
+        share = replace(config.alone(), max_rows=rows, pool=PoolConfig(placement=Placement.ranks))
         lead.on_all_alike("samplers", _build, self._number, engine.shape, processor, share, seed, returns_routes)
         self._own: _OnRank = lead.here.held[self._number]
         engine.before_update.append(self._free)
@@ -191,7 +195,10 @@ def _build(
     run_seed: int,
     returns_routes: bool,
 ) -> None:
-    here.held[number] = _OnRank(replace(shape, device=here.ranks.device), processor, config, run_seed, returns_routes)
+    shape = replace(shape, device=here.ranks.device)
+    held = here.held[number] = _OnRank(shape, processor, config, run_seed, returns_routes)
+    if isinstance(config, VllmRolloutConfig):
+        held.built()  # now: the engines of all ranks meet while they start
 
 
 def _expect(here: Here, number: int, version: int) -> None:

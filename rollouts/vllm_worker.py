@@ -20,7 +20,7 @@ from model.checkpoint import description_files
 from model.engine.base import ModelShape
 from model.processing.processor import Processor
 from model.run.durable import write_file
-from rollouts.config import Transfer, VllmRolloutConfig
+from rollouts.config import Placement, Transfer, VllmRolloutConfig
 from rollouts.intake import Intake, require_weights
 from rollouts.probe import Probe, probe_inputs
 from rollouts.randomness import sample_seed
@@ -372,6 +372,8 @@ def _description_folder(files: dict[str, bytes]) -> str:
 def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: int, on_gpu: bool) -> EngineArgs:
     length = min(config.max_prompt_tokens + config.max_completion_tokens, context)
     devices: dict[str, Any] = {"enable_sleep_mode": config.sleeps}
+    # Within processes that torchrun started vLLM must not open a group of its own.
+    launcher = "external_launcher" if config.pool.placement is Placement.ranks else None
     if not on_gpu:
         tokens = max(_PREFILL_TOKENS, length)
         # Blocks have 32 tokens instead of 128, so that siblings share short prompts too.
@@ -395,6 +397,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
         disable_log_stats=True,
         seed=0,
         weight_transfer_config=WeightTransferConfig(backend=BACKEND),
+        distributed_executor_backend=launcher,
         worker_extension_cls="rollouts.vllm_transfer.WorkerExtension",
         **devices,
     )

@@ -184,3 +184,42 @@ def test_two_agents_leave_no_process_behind(data, tmp_path):
     assert -9 not in codes and "rank 1" in said and "was stopped by a signal" in said, (codes, said[-3000:])
     assert took < 5 + 5 + 5  # engine.patience_s, 5 s, and what torchrun takes to end
     assert not Path(f"/proc/{children[0]}").exists()
+
+
+SRUN = """#!/usr/bin/env bash
+for one in "$@"; do [[ "$one" == --ntasks=* ]] && count="${one#--ntasks=}"; done
+while [[ "${1:-}" == --* ]]; do shift; done
+pids=()
+for ((i = 0; i < count; i++)); do SLURM_PROCID=$i "$@" & pids+=($!); done
+trap 'kill -TERM "${pids[@]}"' TERM
+status=0
+for pid in "${pids[@]}"; do wait "$pid" || status=$?; done
+exit "$status"
+"""
+
+
+@pytest.fixture
+def slurm(tmp_path) -> dict[str, str]:
+    """Stand-ins for Slurm's commands: two nodes, which are this host."""
+    for name, body in {"srun": SRUN, "scontrol": "#!/usr/bin/env bash\nprintf '127.0.0.1\\n127.0.0.1\\n'\n"}.items():
+        (tmp_path / name).write_text(body)
+        (tmp_path / name).chmod(0o700)
+    own = {"VENV": sys.prefix, "GPUS_PER_NODE": "1", "MASTER_PORT": str(free_port()), "SLURM_JOB_NODELIST": "a,b"}
+    path = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "SLURM_SUBMIT_DIR": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, **own, **path}
+
+
+@pytest.mark.slow
+def test_the_slurm_script_trains_over_two_nodes(data, tmp_path, slurm):
+    assert on_ranks(2, pretrain(data, tmp_path / "straight", *FSDP), tmp_path / "a")[0] == [0, 0]
+    _, module, *own = pretrain(data, tmp_path / "run", *FSDP)
+    command = ["bash", "launch/train.sbatch", module, *own]
+    done = subprocess.run(command, cwd=ROOT, env=slurm, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert metrics(tmp_path / "run") == metrics(tmp_path / "straight")
+
+
+def test_the_slurm_script_wants_a_module_first(slurm):
+    command = ["bash", "launch/train.sbatch", "engine=fsdp"]
+    done = subprocess.run(command, cwd=ROOT, env=slurm, capture_output=True, text=True)
+    assert done.returncode == 2 and "expected a module first, such as rlhf.train, found: engine=fsdp" in done.stderr
