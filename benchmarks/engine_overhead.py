@@ -1,4 +1,4 @@
-"""What it costs that one process leads the others: `python -m benchmarks.engine_overhead [SIZE] [ROUNDS]`.
+"""The cost of one process leading the others: `python -m benchmarks.engine_overhead [SIZE] [ROUNDS]`.
 
 `added_share` is the part of an update's time in which any of two processes packs, sends or unpacks what rank 0 deals
 out and what comes back. `scatter_seconds` is the time to deal an update whose images decode to 1 GiB, which travel as

@@ -97,7 +97,7 @@ class Packing:
     placeholder_id: int
     pixels_per_token: int
     num_parts: int = 1  # see `TrainEngine.num_parts`
-    costs: Costs | None = None  # what rows cost, where there are several parts
+    costs: Costs | None = None  # prices of rows, where there are several parts
 
     def pack(self, groups: Sequence[Group], mean_per_sequence: bool = False) -> list[PolicyBatch]:
         """Groups -> micro-batches of at most `budget` tokens; a larger group becomes rows that repeat its prefix.

@@ -215,7 +215,7 @@ def _proof(here: Here, number: int) -> Proof | None:
 
 
 def _sample(here: Here, number: int, requests: Sequence[tuple[int, RolloutRequest]]) -> list[tuple[int, list[Rollout]]]:
-    """What a rank that follows does; rank 0 samples its share by polls of its own."""
+    """Sample the share of a rank that follows; rank 0 samples its share by polls of its own."""
     sampler, watch = here.held[number].ready(), here.ranks.watch
 
     def check() -> None:

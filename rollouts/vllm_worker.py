@@ -36,6 +36,10 @@ _PREFILL_TOKENS = 32768
 """Tokens of a step on CPU, where a request with a seed must not be prefilled in pieces."""
 
 
+_kept: list[Any] = []
+"""Engines on the ranks of a trainer, which end with the process."""
+
+
 @dataclass
 class _Open:
     """A request that vLLM works on."""
@@ -187,7 +191,10 @@ class VllmWorker:
         if self._engine is not None:
             for handle in list(self._open):
                 self.abort(handle)
-            self._engine.engine_core.shutdown()
+            if self.config.pool.placement is Placement.ranks:
+                _kept.append(self._engine)  # would end the trainer's process groups with its own
+            else:
+                self._engine.engine_core.shutdown()
             self._engine = None
         if self._sender is not None:
             self._sender.close()

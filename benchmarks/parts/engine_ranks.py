@@ -69,7 +69,7 @@ def _drawn(name: str, shape: torch.Size, start: int, stop: int) -> Tensor:
 
 
 def launch(num_ranks: int, work: str, *arguments: str) -> list[dict[str, Any]]:
-    """What each process of an engine measures."""
+    """Start processes of an engine, and return the figures of each."""
     with tempfile.TemporaryDirectory() as folder:
         starter = ["torch.distributed.run", "--standalone", f"--nproc-per-node={num_ranks}"]
         command = [sys.executable, "-m", *starter, "-m", "benchmarks.parts.engine_ranks", work, folder, *arguments]

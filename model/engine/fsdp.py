@@ -55,7 +55,7 @@ class FsdpScorer(ShardedScorer):
 
 
 class FsdpEngine(ShardedEngine):
-    """What one process does of `TrainEngine`'s verbs, by FSDP2."""
+    """The part of one process in `TrainEngine`'s verbs, by FSDP2."""
 
     def __init__(
         self,

@@ -41,7 +41,7 @@ _ALONE = ("build", "save", "begin saving", "is saved", "end saving", "check", "l
 
 @dataclass
 class Here:
-    """What a rank holds, by the numbers that rank 0 gave them."""
+    """The engines, references and samplers of a rank, by the numbers that rank 0 gave them."""
 
     ranks: Ranks
     held: dict[Any, Any] = field(default_factory=dict)
@@ -158,7 +158,7 @@ class _Failed:
 
 
 def follow(ranks: Ranks) -> None:
-    """What every other rank does: verbs as rank 0 sends them, until it says that the run ends. Ends the process."""
+    """Do the verbs that rank 0 sends, as every other rank does, until it says that the run ends. Ends the process."""
     here = Here(ranks)
     watch = ranks.watch
     while True:

@@ -1,4 +1,4 @@
-"""What a micro-batch costs, and how an update is dealt over processes that wait for each other in every layer."""
+"""The cost of a micro-batch, and how an update is dealt over processes that wait for each other in every layer."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -16,11 +16,11 @@ TRAINED_PASSES = 3.0
 class Costs:
     """Floating-point operations of one forward pass, by what causes them; products only."""
 
-    token: float  # of a packed token in the decoder's matrices
-    pair: float  # of a (query, key) pair in the decoder's attention
-    target: float  # of a scored token in the head
-    patch: float  # of a patch in the vision tower's matrices, and in the adapter
-    patch_pair: float  # of a (query, key) pair in the tower's attention
+    token: float  # cost of a packed token in the decoder's matrices
+    pair: float  # cost of a (query, key) pair in the decoder's attention
+    target: float  # cost of a scored token in the head
+    patch: float  # cost of a patch in the vision tower's matrices, and in the adapter
+    patch_pair: float  # cost of a (query, key) pair in the tower's attention
     patches_per_token: int  # patches behind one visual token
     pixels_per_token: int  # side of the square of pixels behind one visual token
 

@@ -1,4 +1,4 @@
-"""What engines over several processes share: the loop over micro-batches, scoring, and checkpoints by rows.
+"""The common part of engines over several processes: the loop over micro-batches, scoring, and checkpoints by rows.
 
 Every process makes the same calls at the same time, with micro-batches of its own; `model.engine.lead` sees to that.
 """
@@ -76,7 +76,7 @@ class ShardedScorer:
 
 
 class ShardedEngine:
-    """What one process does of `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike.
+    """The part of one process in `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike.
 
     A library of sharded training gives it the model, the backward pass, the update, and the rows of this process.
     """
@@ -148,7 +148,7 @@ class ShardedEngine:
         inputs = self._scorer.fillers.with_tile(inputs) if with_tiles else inputs
         scores = self._scorer.scores(inputs.to(device))
         if batch is None:
-            self._backward(scores.logprobs.sum())  # of no token, so all gradients are 0
+            self._backward(scores.logprobs.sum())  # sums no token, so all gradients are 0
             return None
         marks.one()
         loss_sum, figures = loss(scores, batch.to(device))

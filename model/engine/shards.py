@@ -26,7 +26,7 @@ class Shard:
 
     tensor: Tensor
     start: int
-    shape: tuple[int, ...]  # of the whole tensor
+    shape: tuple[int, ...]  # shape of the whole tensor
 
     @classmethod
     def whole(cls, tensor: Tensor) -> "Shard":
@@ -38,7 +38,7 @@ class Shard:
 
     @property
     def num_rows(self) -> int:
-        """Of the whole tensor."""
+        """Rows that the whole tensor has."""
         return self.shape[0] if self.shape else 1
 
 
@@ -168,5 +168,5 @@ def copied(shards: Mapping[str, Shard]) -> dict[str, Shard]:
 
 
 def whole_shards(tensors: Iterable[tuple[str, Tensor]]) -> dict[str, Shard]:
-    """Of tensors that one process holds whole."""
+    """Take whole tensors, as one process holds them."""
     return {name: Shard.whole(tensor) for name, tensor in tensors}

@@ -96,7 +96,7 @@ class AdaptedSource:
 
     source: ModelSource
     adapter: AdapterConfig
-    seed: int  # of fresh adapters
+    seed: int  # fresh adapters start from it
 
     def model(self) -> tuple[SailVL2, Processor]:
         model, processor = self.source.model()

@@ -39,7 +39,7 @@ class RankFailure(RuntimeError):
 
 @dataclass(frozen=True)
 class Report:
-    """What a rank says of itself."""
+    """The report of a rank on itself."""
 
     host: str
     process: int
@@ -223,7 +223,7 @@ class Watch:
                     ask_to_stop(f"SIGTERM to rank {rank}")
 
     def _cause(self, seen: dict[int, _Seen], now: float) -> str:
-        """What to tell a person about the rank that failed; empty while none has."""
+        """Say which rank failed and how; empty while none has."""
         for rank, one in seen.items():
             state = _process_state(one.report, self._host)
             if rank and state in ("gone", "Z"):

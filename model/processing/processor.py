@@ -74,7 +74,7 @@ class StoredPicture:
     root: str
     visual: Visual
     settings: ProcessorSettings
-    frame: int  # of a video; 0 for an image
+    frame: int  # number within a video; 0 for an image
 
     @property
     def shape(self) -> torch.Size:

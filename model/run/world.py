@@ -1,4 +1,4 @@
-"""What torchrun says of this process and of those that it was started with, in environment variables."""
+"""The place of this process among those that torchrun started, as it says in environment variables."""
 
 import os
 import signal
@@ -15,7 +15,7 @@ class World:
     rank: int
     num_ranks: int
     local_rank: int
-    address: str  # of the host of rank 0
+    address: str  # host of rank 0
 
     @classmethod
     def of_environment(cls) -> "World":
