@@ -116,7 +116,7 @@ class EngineConfig:
 
 @dataclass
 class ShardedConfig(EngineConfig):
-    """The settings that engines over several processes share. No key changes what is computed but for the order of sums."""
+    """The settings that engines over several processes share. They change no result but by the order of sums."""
 
     replicas: int = field(default=1, metadata=OUTSIDE)
     """whole copies of the model, each sharded over its part of the processes: one a node where the network between
