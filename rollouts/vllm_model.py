@@ -17,6 +17,7 @@ from transformers import BatchFeature
 from vllm.config import VllmConfig
 from vllm.model_executor.models.interfaces import MultiModalEmbeddings, SupportsMultiModal
 from vllm.model_executor.models.utils import AutoWeightsLoader, init_vllm_registered_model, maybe_prefix
+from vllm.model_executor.models.vision import run_dp_sharded_vision_model
 from vllm.multimodal import MULTIMODAL_REGISTRY
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.parse import MultiModalDataItems
@@ -150,6 +151,8 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         "gate_up_proj": ["gate_proj", "up_proj"],
     }
 
+    supports_encoder_tp_data = True
+
     @classmethod
     def get_placeholder_str(cls, modality: str, i: int) -> str | None:
         if modality != "image":
@@ -160,6 +163,8 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
         super().__init__()
         hf_config = vllm_config.model_config.hf_config
         self.config = hf_config
+        media = vllm_config.model_config.multimodal_config
+        self._shares_images = media is not None and media.mm_encoder_tp_mode == "data"
         folder = Path(vllm_config.model_config.model)
         processor = Processor.from_folder(folder)
         self.shapes = shapes = _fitting_shapes(hf_config, folder)
@@ -210,7 +215,14 @@ class SailVL2ForVllm(nn.Module, SupportsMultiModal):
 
     def visual_tokens(self, pixels: Tensor) -> Tensor:
         """Return the visual tokens of an image. [tiles, tokens per tile, D]"""
-        pixels, shapes = pixels.to(next(self.mlp1.parameters()).dtype), self.shapes
+        pixels = pixels.to(next(self.mlp1.parameters()).dtype)
+        if self._shares_images and len(pixels) > 1:
+            # The tower is whole on every device; each takes its share of the tiles.
+            return run_dp_sharded_vision_model(pixels, self._own_tokens)  # pyright: ignore  (calls it)
+        return self._own_tokens(pixels)
+
+    def _own_tokens(self, pixels: Tensor) -> Tensor:
+        shapes = self.shapes
         return visual_tokens(self.vision_model, self.mlp1, [pixels], shapes.vision.patch_size, shapes.merge_side)[0]
 
 

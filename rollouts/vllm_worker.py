@@ -396,6 +396,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
         kv_cache_memory_bytes=int((config.kv_cache_gib or (0 if on_gpu else 1)) * 2**30) or None,
         gpu_memory_utilization=config.gpu_memory_utilization,
         enable_prefix_caching=True,
+        mm_encoder_tp_mode="data" if config.tensor_parallel > 1 else "weights",
         limit_mm_per_prompt={"image": config.max_images},
         skip_mm_profiling=not on_gpu,
         logprobs_mode="processed_logprobs",

