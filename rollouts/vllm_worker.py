@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -381,6 +382,9 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
     devices: dict[str, Any] = {"enable_sleep_mode": config.sleeps}
     # Within processes that torchrun started vLLM must not open a group of its own.
     launcher = "external_launcher" if config.pool.placement is Placement.ranks else None
+    if launcher:  # one process, which torchrun did not start, has no rank
+        os.environ.setdefault("RANK", "0")
+        os.environ.setdefault("LOCAL_RANK", "0")
     if not on_gpu:
         tokens = max(_PREFILL_TOKENS, length)
         # Blocks have 32 tokens instead of 128, so that siblings share short prompts too.

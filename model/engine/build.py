@@ -44,26 +44,22 @@ def run_on_ranks(
 
     ranks = Ranks(config)
     only_on_rank(ranks.rank)
-    exit_code = 1
     if ranks.rank:
         ignore_signals(ranks.watch)
+    found = {name: one.sha256 for name, one in inputs().items()} if ranks.num_ranks > 1 else {}
+    ranks.compare({"config": resolved, "code": code_input().sha256 if ranks.num_ranks > 1 else "", **found})
+    if ranks.rank:
+        follow(ranks)
+    lead = Lead(ranks)
+    exit_code = 1
     try:
-        found = {name: one.sha256 for name, one in inputs().items()} if ranks.num_ranks > 1 else {}
-        ranks.compare({"config": resolved, "code": code_input().sha256 if ranks.num_ranks > 1 else "", **found})
-        if ranks.rank:
-            follow(ranks)
-        lead = Lead(ranks)
-        try:
-            run(lead)
-            exit_code = 0
-        except BaseException as error:
-            exit_code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
-            raise
-        finally:
-            lead.close(exit_code)
+        run(lead)
+        exit_code = 0
+    except BaseException as error:
+        exit_code = getattr(error, "exit_code", 2 if isinstance(error, ValueError) else 1)
+        raise
     finally:
-        if not ranks.rank:
-            ranks.close()
+        lead.close(exit_code)
 
 
 def open_engine(

@@ -55,6 +55,7 @@ class Lead:
         self.ranks = ranks
         self.here = Here(ranks)
         self.is_broken = False  # the others cannot be reached any more
+        self.is_waited_for = False  # the others do a verb whose answers nobody has taken yet
         self._next = 0
 
     def new_number(self) -> int:
@@ -82,6 +83,7 @@ class Lead:
         """Begin a verb on the other ranks; the caller does rank 0's part, and then asks for the `answers`."""
         assert len(arguments) == self.ranks.num_ranks
         self.ranks.watch.marks.begin(verb)
+        self.is_waited_for = True
         with self._naming_failures():
             self.ranks.link.send([(verb, function, own) for own in arguments[1:]])
 
@@ -99,6 +101,7 @@ class Lead:
         Rank 0 draws to the end even where its caller does not, because the others would wait for it.
         """
         self.ranks.watch.marks.begin("weights")
+        self.is_waited_for = True
         with self._naming_failures():
             self.ranks.link.send([("weights", _draw, (number, dtype))] * (self.ranks.num_ranks - 1))
         tensors = self.here.held[number].weights(dtype)
@@ -110,15 +113,20 @@ class Lead:
             self.answers()
 
     def close(self, exit_code: int) -> None:
-        """Let the other ranks end, with this exit code."""
+        """Let the other ranks end, with this exit code. In the middle of a verb they cannot be asked, and are ended."""
+        if self.is_broken or self.is_waited_for:
+            self.ranks.watch.abandon()
+            return
         with self._naming_failures():
             self.ranks.link.send([exit_code] * (self.ranks.num_ranks - 1))
+        self.ranks.close()
 
     def answers(self, error: Exception | None = None) -> list[Any]:
         """The results of the other ranks. Raises the first error, `error` of rank 0 before those of others."""
         self.ranks.watch.marks.at("waiting for the others")
         with self._naming_failures():
             answers = self.ranks.link.replies()
+        self.is_waited_for = False
         self.ranks.watch.marks.end()
         failed = [(rank, answer) for rank, answer in enumerate(answers, 1) if isinstance(answer, _Failed)]
         for rank, _ in failed:

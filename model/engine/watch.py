@@ -155,6 +155,11 @@ class Watch:
         self._ends.wait(self._patience + 2 * _GRACE_S)
         return RankFailure(f"a rank of the engine was lost ({error}); {CONTINUES}")
 
+    def abandon(self) -> None:
+        """Rank 0 ends for a reason of its own in the middle of a verb: end the other ranks."""
+        with suppress(RuntimeError):
+            self._store_of_thread().set("end", "rank 0 has ended")
+
     def close(self) -> None:
         """Stop watching: the run ends in good order."""
         with suppress(RuntimeError):
