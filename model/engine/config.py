@@ -84,7 +84,7 @@ class OptimizerConfig:
 @dataclass
 class EngineConfig:
     name: str = field(default="local", metadata=OUTSIDE)
-    """kind of engine, as `engine=NAME` chose it: local trains in one process, the others in several; not a key to set"""
+    """kind of engine, as `engine=NAME` chose it: local trains in one process, others in several; not a key to set"""
     device: Device = Device.auto
     """where to train: the GPU if there is one, or what is named"""
     compute_dtype: ComputeDtype = ComputeDtype.auto

@@ -7,14 +7,13 @@ checkpoints are those of the other engines. It is driven through its optimizer's
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from model.batch import ModelInputs
 from model.config import MoeLanguageConfig, Tower
@@ -27,65 +26,24 @@ from model.engine.sharded import ShardedEngine, ShardedScorer, layers_of
 from model.engine.shards import MOMENTS, WEIGHTS, Shard, StoredShards, write_shards
 from model.engine.source import ModelSource, Rows
 from model.engine.updates import UpdateCount
+from model.engine.zero_groups import (
+    KINDS,
+    Fragment,
+    GroupedAdamW,
+    copy_part,
+    decay_groups,
+    key_of,
+    read_rows,
+    tower_of,
+)
 from model.lora.adapters import is_adapted
 from model.lora.merge import merged_tensors
 from model.run.manifest import Digests
 from model.sail_vl2 import SailVL2
 
 dist: Any = torch.distributed
-KINDS = ("exp_avg", "exp_avg_sq")
 _BUCKET = 200_000_000
 """Elements of a buffer in which gradients of several tensors are added up at once."""
-
-
-class GroupedAdamW(torch.optim.Optimizer):
-    """AdamW over flat parts of groups of parameters; a group that had no gradient in an update stays as it is.
-
-    A group has all trained matrices, or all trained vectors, of one tower.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
-        """`groups` have the keys params, tower and weight_decay."""
-        super().__init__(groups, {"lr": 0.0, "is_touched": False})
-        self._config = config
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            for flat in group["params"] if group["is_touched"] else ():
-                state = self.state[flat]
-                adamw(
-                    [flat],
-                    [flat.grad],
-                    *([state[kind]] for kind in KINDS),
-                    [],
-                    [state["step"]],
-                    fused=True,
-                    amsgrad=False,
-                    beta1=self._config.beta1,
-                    beta2=self._config.beta2,
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=1e-8,
-                    maximize=False,
-                )
-
-    def begin(self, flats: Iterable[Tensor]) -> None:
-        """Give every flat part moments of 0."""
-        for flat in flats:
-            step = torch.zeros((), dtype=torch.float32, device=flat.device)
-            like = torch.zeros_like(flat, requires_grad=False)
-            self.state[flat] = {"exp_avg": like, "exp_avg_sq": torch.zeros_like(like), "step": step}
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """The elements of a parameter, as one row of numbers, that this process updates."""
-
-    start: int
-    weight: Tensor  # float32, and a part of the flat tensor that the optimizer updates
-    moments: dict[str, Tensor]
-    step: Tensor  # Adam's count, which all parameters of a group share
 
 
 class DeepspeedEngine(ShardedEngine):
@@ -107,11 +65,16 @@ class DeepspeedEngine(ShardedEngine):
         self.model, rows = _whole_model(source, config)
         self._shapes = {name: tuple(one.shape) for name, one in self.model.named_parameters()}
         self._shape_of = {id(one): tuple(one.shape) for one in self.model.parameters()}
-        self._group_key = {name: (_tower_of(name), one.dim() >= 2) for name, one in self.model.named_parameters()}
+        self._group_key = {name: (tower_of(name), one.dim() >= 2) for name, one in self.model.named_parameters()}
         self._dtype = pick_dtype(config.compute_dtype, ranks.device)
+        if config.stage == 1 and self._dtype is torch.bfloat16:
+            raise ValueError(
+                "engine.stage: expected 2 or 3 with bfloat16, found 1; there DeepSpeed's ZeRO-1 keeps whole float32 "
+                "gradients in another optimizer, and ZeRO-2 does the same in less memory"
+            )
         self.model.freeze(config.freeze)
         self.model.checkpoint_gradients(config.gradient_checkpointing)
-        self._optimizer = GroupedAdamW(_groups(self.model, optimizer.weight_decay), optimizer)
+        self._optimizer = GroupedAdamW(decay_groups(self.model, optimizer.weight_decay), optimizer)
         self._engine = _initialised(self.model, self._optimizer, self._settings(), ranks)
         self._zero: Any = self._engine.optimizer
         self._optimizer.begin(self._flats)
@@ -209,7 +172,7 @@ class DeepspeedEngine(ShardedEngine):
         super().check(folder)
         moments, counts = StoredShards(folder, MOMENTS), dict[tuple[Tower, bool], dict[str, float]]()
         for name, _ in self._trained():
-            count = _read(moments, f"{name}/step", Shard.whole(torch.empty(()))).item()
+            count = read_rows(moments, f"{name}/step", Shard.whole(torch.empty(()))).item()
             counts.setdefault(self._group_key[name], {})[name] = count
         for own in counts.values():
             first, *_ = own
@@ -235,7 +198,10 @@ class DeepspeedEngine(ShardedEngine):
         if self.config.stage < 3:
             zero["allgather_bucket_size"] = size
         else:
-            zero |= {"stage3_prefetch_bucket_size": size, "stage3_param_persistence_threshold": 0}
+            # Weights are gathered when a module runs and freed after it: what DeepSpeed would foresee from earlier
+            # passes may differ from process to process.
+            names = ("prefetch_bucket_size", "param_persistence_threshold", "max_reuse_distance")
+            zero |= {f"stage3_{name}": 0 for name in names}
         if self.config.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.ranks.device.type == "cuda"}
         return {
@@ -329,9 +295,9 @@ class DeepspeedEngine(ShardedEngine):
         """A parameter in the type that computes; of sharded ones gathered, which all processes call at once."""
         if self.config.stage < 3:
             return parameter.detach()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
     @torch.no_grad()
@@ -407,75 +373,43 @@ class DeepspeedEngine(ShardedEngine):
     def _steps_of(self, name: str) -> list[Tensor]:
         """Adam's counts for a parameter: those of the flat parts of its group, which are equal."""
         group = self._group_key[name]
-        numbers = [n for n in range(len(self._flats)) if _key_of(self._group_of(n)) == group]
+        numbers = [n for n in range(len(self._flats)) if key_of(self._group_of(n)) == group]
         return [self._optimizer.state[self._flats[number]]["step"] for number in numbers]
 
     @torch.no_grad()
     def _fill(self, folder: Path) -> None:
         weights, moments = StoredShards(folder, WEIGHTS), StoredShards(folder, MOMENTS)
-        self._fill_weights(lambda name, shard: _read(weights, name, shard))
+        self._fill_weights(lambda name, shard: read_rows(weights, name, shard))
         for name, parameter in self._trained():
             shard, own = self._wanted(name, parameter), self._fragments.get(id(parameter))
             if own is not None:
                 for kind in KINDS:
-                    _copy_part(own.moments[kind], own.start, _read(moments, f"{name}/{kind}", shard), shard)
+                    copy_part(own.moments[kind], own.start, read_rows(moments, f"{name}/{kind}", shard), shard)
             for step in self._steps_of(name):
-                step.copy_(_read(moments, f"{name}/step", Shard.whole(torch.empty(()))))
+                step.copy_(read_rows(moments, f"{name}/step", Shard.whole(torch.empty(()))))
 
     @torch.no_grad()
     def _fill_weights(self, rows: Callable[[str, Shard], Tensor]) -> None:
         """Copy rows into this process's parts of the weights, and from there into the weights that compute."""
+        if self.config.stage == 3:
+            self._zero._partition_all_parameters()
         for name, parameter in self.model.named_parameters():
             shard = self._wanted(name, parameter)
             if own := self._fragments.get(id(parameter)):
-                _copy_part(own.weight, own.start, rows(name, shard), shard)
+                copy_part(own.weight, own.start, rows(name, shard), shard)
             elif not parameter.requires_grad and self.config.stage < 3:
                 parameter.copy_(rows(name, shard))
             elif not parameter.requires_grad:
                 held: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
                 start = self.ranks.rank * held.numel()
                 length = max(0, min(held.numel(), math.prod(shard.shape) - start))
-                _copy_part(held.data[:length], start, rows(name, shard), shard)
+                copy_part(held.data[:length], start, rows(name, shard), shard)
         if self.config.stage < 3:
             self._zero.update_lp_params()
             return
         for number, flat in enumerate(self._flats):
             self._zero.fp16_partitioned_groups_flat[number].data.copy_(flat.data)
             self._zero._unflatten_partitioned_parameters(number)
-
-
-def _read(stored: StoredShards, name: str, shard: Shard) -> Tensor:
-    """Read the rows that a shard names, whose tensor has a shape alone."""
-    found = torch.empty(shard.tensor.shape)
-    stored.fill({name: Shard(found, shard.start, shard.shape)})
-    return found
-
-
-def _copy_part(target: Tensor, start: int, rows: Tensor, shard: Shard) -> None:
-    """Copy the elements from `start` on, of the whole tensor, out of the rows of a shard."""
-    first = start - shard.start * math.prod(shard.shape[1:])
-    target.copy_(rows.reshape(-1)[first : first + len(target)])
-
-
-def _tower_of(name: str) -> Tower:
-    return next(tower for tower in Tower if name.startswith(f"{tower.value}."))
-
-
-def _key_of(group: dict[str, Any]) -> tuple[Tower, bool]:
-    return group["tower"], group["decays"]
-
-
-def _groups(model: SailVL2, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters in groups: matrices, which decay, and vectors, which do not, of each tower."""
-    found = []
-    for tower in Tower:
-        own = [one for one in getattr(model, tower.value).parameters() if one.requires_grad]
-        for decays in (True, False):
-            chosen = [one for one in own if (one.dim() >= 2) is decays]
-            decay = weight_decay if decays else 0.0
-            if chosen:
-                found.append({"params": chosen, "tower": tower, "decays": decays, "weight_decay": decay})
-    return found
 
 
 def _whole_model(source: ModelSource, config: DeepspeedConfig) -> tuple[SailVL2, Rows]:
@@ -517,6 +451,7 @@ def _initialised(model: SailVL2, optimizer: GroupedAdamW, settings: dict[str, An
     # On a CPU it would compile an operation for processes that share memory, which takes minutes and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's own calls
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(model, list({type(layer) for layer in layers_of(model)}))
     engine, *_ = deepspeed.initialize(
@@ -525,4 +460,20 @@ def _initialised(model: SailVL2, optimizer: GroupedAdamW, settings: dict[str, An
         config=settings,
         dist_init_required=False,  # pyright: ignore
     )
+    if settings["zero_optimization"]["stage"] == 3:
+        _settle_stage_3(model, engine.optimizer)
     return engine
+
+
+def _settle_stage_3(model: SailVL2, zero: Any) -> None:
+    """Make all processes gather the same weights in the same order, whatever the sizes of their tiles."""
+    preprocessor = model.vision_model.preprocessor
+    for parameter in preprocessor.parameters():  # called once for each size of tiles: kept whole between two updates
+        parameter.ds_persist = True  # pyright: ignore[reportAttributeAccessIssue]
+        zero.persistent_parameters.append(parameter)
+    # Their weights are read, and gathered then, by code that refuses hooks, or takes another way in their presence.
+    for layer in (model.language_model.lm_head, preprocessor.patchifier.proj):
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+        layer._backward_hooks.clear()
+        layer._backward_pre_hooks.clear()

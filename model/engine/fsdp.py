@@ -55,6 +55,8 @@ class FsdpScorer(ShardedScorer):
 class FsdpEngine(ShardedEngine):
     """What one process does of `TrainEngine`'s verbs, by FSDP2."""
 
+    _scorer: FsdpScorer
+
     def __init__(
         self,
         ranks: Ranks,
