@@ -62,16 +62,11 @@ class DeepspeedEngine(ShardedEngine):
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
         prepare_cpu(config.num_threads)
         self.ranks, self.config, self.optimizer_config = ranks, config, optimizer
-        self.model, rows = _whole_model(source, config)
+        self._dtype = pick_dtype(config.compute_dtype, ranks.device)
+        self.model, rows = whole_model(source, config, self._dtype)
         self._shapes = {name: tuple(one.shape) for name, one in self.model.named_parameters()}
         self._shape_of = {id(one): tuple(one.shape) for one in self.model.parameters()}
         self._group_key = {name: (tower_of(name), one.dim() >= 2) for name, one in self.model.named_parameters()}
-        self._dtype = pick_dtype(config.compute_dtype, ranks.device)
-        if config.stage == 1 and self._dtype is torch.bfloat16:
-            raise ValueError(
-                "engine.stage: expected 2 or 3 with bfloat16, found 1; there DeepSpeed's ZeRO-1 keeps whole float32 "
-                "gradients in another optimizer, and ZeRO-2 does the same in less memory"
-            )
         self.model.freeze(config.freeze)
         self.model.checkpoint_gradients(config.gradient_checkpointing)
         self._optimizer = GroupedAdamW(decay_groups(self.model, optimizer.weight_decay), optimizer)
@@ -198,10 +193,7 @@ class DeepspeedEngine(ShardedEngine):
         if self.config.stage < 3:
             zero["allgather_bucket_size"] = size
         else:
-            # Weights are gathered when a module runs and freed after it: what DeepSpeed would foresee from earlier
-            # passes may differ from process to process.
-            names = ("prefetch_bucket_size", "param_persistence_threshold", "max_reuse_distance")
-            zero |= {f"stage3_{name}": 0 for name in names}
+            zero |= {f"stage3_{name}": 0 for name in ("param_persistence_threshold", "prefetch_bucket_size")}
         if self.config.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.ranks.device.type == "cuda"}
         return {
@@ -412,19 +404,27 @@ class DeepspeedEngine(ShardedEngine):
             self._zero._unflatten_partitioned_parameters(number)
 
 
-def _whole_model(source: ModelSource, config: DeepspeedConfig) -> tuple[SailVL2, Rows]:
-    """The model of a source in float32, in the memory of the host, and its rows. `ValueError` for what ZeRO cannot."""
+def whole_model(source: ModelSource, config: DeepspeedConfig, dtype: torch.dtype) -> tuple[SailVL2, Rows]:
+    """The model of a source in float32, in the memory of the host, and its rows; `dtype` computes.
+
+    `ValueError` for what this engine does not do.
+    """
     model_config, rows = source.open()
-    if (dtype := rows("language_model.model.norm.weight", 0, 1).dtype) is torch.float64:
+    if config.stage == 1 and dtype is torch.bfloat16:
         raise ValueError(
-            f"engine: expected weights of float32 at most, found {str(dtype).removeprefix('torch.')}; DeepSpeed would "
+            "engine.stage: expected 2 or 3 with bfloat16, found 1; there DeepSpeed's ZeRO-1 keeps whole float32 "
+            "gradients in another optimizer, and ZeRO-2 does the same in less memory"
+        )
+    if rows("language_model.model.norm.weight", 0, 1).dtype is torch.float64:
+        raise ValueError(
+            "engine: expected weights of float32 at most, found float64; DeepSpeed would "
             "make them float32 without a word; engine=fsdp and engine=local train in float64"
         )
     if isinstance(model_config.language, MoeLanguageConfig) and config.stage == 3:
         raise ValueError(
-            "engine.stage: expected 1 or 2 for a model with experts, found 3; ZeRO-3 gathers weights in the order in "
-            "which a process asked for them before, and routing changes that, so that processes wait for each other "
-            "for ever; use engine.stage=2, or engine=fsdp, which shards experts too"
+            "engine.stage: expected 1 or 2 for a model with experts, found 3; under ZeRO-3 DeepSpeed expects that all "
+            "processes run the same modules in the same order, which routing does not promise; use engine.stage=2, or "
+            "engine=fsdp, which shards experts too"
         )
     with torch.device("meta"):
         model = SailVL2(model_config)
@@ -467,10 +467,21 @@ def _initialised(model: SailVL2, optimizer: GroupedAdamW, settings: dict[str, An
 
 def _settle_stage_3(model: SailVL2, zero: Any) -> None:
     """Make all processes gather the same weights in the same order, whatever the sizes of their tiles."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
+
     preprocessor = model.vision_model.preprocessor
-    for parameter in preprocessor.parameters():  # called once for each size of tiles: kept whole between two updates
-        parameter.ds_persist = True  # pyright: ignore[reportAttributeAccessIssue]
-        zero.persistent_parameters.append(parameter)
+    for parameter in preprocessor.parameters():  # called once for each size of tiles: kept whole until the update
+        parameter.is_external_param = True  # pyright: ignore[reportAttributeAccessIssue]
+    # DeepSpeed records in which order modules run, and expects the same of all processes and later passes.
+    coordinator = zero._get_param_coordinator()
+    begin_anew = coordinator.reset_step
+
+    def record_nothing() -> None:
+        begin_anew()
+        coordinator._PartitionedParameterCoordinator__trace_mode = ZeRoTraceMode.INVALID
+
+    coordinator._PartitionedParameterCoordinator__trace_mode = ZeRoTraceMode.INVALID
+    coordinator.reset_step = record_nothing
     # Their weights are read, and gathered then, by code that refuses hooks, or takes another way in their presence.
     for layer in (model.language_model.lm_head, preprocessor.patchifier.proj):
         layer._forward_hooks.clear()
