@@ -77,7 +77,9 @@ class TestRefusals:
         own = pretrain(data, tmp_path / "run", "engine=deepspeed")
         codes, said = on_ranks(2, ["-c", program, *own[2:]], tmp_path / "logs")
         assert codes == [2, 2] and "Traceback" not in said
-        assert said.count("error:") == 1 and "pip install 'sailvl2-rl[deepspeed]'" in said
+        # Without torchrun, which ends rank 1 as soon as rank 0 has failed, rank 1 says it too, under its number.
+        lines = [line for line in said.splitlines() if "error:" in line]
+        assert len(lines) <= 2 and lines[0].startswith("error:") and lines[-1].endswith("'sailvl2-rl[deepspeed]'")
 
     def test_a_misspelt_key(self, data, tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]

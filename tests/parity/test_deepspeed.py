@@ -13,7 +13,7 @@ from tests.parity.test_engine_contract import distance, expected
 CASES = [("updates", "tiny", []), ("not_finite", "tiny", [])]
 
 
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [2, pytest.param(3, marks=pytest.mark.slow)])
 def test_updates_are_those_of_one_process_and_nothing_is_compiled(tmp_path, monkeypatch, stage):
     """Compilers that fail, and write down what they are called for, stand in front of the real ones.
 
