@@ -47,7 +47,7 @@ _BUCKET = 200_000_000
 
 
 class DeepspeedEngine(ShardedEngine):
-    """What one process does of `TrainEngine`'s verbs, by DeepSpeed."""
+    """Do one process's part of `TrainEngine`'s verbs, by DeepSpeed."""
 
     def __init__(
         self,
@@ -187,7 +187,7 @@ class DeepspeedEngine(ShardedEngine):
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def _settings(self) -> dict[str, Any]:
-        """What DeepSpeed is told: float32 sums and communication, no accumulation and no files of its own."""
+        """Return DeepSpeed's settings: float32 sums and communication, no accumulation and no files of its own."""
         size = min(_BUCKET, sum(math.prod(shape) for shape in self._shapes.values()))
         zero: dict[str, Any] = {"stage": self.config.stage, "overlap_comm": False, "reduce_bucket_size": size}
         if self.config.stage < 3:

@@ -53,7 +53,7 @@ class FsdpScorer(ShardedScorer):
 
 
 class FsdpEngine(ShardedEngine):
-    """What one process does of `TrainEngine`'s verbs, by FSDP2."""
+    """Do one process's part of `TrainEngine`'s verbs, by FSDP2."""
 
     _scorer: FsdpScorer
 

@@ -1,4 +1,4 @@
-"""What engines over several processes share: the loop over micro-batches, scoring, and checkpoints by rows.
+"""Share between engines over several processes the loop over micro-batches, scoring, and checkpoints by rows.
 
 Every process makes the same calls at the same time, with micro-batches of its own; `model.engine.lead` sees to that.
 """
@@ -75,7 +75,7 @@ class ShardedScorer:
 
 
 class ShardedEngine:
-    """What one process does of `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike.
+    """Do one process's part of `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike.
 
     A library of sharded training gives it the model, the backward pass, the update, and the rows of this process.
     """
@@ -146,7 +146,7 @@ class ShardedEngine:
         inputs = self._scorer.fillers.with_tile(inputs) if with_tiles else inputs
         scores = self._scorer.scores(inputs.to(device))
         if batch is None:
-            self._backward(scores.logprobs.sum())  # of no token, so all gradients are 0
+            self._backward(scores.logprobs.sum())  # no token is scored, so all gradients are 0
             return None
         marks.one()
         loss_sum, figures = loss(scores, batch.to(device))
