@@ -152,7 +152,7 @@ class DeepspeedConfig(ShardedConfig):
     name: str = field(default="deepspeed", metadata=OUTSIDE)
     """kind of engine, as `engine=NAME` chose it; not a key to set"""
     stage: int = field(default=2, metadata=OUTSIDE)
-    """what is sharded: 1 moments and float32 weights, 2 gradients too, 3 also the weights that compute"""
+    """1 shards moments and float32 weights, 2 gradients too, 3 also the weights that compute"""
     offload_optimizer: bool = field(default=False, metadata=OUTSIDE)
     """keep moments and float32 weights in the host's memory and update the weights there"""
 

@@ -7,14 +7,13 @@ checkpoints are those of the other engines. It is driven through its optimizer's
 import logging
 import math
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.adamw import adamw
 
 from model.batch import ModelInputs
 from model.config import MoeLanguageConfig, Tower
@@ -27,69 +26,28 @@ from model.engine.sharded import ShardedEngine, ShardedScorer, layers_of
 from model.engine.shards import MOMENTS, WEIGHTS, Shard, StoredShards, write_shards
 from model.engine.source import ModelSource, Rows
 from model.engine.updates import UpdateCount
+from model.engine.zero_groups import (
+    KINDS,
+    Fragment,
+    GroupedAdamW,
+    copy_part,
+    decay_groups,
+    key_of,
+    read_rows,
+    tower_of,
+)
 from model.lora.adapters import is_adapted
 from model.lora.merge import merged_tensors
 from model.run.manifest import Digests
 from model.sail_vl2 import SailVL2
 
 dist: Any = torch.distributed
-KINDS = ("exp_avg", "exp_avg_sq")
 _BUCKET = 200_000_000
 """Elements of a buffer in which gradients of several tensors are added up at once."""
 
 
-class GroupedAdamW(torch.optim.Optimizer):
-    """AdamW over flat parts of groups of parameters; a group that had no gradient in an update stays as it is.
-
-    A group has all trained matrices, or all trained vectors, of one tower.
-    """
-
-    def __init__(self, groups: list[dict[str, Any]], config: OptimizerConfig) -> None:
-        """`groups` have the keys params, tower and weight_decay."""
-        super().__init__(groups, {"lr": 0.0, "is_touched": False})
-        self._config = config
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        for group in self.param_groups:
-            for flat in group["params"] if group["is_touched"] else ():
-                state = self.state[flat]
-                adamw(
-                    [flat],
-                    [flat.grad],
-                    *([state[kind]] for kind in KINDS),
-                    [],
-                    [state["step"]],
-                    fused=True,
-                    amsgrad=False,
-                    beta1=self._config.beta1,
-                    beta2=self._config.beta2,
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=1e-8,
-                    maximize=False,
-                )
-
-    def begin(self, flats: Iterable[Tensor]) -> None:
-        """Give every flat part moments of 0."""
-        for flat in flats:
-            step = torch.zeros((), dtype=torch.float32, device=flat.device)
-            like = torch.zeros_like(flat, requires_grad=False)
-            self.state[flat] = {"exp_avg": like, "exp_avg_sq": torch.zeros_like(like), "step": step}
-
-
-@dataclass(frozen=True)
-class Fragment:
-    """The elements of a parameter, as one row of numbers, that this process updates."""
-
-    start: int
-    weight: Tensor  # float32, and a part of the flat tensor that the optimizer updates
-    moments: dict[str, Tensor]
-    step: Tensor  # Adam's count, which all parameters of a group share
-
-
 class DeepspeedEngine(ShardedEngine):
-    """What one process does of `TrainEngine`'s verbs, by DeepSpeed."""
+    """Do one process's part of `TrainEngine`'s verbs, by DeepSpeed."""
 
     def __init__(
         self,
@@ -104,14 +62,14 @@ class DeepspeedEngine(ShardedEngine):
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
         prepare_cpu(config.num_threads)
         self.ranks, self.config, self.optimizer_config = ranks, config, optimizer
-        self.model, rows = _whole_model(source, config)
+        self._dtype = pick_dtype(config.compute_dtype, ranks.device)
+        self.model, rows = whole_model(source, config, self._dtype)
         self._shapes = {name: tuple(one.shape) for name, one in self.model.named_parameters()}
         self._shape_of = {id(one): tuple(one.shape) for one in self.model.parameters()}
-        self._group_key = {name: (_tower_of(name), one.dim() >= 2) for name, one in self.model.named_parameters()}
-        self._dtype = pick_dtype(config.compute_dtype, ranks.device)
+        self._group_key = {name: (tower_of(name), one.dim() >= 2) for name, one in self.model.named_parameters()}
         self.model.freeze(config.freeze)
         self.model.checkpoint_gradients(config.gradient_checkpointing)
-        self._optimizer = GroupedAdamW(_groups(self.model, optimizer.weight_decay), optimizer)
+        self._optimizer = GroupedAdamW(decay_groups(self.model, optimizer.weight_decay), optimizer)
         self._engine = _initialised(self.model, self._optimizer, self._settings(), ranks)
         self._zero: Any = self._engine.optimizer
         self._optimizer.begin(self._flats)
@@ -209,7 +167,7 @@ class DeepspeedEngine(ShardedEngine):
         super().check(folder)
         moments, counts = StoredShards(folder, MOMENTS), dict[tuple[Tower, bool], dict[str, float]]()
         for name, _ in self._trained():
-            count = _read(moments, f"{name}/step", Shard.whole(torch.empty(()))).item()
+            count = read_rows(moments, f"{name}/step", Shard.whole(torch.empty(()))).item()
             counts.setdefault(self._group_key[name], {})[name] = count
         for own in counts.values():
             first, *_ = own
@@ -229,13 +187,13 @@ class DeepspeedEngine(ShardedEngine):
         self._engine.backward(loss, scale_wrt_gas=False)
 
     def _settings(self) -> dict[str, Any]:
-        """What DeepSpeed is told: float32 sums and communication, no accumulation and no files of its own."""
+        """Return DeepSpeed's settings: float32 sums and communication, no accumulation and no files of its own."""
         size = min(_BUCKET, sum(math.prod(shape) for shape in self._shapes.values()))
         zero: dict[str, Any] = {"stage": self.config.stage, "overlap_comm": False, "reduce_bucket_size": size}
         if self.config.stage < 3:
             zero["allgather_bucket_size"] = size
         else:
-            zero |= {"stage3_prefetch_bucket_size": size, "stage3_param_persistence_threshold": 0}
+            zero |= {f"stage3_{name}": 0 for name in ("param_persistence_threshold", "prefetch_bucket_size")}
         if self.config.offload_optimizer:
             zero["offload_optimizer"] = {"device": "cpu", "pin_memory": self.ranks.device.type == "cuda"}
         return {
@@ -329,9 +287,9 @@ class DeepspeedEngine(ShardedEngine):
         """A parameter in the type that computes; of sharded ones gathered, which all processes call at once."""
         if self.config.stage < 3:
             return parameter.detach()
-        from deepspeed.zero import GatheredParameters
+        import deepspeed
 
-        with GatheredParameters([parameter]):
+        with deepspeed.zero.GatheredParameters([parameter]):
             return parameter.detach().clone()
 
     @torch.no_grad()
@@ -407,35 +365,37 @@ class DeepspeedEngine(ShardedEngine):
     def _steps_of(self, name: str) -> list[Tensor]:
         """Adam's counts for a parameter: those of the flat parts of its group, which are equal."""
         group = self._group_key[name]
-        numbers = [n for n in range(len(self._flats)) if _key_of(self._group_of(n)) == group]
+        numbers = [n for n in range(len(self._flats)) if key_of(self._group_of(n)) == group]
         return [self._optimizer.state[self._flats[number]]["step"] for number in numbers]
 
     @torch.no_grad()
     def _fill(self, folder: Path) -> None:
         weights, moments = StoredShards(folder, WEIGHTS), StoredShards(folder, MOMENTS)
-        self._fill_weights(lambda name, shard: _read(weights, name, shard))
+        self._fill_weights(lambda name, shard: read_rows(weights, name, shard))
         for name, parameter in self._trained():
             shard, own = self._wanted(name, parameter), self._fragments.get(id(parameter))
             if own is not None:
                 for kind in KINDS:
-                    _copy_part(own.moments[kind], own.start, _read(moments, f"{name}/{kind}", shard), shard)
+                    copy_part(own.moments[kind], own.start, read_rows(moments, f"{name}/{kind}", shard), shard)
             for step in self._steps_of(name):
-                step.copy_(_read(moments, f"{name}/step", Shard.whole(torch.empty(()))))
+                step.copy_(read_rows(moments, f"{name}/step", Shard.whole(torch.empty(()))))
 
     @torch.no_grad()
     def _fill_weights(self, rows: Callable[[str, Shard], Tensor]) -> None:
         """Copy rows into this process's parts of the weights, and from there into the weights that compute."""
+        if self.config.stage == 3:
+            self._zero._partition_all_parameters()
         for name, parameter in self.model.named_parameters():
             shard = self._wanted(name, parameter)
             if own := self._fragments.get(id(parameter)):
-                _copy_part(own.weight, own.start, rows(name, shard), shard)
+                copy_part(own.weight, own.start, rows(name, shard), shard)
             elif not parameter.requires_grad and self.config.stage < 3:
                 parameter.copy_(rows(name, shard))
             elif not parameter.requires_grad:
                 held: Tensor = parameter.ds_tensor  # pyright: ignore[reportAttributeAccessIssue]
                 start = self.ranks.rank * held.numel()
                 length = max(0, min(held.numel(), math.prod(shard.shape) - start))
-                _copy_part(held.data[:length], start, rows(name, shard), shard)
+                copy_part(held.data[:length], start, rows(name, shard), shard)
         if self.config.stage < 3:
             self._zero.update_lp_params()
             return
@@ -444,53 +404,27 @@ class DeepspeedEngine(ShardedEngine):
             self._zero._unflatten_partitioned_parameters(number)
 
 
-def _read(stored: StoredShards, name: str, shard: Shard) -> Tensor:
-    """Read the rows that a shard names, whose tensor has a shape alone."""
-    found = torch.empty(shard.tensor.shape)
-    stored.fill({name: Shard(found, shard.start, shard.shape)})
-    return found
+def whole_model(source: ModelSource, config: DeepspeedConfig, dtype: torch.dtype) -> tuple[SailVL2, Rows]:
+    """The model of a source in float32, in the memory of the host, and its rows; `dtype` computes.
 
-
-def _copy_part(target: Tensor, start: int, rows: Tensor, shard: Shard) -> None:
-    """Copy the elements from `start` on, of the whole tensor, out of the rows of a shard."""
-    first = start - shard.start * math.prod(shard.shape[1:])
-    target.copy_(rows.reshape(-1)[first : first + len(target)])
-
-
-def _tower_of(name: str) -> Tower:
-    return next(tower for tower in Tower if name.startswith(f"{tower.value}."))
-
-
-def _key_of(group: dict[str, Any]) -> tuple[Tower, bool]:
-    return group["tower"], group["decays"]
-
-
-def _groups(model: SailVL2, weight_decay: float) -> list[dict[str, Any]]:
-    """The trained parameters in groups: matrices, which decay, and vectors, which do not, of each tower."""
-    found = []
-    for tower in Tower:
-        own = [one for one in getattr(model, tower.value).parameters() if one.requires_grad]
-        for decays in (True, False):
-            chosen = [one for one in own if (one.dim() >= 2) is decays]
-            decay = weight_decay if decays else 0.0
-            if chosen:
-                found.append({"params": chosen, "tower": tower, "decays": decays, "weight_decay": decay})
-    return found
-
-
-def _whole_model(source: ModelSource, config: DeepspeedConfig) -> tuple[SailVL2, Rows]:
-    """The model of a source in float32, in the memory of the host, and its rows. `ValueError` for what ZeRO cannot."""
+    `ValueError` for what this engine does not do.
+    """
     model_config, rows = source.open()
-    if (dtype := rows("language_model.model.norm.weight", 0, 1).dtype) is torch.float64:
+    if config.stage == 1 and dtype is torch.bfloat16:
         raise ValueError(
-            f"engine: expected weights of float32 at most, found {str(dtype).removeprefix('torch.')}; DeepSpeed would "
+            "engine.stage: expected 2 or 3 with bfloat16, found 1; there DeepSpeed's ZeRO-1 keeps whole float32 "
+            "gradients in another optimizer, and ZeRO-2 does the same in less memory"
+        )
+    if rows("language_model.model.norm.weight", 0, 1).dtype is torch.float64:
+        raise ValueError(
+            "engine: expected weights of float32 at most, found float64; DeepSpeed would "
             "make them float32 without a word; engine=fsdp and engine=local train in float64"
         )
     if isinstance(model_config.language, MoeLanguageConfig) and config.stage == 3:
         raise ValueError(
-            "engine.stage: expected 1 or 2 for a model with experts, found 3; ZeRO-3 gathers weights in the order in "
-            "which a process asked for them before, and routing changes that, so that processes wait for each other "
-            "for ever; use engine.stage=2, or engine=fsdp, which shards experts too"
+            "engine.stage: expected 1 or 2 for a model with experts, found 3; under ZeRO-3 DeepSpeed expects that all "
+            "processes run the same modules in the same order, which routing does not promise; use engine.stage=2, or "
+            "engine=fsdp, which shards experts too"
         )
     with torch.device("meta"):
         model = SailVL2(model_config)
@@ -517,6 +451,7 @@ def _initialised(model: SailVL2, optimizer: GroupedAdamW, settings: dict[str, An
     # On a CPU it would compile an operation for processes that share memory, which takes minutes and a compiler.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False  # pyright: ignore[reportAttributeAccessIssue]
     logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r"`torch\.distributed\..* is deprecated", FutureWarning)  # DeepSpeed's own calls
     if settings["zero_optimization"]["stage"] == 3:
         deepspeed.utils.set_z3_leaf_modules(model, list({type(layer) for layer in layers_of(model)}))
     engine, *_ = deepspeed.initialize(
@@ -525,4 +460,31 @@ def _initialised(model: SailVL2, optimizer: GroupedAdamW, settings: dict[str, An
         config=settings,
         dist_init_required=False,  # pyright: ignore
     )
+    if settings["zero_optimization"]["stage"] == 3:
+        _settle_stage_3(model, engine.optimizer)
     return engine
+
+
+def _settle_stage_3(model: SailVL2, zero: Any) -> None:
+    """Make all processes gather the same weights in the same order, whatever the sizes of their tiles."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import ZeRoTraceMode
+
+    preprocessor = model.vision_model.preprocessor
+    for parameter in preprocessor.parameters():  # called once for each size of tiles: kept whole until the update
+        parameter.is_external_param = True  # pyright: ignore[reportAttributeAccessIssue]
+    # DeepSpeed records in which order modules run, and expects the same of all processes and later passes.
+    coordinator = zero._get_param_coordinator()
+    begin_anew = coordinator.reset_step
+
+    def record_nothing() -> None:
+        begin_anew()
+        coordinator._PartitionedParameterCoordinator__trace_mode = ZeRoTraceMode.INVALID
+
+    coordinator._PartitionedParameterCoordinator__trace_mode = ZeRoTraceMode.INVALID
+    coordinator.reset_step = record_nothing
+    # Their weights are read, and gathered then, by code that refuses hooks, or takes another way in their presence.
+    for layer in (model.language_model.lm_head, preprocessor.patchifier.proj):
+        layer._forward_hooks.clear()
+        layer._forward_pre_hooks.clear()
+        layer._backward_hooks.clear()
+        layer._backward_pre_hooks.clear()

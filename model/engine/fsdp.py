@@ -57,6 +57,8 @@ class FsdpScorer(ShardedScorer):
 class FsdpEngine(ShardedEngine):
     """The part of one process in `TrainEngine`'s verbs, by FSDP2."""
 
+    _scorer: FsdpScorer
+
     def __init__(
         self,
         ranks: Ranks,

@@ -71,6 +71,16 @@ class TestRefusals:
         assert codes == [2, 2, 2]
         assert said.count("error:") == 1 and "expected a divisor of the 3 processes, found 2" in said
 
+    def test_a_missing_library(self, data, tmp_path):
+        program = "import sys, runpy; sys.modules['deepspeed'] = None; sys.argv = ['-m', *sys.argv[1:]]\n"
+        program += "runpy.run_module('model.pretrain.train', run_name='__main__')"
+        own = pretrain(data, tmp_path / "run", "engine=deepspeed")
+        codes, said = on_ranks(2, ["-c", program, *own[2:]], tmp_path / "logs")
+        assert codes == [2, 2] and "Traceback" not in said
+        # Without torchrun, which ends rank 1 as soon as rank 0 has failed, rank 1 says it too, under its number.
+        lines = [line for line in said.splitlines() if "error:" in line]
+        assert len(lines) <= 2 and lines[0].startswith("error:") and lines[-1].endswith("'sailvl2-rl[deepspeed]'")
+
     def test_a_misspelt_key(self, data, tmp_path):
         command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2"]
         command += pretrain(data, tmp_path / "run", *FSDP, "engine.replica=2")
@@ -156,6 +166,28 @@ def test_numbers_of_processes_may_change_without_a_prompt_lost_or_repeated(data,
     assert ledgers[0] == ledgers[1] and len(ledgers[0]) == 16
     for ours, theirs in zip(metrics(tmp_path / "run"), metrics(tmp_path / "straight"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [2, 3])
+def test_deepspeed_trains_as_one_process_does(data, tmp_path, stage):
+    """Three steps of RL: the same draws, and losses that differ by the order of sums."""
+    require_extra("deepspeed", "deepspeed")
+    assert on_ranks(1, pretrain(data, tmp_path / "start", "max_steps=1"), tmp_path / "p")[0] == [0]
+    common = ["-m", "rlhf.train", *RL, f"checkpoint={tmp_path}/start/final", f"prompts={data}/train.jsonl"]
+    common += ["trainer.max_steps=3", "run.save_every=1"]
+    runs = {"one": (1, []), "two": (2, ["engine=deepspeed", f"engine.stage={stage}"])}
+    for name, (num_ranks, overrides) in runs.items():
+        codes, said = on_ranks(
+            num_ranks, [*common, f"run.dir={tmp_path}/{name}", *overrides], tmp_path / f"logs-{name}"
+        )
+        assert codes == [0] * num_ranks, said[-3000:]
+    one, two = (metrics(tmp_path / name) for name in runs)
+    assert len(one) == len(two) == 3
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+    ledgers = [(tmp_path / name / "ledger.jsonl").read_text() for name in runs]
+    assert ledgers[0] == ledgers[1]
 
 
 @pytest.mark.slow

@@ -18,6 +18,7 @@ from torch import Tensor
 from model.checkpoint import build_flavour
 from model.config import Flavour
 from model.engine.local import LocalEngine
+from tests.conftest import require_extra
 from tests.parity import engine_cases as cases
 from tests.parity.engine_cases import Build, Setting
 from tests.parity.ranks import launch
@@ -48,7 +49,10 @@ class Subject:
     engine: str
     num_processes: int
     overrides: dict[str, object] = field(default_factory=dict)
-    left_out: tuple[str, ...] = ()  # cases that it cannot do, each with a test of its own that says so
+    left_out: tuple[str, ...] = ()  # cases and flavours that it refuses, each with a test of its own that says so
+
+    def refuses(self, case: tuple) -> bool:
+        return bool({case[0], case[1]} & {*self.left_out})
 
     @property
     def name(self) -> str:
@@ -61,8 +65,14 @@ SUBJECTS = [
     Subject("fsdp", 2),
     Subject("fsdp", 4, {"replicas": 2, "offload_moments": True}),
     Subject("fsdp", 3, {"reduce_each": False}),
+    Subject("deepspeed", 1, {"stage": 2}, ("precise",)),
+    Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow")),
+    Subject("deepspeed", 2, {"stage": 2}, ("precise",)),
+    Subject("deepspeed", 2, {"stage": 3}, ("precise", "tiny_moe")),
+    Subject("deepspeed", 2, {"stage": 3, "offload_optimizer": True}, ("precise", "tiny_moe")),
+    Subject("deepspeed", 4, {"stage": 2, "offload_optimizer": True}, ("precise",)),
 ]
-SLOW = ("fsdp-1", "fsdp-3-reduce_each=False", "fsdp-4-replicas=2-offload_moments=True")
+FAST = ("local-1", "fsdp-2")
 
 
 def local(num_parts: int) -> Build:
@@ -78,13 +88,15 @@ def local(num_parts: int) -> Build:
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(one, id=one.name, marks=pytest.mark.slow if one.name in SLOW else ()) for one in SUBJECTS],
+    params=[pytest.param(one, id=one.name, marks=() if one.name in FAST else pytest.mark.slow) for one in SUBJECTS],
 )
 def found(request, tmp_path_factory) -> Iterator[tuple[Subject, dict[str, Tensor]]]:
     """What the subject gave in every case."""
     subject: Subject = request.param
+    if subject.engine == "deepspeed":
+        require_extra("deepspeed", "deepspeed")
     folder = tmp_path_factory.mktemp(subject.name.replace("=", "-"))
-    own = [case for case in CASES if case[0] not in subject.left_out]
+    own = [case for case in CASES if not subject.refuses(case)]
     if subject.engine == "local":
         yield subject, cases.run({"cases": own}, local(1), folder)
     else:
@@ -109,8 +121,8 @@ def distance(found: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: "-".join([case[0], case[1], *map(str, case[2])]))
 def test_case(found, case, tmp_path):
     subject, everything = found
-    if case[0] in subject.left_out:
-        pytest.skip(f"{subject.name} refuses {case[0]}, which has a test of its own")
+    if subject.refuses(case):
+        pytest.skip(f"{subject.name} refuses {case[0]} of {case[1]}, which has a test of its own")
     name, flavour, arguments = case
     key = f"{name}-{flavour}-{arguments}/"
     own = {one: tensor for one, tensor in everything.items() if one.startswith(key)}

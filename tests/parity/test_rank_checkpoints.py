@@ -12,6 +12,7 @@ from torch import Tensor
 from model.config import Flavour
 from model.engine.config import EngineConfig
 from model.engine.local import LocalEngine
+from tests.conftest import require_extra
 from tests.parity.engine_cases import OPTIMIZER, Setting
 from tests.parity.ranks import launch
 from tests.parity.saving_cases import run, saved_tensors
@@ -59,3 +60,26 @@ def test_processes_come_and_go(tmp_path, flavour):
         load = {"load": str(tmp_path / "saved"), "other_seed": 1}
         on = go(num_ranks, tmp_path / f"e{number}", **kind, **load, steps=[2, 4])
         assert distance(on, straight) <= (1e-6 if num_ranks == 0 else 1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_reads_and_writes_what_the_others_do(tmp_path, stage):
+    """local -> deepspeed -> fsdp -> local, each of which saves what it read; and deepspeed trains on from it."""
+    require_extra("deepspeed", "deepspeed")
+    kind = {"flavour": "tiny"}
+    zero = {"engine": "deepspeed", "overrides": {"stage": stage}}
+    straight = go(2, tmp_path / "straight", **kind, **zero, steps=[0, 4])
+    go(0, tmp_path / "a", **kind, steps=[0, 2], save=str(tmp_path / "saved"))
+    state = saved_tensors(tmp_path / "saved")
+    last = tmp_path / "saved"
+    for number, (num_ranks, engine) in enumerate([(2, zero), (2, {}), (3, zero), (0, {}), (1, zero)]):
+        out = tmp_path / f"saved{number}"
+        load = {"load": str(last), "other_seed": 1}
+        go(num_ranks, tmp_path / f"b{number}", **kind, **engine, **load, steps=[2, 2], save=str(out))
+        found = saved_tensors(out)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in state.items()), (number, engine)
+        last = out
+    on = go(2, tmp_path / "c", **kind, **zero, load=str(last), other_seed=1, steps=[2, 4])
+    assert distance(on, straight) <= 1e-6
