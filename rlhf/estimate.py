@@ -114,8 +114,8 @@ def text(found: JsonObject) -> str:
         "seconds of a step, every completion at its limit",
         *(f"  {name:14}{value:10.2f}" for name, value in found["seconds"].items()),
         f"  {'step':14}{found['seconds_of_step']:10.2f}",
-        f"{found['tokens_per_second']:,} tokens a second; the updates reach {found['utilisation_of_update']:.0%} of the "
-        "FLOP/s of the data sheet",
+        f"{found['tokens_per_second']:,} tokens a second; the updates reach {found['utilisation_of_update']:.0%} of "
+        "the FLOP/s of the data sheet",
         "",
         verdict(found),
         found["checked"],

@@ -1,9 +1,9 @@
 """One process of an update whose memory and time are measured: `python -m benchmarks.parts.measured_update CASE`.
 
-CASE is a JSON object: size, text, completion, group, checkpointing, ranks, rank 64 adapters or none, and rounds. With
-several ranks each is started by `measure`, as torchrun would. The last line of rank 0 is one JSON object: bytes of
-resident memory of this process at the peak beyond those before the model was built, seconds of its processor that an update takes
-(median), and FLOP/s of a square product in turns with it. Seconds of the processor, because others may use it too.
+CASE is a JSON object with the fields of `Case`. With several ranks each is started by `measure`, as torchrun would. The
+last line of rank 0 is one JSON object: bytes of resident memory of this process at the peak beyond those before the
+model was built, seconds of its processor that an update takes (median), and FLOP/s of a square product in turns with
+it. They are seconds of the processor, because others may use it too.
 """
 
 import json
@@ -16,10 +16,9 @@ import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from benchmarks.parts import measure as _  # noqa: F401  (before torch: it sets how long idle threads spin)
-
 import torch
 
+from benchmarks.parts import measure as _  # noqa: F401  (before torch: it sets how long idle threads spin)
 from benchmarks.parts.update_cases import SIZES, build_group, build_model, placeholder_id, policy_loss
 from model.config import SailVL2Config
 from model.engine.build import open_engine, run_on_ranks
@@ -118,7 +117,7 @@ def measure_here(case: Case, lead: "Lead | None") -> dict[str, float]:
     algorithm = policy_loss()
     denominator = algorithm.denominator(groups)
     seconds, rates = [], []
-    for _ in range(case.rounds + 1):
+    for _round in range(case.rounds + 1):
         begin = time.process_time()
         torch.mm(a, b)
         rates.append(2 * SIDE**3 / (time.process_time() - begin))

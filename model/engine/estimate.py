@@ -225,12 +225,9 @@ def _layer(job: Job) -> tuple[float, float]:
     language, batch, width, tokens = job.config.language, job.batch, job.width, job.batch.tokens
     hidden, heads = language.hidden_size, language.num_attention_heads * language.head_dim
     keys = language.num_key_value_heads * language.head_dim
-    if job.on_gpu:
-        # Two norms with input and output; queries before and after their rotation, the output; keys so, and values.
-        numbers = 4 * hidden + 3 * heads + 3 * keys
-    else:
-        # The norms keep normed rows instead of inputs; heads before and after rotation and norm, joint and split.
-        numbers = 4 * hidden + 5 * heads + 4 * keys
+    # On a GPU two norms with input and output, queries and keys before and after their rotation, values, the output. On a
+    # CPU norms keep normed rows instead of inputs, and heads stay before and after rotation and norm, joint and split.
+    numbers = 4 * hidden + (3 * heads + 3 * keys if job.on_gpu else 5 * heads + 4 * keys)
     kept = float(tokens * width * numbers + 4 * tokens * language.num_attention_heads)
     if isinstance(language, MoeLanguageConfig):
         chosen, inner = language.num_experts_per_tok, language.moe_intermediate_size
@@ -337,7 +334,10 @@ def memory(job: Job) -> Memory:
 
 
 # The next figures are fitted to the updates of benchmarks/RESULTS.md together, never to one of them alone.
-PRODUCT_SHARE = {True: 0.765, False: 1.0}  # of the data sheet's FLOP/s that a large product reaches; measured on an H200
+PRODUCT_SHARE = {
+    True: 0.765,
+    False: 1.0,
+}  # of the data sheet's FLOP/s that a large product reaches; measured on an H200
 LAYER_SHARE = {True: 0.62, False: 1.0}  # of that, which the products of the layers reach
 BLOCK_SECONDS = {True: 0.9e-3, False: 0.14e-3}  # launches of one block, forward and backward
 TRAFFIC = {True: 0.0, False: 20.0}  # times that each kept byte goes through the memory

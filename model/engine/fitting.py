@@ -43,8 +43,8 @@ def estimated(
     found = memory(job_of(config, shapes, adapter, device, ranks))
     rest = found.gathered + found.activations + found.head
     return (
-        f"memory at the peak of an update: an estimated {found.total / GIB:.2f} GiB, {rest / GIB:.2f} of it for micro-batches "
-        f"of {config.micro_batch_tokens} text tokens (engine.micro_batch_tokens), and more with images"
+        f"memory at the peak of an update: an estimated {found.total / GIB:.2f} GiB, {rest / GIB:.2f} of it for "
+        f"micro-batches of {config.micro_batch_tokens} text tokens (engine.micro_batch_tokens), and more with images"
     )
 
 
@@ -70,9 +70,10 @@ def require_room(
     parts = ", ".join(f"{value / GIB:.2f} {name}" for name, value in found.parts.items() if value)
     each = f" for each of {sharing} processes" if sharing > 1 else ""
     raise ValueError(
-        f"engine: expected a model that trains in the {free / GIB:.2f} GiB that are free on {device}, found one that needs "
-        f"{found.total / GIB:.2f} GiB{each} ({parts}, with micro-batches of {config.micro_batch_tokens} text tokens); "
-        "lower engine.micro_batch_tokens, set engine.gradient_checkpointing=true, adapter=lora or engine=fsdp with "
+        f"engine: expected a model that trains in the {free / GIB:.2f} GiB that are free on {device}, found one that "
+        f"needs {found.total / GIB:.2f} GiB{each} ({parts}, with micro-batches of "
+        f"{config.micro_batch_tokens} text tokens); lower engine.micro_batch_tokens, set "
+        "engine.gradient_checkpointing=true, adapter=lora or engine=fsdp with "
         "more processes, as python -m rlhf.estimate works out, or set engine.check_memory=false to try it"
     )
 
