@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
-import torch
-
 from model.config import MoeLanguageConfig, SailVL2Config, Tower
 from model.engine.machines import Machine
 from model.engine.parts import Costs
+from model.engine.shapes import parts_of
+from model.lora.adapters import means
 from model.lora.config import AdapterConfig, LoraConfig
-from model.lora.start import adapt
-from model.sail_vl2 import SailVL2
 
 PIECE = 128  # tokens of a masked product on a CPU, and their keys up to which there are such: dense_attention.py
 LONGEST_DENSE = 384
@@ -113,39 +111,35 @@ class Sizes:
 
     @classmethod
     def of(cls, config: SailVL2Config, freeze: Sequence[Tower] = (), adapter: AdapterConfig | None = None) -> "Sizes":
-        """Count them on the meta device, without memory."""
-        adapter = adapter or AdapterConfig()
-        with torch.device("meta"):
-            model = SailVL2(config)
-        base = sum(parameter.numel() for parameter in model.parameters())
-        adapt(model, adapter, 0)
-        total = sum(parameter.numel() for parameter in model.parameters())
-        is_adapted = isinstance(adapter, LoraConfig)
+        """Count them from the shapes."""
+        lora = adapter if isinstance(adapter, LoraConfig) else None
         frozen = tuple(f"{tower.value}." for tower in freeze)
         blocks: dict[str, list[int]] = {}
-        trained = vision = 0
-        for name, parameter in model.named_parameters():
-            trains = ("lora_" in name if is_adapted else True) and not name.startswith(frozen)
-            own = parameter.numel() if trains else 0
-            trained += own
-            vision += own if name.startswith(f"{Tower.vision.value}.") else 0
-            for stem in ("vision_model.trunk.blocks.", "language_model.model.layers."):
-                if name.startswith(stem):
-                    block = stem + name.removeprefix(stem).partition(".")[0]
-                    found = blocks.setdefault(block, [0, 0])
-                    found[0] += parameter.numel()
-                    found[1] += own
+        total = adapters = trained = vision = 0
+        for part in parts_of(config):
+            own = 0
+            if lora and part.sides and any(means(target, part.name) for target in lora.targets):
+                own = part.adapter(lora.rank)
+            adapters += own
+            trains = 0 if part.name.startswith(frozen) else own if lora else part.weights
+            total += part.weights + own
+            trained += trains
+            vision += trains if part.name.startswith(f"{Tower.vision.value}.") else 0
+            if ".blocks." in part.name or ".layers." in part.name:
+                found = blocks.setdefault(".".join(part.name.split(".")[:4]), [0, 0])
+                found[0] += part.weights + own
+                found[1] += trains
         language = config.language
         return cls(
             total=total,
             trained=trained,
-            adapters=total - base,
+            adapters=adapters,
             vision_trained=vision,
             root=total - sum(count for count, _ in blocks.values()),
             largest_block=max(count for count, _ in blocks.values()),
             largest_block_trained=max(count for _, count in blocks.values()),
             head=language.vocab_size * language.hidden_size,
-            head_trains=not is_adapted and Tower.language not in freeze,
+            head_trains=lora is None and Tower.language not in freeze,
             is_tied=language.tie_word_embeddings,
         )
 
@@ -225,8 +219,9 @@ def _layer(job: Job) -> tuple[float, float]:
     language, batch, width, tokens = job.config.language, job.batch, job.width, job.batch.tokens
     hidden, heads = language.hidden_size, language.num_attention_heads * language.head_dim
     keys = language.num_key_value_heads * language.head_dim
-    # On a GPU two norms with input and output, queries and keys before and after their rotation, values, the output. On a
-    # CPU norms keep normed rows instead of inputs, and heads stay before and after rotation and norm, joint and split.
+    # On a GPU two norms with input and output, queries and keys before and after their rotation, values, the output.
+    # On a CPU norms keep normed rows instead of inputs, and heads stay before and after rotation and norm, joint and
+    # split.
     numbers = 4 * hidden + (3 * heads + 3 * keys if job.on_gpu else 5 * heads + 4 * keys)
     kept = float(tokens * width * numbers + 4 * tokens * language.num_attention_heads)
     if isinstance(language, MoeLanguageConfig):

@@ -26,6 +26,7 @@ from model.engine.fitting import job_of, require_room
 from model.engine.machines import GIB, MACHINES, Gpu
 from model.engine.source import FreshSource
 from model.lora.config import AdapterConfig, LoraConfig
+from model.lora.start import adapt
 from model.sail_vl2 import SailVL2
 
 TWO_B = flavour_config(Flavour.sailvl2_2b)
@@ -159,12 +160,26 @@ def test_updates_measured_on_an_h200_are_met(batch, has_kernel, gib, seconds):
     assert update_seconds(job, MACHINES[Gpu.h200_141]).total == pytest.approx(seconds, rel=0.25)
 
 
-def test_parameters_are_those_of_the_model():
-    sizes = Sizes.of(TWO_B)
-    assert sizes.total == sizes.trained == sum(weight.numel() for weight in _on_meta(TWO_B).parameters())
-    lora = Sizes.of(TWO_B, (), LoraConfig(rank=16))
-    assert lora.trained == lora.adapters == lora.total - sizes.total > 0
-    assert lora.vision_trained == 0 < sizes.vision_trained
+SHAPES = [flavour_config(flavour) for flavour in Flavour]
+
+
+@pytest.mark.parametrize("config", SHAPES, ids=[flavour.value for flavour in Flavour])
+@pytest.mark.parametrize("adapter", [AdapterConfig(), LoraConfig(rank=8, targets=["language_model", "experts", "fc1"])])
+def test_parameters_are_those_of_the_model(config, adapter):
+    network = _on_meta(config)
+    if isinstance(adapter, LoraConfig):
+        is_moe = isinstance(config.language, MoeLanguageConfig)
+        adapter = adapter if is_moe else replace(adapter, targets=["language_model", "fc1"])
+        adapt(network, adapter, 0)
+    weights = {name: weight.numel() for name, weight in network.named_parameters()}
+    trained = {name: count for name, count in weights.items() if adapter.name == "none" or "lora_" in name}
+    sizes = Sizes.of(config, (), adapter)
+    assert (sizes.total, sizes.trained) == (sum(weights.values()), sum(trained.values()))
+    assert sizes.vision_trained == sum(count for name, count in trained.items() if name.startswith("vision_model."))
+    in_blocks = sum(count for name, count in weights.items() if ".blocks." in name or ".layers." in name)
+    assert sizes.root == sizes.total - in_blocks
+    first = sum(count for name, count in weights.items() if name.startswith("language_model.model.layers.0."))
+    assert sizes.largest_block >= first
 
 
 def _on_meta(config: SailVL2Config) -> SailVL2:
