@@ -1,13 +1,15 @@
 """Estimate a step of RL: memory of a GPU and of the host, seconds by part, and what to change where it does not fit."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import combinations
 from math import ceil
+from typing import Any
 
 from model.config import SailVL2Config
 from model.engine.config import EngineConfig, FsdpConfig, ShardedConfig
 from model.engine.estimate import Job, Memory, MicroBatch, Sizes, Spread, memory, pass_seconds, update_seconds
-from model.engine.machines import GIB, Machine
+from model.engine.machines import Machine
 from model.engine.parts import Costs
 from model.lora.config import LoraConfig
 from rlhf.algorithms.algorithm import Algorithm
@@ -18,6 +20,9 @@ SAMPLER_BANDWIDTH = 0.5  # share of the memory's bytes a second that decoding re
 SAMPLER_LAYER_SECONDS = 28e-6  # what a layer takes for a token whatever its size
 CHECKSUM_RATE = 4.1e9  # bytes a second of CRC-32, measured on the two cores of benchmarks/RESULTS.md
 WRITE_RATE = 1.8e9  # bytes a second that a rank hashes and writes, measured there
+
+
+Change = Callable[[EstimateConfig], EstimateConfig]
 
 
 @dataclass(frozen=True)
@@ -176,48 +181,54 @@ def sampling_seconds(job: Job, machine: Machine, rows: int, group: int, prompt: 
 
 
 def changes(config: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """(keys to set, the config with them), the mildest first; each goes on from the one before."""
-    keys: list[str] = []
+    """(keys to set, the config with them): every set of the changes that save memory, those of fewest keys first."""
+    known = list(_single_changes(config))
+    for count in range(1, len(known) + 1):
+        for chosen in combinations(known, count):
+            changed = config
+            for _, change in chosen:
+                changed = change(changed)
+            yield " ".join(keys for keys, _ in chosen), changed
 
-    def with_engine(**values: object) -> EstimateConfig:
-        return replace(config, engine=replace(config.engine, **values))
 
-    if not config.engine.gradient_checkpointing:
-        keys.append("engine.gradient_checkpointing=true")
-        config = with_engine(gradient_checkpointing=True)
-        yield " ".join(keys), config
-    if not isinstance(config.engine, ShardedConfig) and config.gpus * config.nodes > 1:
-        keys.append("engine=fsdp")
-        own = {name: value for name, value in vars(config.engine).items() if name != "name"}
-        config = replace(config, engine=FsdpConfig(**own))
-        yield " ".join(keys), config
-    if isinstance(config.engine, FsdpConfig) and not config.engine.offload_moments:
-        keys.append("engine.offload_moments=true")
-        config = with_engine(offload_moments=True)
-        yield " ".join(keys), config
-    least = config.rollouts.max_prompt_tokens + config.rollouts.max_completion_tokens
-    if config.engine.micro_batch_tokens > least:
-        keys.append(f"engine.micro_batch_tokens={least}")
-        config = with_engine(micro_batch_tokens=least)
-        yield " ".join(keys), config
-    for rows in (config.rollouts.max_rows // 4, config.algorithm.group_size):
-        if config.algorithm.group_size <= rows < config.rollouts.max_rows:
-            own = [key for key in keys if not key.startswith("rollouts.max_rows")]
-            keys[:] = [*own, f"rollouts.max_rows={rows}"]
-            config = replace(config, rollouts=replace(config.rollouts, max_rows=rows))
-            yield " ".join(keys), config
-    if config.rollouts.name == "embedded" and isinstance(config.engine, ShardedConfig):
-        keys.append("rollouts=vllm")  # on GPUs of its own
-        names = {one.name for one in fields(RolloutConfig)} - {"name", "pool"}
-        config = replace(config, rollouts=VllmRolloutConfig(**{name: getattr(config.rollouts, name) for name in names}))
-        yield " ".join(keys), config
+def _single_changes(config: EstimateConfig) -> Iterator[tuple[str, Change]]:
+    """The mildest first. Those of engines of several processes stand only where one is chosen or possible."""
+    engine, rollouts = config.engine, config.rollouts
+    if not engine.gradient_checkpointing:
+        yield "engine.gradient_checkpointing=true", _with_engine(gradient_checkpointing=True)
+    if not isinstance(engine, ShardedConfig) and config.gpus * config.nodes > 1:
+        yield "engine=fsdp", _sharded
+    if isinstance(engine, FsdpConfig) and not engine.offload_moments:
+        yield "engine.offload_moments=true", _with_engine(offload_moments=True)
+    least = rollouts.max_prompt_tokens + rollouts.max_completion_tokens
+    if engine.micro_batch_tokens > least:
+        yield f"engine.micro_batch_tokens={least}", _with_engine(micro_batch_tokens=least)
+    rows = max(rollouts.max_rows // 4, config.algorithm.group_size)
+    if rows < rollouts.max_rows:
+        yield (
+            f"rollouts.max_rows={rows}",
+            lambda one: replace(one, rollouts=replace(one.rollouts, max_rows=rows)),
+        )
+    if rollouts.name == "embedded" and isinstance(engine, ShardedConfig):
+        yield "rollouts=vllm", _with_vllm  # on GPUs of its own
     if not isinstance(config.adapter, LoraConfig):
-        keys.append("adapter=lora")
-        config = replace(config, adapter=LoraConfig())
-        yield " ".join(keys), config
-    for nodes in (2, 4, 8):
-        if isinstance(config.engine, ShardedConfig) and nodes > config.nodes:
-            yield " ".join([*keys, f"nodes={nodes}"]), replace(config, nodes=nodes)
+        yield "adapter=lora", lambda one: replace(one, adapter=LoraConfig())
+    if isinstance(engine, ShardedConfig):
+        yield f"nodes={2 * config.nodes}", lambda one: replace(one, nodes=2 * one.nodes)
+
+
+def _with_engine(**values: Any) -> Change:
+    return lambda one: replace(one, engine=replace(one.engine, **values))
+
+
+def _sharded(config: EstimateConfig) -> EstimateConfig:
+    own = {name: value for name, value in vars(config.engine).items() if name != "name"}
+    return replace(config, engine=FsdpConfig(**own))
+
+
+def _with_vllm(config: EstimateConfig) -> EstimateConfig:
+    names = {one.name for one in fields(RolloutConfig)} - {"name", "pool"}
+    return replace(config, rollouts=VllmRolloutConfig(**{name: getattr(config.rollouts, name) for name in names}))
 
 
 def advice(
@@ -233,7 +244,3 @@ def advice(
 
 def parameters_text(sizes: Sizes) -> str:
     return f"{sizes.total:,} parameters, {sizes.trained:,} of them trained"
-
-
-def gib(values: Sequence[float]) -> list[float]:
-    return [round(value / GIB, 2) for value in values]
