@@ -101,7 +101,7 @@ def measure(case: Case) -> dict[str, float]:
 
 
 def measure_here(case: Case, lead: "Lead | None") -> dict[str, float]:
-    """What this process takes, where `lead` leads others."""
+    """Measure this process, where `lead` leads others."""
     torch.set_num_threads(1)
     a, b = torch.randn(SIDE, SIDE), torch.randn(SIDE, SIDE)
     torch.mm(a, b)

@@ -67,7 +67,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Job:
-    """What trains, with which settings of the engine, on which kind of device."""
+    """A model that trains, with which settings of the engine, on which kind of device."""
 
     config: SailVL2Config
     batch: MicroBatch
@@ -148,9 +148,9 @@ class Sizes:
 class Kept:
     """Bytes that the forward pass keeps for the backward pass, by where."""
 
-    layer: float  # of a decoder layer
-    layer_input: float  # of it, what stays when layers are recomputed
-    block: float  # of a block of the tower
+    layer: float  # a decoder layer
+    layer_input: float  # its part that stays when layers are recomputed
+    block: float  # a block of the tower
     block_input: float
     rest: float  # embeddings, adapter, last norm and head
     head_work: float  # in the head's forward and backward pass beside it
@@ -271,7 +271,7 @@ class Memory:
 
     @property
     def certain(self) -> float:
-        """What stays between the passes, whatever the rows are."""
+        """Everything that stays between the passes, whatever the rows are."""
         return self.weights + self.gradients + self.moments + self.reference
 
 
@@ -332,8 +332,8 @@ def memory(job: Job) -> Memory:
 PRODUCT_SHARE = {
     True: 0.765,
     False: 1.0,
-}  # of the data sheet's FLOP/s that a large product reaches; measured on an H200
-LAYER_SHARE = {True: 0.62, False: 1.0}  # of that, which the products of the layers reach
+}  # share of the data sheet's FLOP/s that a large product reaches; measured on an H200
+LAYER_SHARE = {True: 0.62, False: 1.0}  # share of that, which the products of the layers reach
 BLOCK_SECONDS = {True: 0.9e-3, False: 0.14e-3}  # launches of one block, forward and backward
 TRAFFIC = {True: 0.0, False: 20.0}  # times that each kept byte goes through the memory
 STEP_BYTES = {True: 44, False: 40}  # bytes that AdamW, norms and copies move for each parameter that trains

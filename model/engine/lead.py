@@ -211,7 +211,7 @@ class LeadEngine:
     """`TrainEngine` over all ranks."""
 
     estimated = ""
-    """what an update needs, as the start of a run says it; `open_engine` sets it"""
+    """the line about an update that the start of a run prints; `open_engine` sets it"""
 
     def __init__(
         self,

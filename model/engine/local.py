@@ -66,7 +66,7 @@ class LocalEngine:
 
     num_parts = 1
     estimated = ""
-    """what an update needs, as the start of a run says it; `open_engine` sets it"""
+    """the line about an update that the start of a run prints; `open_engine` sets it"""
 
     def __init__(
         self,

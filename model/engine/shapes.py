@@ -10,7 +10,7 @@ from model.config import MoeLanguageConfig, SailVL2Config
 class Part:
     """A linear layer, a stack of experts, or whatever else has weights."""
 
-    name: str  # of the module, as in a checkpoint; of a stack its own
+    name: str  # the module as in a checkpoint, or the stack
     weights: int
     sides: tuple[int, int, int] | None = None  # matrices, in, out; None where no adapter can be
 

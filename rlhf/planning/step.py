@@ -17,7 +17,7 @@ from rlhf.planning.config import EstimateConfig
 from rollouts.config import Placement, RolloutConfig, VllmRolloutConfig
 
 SAMPLER_BANDWIDTH = 0.5  # share of the memory's bytes a second that decoding reaches; with the next, fitted on an H200
-SAMPLER_LAYER_SECONDS = 28e-6  # what a layer takes for a token whatever its size
+SAMPLER_LAYER_SECONDS = 28e-6  # time that a layer takes for a token whatever its size
 CHECKSUM_RATE = 4.1e9  # bytes a second of CRC-32, measured on the two cores of benchmarks/RESULTS.md
 WRITE_RATE = 1.8e9  # bytes a second that a rank hashes and writes, measured there
 
@@ -42,7 +42,7 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a run would take."""
+    """The needs of a run."""
 
     job: Job
     machine: Machine
@@ -52,7 +52,7 @@ class Estimate:
     seconds: StepTime
     tokens: int  # that a step trains
     processes: int
-    utilisation: float  # of the data sheet's FLOP/s, by the trainer, in its updates
+    utilisation: float  # share of the data sheet's FLOP/s, by the trainer, in its updates
 
     @property
     def needed(self) -> float:
