@@ -147,7 +147,7 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from conf.schema import register
+    from conf.schema import RECIPES_OF, register
 
     register()
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
@@ -157,12 +157,15 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
             own_recipe(plain, entry) as (plain, search, own),
             initialize_config_dir(str(ROOT / "conf" / entry), version_base="1.3"),
         ):
+            folders = search
             groups = [_check_choice(o, entry, bool(search)) for o in plain if key_of(o) in _groups(entry)]
-            known = compose("config", [*groups, *search])
+            if entry in RECIPES_OF and not search:
+                folders = [f"hydra.searchpath=[file://{ROOT / 'conf' / RECIPES_OF[entry]}]"]
+            known = compose("config", [*groups, *folders])
             assert isinstance(known, DictConfig)
             checked = [_check_key(override, known, entry, bool(search)) for override in plain]
             overrides, texts = take_texts(checked, known)
-            composed = compose("config", [*overrides, *search])
+            composed = compose("config", [*overrides, *folders])
             for key, value in {**texts_in_yaml(own, known), **texts}.items():
                 OmegaConf.update(composed, key, value, force_add=_is_free_mapping(known, key) or _is_open(known, key))
             if stage_overrides:
@@ -311,10 +314,10 @@ def _add_stage_overrides(pipeline: Any, by_stage: Mapping[str, list[str]]) -> No
 
 def _groups(entry: str) -> dict[str, list[str]]:
     """Config groups of an entry point and their choices."""
-    from conf.schema import GROUPS
+    from conf.schema import GROUPS, RECIPES_OF
 
     choices = {group: sorted(schemas) for group, schemas in GROUPS.get(entry, {}).items()}
-    recipes = ROOT / "conf" / entry / "recipe"
+    recipes = ROOT / "conf" / RECIPES_OF.get(entry, entry) / "recipe"
     return {**choices, **({"recipe": sorted(p.stem for p in recipes.glob("*.yaml"))} if recipes.is_dir() else {})}
 
 

@@ -16,6 +16,7 @@ EXAMPLES: dict[str, str] = {
     "pretrain": "recipe=quickstart data.path=data/digits/pretrain.jsonl run.dir=runs/pretrain",
     "sft": "checkpoint=DIR data.demonstrations=FILE run.dir=runs/sft",
     "rlhf": "checkpoint=DIR prompts=FILE algorithm=dapo run.dir=runs/rl",
+    "estimate": "recipe=verifiable_dapo model=sailvl2_8b engine=fsdp gpus=8 gpu=h100_80",
     "evaluate": "checkpoint=DIR prompts=FILE output=result.json",
     "generate": "checkpoint=DIR prompts=FILE out=completions.jsonl",
     "pipeline": "recipe=quickstart run.dir=runs/quickstart",
@@ -30,6 +31,7 @@ _SHORT = """
     checkpoint prompts output out model vision language mode modes image question base dtype device engine.device
     data.path data.demonstrations data.prompts data.rollouts
     data.question_column data.reference_column data.image_column
+    gpu gpus nodes visual_share table
     max_steps epochs batch_size num_prompts num_samples reward.verifier reward.functions
     rollouts.max_prompt_tokens rollouts.max_completion_tokens algorithm.group_size trainer.max_steps
     trainer.groups_per_step optimizer.learning_rate evaluation.prompts evaluation.every

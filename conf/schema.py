@@ -8,6 +8,7 @@ from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
+from rlhf.planning.config import EstimateConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig
 
@@ -15,6 +16,7 @@ ENTRIES: dict[str, type] = {
     "pretrain": PretrainConfig,
     "sft": SftConfig,
     "rlhf": RlConfig,
+    "estimate": EstimateConfig,
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
@@ -28,6 +30,7 @@ MODULES: dict[str, str] = {
     "pretrain": "model.pretrain.train",
     "sft": "sft.train",
     "rlhf": "rlhf.train",
+    "estimate": "rlhf.estimate",
     "evaluate": "rlhf.evaluate",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
@@ -47,10 +50,20 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
         "rollouts": {**ROLLOUT_CONFIGS},
         "engine": {**ENGINE_CONFIGS},
     },
+    "estimate": {
+        "adapter": {**ADAPTER_CONFIGS},
+        "algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig},
+        "trainer": {**TRAINER_CONFIGS},
+        "rollouts": {**ROLLOUT_CONFIGS},
+        "engine": {**ENGINE_CONFIGS},
+    },
     "evaluate": {"rollouts": {**ROLLOUT_CONFIGS}},
     "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
+
+RECIPES_OF = {"estimate": "rlhf"}
+"""Entry point -> the one whose recipes it takes."""
 
 NAMED = (CustomConfig,)
 """The choices whose `name` is a setting; any other `GROUP.name` only says what the group chose."""

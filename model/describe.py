@@ -86,6 +86,8 @@ def run_describe(config: DescribeConfig, resolved: str) -> None:
     console = Console(width=100)
     console.print(table)
     console.print(f"visual tokens of one {shapes.vision.image_size}-pixel tile: {shapes.num_image_tokens}")
+    which = f"checkpoint={config.checkpoint}" if config.checkpoint else f"model={named}"
+    console.print(f"what training it takes: python -m rlhf.estimate {which}")
 
 
 def main() -> int:

@@ -54,6 +54,7 @@ ENTRY_POINTS = {
     "sft.train",
     "rlhf.train",
     "rlhf.evaluate",
+    "rlhf.estimate",
     "rollouts.generate",
     "rlhf.pipeline",
     "rlhf.stages",  # the pipeline's: it composes the configs of the stages

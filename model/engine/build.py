@@ -6,8 +6,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from model.engine.base import TrainEngine
 from model.engine.config import DeepspeedConfig, EngineConfig, OptimizerConfig, ShardedConfig
+from model.engine.device import pick_device
+from model.engine.fitting import estimated, processes_here, require_room
 from model.engine.local import LocalEngine
-from model.engine.source import ModelSource
+from model.engine.source import AdaptedSource, ModelSource
+from model.lora.config import AdapterConfig
 from model.run.failpoints import only_on_rank
 from model.run.identity import Input, code_input
 
@@ -76,14 +79,22 @@ def open_engine(
     `total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's. `ValueError`
     for an engine of several processes outside of `run_on_ranks`.
     """
+    adapter = source.adapter if isinstance(source, AdaptedSource) else AdapterConfig()
     if lead is not None:
         from model.engine.lead import LeadEngine
 
-        return LeadEngine(lead, source, config, optimizer, total_steps, temperature, barred_ids)
+        ranks = lead.ranks
+        require_room(config, source.shapes(), adapter, ranks.device, ranks.num_ranks, processes_here(ranks.num_ranks))
+        led = LeadEngine(lead, source, config, optimizer, total_steps, temperature, barred_ids)
+        led.estimated = estimated(config, source.shapes(), adapter, ranks.device, ranks.num_ranks)
+        return led
     if isinstance(config, ShardedConfig):
         raise ValueError(
             f"engine: expected local in a Python program of your own, found {config.name}; start it with torchrun and "
             "one of the commands, such as torchrun --nproc-per-node=2 -m rlhf.train"
         )
+    require_room(config, source.shapes(), adapter, pick_device(config.device))
     model, _ = source.model()
-    return LocalEngine(model, config, optimizer, total_steps, temperature, barred_ids)
+    engine = LocalEngine(model, config, optimizer, total_steps, temperature, barred_ids)
+    engine.estimated = estimated(config, source.shapes(), adapter, engine.shape.device)
+    return engine

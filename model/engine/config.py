@@ -101,6 +101,8 @@ class EngineConfig:
     """kernel that computes attention over packed rows: the best for the device, or one by name"""
     max_skipped_updates: int = field(default=3, metadata=OUTSIDE)
     """the run ends with exit code 4 after so many updates in a row whose loss or gradient was not finite"""
+    check_memory: bool = field(default=True, metadata=OUTSIDE)
+    """refuse, before weights are read, a model that does not fit the free memory by the estimate; false tries it"""
 
     def __post_init__(self) -> None:
         self.device = member(Device, self.device, "engine.device")

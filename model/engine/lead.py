@@ -224,6 +224,9 @@ class LeadScorer:
 class LeadEngine:
     """`TrainEngine` over all ranks."""
 
+    estimated = ""
+    """the line about an update that the start of a run prints; `open_engine` sets it"""
+
     def __init__(
         self,
         lead: Lead,
@@ -258,7 +261,7 @@ class LeadEngine:
     def described(self, start: str) -> list[str]:
         """Say in a few lines what trains, from which `start`, where, and what it takes of the memory for sure."""
         first, *others = self._own.described()
-        return [f"model: {start}, {first}", *others]
+        return [f"model: {start}, {first}", *others, *([self.estimated] if self.estimated else [])]
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
         for call in self.before_update:

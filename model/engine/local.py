@@ -67,6 +67,8 @@ class LocalEngine:
     """
 
     num_parts = 1
+    estimated = ""
+    """the line about an update that the start of a run prints; `open_engine` sets it"""
 
     def __init__(
         self,
@@ -130,6 +132,7 @@ class LocalEngine:
             f"device: {self._device}{threads}, computing in {str(self._dtype).removeprefix('torch.')}",
             f"memory: {held / 2**30:.2f} GiB for weights, gradients and AdamW's moments; activations, samplers and a "
             f"reference come on top; {free_memory(self._device) / 2**30:.1f} GiB free here",
+            *([self.estimated] if self.estimated else []),
         ]
 
     def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from model.checkpoint import StoredTensors, build_flavour, fitting_config, flavour_processor, load_model, load_processor
-from model.config import Flavour, SailVL2Config
+from model.config import Flavour, SailVL2Config, flavour_config
 from model.lora.config import AdapterConfig
 from model.lora.start import adapt
 from model.processing.processor import Processor
@@ -24,6 +24,10 @@ Rows = Callable[[str, int, int], Tensor]
 
 class ModelSource(Protocol):
     """Can be sent to another process, which opens it there."""
+
+    def shapes(self) -> SailVL2Config:
+        """The model's config, without its weights."""
+        ...
 
     def model(self) -> tuple[SailVL2, Processor]:
         """The whole model in float32, and its processor."""
@@ -43,6 +47,9 @@ class FolderSource:
     """A checkpoint folder."""
 
     folder: str
+
+    def shapes(self) -> SailVL2Config:
+        return SailVL2Config.from_folder(Path(self.folder))
 
     def model(self) -> tuple[SailVL2, Processor]:
         return load_model(Path(self.folder))
@@ -66,6 +73,9 @@ class FreshSource:
     flavour: Flavour
     seed: int
     dtype: torch.dtype = torch.float32
+
+    def shapes(self) -> SailVL2Config:
+        return flavour_config(self.flavour)
 
     def model(self) -> tuple[SailVL2, Processor]:
         model, processor = self._built
@@ -97,6 +107,9 @@ class AdaptedSource:
     source: ModelSource
     adapter: AdapterConfig
     seed: int  # fresh adapters start from it
+
+    def shapes(self) -> SailVL2Config:
+        return self.source.shapes()
 
     def model(self) -> tuple[SailVL2, Processor]:
         model, processor = self.source.model()

@@ -57,7 +57,7 @@ def targeted_layers(model: SailVL2, targets: Sequence[str]) -> list[str]:
     layers = [name for name, module in model.named_modules() if _takes_adapter(name, module)]
     chosen: set[str] = set()
     for target in targets:
-        met = {name for name in layers if _means(target, name)}
+        met = {name for name in layers if means(target, name)}
         if not met:
             kinds = sorted({kind for name in layers for kind in (name.partition(".")[0], name.rpartition(".")[2])})
             there = ", ".join(kind for kind in kinds if not kind.isdigit())
@@ -70,7 +70,7 @@ def _takes_adapter(name: str, module: nn.Module) -> bool:
     return type(module) is Experts or (type(module) is nn.Linear and name.rpartition(".")[2] != _HEAD)
 
 
-def _means(target: str, name: str) -> bool:
+def means(target: str, name: str) -> bool:
     """Tell whether a target is a part of the name. A stack of experts has to be named."""
     is_part = f".{target}." in f".{name}."
     return is_part and (name.rpartition(".")[2] != "experts" or "experts" in target.split("."))

@@ -15,6 +15,7 @@ REQUIRED = {
     "pretrain": ["model=tiny", "data.path=d", "optimizer.learning_rate=1e-3"],
     "sft": ["checkpoint=c", "data.demonstrations=d", "data.prompts=p"],
     "rlhf": ["checkpoint=c", "prompts=p"],
+    "estimate": [],
     "evaluate": ["checkpoint=c", "prompts=p"],
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": ["recipe=quickstart"],
