@@ -30,7 +30,7 @@ def facts_of(*overrides: str) -> dict:
         ("recipe=verifiable_dapo", "model=sailvl2_8b"),
         ("recipe=verifiable_dapo", "model=sailvl2_8b", "gpu=a100_40", "engine=fsdp"),
         ("recipe=verifiable_gspo", "model=sailvl2_a3b", "gpu=h100_80", "engine=fsdp"),
-        ("model=sailvl2_2b", "gpu=l40s_48", "gpus=1", "engine.micro_batch_tokens=65536"),
+        ("recipe=verifiable_dapo", "model=sailvl2_2b", "gpu=h100_80", "gpus=1"),
     ],
 )
 def test_what_it_advises_fits(overrides):
