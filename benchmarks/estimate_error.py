@@ -1,7 +1,7 @@
 """How far is the estimator from what was measured? `python -m benchmarks.estimate_error [fresh=true] [rounds=3]`.
 
-The estimates of `model.engine.estimate` beside every update and every sampling rate of benchmarks/RESULTS.md that it
-speaks of, and, with fresh=true, beside updates that are measured now: peak memory beyond what the process held before,
+The estimates of `model.engine.planning.estimate` beside every update and every sampling rate of benchmarks/RESULTS.md
+that it speaks of, and, with fresh=true, beside updates that are measured now: peak memory beyond what the process held before,
 in one process and in two, and the processor's seconds of an update in one. The last line is one JSON object.
 """
 
@@ -17,8 +17,8 @@ from benchmarks.parts.measured_update import Case, measure
 from benchmarks.parts.recorded_updates import SAMPLING, Recorded, on_h200, on_two_cores
 from benchmarks.parts.update_cases import SIZES
 from model.config import Flavour, flavour_config
-from model.engine.estimate import Job, MicroBatch, Spread, memory, update_seconds
-from model.engine.machines import GIB, MACHINES, Gpu, cpu_machine
+from model.engine.planning.estimate import Job, MicroBatch, Spread, memory, update_seconds
+from model.engine.planning.machines import GIB, MACHINES, Gpu, cpu_machine
 from rlhf.planning.step import sampling_seconds
 
 MEMORY_BAR, TIME_BAR = 0.10, 0.25

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from conf.cli import launch
 from model.config import Device, Flavour, SailVL2Config, flavour_config
-from model.engine.machines import GIB, MACHINES, Gpu, Machine, cpu_machine
+from model.engine.planning.machines import GIB, MACHINES, Gpu, Machine, cpu_machine
 from model.json_values import JsonObject
 from model.lora.config import AdapterConfig, LoraConfig
 from model.run.failpoints import reach
@@ -75,8 +75,8 @@ CHECKED = (
     "sampler decodes a second (python -m benchmarks.estimate_error)"
 )
 CHECKED_ON_CPU = (
-    "checked: memory of updates of 1.5 to 91 million parameters in one and two processes, and seconds in one "
-    "(python -m benchmarks.estimate_error)"
+    "checked: memory and seconds of updates of 1.5 to 91 million parameters in one process, without recomputed layers "
+    "and adapters (python -m benchmarks.estimate_error)"
 )
 
 

@@ -5,8 +5,8 @@ from statistics import median
 
 from benchmarks.parts.update_cases import GROUP_SIZE, NUM_GROUPS, RATIOS, SIZES, prompt_length
 from model.config import Flavour, SailVL2Config, flavour_config
-from model.engine.estimate import MicroBatch
-from model.engine.machines import GIB, MACHINES, Gpu, Machine, cpu_machine
+from model.engine.planning.estimate import MicroBatch
+from model.engine.planning.machines import GIB, MACHINES, Gpu, Machine, cpu_machine
 
 TWO_CORES = cpu_machine(24 * GIB, 160e9)
 """The two cores of 2026-11-26 with two threads: RESULTS has products at 80 GFLOP/s a core in the same days."""

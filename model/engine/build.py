@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Protocol
 from model.engine.base import TrainEngine
 from model.engine.config import DeepspeedConfig, EngineConfig, OptimizerConfig, ShardedConfig
 from model.engine.device import pick_device
-from model.engine.fitting import estimated, processes_here, require_room
 from model.engine.local import LocalEngine
+from model.engine.planning.fitting import estimated, processes_here, require_room
 from model.engine.source import AdaptedSource, ModelSource
 from model.lora.config import AdapterConfig
 from model.run.failpoints import only_on_rank

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from model.config import Flavour
-from model.engine.machines import Gpu
+from model.engine.planning.machines import Gpu
 from model.json_values import member
 from rlhf.config import RlConfig
 

@@ -7,10 +7,10 @@ from math import ceil
 from typing import Any
 
 from model.config import SailVL2Config
-from model.engine.config import EngineConfig, FsdpConfig, ShardedConfig
-from model.engine.estimate import Job, Memory, MicroBatch, Sizes, Spread, memory, pass_seconds, update_seconds
-from model.engine.machines import Machine
+from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, ShardedConfig
 from model.engine.parts import Costs
+from model.engine.planning.estimate import Job, Memory, MicroBatch, Sizes, Spread, memory, pass_seconds, update_seconds
+from model.engine.planning.machines import Machine
 from model.lora.config import LoraConfig
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.planning.config import EstimateConfig
@@ -71,9 +71,11 @@ def spread_of(config: EngineConfig, gpus: int, nodes: int) -> Spread:
     ranks = gpus * nodes
     if ranks % config.replicas:
         raise ValueError(f"engine.replicas: expected a divisor of the {ranks} processes, found {config.replicas}")
-    own = {}
+    own: dict[str, Any] = {}
     if isinstance(config, FsdpConfig):
         own = {"offload_moments": config.offload_moments, "reduce_each": config.reduce_each}
+    if isinstance(config, DeepspeedConfig):
+        own = {"offload_moments": config.offload_optimizer, "stage": config.stage}
     return Spread(True, ranks, config.replicas, gpus, **own)
 
 

@@ -5,10 +5,10 @@ import os
 import torch
 
 from model.config import SailVL2Config
-from model.engine.config import EngineConfig, FsdpConfig, ShardedConfig
+from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, ShardedConfig
 from model.engine.device import free_memory, pick_dtype
-from model.engine.estimate import Job, MicroBatch, Spread, memory
-from model.engine.machines import GIB
+from model.engine.planning.estimate import Job, MicroBatch, Spread, memory
+from model.engine.planning.machines import GIB
 from model.lora.config import AdapterConfig
 
 _SCORED = 0.5  # share of a micro-batch's tokens that are taken to be completions
@@ -24,6 +24,8 @@ def job_of(
         spread = Spread(True, ranks, config.replicas)
     if isinstance(config, FsdpConfig):
         spread = Spread(True, ranks, config.replicas, 8, config.offload_moments, config.reduce_each)
+    if isinstance(config, DeepspeedConfig):
+        spread = Spread(True, ranks, 1, 8, config.offload_optimizer, stage=config.stage)
     return Job(
         config=shapes,
         batch=MicroBatch(config.micro_batch_tokens - scored, 1, scored),

@@ -21,9 +21,9 @@ from model.config import (
 )
 from model.engine.build import open_engine
 from model.engine.config import EngineConfig, FsdpConfig, OptimizerConfig
-from model.engine.estimate import Job, Kept, MicroBatch, Sizes, Spread, memory, update_seconds
-from model.engine.fitting import job_of, require_room
-from model.engine.machines import GIB, MACHINES, Gpu
+from model.engine.planning.estimate import Job, Kept, MicroBatch, Sizes, Spread, memory, update_seconds
+from model.engine.planning.fitting import job_of, require_room
+from model.engine.planning.machines import GIB, MACHINES, Gpu
 from model.engine.source import FreshSource
 from model.lora.config import AdapterConfig, LoraConfig
 from model.lora.start import adapt
@@ -213,7 +213,7 @@ def test_settings_that_save_memory_do():
 
 def test_a_model_that_does_not_fit_is_refused_by_the_numbers(monkeypatch):
     cpu, config = torch.device("cpu"), flavour_config(Flavour.sailvl2_8b)
-    monkeypatch.setattr("model.engine.fitting.free_memory", lambda device: 24 * GIB)
+    monkeypatch.setattr("model.engine.planning.fitting.free_memory", lambda device: 24 * GIB)
     with pytest.raises(ValueError, match=r"24\.00 GiB that are free on cpu, found one that needs \d+\.\d\d GiB") as one:
         require_room(EngineConfig(), config, AdapterConfig(), cpu)
     text = str(one.value)
@@ -225,7 +225,7 @@ def test_a_model_that_does_not_fit_is_refused_by_the_numbers(monkeypatch):
 def test_processes_of_one_cpu_share_its_memory(monkeypatch):
     config, cpu = flavour_config(Flavour.tiny), torch.device("cpu")
     needed = memory(job_of(FsdpConfig(), config, AdapterConfig(), cpu, 2)).total
-    monkeypatch.setattr("model.engine.fitting.free_memory", lambda device: 1.5 * needed)
+    monkeypatch.setattr("model.engine.planning.fitting.free_memory", lambda device: 1.5 * needed)
     require_room(FsdpConfig(), config, AdapterConfig(), cpu, 2)
     with pytest.raises(ValueError, match="for each of 2 processes"):
         require_room(FsdpConfig(), config, AdapterConfig(), cpu, 2, 2)
@@ -236,7 +236,7 @@ def test_an_engine_is_refused_before_its_weights_are_read_and_says_what_it_needs
     optimizer = OptimizerConfig(learning_rate=1e-3)
     said = open_engine(None, source, EngineConfig(num_threads=1), optimizer, 1).described("fresh")
     assert any(line.startswith("memory at the peak of an update: an estimated ") for line in said)
-    monkeypatch.setattr("model.engine.fitting.free_memory", lambda device: 1.0)
+    monkeypatch.setattr("model.engine.planning.fitting.free_memory", lambda device: 1.0)
     monkeypatch.setattr(FreshSource, "model", lambda self: pytest.fail("weights were read"))
     with pytest.raises(ValueError, match="engine: expected a model that trains"):
         open_engine(None, source, EngineConfig(num_threads=1), optimizer, 1)

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from functools import cached_property
 
 from model.config import MoeLanguageConfig, SailVL2Config, Tower
-from model.engine.machines import Machine
 from model.engine.parts import Costs
-from model.engine.shapes import parts_of
+from model.engine.planning.machines import Machine
+from model.engine.planning.shapes import parts_of
 from model.lora.adapters import means
 from model.lora.config import AdapterConfig, LoraConfig
 
@@ -53,8 +53,9 @@ class Spread:
     ranks: int = 1
     replicas: int = 1
     per_node: int = 8
-    offload_moments: bool = False
+    offload_moments: bool = False  # with DeepSpeed the float32 weights too
     reduce_each: bool = True
+    stage: int = 3  # of ZeRO; FSDP2 shards what stage 3 does
 
     @property
     def shards(self) -> int:
@@ -296,9 +297,11 @@ def memory(job: Job) -> Memory:
     if spread.is_sharded:
         blocks = width * (2 * sizes.root + 3 * sizes.largest_block) + (width + 4) * sizes.largest_block_trained
         gathered = blocks if shards > 1 else width * (sizes.root + 2 * sizes.largest_block)
-        if not job.on_gpu and shards > 1:
-            # Freed memory stays with the process in pieces: gathered weights and whole gradients of every layer.
-            gathered += 4 * (sizes.total + sizes.trained)
+    if spread.is_sharded and spread.stage < 3:
+        masters = 4 * sizes.trained / shards
+        weights, gathered = width * sizes.total + (0.0 if spread.offload_moments else masters), 0.0
+        host += masters * min(spread.ranks, spread.per_node) if spread.offload_moments else 0.0
+        gradients = 4 * sizes.trained / (shards if spread.stage == 2 else 1)
     reference = (0.0 if is_adapted or not job.has_reference else width * sizes.total) / shards
     kept = Kept.of(job)
     layers = kept.all(job.config, job.checkpointing)
