@@ -1,8 +1,9 @@
 """How far is the estimator from what was measured? `python -m benchmarks.estimate_error [fresh=true] [rounds=3]`.
 
-The estimates of `model.engine.planning.estimate` beside every update and every sampling rate of benchmarks/RESULTS.md
-that it speaks of, and, with fresh=true, beside updates that are measured now: peak memory beyond what the process held before,
-in one process and in two, and the processor's seconds of an update in one. The last line is one JSON object.
+The estimates of `model.engine.planning.estimate` beside every update and every sampling rate of
+benchmarks/RESULTS.md that it speaks of, and, with fresh=true, beside updates that are measured now: peak memory
+beyond what the process held before, in one process and in two, and the processor's seconds of an update in one. The
+last line is one JSON object.
 """
 
 import json

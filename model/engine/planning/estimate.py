@@ -55,7 +55,7 @@ class Spread:
     per_node: int = 8
     offload_moments: bool = False  # with DeepSpeed the float32 weights too
     reduce_each: bool = True
-    stage: int = 3  # of ZeRO; FSDP2 shards what stage 3 does
+    stage: int = 3  # stage of ZeRO; FSDP2 shards what stage 3 does
 
     @property
     def shards(self) -> int:
