@@ -100,14 +100,23 @@ class Watch:
     """
 
     def __init__(self, rank: int, num_ranks: int, address: str, port: int, patience_s: float) -> None:
-        """`port` is that of rank 0's store, 0 on rank 0, which opens one."""
+        """`address` is that of rank 0's host; `port` is that of its store, 0 on rank 0, which opens one."""
         self.marks = Marks()
         self._rank, self._num_ranks, self._patience = rank, num_ranks, patience_s
         self._host = socket.gethostname()
         timeout = timedelta(seconds=max(patience_s, 5.0))
         if rank == 0:
-            self._server = dist.TCPStore(address, port, is_master=True, wait_for_workers=False, timeout=timeout)
-            port = self._server.port
+            # Bound to this address alone: by itself the store would listen on every network of the host.
+            self._socket = socket.create_server((address, 0))
+            port = self._socket.getsockname()[1]
+            self._server = dist.TCPStore(
+                address,
+                port,
+                is_master=True,
+                wait_for_workers=False,
+                timeout=timeout,
+                master_listen_fd=self._socket.detach(),
+            )
         self.port = port
         self._store = dist.TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
         self._beats = 0
