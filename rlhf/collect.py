@@ -278,6 +278,11 @@ def require_routes(groups: Sequence[Group]) -> None:
                 f"found none for samples {lacking}; use a sampler that returns them, or set "
                 "algorithm.correction.routing_replay=false"
             )
+        for trajectory in group.scored:
+            rollout = trajectory.rollout
+            assert rollout.routes is not None
+            if problem := rollout.routes.problem(len(rollout.prompt_ids), len(rollout.completion_ids)):
+                raise RuntimeError(f"prompt {group.prompt.id}, sample {rollout.sample_index}: {problem}")
 
 
 def book(ledger: Ledger, collected: Collected, untrained: set[int]) -> list[tuple[int, str, str]]:

@@ -7,7 +7,7 @@ from typing import Self
 
 from model.config import StoredDtype
 from model.data.config import ChatTableConfig
-from model.engine.config import Device, EngineConfig, OptimizerConfig
+from model.engine.config import Device, EngineConfig, OptimizerConfig, require_fitting
 from model.json_values import JsonObject, member
 from model.lora.config import AdapterConfig
 from model.run.config import OUTSIDE, RunConfig
@@ -205,6 +205,7 @@ class RlConfig:
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")
         self.optimizer.require_learning_rate()
+        require_fitting(self.engine, self.run)
         for name in ("checkpoint", "prompts"):
             if not getattr(self, name):
                 raise ValueError(f"{name}: expected a path, found nothing")

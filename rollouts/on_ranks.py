@@ -129,9 +129,11 @@ class RanksWorker:
 
     def close(self) -> None:
         self._queue = {}
+        if self._lead.is_broken:
+            return
         if self._sampling is not None:
             self._sampling.give_up()
-        if not self._lead.is_broken:
+        if not self._lead.is_waited_for:  # a verb was broken off
             self._lead.on_all_alike("close samplers", _close, self._number)
 
     def _free(self) -> None:
@@ -177,8 +179,9 @@ class _Sampling:
         self._open = set()
         for own in self._handles:
             self._own.abort(own)
-        self._lead.give_up()
-        self._lead.answers()
+        if self._lead.is_waited_for:
+            self._lead.give_up()
+            self._lead.answers()
 
     def _wanted(self, found: Iterable[tuple[int, list[Rollout]]]) -> list[tuple[int, list[Rollout]]]:
         wanted = [(handle, rollouts) for handle, rollouts in found if handle in self._open]

@@ -49,8 +49,8 @@ def run_on_ranks(
     only_on_rank(ranks.rank)
     if ranks.rank:
         ignore_signals(ranks.watch)
-    found = {name: one.sha256 for name, one in inputs().items()} if ranks.num_ranks > 1 else {}
-    ranks.compare({"config": resolved, "code": code_input().sha256 if ranks.num_ranks > 1 else "", **found})
+    if ranks.num_ranks > 1:
+        ranks.compare(lambda: {"config": resolved, "code": code_input().sha256, **_digests(inputs())})
     if ranks.rank:
         follow(ranks)
     lead = Lead(ranks)
@@ -63,6 +63,10 @@ def run_on_ranks(
         raise
     finally:
         lead.close(exit_code)
+
+
+def _digests(inputs: Mapping[str, Input]) -> dict[str, str]:
+    return {name: one.sha256 for name, one in inputs.items()}
 
 
 def open_engine(

@@ -168,6 +168,15 @@ class DeepspeedConfig(ShardedConfig):
             )
 
 
+def require_fitting(engine: EngineConfig, run: RunConfig) -> None:
+    """`ValueError` for settings of a run that an engine cannot do."""
+    if run.save_in_background and isinstance(engine, DeepspeedConfig):
+        raise ValueError(
+            "run.save_in_background: expected false with engine=deepspeed, whose processes gather what they save, "
+            "found true; use engine=fsdp for it"
+        )
+
+
 ENGINE_CONFIGS: dict[str, type[EngineConfig]] = {
     "local": EngineConfig,
     "fsdp": FsdpConfig,
@@ -217,6 +226,7 @@ class SupervisedConfig:
         self.normalisation = member(Normalisation, self.normalisation, "normalisation")
         self.dtype = member(StoredDtype, self.dtype, "dtype")
         self.optimizer.require_learning_rate()
+        require_fitting(self.engine, self.run)
         if self.max_steps < 0:
             raise ValueError(f"max_steps: expected at least 0, found {self.max_steps}")
         if not 0 <= self.epochs < float("inf"):

@@ -21,7 +21,7 @@ from model.batch import ModelInputs
 from model.checkpoint import write_checkpoint
 from model.config import StoredDtype
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, StepResult
-from model.engine.config import DeepspeedConfig, EngineConfig, OptimizerConfig
+from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, OptimizerConfig
 from model.engine.fsdp import FsdpEngine
 from model.engine.parts import Costs, deal
 from model.engine.ranks import Ranks
@@ -77,6 +77,8 @@ class Lead:
             if is_lost_connection(raised):
                 raise self.ranks.watch.verdict(raised) from raised
             error = raised
+            if verb not in _ALONE:  # the others may wait for this rank, and never answer
+                self.ranks.watch.failed(raised)
         return [own, *self.answers(error)]
 
     def begin(self, verb: str, function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> None:
@@ -85,7 +87,8 @@ class Lead:
         self.ranks.watch.marks.begin(verb)
         self.is_waited_for = True
         with self._naming_failures():
-            self.ranks.link.send([(verb, function, own) for own in arguments[1:]])
+            messages = {id(own): (verb, function, own) for own in arguments}  # what is equal for all is packed once
+            self.ranks.link.send([messages[id(own)] for own in arguments[1:]])
 
     def give_up(self) -> None:
         """Tell the other ranks that nobody waits for what they do in this verb; they look at it when they can."""
@@ -123,13 +126,13 @@ class Lead:
 
     def answers(self, error: Exception | None = None) -> list[Any]:
         """The results of the other ranks. Raises the first error, `error` of rank 0 before those of others."""
-        self.ranks.watch.marks.at("waiting for the others")
+        self.ranks.watch.marks.wait()
         with self._naming_failures():
             answers = self.ranks.link.replies()
         self.is_waited_for = False
         self.ranks.watch.marks.end()
         failed = [(rank, answer) for rank, answer in enumerate(answers, 1) if isinstance(answer, _Failed)]
-        for rank, _ in failed:
+        for rank in [0, *(rank for rank, _ in failed)] if error is not None or failed else []:
             self.ranks.watch.withdraw(rank)
         if error is not None:
             raise error
@@ -240,7 +243,9 @@ class LeadEngine:
         """`total_steps` optimizer updates shape the schedule; `temperature` and `barred_ids` are the sampler's."""
         self.lead, self._number = lead, lead.new_number()
         settings = config, optimizer, total_steps, temperature, tuple(barred_ids) if barred_ids else None
-        lead.on_all_alike("build", _build, self._number, source, *settings)
+        # The processes of DeepSpeed wait for each other in verbs in which those of FSDP2 do not.
+        self._together = "" if isinstance(config, FsdpConfig) else " together"
+        lead.on_all_alike(f"build{self._together}", _build, self._number, source, *settings)
         self._own: FsdpEngine | DeepspeedEngine = lead.here.held[self._number]
         self._costs = Costs.of(self._own.shape.config)
         self.before_update: list[Callable[[], None]] = []  # is called before gradients are made
@@ -290,9 +295,7 @@ class LeadEngine:
         return LeadScorer(self.lead, number, self._costs)
 
     def save(self, folder: Path) -> Digests:
-        # DeepSpeed's processes wait for each other while they save, those of FSDP2 do not.
-        verb = "save" if isinstance(self._own, FsdpEngine) else "save together"
-        answers = self.lead.on_all_alike(verb, _save, self._number, str(folder.absolute()))
+        answers = self.lead.on_all_alike(f"save{self._together}", _save, self._number, str(folder.absolute()))
         return {name: digest for digests in answers for name, digest in digests.items()}
 
     def save_in_background(self, folder: Path) -> "LeadWriting":
@@ -302,7 +305,7 @@ class LeadEngine:
 
     def load(self, folder: Path) -> None:
         self.lead.on_all_alike("check", _check, self._number, str(folder.absolute()))
-        self.lead.on_all_alike("load", _load, self._number, str(folder.absolute()))
+        self.lead.on_all_alike(f"load{self._together}", _load, self._number, str(folder.absolute()))
 
     def export(self, folder: Path, processor: Processor, dtype: StoredDtype | str = StoredDtype.keep) -> None:
         self.lead.on_all_alike("adapters", _adapters, self._number, str(folder.absolute()))

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import timedelta
 from typing import Any
@@ -22,6 +22,7 @@ dist: Any = torch.distributed
 _LONG = timedelta(days=7)
 """Rank 0 may wait for samplers and rewards as long as it wants; `Watch` finds a process that failed."""
 _SHOWN = 5
+_PROBLEM = "problem"
 
 
 class Ranks:
@@ -84,28 +85,36 @@ class Ranks:
         copies = f", {self.config.replicas} replicas" if self.config.replicas > 1 else ""
         return f"engine: {self.config.name}, {spread}{copies}"
 
-    def compare(self, facts: Mapping[str, str]) -> None:
-        """Refuse to train together where these facts are not the same on all ranks.
+    def compare(self, facts: Callable[[], Mapping[str, str]]) -> None:
+        """Refuse to train together where these facts are not the same on all ranks, or cannot be had on one.
 
         Rank 0 raises `ValueError` with one message; the others end with exit code 2.
         """
+        try:
+            own, problems = dict(facts()), []
+        except (ValueError, OSError) as error:
+            own, problems = {_PROBLEM: str(error)}, [str(error)]
         if self.rank:
-            self.link.reply(dict(facts))
+            self.link.reply(own)
             if not self.link.receive():
                 raise SystemExit(2)
             return
-        problems = []
         for rank, found in enumerate(self.link.replies(), 1):
-            for name, ours in facts.items():
-                if found.get(name) != ours:
-                    problems.append(f"{name}: rank 0 has {ours[:60]}, rank {rank} has {found.get(name, 'none')[:60]}")
+            if problem := found.get(_PROBLEM):
+                problems += [] if problem in problems else [f"rank {rank}: {problem}"]
+                continue
+            for name in [] if _PROBLEM in own else own:
+                if found.get(name) != own[name]:
+                    problems.append(
+                        f"expected the same on all {self.num_ranks} ranks, found: {name}: rank 0 has {own[name][:60]}, "
+                        f"rank {rank} has {found.get(name, 'none')[:60]}"
+                    )
         self.link.send([not problems] * (self.num_ranks - 1))
         if problems:
             more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
             shown = "; ".join(problems[:_SHOWN])
             raise ValueError(
-                f"engine: expected the same on all {self.num_ranks} ranks, found: {shown}{more}; "
-                "start all of them with one command, from one installation, on the same files"
+                f"engine: {shown}{more}; start all ranks with one command, from one installation, on the same files"
             )
 
     def close(self) -> None:

@@ -198,8 +198,15 @@ class ShardedEngine:
     def _mark_layers(self) -> None:
         """Count layers as progress, which tells a rank that is stuck from those that wait for it."""
         marks = self.ranks.watch.marks
+
+        def mark(layer: nn.Module, inputs: object, output: object) -> None:
+            marks.one()
+            hidden = output[0] if isinstance(output, tuple) else output
+            if isinstance(hidden, Tensor) and hidden.requires_grad:
+                hidden.register_hook(lambda gradient: marks.one())
+
         for layer in layers_of(self.model):
-            layer.register_forward_hook(lambda *_, marks=marks: marks.one())
+            layer.register_forward_hook(mark)
 
 
 def opened_ahead(part: Part) -> Iterator[Batch | None]:

@@ -27,6 +27,10 @@ dist: Any = torch.distributed
 EXIT_CODE = 10
 _BEAT_S = 0.5
 _DONE = 2**62
+_TIMED = ("accumulate", "logprobs", "step", "weights", "embeddings")
+"""Verbs in which all ranks make the same marks, many times a second. Others may take long between two marks."""
+_SLOW, _UNCLEAR = 20, 4
+"""Times of `patience_s` that ranks may stand still in other verbs, and where none is behind another."""
 _GRACE_S = 2.0
 """Seconds in which what one rank reports may still come to the others on the ordinary way."""
 
@@ -85,6 +89,11 @@ class Marks:
     def one(self) -> None:
         """The work went on."""
         self.count += 1
+
+    def wait(self) -> None:
+        """This rank has done its part, and waits for the others."""
+        self.place = "waiting for the others"
+        self.count = _DONE
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -168,6 +177,7 @@ class Watch:
         """Rank 0 ends for a reason of its own in the middle of a verb: end the other ranks."""
         with suppress(RuntimeError):
             self._store_of_thread().set("end", "rank 0 has ended")
+        self._ends.set()  # the others end because they are told to
 
     def close(self) -> None:
         """Stop watching: the run ends in good order."""
@@ -250,7 +260,7 @@ class Watch:
         raised: list[str] = []
         for rank, one in seen.items():
             key = f"failed/{rank}"
-            if rank and self._store.check([key]):
+            if self._store.check([key]):
                 kind, text = json.loads(self._store.get(key))
                 wait = _GRACE_S if kind == "raised" else _GRACE_S + self._patience
                 if now - self._failed_at.setdefault(rank, now) > wait:
@@ -263,15 +273,19 @@ class Watch:
 
     def _stuck(self, seen: dict[int, _Seen], now: float) -> str:
         """Ranks that are behind in the same verb, when no rank has gone on for as long as patience lasts."""
-        if not seen[0].report.verb or not all(now - one.mark_at > self._patience for one in seen.values()):
+        verb = seen[0].report.verb
+        patience = self._patience if verb in _TIMED else _SLOW * self._patience
+        still = min(now - one.mark_at for one in seen.values())
+        if not verb or still <= patience:
             return ""
         furthest = max(_how_far(one.report) for one in seen.values())
         behind = [rank for rank, one in seen.items() if _how_far(one.report) < furthest]
         if not behind:
-            return ""
+            whole = still > _UNCLEAR * patience
+            return f"no rank went on for {still:.0f} s, and none is behind another" if whole else ""
         slowest = min(behind, key=lambda rank: _how_far(seen[rank].report))
         return (
-            f"{_named(slowest, seen[slowest].report)} is stuck: no rank went on for {self._patience:g} s "
+            f"{_named(slowest, seen[slowest].report)} is stuck: no rank went on for {patience:g} s "
             "(engine.patience_s), and this one is the furthest behind"
         )
 

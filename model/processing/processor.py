@@ -9,11 +9,13 @@ import copy
 import dataclasses
 import json
 import socket
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -89,7 +91,7 @@ class StoredPicture:
     def open(self) -> Tensor:
         """Its pixels. `MediaError` names the file and the host where it cannot be read."""
         try:
-            return torch.from_numpy(open_visual(self.visual, self.settings, Path(self.root))[self.frame])
+            return torch.from_numpy(_frames(self.root, self.visual, self.settings)[self.frame])
         except MediaError as error:
             raise MediaError(
                 f"{error}; on host {socket.gethostname()}: every process of an engine must see the data's folder"
@@ -97,6 +99,17 @@ class StoredPicture:
 
 
 _BYTES_OF_STORED = 512
+_latest = threading.local()
+"""The file that this thread opened last: the frames of a video come one after the other."""
+
+
+def _frames(root: str, visual: Visual, settings: ProcessorSettings) -> "list[np.ndarray]":
+    if not visual.media.num_frames:
+        return open_visual(visual, settings, Path(root))
+    key = root, visual, settings
+    if getattr(_latest, "key", None) != key:
+        _latest.frames, _latest.key = open_visual(visual, settings, Path(root)), key
+    return _latest.frames
 
 
 class Processor:

@@ -235,7 +235,10 @@ class RunFolder:
                 self._saving = BackgroundFolder(folder, engine.save_in_background), whole
             else:
                 write_folder(folder, {}, lambda staging: self._with_state(engine.save(staging), staging, whole))
-                self._saved(folder.name)
+                self._prune()
+        if self.config.export_checkpoints and self.exporter is not None:
+            with self.space_for(f"the model of step {state['step']}"):
+                self.exporter(self.folder / "exports" / folder.name)
         for log in self._logs.values():
             log.refuse_loss()
 
@@ -246,16 +249,10 @@ class RunFolder:
         (folder, whole), self._saving = self._saving, None
         with self.space_for(f"the checkpoint of step {whole['step']}"):
             folder.publish(lambda digests: {STATE: _state_bytes(whole, digests)})
-            self._saved(self._checkpoint(whole["step"]).name)
+            self._prune()
 
     def _with_state(self, digests: Digests, staging: Path, whole: State) -> Digests:
         return {**digests, STATE: write_stream(staging / STATE, [_state_bytes(whole, digests)])}
-
-    def _saved(self, name: str) -> None:
-        """A checkpoint is there: prune older ones, and write the model beside it where that is asked for."""
-        if self.config.export_checkpoints and self.exporter is not None:
-            self.exporter(self.folder / "exports" / name)
-        self._prune()
 
     @contextmanager
     def saved_on_stop(self, engine: Saves, state: Callable[[], State]) -> Iterator[StopSignal]:
@@ -271,6 +268,10 @@ class RunFolder:
                 self.end_saving()
                 if not self._checkpoint(state()["step"]).exists():
                     self.save(engine, state())
+                    self.end_saving()
+                raise
+            except (ValueError, ArithmeticError):
+                with suppress(Exception):  # what ended the run is what a person has to hear of
                     self.end_saving()
                 raise
 
@@ -427,7 +428,7 @@ class RunFolder:
         for old in self._checkpoints()[: -self.config.keep_checkpoints]:
             reach("save.prune")
             delete_written(old)
-            if (export := self.folder / "exports" / old.name).is_dir():
+            for export in (self.folder / "exports").glob(f"{old.name}*"):  # the model, and adapters beside it
                 delete_written(export)
 
     def _open_logs(self, step: int, counts: Mapping[str, int]) -> None:

@@ -127,7 +127,7 @@ def ask_to_stop(cause: str) -> None:
     """
     if _open_signals:
         _open_signals[-1].ask(cause)
-    else:
+    elif not _watchdog.insists:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
@@ -161,10 +161,12 @@ class _Watchdog:
 
     def __init__(self) -> None:
         self.outlives_loops = False  # a command is under way, which has to end as well
+        self.insists = False  # SIGTERM came, and the process is about to end
         self._rests = threading.Event()
 
     def insist(self, seconds: float) -> None:
         """Send SIGTERM again after so many seconds, unless they are 0, and end the process if that does not help."""
+        self.insists = True
         if self._rests.is_set():
             self._rests = threading.Event()
         rests = self._rests

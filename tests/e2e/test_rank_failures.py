@@ -23,6 +23,18 @@ def failed_run(folder: Path, how: str, rank: int = 1) -> tuple[list[int], str, f
 
 @pytest.mark.parametrize(
     ("how", "cause"),
+    [("raises", "ArithmeticError: the loss does not work"), ("memory", "out of memory in micro-batch 2 of 3, of")],
+)
+def test_rank_0_names_itself(tmp_path, how, cause):
+    """Its error is not lost while the others wait for it, and none of them is blamed."""
+    codes, said, took = failed_run(tmp_path, how, rank=0)
+    last = said.strip().splitlines()[-1]
+    assert cause in last and "rank 0" in last and "rank 1 (" not in last, said[-3000:]
+    assert codes[0] == EXIT_CODE and took < PATIENCE + 5
+
+
+@pytest.mark.parametrize(
+    ("how", "cause"),
     [
         ("killed", "was killed or ended without a word"),
         ("raises", "ArithmeticError: the loss does not work"),

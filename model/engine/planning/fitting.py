@@ -23,9 +23,12 @@ def job_of(
     if isinstance(config, ShardedConfig):
         spread = Spread(True, ranks, config.replicas)
     if isinstance(config, FsdpConfig):
-        spread = Spread(True, ranks, config.replicas, 8, config.offload_moments, config.reduce_each)
+        # On a CPU the host's memory is the device's.
+        offloads = config.offload_moments and device.type == "cuda"
+        spread = Spread(True, ranks, config.replicas, 8, offloads, config.reduce_each)
     if isinstance(config, DeepspeedConfig):
-        spread = Spread(True, ranks, 1, 8, config.offload_optimizer, stage=config.stage)
+        offloads = config.offload_optimizer and device.type == "cuda"
+        spread = Spread(True, ranks, 1, 8, offloads, stage=config.stage)
     return Job(
         config=shapes,
         batch=MicroBatch(config.micro_batch_tokens - scored, 1, scored),
@@ -65,6 +68,12 @@ def require_room(
     if not config.check_memory:
         return
     found = memory(job_of(config, shapes, adapter, device, ranks))
+    on_host = free_memory(torch.device("cpu"))
+    if found.host > on_host:
+        raise ValueError(
+            f"engine: expected a host with {found.host / GIB:.1f} GiB free for what is offloaded by all processes of a "
+            f"node, found {on_host / GIB:.1f} GiB; offload nothing, use more nodes, or set engine.check_memory=false"
+        )
     sharing = processes_here if device.type == "cpu" else 1
     free = free_memory(device)
     if sharing * found.total <= free:

@@ -94,8 +94,10 @@ def test_a_full_disk_is_said_when_the_checkpoint_is_asked_for(tmp_path):
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step_00000001"]
 
 
-def test_models_beside_checkpoints_are_written_and_pruned_with_them(tmp_path):
-    run, engine = make(tmp_path / "run", export_checkpoints=True, save_in_background=False), Counter()
+@pytest.mark.parametrize("in_background", [False, True])
+def test_models_beside_checkpoints_are_written_and_pruned_with_them(tmp_path, in_background):
+    """A model holds the weights of its checkpoint, although the checkpoint may appear steps later."""
+    run, engine = make(tmp_path / "run", export_checkpoints=True, save_in_background=in_background), Counter()
     run.restore(engine)
 
     def export(folder: Path) -> None:
@@ -107,6 +109,8 @@ def test_models_beside_checkpoints_are_written_and_pruned_with_them(tmp_path):
     for step in range(1, 5):
         engine.value = step
         run.save(engine, {"step": step})
+        engine.value = 100 + step
+    run.end_saving()
     exports = tmp_path / "run" / "exports"
     assert {path.name: (path / "model.txt").read_text() for path in exports.iterdir()} == {
         "step_00000003": "3",
