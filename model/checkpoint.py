@@ -85,7 +85,7 @@ def save_model(
 
     `dtype` keep is that of the folder that the model was loaded from.
     """
-    write_checkpoint(folder, model.config, processor, sorted_tensors(model), max_shard_bytes, dtype)
+    write_checkpoint(Path(folder), model.config, processor, sorted_tensors(model), max_shard_bytes, dtype)
 
 
 def write_checkpoint(

@@ -21,6 +21,10 @@ from rlhf.planning.config import EstimateConfig
 def run(config: EstimateConfig, resolved: str) -> None:
     """Print the estimate, or the table of docs/clusters.md."""
     if config.table:
+        if config.output:
+            raise ValueError(
+                "output: the table is Markdown on stdout, so expected nothing here; set table=false for JSON"
+            )
         print(table(config))
         return
     shapes = shapes_of(config)
@@ -37,8 +41,9 @@ def shapes_of(config: EstimateConfig) -> SailVL2Config:
 def facts(config: EstimateConfig, shapes: SailVL2Config) -> JsonObject:
     """Everything that the command says, as plain values."""
     from rlhf.algorithms.registry import build_algorithm
-    from rlhf.planning.step import advice, estimate, parameters_text
+    from rlhf.planning.step import advice, estimate, parameters_text, require_possible
 
+    require_possible(config, shapes)
     config = replace(config, rollouts=config.rollouts.within(shapes.language.max_position_embeddings))
     algorithm = build_algorithm(config.algorithm, config.rollouts.max_completion_tokens)
     machine = machine_of(config)

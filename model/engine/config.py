@@ -177,6 +177,23 @@ def require_fitting(engine: EngineConfig, run: RunConfig) -> None:
         )
 
 
+def require_for_deepspeed(engine: EngineConfig, has_experts: bool, has_adapters: bool) -> None:
+    """`ValueError` for a model that DeepSpeed does not train here; other engines take all."""
+    if not isinstance(engine, DeepspeedConfig):
+        return
+    if has_experts and engine.stage == 3:
+        raise ValueError(
+            "engine.stage: expected 1 or 2 for a model with experts, found 3; under ZeRO-3 DeepSpeed expects that all "
+            "processes run the same modules in the same order, which routing does not promise; use engine.stage=2, or "
+            "engine=fsdp, which shards experts too"
+        )
+    if has_adapters:
+        raise ValueError(
+            "engine: expected fsdp or local for a model with adapters, found deepspeed; it shards what the optimizer "
+            "updates, which adapters make small, and would round them to the type that computes"
+        )
+
+
 ENGINE_CONFIGS: dict[str, type[EngineConfig]] = {
     "local": EngineConfig,
     "fsdp": FsdpConfig,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from model.batch import ModelInputs
 from model.config import MoeLanguageConfig, Tower
 from model.engine.base import StepResult
-from model.engine.config import DeepspeedConfig, OptimizerConfig
+from model.engine.config import DeepspeedConfig, OptimizerConfig, require_for_deepspeed
 from model.engine.device import free_memory, pick_dtype, prepare_cpu
 from model.engine.fsdp import FsdpScorer, fill_shards, sharded_model
 from model.engine.ranks import Ranks
@@ -420,20 +420,10 @@ def whole_model(source: ModelSource, config: DeepspeedConfig, dtype: torch.dtype
             "engine: expected weights of float32 at most, found float64; DeepSpeed would "
             "make them float32 without a word; engine=fsdp and engine=local train in float64"
         )
-    if isinstance(model_config.language, MoeLanguageConfig) and config.stage == 3:
-        raise ValueError(
-            "engine.stage: expected 1 or 2 for a model with experts, found 3; under ZeRO-3 DeepSpeed expects that all "
-            "processes run the same modules in the same order, which routing does not promise; use engine.stage=2, or "
-            "engine=fsdp, which shards experts too"
-        )
     with torch.device("meta"):
         model = SailVL2(model_config)
     source.prepare(model)
-    if is_adapted(model):
-        raise ValueError(
-            "engine: expected fsdp or local for a model with adapters, found deepspeed; it shards what the optimizer "
-            "updates, which adapters make small, and would round them to the type that computes"
-        )
+    require_for_deepspeed(config, isinstance(model_config.language, MoeLanguageConfig), is_adapted(model))
     model.to_empty(device="cpu").float()
     model.language_model.tie()
     with torch.no_grad():

@@ -87,7 +87,7 @@ class Lead:
         self.ranks.watch.marks.begin(verb)
         self.is_waited_for = True
         with self._naming_failures():
-            messages = {id(own): (verb, function, own) for own in arguments}  # what is equal for all is packed once
+            messages = {id(own): (verb, function, own) for own in arguments}  # equal ones are packed once
             self.ranks.link.send([messages[id(own)] for own in arguments[1:]])
 
     def give_up(self) -> None:
@@ -110,7 +110,9 @@ class Lead:
         tensors = self.here.held[number].weights(dtype)
         try:
             with self._naming_failures():
-                yield from tensors
+                # `yield from` would close them where the caller stops.
+                for pair in tensors:  # noqa: UP028
+                    yield pair
         finally:
             deque(tensors, maxlen=0)
             self.answers()

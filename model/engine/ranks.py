@@ -81,7 +81,8 @@ class Ranks:
 
     def described(self) -> str:
         """Say how the model is spread, in one line."""
-        spread = f"{self.num_ranks} processes, the weights sharded over {self.num_shards} of them"
+        processes = "one process" if self.num_ranks == 1 else f"{self.num_ranks} processes"
+        spread = f"{processes}, the weights sharded over {self.num_shards} of them"
         copies = f", {self.config.replicas} replicas" if self.config.replicas > 1 else ""
         return f"engine: {self.config.name}, {spread}{copies}"
 

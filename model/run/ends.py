@@ -10,6 +10,7 @@ from typing import TextIO
 from model.run.durable import OUT_OF_SPACE, OutOfSpace
 from model.run.interrupt import CONTINUES, Terminated, answer_sigterm
 from model.run.printable import printable
+from model.run.world import World
 
 _USER_ERROR = 2
 _INTERRUPTED, _PIPE_CLOSED = 130, 141  # as shells say of programs that SIGINT and SIGPIPE end
@@ -26,7 +27,8 @@ def run_command(command: Callable[[], int]) -> int:
             sys.stdout.flush()  # the interpreter would do so too late for an exit code of ours
             return code
     except Terminated as stop:
-        print(f"error: {stop}", file=sys.stderr)
+        if not World.of_environment().follows:  # torchrun ends the others when one has ended
+            print(f"error: {stop}", file=sys.stderr)
         return stop.code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

@@ -202,6 +202,7 @@ class RunFolder:
                 print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
                 continue
             engine.load(folder)
+            self._export(folder.name)  # a stop may have come between a checkpoint and the model beside it
             break
         if not found:
             self._refuse_lost_checkpoints()
@@ -236,11 +237,16 @@ class RunFolder:
             else:
                 write_folder(folder, {}, lambda staging: self._with_state(engine.save(staging), staging, whole))
                 self._prune()
-        if self.config.export_checkpoints and self.exporter is not None:
-            with self.space_for(f"the model of step {state['step']}"):
-                self.exporter(self.folder / "exports" / folder.name)
+        self._export(folder.name, is_new=True)
         for log in self._logs.values():
             log.refuse_loss()
+
+    def _export(self, name: str, is_new: bool = False) -> None:
+        """Write the present model beside a checkpoint, where that is asked for and not done."""
+        target = self.folder / "exports" / name
+        if self.config.export_checkpoints and self.exporter is not None and (is_new or not target.exists()):
+            with self.space_for(f"the model {target}"):
+                self.exporter(target)
 
     def end_saving(self) -> None:
         """Wait for the checkpoint that is being written, and let it appear."""
@@ -271,7 +277,7 @@ class RunFolder:
                     self.end_saving()
                 raise
             except (ValueError, ArithmeticError):
-                with suppress(Exception):  # what ended the run is what a person has to hear of
+                with suppress(Exception):  # a person has to hear of what ended the run
                     self.end_saving()
                 raise
 

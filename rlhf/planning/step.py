@@ -1,13 +1,14 @@
 """Estimate a step of RL: memory of a GPU and of the host, seconds by part, and what to change where it does not fit."""
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from itertools import combinations
 from math import ceil
 from typing import Any
 
-from model.config import SailVL2Config
-from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, ShardedConfig
+from model.config import MoeLanguageConfig, SailVL2Config
+from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, ShardedConfig, require_for_deepspeed
 from model.engine.parts import Costs
 from model.engine.planning.estimate import Job, Memory, MicroBatch, Sizes, Spread, memory, pass_seconds, update_seconds
 from model.engine.planning.machines import Machine
@@ -211,7 +212,7 @@ def _single_changes(config: EstimateConfig) -> Iterator[tuple[str, Change]]:
             f"rollouts.max_rows={rows}",
             lambda one: replace(one, rollouts=replace(one.rollouts, max_rows=rows)),
         )
-    if rollouts.name == "embedded" and isinstance(engine, ShardedConfig):
+    if rollouts.name == "embedded" and (isinstance(engine, ShardedConfig) or config.gpus * config.nodes > 1):
         yield "rollouts=vllm", _with_vllm  # on GPUs of its own
     if not isinstance(config.adapter, LoraConfig):
         yield "adapter=lora", lambda one: replace(one, adapter=LoraConfig())
@@ -238,10 +239,18 @@ def advice(
 ) -> tuple[str, Estimate] | None:
     """The mildest change that fits, found by trying; None where none of those tried does."""
     for keys, changed in changes(config):
-        found = estimate(changed, shapes, algorithm, machine)
-        if found.fits:
-            return keys, found
+        with suppress(ValueError):
+            require_possible(changed, shapes)
+            found = estimate(changed, shapes, algorithm, machine)
+            if found.fits:
+                return keys, found
     return None
+
+
+def require_possible(config: EstimateConfig, shapes: SailVL2Config) -> None:
+    """`ValueError` for what a run with this config would refuse."""
+    has_experts = isinstance(shapes.language, MoeLanguageConfig)
+    require_for_deepspeed(config.engine, has_experts, isinstance(config.adapter, LoraConfig))
 
 
 def parameters_text(sizes: Sizes) -> str:

@@ -108,7 +108,7 @@ def test_tokens_of_older_weights_are_told_apart(scene, capsys):
     groups = groups_of(worker, requests)
     with torch.no_grad():
         model.language_model.model.norm.weight.mul_(1.5)
-    policy.engine.step_count = 1
+    policy.engine._updates.step_count = 1
     metrics = look(scene, groups=groups)
     assert metrics["mismatch/older_weights"] > 0.01 and "mismatch/present" not in metrics
     assert capsys.readouterr().err == ""
