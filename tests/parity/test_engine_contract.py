@@ -59,18 +59,17 @@ class Subject:
         return "-".join([self.engine, str(self.num_processes), *(f"{k}={v}" for k, v in self.overrides.items())])
 
 
+NO_ADAPTERS = ("adapted", "adapted_resumed")
 SUBJECTS = [
     Subject("local", 1),
     Subject("fsdp", 1),
     Subject("fsdp", 2),
     Subject("fsdp", 4, {"replicas": 2, "offload_moments": True}),
     Subject("fsdp", 3, {"reduce_each": False}),
-    Subject("deepspeed", 1, {"stage": 2}, ("precise",)),
-    Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow")),
-    Subject("deepspeed", 2, {"stage": 2}, ("precise",)),
-    Subject("deepspeed", 2, {"stage": 3}, ("precise", "tiny_moe")),
-    Subject("deepspeed", 2, {"stage": 3, "offload_optimizer": True}, ("precise", "tiny_moe")),
-    Subject("deepspeed", 4, {"stage": 2, "offload_optimizer": True}, ("precise",)),
+    Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow", *NO_ADAPTERS)),
+    Subject("deepspeed", 2, {"stage": 2}, ("precise", *NO_ADAPTERS)),
+    Subject("deepspeed", 2, {"stage": 3}, ("precise", "tiny_moe", *NO_ADAPTERS)),
+    Subject("deepspeed", 4, {"stage": 2, "offload_optimizer": True}, ("precise", *NO_ADAPTERS)),
 ]
 FAST = ("local-1", "fsdp-2")
 
