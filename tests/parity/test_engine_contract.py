@@ -132,9 +132,10 @@ def test_case(found, case, tmp_path):
         assert own.keys() == reference.keys()
     else:
         # Sums over two and four ranks come in the order of the reference's; over three they do not, and AdamW's first
-        # updates enlarge what is rounded in gradients near its epsilon.
-        plain = 1e-6 if subject.num_processes != 3 else 1e-5
-        assert distance(own, reference) <= TOLERANCES.get(name, plain)
+        # updates enlarge what is rounded in gradients near its epsilon; in bfloat16 a loss times three is rounded anew.
+        of_three = {"narrow": 2**-7, "precise": 1e-12}
+        limits = of_three if subject.num_processes == 3 else TOLERANCES
+        assert distance(own, reference) <= limits.get(name, 1e-5 if limits is of_three else 1e-6)
 
 
 @pytest.mark.parametrize("rows", [[], [5], [0, 1, 2, 3, 4, 5]], ids=["no images", "one", "all"])
