@@ -4,6 +4,7 @@ Every process makes the same calls at the same time, with micro-batches of its o
 """
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -75,7 +76,7 @@ class ShardedScorer:
         return found
 
 
-class ShardedEngine:
+class ShardedEngine(ABC):
     """The part of one process in `TrainEngine`'s verbs. `Lead` and `follow` call it on all of them alike.
 
     A library of sharded training gives it the model, the backward pass, the update, and the rows of this process.
@@ -158,20 +159,23 @@ class ShardedEngine:
         self._backward(loss_sum * (self.ranks.num_ranks / denominator))
         return {**figures, "loss": loss_sum.item() / denominator}
 
+    @abstractmethod
     def _before_micro_batch(self, is_last: bool, with_tiles: bool) -> None:
         """Prepare the library for a micro-batch, which may be the last one of this call."""
-        raise NotImplementedError
+        ...
 
     def _backward(self, loss: Tensor) -> None:
         loss.backward()
 
+    @abstractmethod
     def _weight_shards(self) -> Mapping[str, Shard]:
         """Return the rows of the weights that this process holds, or wants to read."""
-        raise NotImplementedError
+        ...
 
+    @abstractmethod
     def _moment_shards(self) -> Mapping[str, Shard]:
         """Return the rows of the moments that this process holds, or wants to read."""
-        raise NotImplementedError
+        ...
 
     def _write(self, folder: Path) -> Digests:
         """Write this rank's rows of weights and moments."""
