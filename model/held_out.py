@@ -50,9 +50,11 @@ class HeldOut:
                 f"{gone} is gone, the weights of step {self.best_step}; the next better ones are kept", file=sys.stderr
             )
 
-    def evaluate_if_due(self, step: int, last: int, run: RunFolder) -> dict[str, float]:
-        """The loss after `step` updates, for metrics.jsonl; empty when it is not due."""
-        if self._rows is None or not (step % self._config.every == 0 or step == last):
+    def evaluate_if_due(self, step: int, last: int, run: RunFolder, since: int | None = None) -> dict[str, float]:
+        """The loss after `step` updates, for metrics.jsonl; empty when it has not fallen due after update `since`, which
+        is the one before unless another is given."""
+        every, before = self._config.every, step - 1 if since is None else since
+        if self._rows is None or not (step // every > before // every or step == last):
             return {}
         nll, tokens, num_rows = self._score(self._rows)
         self.latest = nll / tokens

@@ -10,6 +10,7 @@ from torch import Tensor
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
 from model.data.sources import DataFolders, RowSource, StepRows, input_of_tables
+from model.engine.adalrs import RateSearch
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
 from model.engine.build import open_engine
@@ -24,7 +25,7 @@ from model.run.folder import RunFolder
 from model.run.guidance import after_training
 from model.run.identity import Input, outside_keys
 from model.run.progress import StageProgress
-from model.run.state import restore_sections, sections_of
+from model.run.rate_plot import plot_rates
 
 if TYPE_CHECKING:
     from model.engine.lead import Lead
@@ -75,6 +76,9 @@ def run_supervised(
         run.exporter = lambda folder: engine.export(folder, processor, config.dtype)
         with StageProgress(title, config.max_steps) as progress:
             train_supervised(config, engine, processor, rows_of_step, held_out, run, progress)
+        if config.adalrs.window:
+            with run.space_for("adalrs.png"):
+                plot_rates(run.folder)
         with run.space_for("final"):
             engine.export(run.final_folder, processor, config.dtype)
         run.finish({"steps": engine.step_count, **held_out.summary})
@@ -94,10 +98,9 @@ def train_supervised(
     has_routers = isinstance(processor.config.language, MoeLanguageConfig)
     balance_coefficient = config.balance_coefficient if has_routers else 0.0
     sections = {"rows": rows_of_step, "held_out": held_out}
-    state = run.restore(engine)
-    if state["step"]:
-        restore_sections(state, sections)
-    with run.saved_on_stop(engine, lambda: sections_of(engine.step_count, sections)) as stop:
+    search = RateSearch(config.adalrs, config.max_steps, run, engine, sections, progress.say)
+    search.restore(run.restore(engine))
+    with run.saved_on_stop(engine, lambda: search.state(engine.step_count)) as stop:
         with stop.at_once():
             held_out.start(engine.step_count, run)
         while engine.step_count < config.max_steps:
@@ -117,10 +120,14 @@ def train_supervised(
                     inputs = [batch.inputs for batch in batches]
                     loss = BalancedLoss.over(loss, engine, inputs, balance_coefficient, denominator)
                 totals = engine.accumulate(batches, loss, denominator).total()
-                result = engine.step()
-            step = engine.step_count
-            with run.timed("evaluate"), stop.at_once():
-                evaluated = held_out.evaluate_if_due(step, config.max_steps, run)
+                result = engine.step(search.scale)
+            step, settled = engine.step_count, search.settled_step
+            if search.observe(step, totals["nll"] / num_tokens if result.applied else None):
+                continue
+            evaluated = {}
+            if not search.is_trying:
+                with run.timed("evaluate"), stop.at_once():
+                    evaluated = held_out.evaluate_if_due(step, config.max_steps, run, settled)
             if evaluated:
                 progress.say(f"step {step}{held_out.shown}")
             run.log(
@@ -134,12 +141,12 @@ def train_supervised(
                     "grad_norm": result.grad_norm,
                     "skipped": float(not result.applied),
                     **{name: totals[name] for name in ("balance", "expert_entropy") if name in totals},
+                    **search.metrics,
                     **evaluated,
                 },
             )
             progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}{held_out.shown}")
-            if run.is_due(step, config.max_steps):
-                run.save(engine, sections_of(step, sections))
+            search.save_if(run.is_due(step, config.max_steps), step)
 
 
 def make_train_batch(rows: Sequence[Row], processor: Processor) -> TrainBatch:

@@ -72,7 +72,7 @@ def _merged(name: str, one: float, other: float) -> float:
 class StepResult:
     """One optimizer update. `applied` is False when a non-finite loss or gradient was kept from the weights."""
 
-    learning_rate: float
+    learning_rate: float  # of this update: the scheduled one times the scale that was asked for
     grad_norm: float  # before it was scaled down
     applied: bool
     tower_norms: dict[str, float] = field(default_factory=dict)  # norm of each tower's own gradient
@@ -117,8 +117,11 @@ class TrainEngine(Scorer, Protocol):
         """Add the gradient of the loss's sum over all batches / `denominator`, which is that of the whole update."""
         ...
 
-    def step(self) -> StepResult:
-        """Clip, check, update, and clear the gradient. `NonFiniteError` after too many skipped updates in a row."""
+    def step(self, rate_scale: float = 1.0) -> StepResult:
+        """Clip, check, update at `rate_scale` times the scheduled learning rate, and clear the gradient.
+
+        `NonFiniteError` after too many skipped updates in a row.
+        """
         ...
 
     def weights(self) -> Iterator[tuple[str, Tensor]]:

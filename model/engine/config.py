@@ -220,6 +220,58 @@ class HeldOutConfig:
 
 
 @dataclass
+class AdaLrsConfig:
+    """AdaLRS searches the learning rate while a run trains (SAIL-VL2 report, section 3.2.3); docs/adalrs.md explains it.
+
+    The report gives no values. Those for `up`, `down`, `decay`, `begin` and `end` are the method's own (arXiv
+    2506.13274) where it names some.
+    """
+
+    window: int = 0
+    """updates over which the slope of the loss is measured, k in the report; 0: no search"""
+    up: float = 3.0
+    """factor of the rate in a trial, alpha; it decays to 1"""
+    down: float = 2.0
+    """divisor of the rate after a trial with a slower descent, beta; it decays to 1"""
+    decay: float = 0.99
+    """what remains of both factors after each window, lambda"""
+    begin: float = 0.1
+    """share of the run after which the search begins"""
+    end: float = 0.4
+    """share of the run at which the search ends; the scheduled rates then stay at the scale that was found"""
+    guard: bool = True
+    """end a trial at once when the loss exceeds its highest value so far, and try no rate as high again"""
+
+    def __post_init__(self) -> None:
+        if self.window and self.window < 3:
+            raise ValueError(
+                f"adalrs.window: expected 0 or at least 3 updates, which a slope and its error take, found {self.window}"
+            )
+        for name in ("up", "down"):
+            if not 1 < getattr(self, name) < float("inf"):
+                raise ValueError(f"adalrs.{name}: expected a factor above 1, found {getattr(self, name)}")
+        if not 0 < self.decay <= 1:
+            raise ValueError(f"adalrs.decay: expected above 0, and 1 at most, found {self.decay}")
+        if not 0 <= self.begin < self.end <= 1:
+            raise ValueError(
+                f"adalrs.begin, adalrs.end: expected shares of the run, 0 <= begin < end <= 1, found {self.begin} and "
+                f"{self.end}"
+            )
+
+    def steps(self, total: int) -> tuple[int, int]:
+        """The updates between which the search lies, in a run of `total`. `ValueError` where no trial fits between
+        them."""
+        first, last = round(self.begin * total), round(self.end * total)
+        if self.window and last - first < 2 * self.window:
+            raise ValueError(
+                f"adalrs.window: expected at most {(last - first) // 2} updates, because a window and a trial have to "
+                f"fit between adalrs.begin and adalrs.end, which are updates {first} and {last} of {total}; found "
+                f"{self.window}"
+            )
+        return first, last
+
+
+@dataclass
 class SupervisedConfig:
     """The settings that pre-training and supervised fine-tuning share."""
 
@@ -237,6 +289,7 @@ class SupervisedConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
+    adalrs: AdaLrsConfig = field(default_factory=AdaLrsConfig)
     run: RunConfig = field(default_factory=RunConfig)
 
     def __post_init__(self) -> None:
@@ -255,6 +308,11 @@ class SupervisedConfig:
             )
         if not 0 <= self.balance_coefficient < float("inf"):
             raise ValueError(f"balance_coefficient: expected 0 or more, found {self.balance_coefficient}")
+        if self.adalrs.window and self.engine.max_skipped_updates < 2:
+            raise ValueError(
+                "engine.max_skipped_updates: expected at least 2 with adalrs.window, because a trial is undone at the "
+                f"first update that is skipped, found {self.engine.max_skipped_updates}"
+            )
 
     def steps_for(self, steps_per_pass: int) -> int:
         """The updates of the whole run, where one pass over the rows takes so many."""

@@ -109,9 +109,9 @@ class DeepspeedEngine(ShardedEngine):
             f"{free_memory(ranks.device) / 2**30:.1f} GiB free here",
         ]
 
-    def step(self) -> StepResult:
-        """Clip, check, update, and clear the gradient."""
-        learning_rate = self._updates.learning_rate
+    def step(self, rate_scale: float = 1.0) -> StepResult:
+        """Clip, check, update at so many times the scheduled rate, and clear the gradient."""
+        learning_rate = self._updates.learning_rate(rate_scale)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._measured = 0.0, True, [0.0] * len(Tower)

@@ -117,9 +117,9 @@ class FsdpEngine(ShardedEngine):
             f"{free_memory(device) / 2**30:.1f} GiB free here",
         ]
 
-    def step(self) -> StepResult:
-        """Clip, check, update the shards, and clear the gradient."""
-        learning_rate = self._updates.learning_rate
+    def step(self, rate_scale: float = 1.0) -> StepResult:
+        """Clip, check, update the shards at so many times the scheduled rate, and clear the gradient."""
+        learning_rate = self._updates.learning_rate(rate_scale)
         squares = [self._square_sum(tower) for tower in Tower]
         numbers = torch.stack([*squares, torch.tensor(float(not self._loss_is_finite), dtype=torch.float64)])
         numbers = numbers.to(self.ranks.device)

@@ -279,8 +279,8 @@ class LeadEngine:
         answers = self.lead.on_all("accumulate", _accumulate, arguments)
         return LossSums(tuple(_in_order([sums.parts for sums in answers], dealt)))
 
-    def step(self) -> StepResult:
-        return self.lead.on_all_alike("step", _step, self._number)[0]
+    def step(self, rate_scale: float = 1.0) -> StepResult:
+        return self.lead.on_all_alike("step", _step, self._number, rate_scale)[0]
 
     def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
         return self._scorer.logprobs(batches)
@@ -357,8 +357,8 @@ def _accumulate(here: Here, number: int, *arguments: Any) -> LossSums:
     return here.held[number].accumulate(*arguments)
 
 
-def _step(here: Here, number: int) -> StepResult:
-    return here.held[number].step()
+def _step(here: Here, number: int, rate_scale: float) -> StepResult:
+    return here.held[number].step(rate_scale)
 
 
 def _logprobs(here: Here, number: int, *arguments: Any) -> list[TokenScores]:

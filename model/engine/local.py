@@ -142,8 +142,8 @@ class LocalEngine:
     def embeddings(self, inputs: ModelInputs) -> Tensor:
         return self.compute_model.embed(inputs.to(self._device))
 
-    def step(self) -> StepResult:
-        learning_rate = self._updates.learning_rate
+    def step(self, rate_scale: float = 1.0) -> StepResult:
+        learning_rate = self._updates.learning_rate(rate_scale)
         tower_norms = {tower.value: self._tower_norm(tower) for tower in Tower}
         total = torch.linalg.vector_norm(torch.stack(list(tower_norms.values())))
         norm = total.item()

@@ -28,10 +28,9 @@ class UpdateCount:
             **model,
         }
 
-    @property
-    def learning_rate(self) -> float:
-        """That of the next update."""
-        return learning_rate_at(self.step_count, self._total_steps, self._optimizer)
+    def learning_rate(self, scale: float = 1.0) -> float:
+        """That of the next update: `scale` times the scheduled one."""
+        return scale * learning_rate_at(self.step_count, self._total_steps, self._optimizer)
 
     def add(self, applied: bool, norm: float) -> None:
         """Count an update with this gradient norm. `NonFiniteError` after too many in a row that were not applied."""

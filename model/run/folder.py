@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from model.json_values import read_json_object
 from model.run.config import RunConfig, StartMode
@@ -28,7 +28,7 @@ from model.run.durable import (
 from model.run.failpoints import reach
 from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
-from model.run.logs import Log, cut_lines, num_lines, read_lines
+from model.run.logs import EventFiles, Log, cut_lines, num_lines, read_lines
 from model.run.manifest import DamagedFolder, Digests, Manifest
 from model.run.ownership import LOGS, METRICS, MODELS, clear_refused, clear_run, delete_leftovers, holds_nothing
 from model.run.printable import printable
@@ -101,7 +101,7 @@ class RunFolder:
         self._logs: dict[str, Log] = {}
         self._saving: tuple[BackgroundFolder, State] | None = None
         self.exporter: Callable[[Path], None] | None = None  # writes the present model to a folder
-        self._events: Any = None
+        self._events = EventFiles(self.folder / "events")
         self._times: dict[str, float] = {}
         if not self.is_done:
             with self.space_for("config.yaml"):
@@ -219,6 +219,16 @@ class RunFolder:
             self._open_logs(state["step"], state.get("logs", {}))
         return state
 
+    def roll_back(self, engine: Saves) -> State:
+        """Go back to the newest checkpoint in the middle of a run, exactly as a restart would; returns its state."""
+        self.end_saving()
+        for log in self._logs.values():
+            log.refuse_loss()
+            log.close()
+        self._logs = {}
+        self._times = {}
+        return self.restore(engine)
+
     def save(self, engine: Saves, state: State) -> None:
         """Write a checkpoint of `state["step"]`, then prune the oldest. `OutOfSpace` leaves the last good one.
 
@@ -287,8 +297,7 @@ class RunFolder:
             for log in self._logs.values():
                 log.append([])
                 log.refuse_loss()
-            if self._events is not None:
-                self._events.close()
+            self._events.close()
             write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
 
     def is_due(self, step: int, last: int) -> bool:
@@ -305,7 +314,7 @@ class RunFolder:
         with self.space_for(METRICS):
             self._log(METRICS).append([json.dumps({"step": step, **written}) + "\n"])
         with self.space_for("events"):
-            self._write_events(step, written)
+            self._events.write(step, written)
         reach("log")
         if self._saving is not None and self._saving[0].is_ready:
             self.end_saving()
@@ -449,20 +458,7 @@ class RunFolder:
                     file=sys.stderr,
                 )
         self._log(METRICS)
-        # The event files say nothing that metrics.jsonl does not: write them anew up to the restored step.
-        for file in self.folder.glob("events/events.out.tfevents.*"):
-            file.unlink()
-        for metrics in read_lines(self.folder / METRICS):
-            self._write_events(metrics.pop("step"), metrics)
-
-    def _write_events(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        if self._events is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.folder / "events"))
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._events.add_scalar(name, value, step)
+        self._events.write_anew(read_lines(self.folder / METRICS))
 
 
 def _state_bytes(whole: State, digests: Digests) -> bytes:

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from model.json_values import parse_json
 from model.run.durable import write_file
@@ -72,6 +72,38 @@ class Log:
         write_file(self.path, self._file.read())
         self._file.close()
         self._file = self.path.open("ab+")
+
+
+class EventFiles:
+    """The figures of metrics.jsonl once more, as TensorBoard reads them."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._writer: Any = None
+
+    def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
+        """Add the figures of one step."""
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._folder))
+        for name, value in metrics.items():
+            if isinstance(value, int | float):
+                self._writer.add_scalar(name, value, step)
+
+    def write_anew(self, lines: Iterable[State]) -> None:
+        """Replace all files by what lines of metrics.jsonl say. It happens where a run goes on from a checkpoint."""
+        self.close()
+        for file in self._folder.glob("events.out.tfevents.*"):
+            file.unlink()
+        for metrics in lines:
+            self.write(metrics.pop("step"), metrics)
+
+    def close(self) -> None:
+        """End the file that is open; `write` begins another."""
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
 
 
 def _is_device(path: Path) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from model.run.durable import OLD_SUFFIX, STAGING_SUFFIX, delete_if_empty, delete_written, refuse_foreign_files
 
 METRICS = "metrics.jsonl"
-LOGS = (METRICS, "ledger.jsonl", "skipped.jsonl", "evaluations.jsonl")
+LOGS = (METRICS, "ledger.jsonl", "skipped.jsonl", "evaluations.jsonl", "adalrs.jsonl")
 MODELS = ("final", "final_adapter", "best", "best_adapter")
 """Folders of models, and of the adapters that a run with `adapter=lora` trained."""
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
@@ -20,6 +20,7 @@ _OWN = (
     "exports/step_????????_adapter",
     *MODELS,
     *LOGS[1:],
+    "adalrs.png",
     "bad_rows.jsonl",
     "bad_rows_*.jsonl",
     "rollouts/step_??????.jsonl",

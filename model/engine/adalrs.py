@@ -1,0 +1,313 @@
+"""AdaLRS: the learning rate is searched while a run trains (SAIL-VL2 report, section 3.2.3; arXiv 2506.13274).
+
+`AdaLrs` decides from losses alone. `RateSearch` does in a run what it decides: it saves before a trial and goes back to
+that checkpoint where the trial failed. docs/adalrs.md explains both, and names the choices that the report leaves open.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from enum import Enum
+
+from model.engine.config import AdaLrsConfig
+from model.run.folder import RunFolder, Saves
+from model.run.state import State, Stateful, restore_sections, sections_of
+
+RECORDS = "adalrs.jsonl"
+"""The log of a run with one line for each trial."""
+
+
+class Verdict(Enum):
+    """How a trial ended."""
+
+    kept = "kept"
+    undecided = "undecided"  # neither faster nor slower beyond the margin: the updates stay, the rate does not
+    rolled_back = "rolled_back"
+
+
+@dataclass(frozen=True)
+class Descent:
+    """How fast a loss falls over a window of updates."""
+
+    velocity: float  # nats per token and update: the slope of the least-squares line, with the sign turned
+    error: float  # its standard error
+
+    @classmethod
+    def of(cls, losses: Sequence[float | None]) -> "Descent | None":
+        """Fit a line to losses of consecutive updates, None where one was skipped. None with fewer than three."""
+        points = [(float(step), loss) for step, loss in enumerate(losses) if loss is not None]
+        if len(points) < 3:
+            return None
+        middle = math.fsum(step for step, _ in points) / len(points)
+        mean = math.fsum(loss for _, loss in points) / len(points)
+        spread = math.fsum((step - middle) ** 2 for step, _ in points)
+        slope = math.fsum((step - middle) * (loss - mean) for step, loss in points) / spread
+        squares = math.fsum((loss - mean - slope * (step - middle)) ** 2 for step, loss in points)
+        return cls(-slope, math.sqrt(squares / (len(points) - 2) / spread))
+
+    def margin_to(self, other: "Descent") -> float:
+        """Twice the bound e on the error of a velocity: e is the root mean square of both standard errors (ours)."""
+        return 2.0 * math.sqrt((self.error**2 + other.error**2) / 2.0)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial that ended; the updates after `start` were made at `tried` times the scheduled rate."""
+
+    start: int  # updates before it
+    losses: list[float | None]  # of its updates; None for one that was skipped
+    scale: float  # before it
+    tried: float
+    next_scale: float  # after it
+    velocity: float  # before it, in nats per token and update
+    tried_velocity: float | None  # None where it ended before there was one
+    margin: float | None
+    verdict: Verdict
+    reason: str
+
+    def to_json(self) -> State:
+        """Data for a line of adalrs.jsonl."""
+        return {**asdict(self), "verdict": self.verdict.value}
+
+    def described(self) -> str:
+        """Say in one line what was tried and what came of it."""
+        outcome = {
+            Verdict.kept: "kept",
+            Verdict.undecided: "no clear difference, so the updates stay and the rate goes back to what it was",
+            Verdict.rolled_back: f"rolled back, and the rate becomes {self.next_scale:.3g} times the scheduled one",
+        }[self.verdict]
+        return (
+            f"adalrs: updates {self.start + 1} to {self.start + len(self.losses)} at {self.tried:.3g} times the "
+            f"scheduled rate, after {self.scale:.3g} times: {self.reason}; {outcome}"
+        )
+
+
+@dataclass
+class _Progress:
+    """All that the controller knows, as JSON data."""
+
+    scale: float = 1.0  # of the scheduled rate, without a trial
+    is_new: bool = True  # no window at this scale is measured yet
+    latest: list[float] | None = None  # velocity and error of the newest window at this scale
+    losses: list[float | None] = field(default_factory=list)  # of the window under way
+    trial: list[float] | None = None  # [scale] of the trial under way
+    trial_start: int = 0  # updates before it
+    highest: float | None = None  # loss of all updates that stand
+    ceiling: float | None = None  # scale at which a loss exceeded it
+    num_rises: int = 0  # windows in a row in which the loss rose
+    rounds: int = 0  # windows since the search began, those that were rolled back too
+    extra_updates: int = 0  # that were rolled back
+
+
+class AdaLrs:
+    """Decides the factor of the scheduled learning rate from the losses of the updates. A `Stateful` part of a run.
+
+    Example: with a window of 20 and 400 updates, updates 41 to 60 are the first window, and a trial may follow it.
+    """
+
+    def __init__(self, config: AdaLrsConfig, total_steps: int) -> None:
+        """`ValueError` where the run is too short for a trial."""
+        self.config = config
+        self.first, self.last = config.steps(total_steps)
+        self._now = _Progress()
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scheduled rate for the next update."""
+        return self._now.scale if self._now.trial is None else self._now.trial[0]
+
+    @property
+    def trial_start(self) -> int | None:
+        """How many updates were made before the trial under way; None where there is no trial."""
+        return None if self._now.trial is None else self._now.trial_start
+
+    @property
+    def metrics(self) -> dict[str, float | None]:
+        """Figures for metrics.jsonl: velocity and margin are those of the newest window at the rate that stands."""
+        latest = self._now.latest or [None, None]
+        return {
+            "adalrs/slope": None if latest[0] is None else -latest[0],
+            "adalrs/margin": None if latest[1] is None else 2.0 * latest[1],
+            "adalrs/extra_updates": float(self._now.extra_updates),
+        }
+
+    @property
+    def up(self) -> float:
+        """max(lambda^t alpha, 1), where t counts windows."""
+        return max(self.config.decay**self._now.rounds * self.config.up, 1.0)
+
+    @property
+    def down(self) -> float:
+        """1 / max(lambda^t beta, 1), where t counts windows."""
+        return 1.0 / max(self.config.decay**self._now.rounds * self.config.down, 1.0)
+
+    def observe(self, step: int, loss: float | None) -> Trial | None:
+        """Take the loss per token of update `step` (1-based), None where it was skipped; gives the trial that it ended.
+
+        After one that was rolled back the next loss is again that of the update after `Trial.start`.
+        """
+        now = self._now
+        if now.trial is not None:
+            now.losses.append(loss)
+            return self._try(now.trial[0])
+        if loss is not None:
+            now.highest = loss if now.highest is None else max(now.highest, loss)
+        if self.first < step <= self.last:
+            now.losses.append(loss)
+            if len(now.losses) == self.config.window:
+                self._end_window(step)
+        return None
+
+    def state(self) -> State:
+        """Data that a checkpoint keeps; `restore` takes it back."""
+        return asdict(self._now)
+
+    def restore(self, state: State) -> None:
+        self._now = _Progress(**state)
+
+    def _end_window(self, step: int) -> None:
+        """Measure a window at the scale that stands, and say how the next one goes on."""
+        now, found = self._now, Descent.of(self._now.losses)
+        now.losses, now.rounds = [], now.rounds + 1
+        if found is None:
+            return
+        is_slower = now.is_new or (now.latest is not None and found.velocity < now.latest[0])
+        now.is_new, now.latest = False, [found.velocity, found.error]
+        now.num_rises = now.num_rises + 1 if found.velocity < -found.error else 0
+        if now.num_rises == 2:
+            self._stand_at(now.scale * self.down)
+            return
+        tried = now.scale * self.up
+        is_open = tried > now.scale and (now.ceiling is None or tried < now.ceiling)
+        if is_slower and is_open and not now.num_rises and step + self.config.window <= self.last:
+            now.trial, now.trial_start = [tried], step
+
+    def _try(self, tried: float) -> Trial | None:
+        """End the trial if its last loss decides it."""
+        now = self._now
+        assert now.latest is not None
+        loss, before, found = now.losses[-1], Descent(*now.latest), Descent.of(now.losses)
+        margin = None if found is None else before.margin_to(found)
+        verdict, reason = Verdict.rolled_back, ""
+        if loss is None:
+            reason = "an update was skipped"
+        elif self.config.guard and now.highest is not None and loss > now.highest:
+            now.ceiling = tried
+            reason = f"the loss exceeded {now.highest:.4g}, its highest value so far"
+        elif len(now.losses) == self.config.window:
+            assert found is not None and margin is not None
+            gain = found.velocity - before.velocity
+            verdict = Verdict.kept if gain > margin else verdict if gain < -margin else Verdict.undecided
+            reason = f"the loss fell by {found.velocity:.3g}, after {before.velocity:.3g} an update (+-{margin:.2g})"
+        else:
+            return None
+        return self._end_trial(tried, before, found, margin, verdict, reason)
+
+    def _end_trial(
+        self, tried: float, before: Descent, found: Descent | None, margin: float | None, verdict: Verdict, reason: str
+    ) -> Trial:
+        now = self._now
+        scale, losses = now.scale, now.losses
+        now.trial, now.losses, now.rounds = None, [], now.rounds + 1
+        if verdict is Verdict.rolled_back:
+            now.extra_updates += len(losses)
+            self._stand_at(scale * self.down)
+        else:
+            now.highest = max([loss for loss in [*losses, now.highest] if loss is not None])
+        if verdict is Verdict.kept and found is not None:
+            now.scale, now.latest = tried, [found.velocity, found.error]
+        velocity = None if found is None else found.velocity
+        return Trial(
+            now.trial_start, losses, scale, tried, now.scale, before.velocity, velocity, margin, verdict, reason
+        )
+
+    def _stand_at(self, scale: float) -> None:
+        """Go on at another scale, of which nothing is known yet."""
+        now = self._now
+        now.scale, now.is_new, now.latest, now.num_rises = scale, True, None, 0
+
+
+class RateSearch:
+    """AdaLRS in a supervised run: checkpoints before trials, goes back to them, and reports. Without a window it leaves
+    the scheduled rate alone."""
+
+    def __init__(
+        self,
+        config: AdaLrsConfig,
+        total_steps: int,
+        run: RunFolder,
+        engine: Saves,
+        sections: Mapping[str, Stateful],
+        say: Callable[[str], None],
+    ) -> None:
+        """`sections` are the other parts of the run with state; `say` prints a line for a person."""
+        self._run, self._engine, self._parts, self._say = run, engine, sections, say
+        self._controller = AdaLrs(config, total_steps) if config.window else None
+        self._sections = {**sections, **({"adalrs": self._controller} if self._controller else {})}
+        self._kept: State = {}  # the state before the trial under way
+        self.metrics: dict[str, float | None] = {}
+        """figures of the newest update"""
+        self.settled_step = 0
+        """updates that no trial takes back"""
+
+    @property
+    def scale(self) -> float:
+        """Factor of the scheduled rate for the next update."""
+        return self._controller.scale if self._controller else 1.0
+
+    @property
+    def is_trying(self) -> bool:
+        """Whether the next update may be taken back. No checkpoint and no evaluation belong there."""
+        return self._controller is not None and self._controller.trial_start is not None
+
+    def state(self, step: int) -> State:
+        """What a checkpoint after `step` updates holds; within a trial that is the state before it."""
+        return self._kept if self.is_trying and self._kept else sections_of(step, self._sections)
+
+    def restore(self, state: State) -> None:
+        """Go on from a checkpoint's state, if there is one. That of a trial's start begins the trial again."""
+        self.settled_step = state["step"]
+        if state["step"]:
+            restore_sections(state, self._sections)
+            self._kept = sections_of(state["step"], self._sections)
+
+    def observe(self, step: int, loss: float | None) -> bool:
+        """Take the loss per token of an update, None where it was skipped.
+
+        True where a trial failed: the run is then at the trial's start again. `ValueError` where the checkpoint of its
+        start is not intact any more.
+        """
+        if self._controller is None:
+            self.settled_step = step
+            return False
+        scale = self._controller.scale
+        trial = self._controller.observe(step, loss)
+        if trial is not None:
+            is_back = trial.verdict is Verdict.rolled_back
+            if is_back:
+                self._roll_back(trial)
+            # A line of the first update that was tried: a restart cuts both alike.
+            self._run.append(RECORDS, trial.start + 1, [trial.to_json()])
+            self._say(trial.described())
+            if is_back:
+                return True
+        self.metrics = {"adalrs/rate_scale": scale, **self._controller.metrics}
+        if not self.is_trying:
+            self.settled_step = step
+        return False
+
+    def save_if(self, is_due: bool, step: int) -> None:
+        """Write a checkpoint after `step` updates where one is due or a trial begins; none within a trial."""
+        begins = self._controller is not None and self._controller.trial_start == step
+        if begins or (is_due and not self.is_trying):
+            self._kept = sections_of(step, self._sections)
+            self._run.save(self._engine, self._kept)
+
+    def _roll_back(self, trial: Trial) -> None:
+        state = self._run.roll_back(self._engine)
+        if state["step"] != trial.start:
+            raise ValueError(
+                f"adalrs: expected the checkpoint of step {trial.start}, at which a trial began that failed, found "
+                f"{state['step'] or 'none'} as the newest intact one; the same command goes on from there"
+            )
+        restore_sections(state, self._parts)
