@@ -39,13 +39,21 @@ class Row:
     """One prefix and the completions that share it: `[prefix][completion 1] ... [completion G]`."""
 
     prefix_ids: Sequence[int]  # expanded form: one placeholder id per visual token
-    completions: Sequence[Sequence[int]]  # at least one, none empty; every token of them is scored
-    images: Sequence[Tensor | StoredImage] = ()  # the prefix's images, pixels of each [tiles, 3, height, width]
+    completions: Sequence[Sequence[int]]  # at least one, none empty
+    images: Sequence[Tensor | StoredImage] = ()  # the row's images, pixels of each [tiles, 3, height, width]
     routes: "RowRoutes | None" = None  # the experts that a sampler of an MoE took
+    scored: Sequence[np.ndarray] | None = None  # which tokens of each completion are scored, as booleans; None: all
 
     @property
     def num_tokens(self) -> int:
         return len(self.prefix_ids) + sum(map(len, self.completions))
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that are scored."""
+        if self.scored is not None:
+            return sum(int(mask.sum()) for mask in self.scored)
+        return sum(map(len, self.completions))
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,7 @@ class TrainBatch:
 
     inputs: ModelInputs
     loss_weights: Tensor  # [N]
+    sources: Tensor | None = None  # [N] number of the source that each token's row is from; None: there is one
 
     def to(self, device: torch.device) -> "TrainBatch":
         return move_batch(self, device)
@@ -288,11 +297,13 @@ class _Packer:
         self._append(row.prefix_ids, 0)
         # A lone completion needs no branch: prefix and completion are one causal sequence.
         alone = len(row.completions) == 1
-        for completion in row.completions:
+        for number, completion in enumerate(row.completions):
             first = self.total
             self._append(completion, prefix)
-            self.sources.append(np.concatenate(([start + prefix - 1], np.arange(first, self.total - 1))))
-            self.targets.append(self.ids[-1])
+            sources = np.concatenate(([start + prefix - 1], np.arange(first, self.total - 1)))
+            scored = slice(None) if row.scored is None else row.scored[number]
+            self.sources.append(sources[scored])
+            self.targets.append(self.ids[-1][scored])
             if not alone:
                 self.branches.append((first, len(completion)))
                 self.branch_root.append(len(self.roots))

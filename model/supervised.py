@@ -1,7 +1,9 @@
 """The supervised stage that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -9,7 +11,7 @@ from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig
-from model.data.sources import DataFolders, RowSource, StepRows, input_of_tables
+from model.data.sources import DataFolders, RowSource, StepContent, StepSource, input_of_tables
 from model.engine.adalrs import RateSearch
 from model.engine.balance import BalancedLoss
 from model.engine.base import LossFn, TrainEngine
@@ -38,7 +40,7 @@ def run_supervised(
     lead: "Lead | None",
     source: ModelSource,
     processor: Processor,
-    open_rows: Callable[[DataFolders, Processor], StepRows],
+    open_rows: Callable[[DataFolders, Processor], StepSource],
     open_held_out: Callable[[DataFolders, Processor], RowSource[Row]],
     tables: Mapping[str, str],
     inputs: Mapping[str, Input] | None = None,
@@ -74,7 +76,7 @@ def run_supervised(
         print("\n".join(engine.described(start)), flush=True)
         held_out = HeldOut(config, engine, processor, held_out_rows)
         run.exporter = lambda folder: engine.export(folder, processor, config.dtype)
-        with StageProgress(title, config.max_steps) as progress:
+        with StageProgress(title, config.max_steps) as progress, closing(rows_of_step):
             train_supervised(config, engine, processor, rows_of_step, held_out, run, progress)
         if config.adalrs.window:
             with run.space_for("adalrs.png"):
@@ -89,7 +91,7 @@ def train_supervised(
     config: SupervisedConfig,
     engine: TrainEngine,
     processor: Processor,
-    rows_of_step: StepRows,
+    rows_of_step: StepSource,
     held_out: HeldOut,
     run: RunFolder,
     progress: StageProgress,
@@ -105,17 +107,16 @@ def train_supervised(
             held_out.start(engine.step_count, run)
         while engine.step_count < config.max_steps:
             stop.check()
+            begin = time.monotonic()
             with run.timed("data"):
-                rows = rows_of_step(engine.step_count)
+                content = rows_of_step.content(engine.step_count)
+                rows = content.rows
                 num_samples = sum(len(row.completions) for row in rows)
-                num_tokens = sum(len(completion) for row in rows for completion in row.completions)
+                num_tokens = sum(row.num_scored for row in rows)
                 denominator = num_tokens if config.normalisation is Normalisation.tokens else num_samples
             with run.timed("update"):
-                lengths = [row.num_tokens for row in rows]
-                costs = [Costs.of(processor.config).of_row(row) for row in rows] if engine.num_parts > 1 else None
-                parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, engine.num_parts, costs)
-                batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
-                loss: LossFn[TrainBatch] = cross_entropy
+                loss: LossFn[TrainBatch] = SourceLosses(sorted(set(content.sources)))
+                batches = _batches_of(content, config, processor, engine.num_parts)
                 if balance_coefficient:
                     inputs = [batch.inputs for batch in batches]
                     loss = BalancedLoss.over(loss, engine, inputs, balance_coefficient, denominator)
@@ -136,7 +137,10 @@ def train_supervised(
                     "loss": totals["loss"],
                     "nll_per_token": totals["nll"] / num_tokens,
                     "tokens_above_half": totals["sure"] / num_tokens,
-                    "tokens": float(sum(lengths)),
+                    "tokens": float(sum(row.num_tokens for row in rows)),
+                    **_rates(rows, processor, time.monotonic() - begin),
+                    **content.metrics,
+                    **losses_by_source(totals),
                     "learning_rate": result.learning_rate,
                     "grad_norm": result.grad_norm,
                     "skipped": float(not result.applied),
@@ -149,10 +153,67 @@ def train_supervised(
             search.save_if(run.is_due(step, config.max_steps), step)
 
 
+def _batches_of(
+    content: StepContent, config: SupervisedConfig, processor: Processor, num_parts: int
+) -> list[TrainBatch]:
+    """The micro-batches of a step: as its rows are packed, or split by their tokens."""
+    rows, parts = content.rows, content.bins
+    if parts is None:
+        costs = [Costs.of(processor.config).of_row(row) for row in rows] if num_parts > 1 else None
+        lengths = [row.num_tokens for row in rows]
+        parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, num_parts, costs)
+    batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
+    if not content.sources:
+        return batches
+    known = {name: number for number, name in enumerate(sorted(set(content.sources)))}
+    return [
+        replace(
+            batch,
+            sources=torch.repeat_interleave(
+                torch.tensor([known[content.sources[number]] for number in part]),
+                torch.tensor([rows[number].num_scored for number in part]),
+            ),
+        )
+        for batch, part in zip(batches, parts, strict=True)
+    ]
+
+
 def make_train_batch(rows: Sequence[Row], processor: Processor) -> TrainBatch:
-    """Pack rows; all completion tokens train."""
+    """Pack rows; all scored tokens train."""
     inputs = pack_rows(rows, processor.placeholder_id, processor.config.pixels_per_token)
     return TrainBatch(inputs, torch.ones(inputs.target_ids.shape[0]))
+
+
+def _rates(rows: Sequence[Row], processor: Processor, seconds: float) -> dict[str, float]:
+    """Packed tokens and visual tokens a second since the step began, without what is saved and evaluated after it."""
+    squares = processor.config.pixels_per_token**2
+    shapes = [image.shape for row in rows for image in row.images]
+    visual = sum(shape[0] * (shape[2] * shape[3] // squares) for shape in shapes)
+    tokens = sum(row.num_tokens for row in rows)
+    return {"time/tokens_per_s": tokens / seconds, "time/visual_tokens_per_s": visual / seconds}
+
+
+@dataclass(frozen=True)
+class SourceLosses:
+    """`cross_entropy`, with the sums of each source beside those of all."""
+
+    names: Sequence[str]  # by the numbers in `TrainBatch.sources`; empty: there is one source
+
+    def __call__(self, scores: TokenScores, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:
+        loss_sum, figures = cross_entropy(scores, batch)
+        if batch.sources is not None:
+            losses = -scores.logprobs.detach()
+            for number, name in enumerate(self.names):
+                mine = batch.sources == number
+                figures[f"nll/{name}"] = losses[mine].sum().item()
+                figures[f"num/{name}"] = float(mine.sum())
+        return loss_sum, figures
+
+
+def losses_by_source(totals: Mapping[str, float]) -> dict[str, float]:
+    """Mean negative log-likelihood of a token of each source that the step has tokens of."""
+    names = [name.removeprefix("nll/") for name in totals if name.startswith("nll/")]
+    return {f"loss/{name}": totals[f"nll/{name}"] / totals[f"num/{name}"] for name in names if totals[f"num/{name}"]}
 
 
 def cross_entropy(scores: TokenScores, batch: TrainBatch) -> tuple[Tensor, dict[str, float]]:

@@ -2,13 +2,13 @@
 
 from dataclasses import dataclass, field
 
-from model.data.config import ChatTableConfig
+from model.data.config import ChatTableConfig, StreamConfig
 from model.engine.config import OptimizerConfig, Schedule, SupervisedConfig
 from model.run.config import OUTSIDE, RunConfig
 
 
 @dataclass
-class SftDataConfig(ChatTableConfig):
+class SftDataConfig(ChatTableConfig, StreamConfig):
     demonstrations: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; docs/sft.md lists the shapes of rows"""
     rollouts: str = field(default="", metadata=OUTSIDE)
@@ -26,6 +26,7 @@ class SftDataConfig(ChatTableConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_stream()
         if not 0.0 <= self.direct_share <= 1.0:
             raise ValueError(f"data.direct_share: expected a share between 0 and 1, found {self.direct_share}")
 
@@ -52,9 +53,12 @@ class SftConfig(SupervisedConfig):
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model to start from, found nothing")
         data = self.data
-        if bool(data.demonstrations) == bool(data.rollouts):
-            found = "both" if data.rollouts else "neither"
-            raise ValueError(f"data: expected exactly one of data.demonstrations and data.rollouts, found {found}")
+        given = [key for key in ("demonstrations", "rollouts", "sources") if getattr(data, key)]
+        if len(given) != 1:
+            raise ValueError(
+                "data: expected exactly one of data.demonstrations, data.rollouts and data.sources, found "
+                f"{('neither', '', 'both', 'all')[len(given)]}"
+            )
         if (data.rollouts or data.direct_share) and not data.prompts:
             raise ValueError("data.prompts: expected the prompts that rollouts and direct samples need, found nothing")
         if self.batch_size < 1:

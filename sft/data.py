@@ -12,6 +12,7 @@ from pathlib import Path
 from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatRow, require_reference
+from model.data.conversations import assistant_text, mode_of
 from model.data.raw_rows import RawRow, check_text
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import Table
@@ -23,7 +24,7 @@ from model.processing.visuals import check_visuals
 from model.run.identity import Input, digest_of_files
 from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig, SftDataConfig
-from sft.shapes import ShapeColumns, assistant_text, mode_of, read_demonstration
+from sft.shapes import ShapeColumns, read_demonstration
 
 
 def open_samples(config: SftConfig, processor: Processor, folders: DataFolders) -> StepRows:

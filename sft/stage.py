@@ -2,10 +2,13 @@
 
 from pathlib import Path
 
+from model.batch import Row
 from model.checkpoint import load_processor
-from model.data.sources import input_of_tables
+from model.corpus.open import inputs_of_sources, open_held_out, open_stream
+from model.data.sources import DataFolders, RowSource, StepSource, input_of_tables
 from model.engine.build import run_on_ranks
 from model.engine.source import FolderSource
+from model.processing.processor import Processor
 from model.run.identity import input_of
 from model.supervised import run_supervised
 from sft.config import SftConfig
@@ -17,10 +20,11 @@ def run_stage(config: SftConfig, resolved: str) -> None:
     processor = load_processor(Path(config.checkpoint))
     start = {"checkpoint": input_of(Path(config.checkpoint))}
     tables = {"data.demonstrations": config.data.demonstrations, "data.prompts": config.data.prompts}
+    sources = inputs_of_sources(config.data)
     run_on_ranks(
         config.engine,
         resolved,
-        lambda: {**start, **input_of_tables(tables)},
+        lambda: {**start, **sources, **input_of_tables(tables)},
         lambda lead: run_supervised(
             config,
             resolved,
@@ -28,9 +32,23 @@ def run_stage(config: SftConfig, resolved: str) -> None:
             lead,
             FolderSource(config.checkpoint),
             processor,
-            lambda folders, own: open_samples(config, own, folders),
-            lambda folders, own: Demonstrations(config.evaluation.data, config.data, own, folders, "evaluation.data"),
+            lambda folders, own: _open_rows(config, own, folders),
+            lambda folders, own: _open_held_out(config, own, folders),
             tables,
-            start,
+            {**start, **sources},
         ),
     )
+
+
+def _open_rows(config: SftConfig, processor: Processor, folders: DataFolders) -> StepSource:
+    data = config.data
+    if data.sources:
+        return open_stream(data, data, config.engine.micro_batch_tokens, processor, config.run.seed, folders)
+    return open_samples(config, processor, folders)
+
+
+def _open_held_out(config: SftConfig, processor: Processor, folders: DataFolders) -> RowSource[Row]:
+    path, data = config.evaluation.data, config.data
+    if data.sources:
+        return open_held_out(path, data, data, processor, folders)
+    return Demonstrations(path, data, processor, folders, "evaluation.data")

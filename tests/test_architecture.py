@@ -84,10 +84,19 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "model types": ("model.interface model.config model.layout", {"model json"}),
     "model batch": ("model.batch model.padded", {"model types"}),
     "model run": ("model.run.*", {"model json"}),
+    "model look": (
+        "model.data.look",
+        {"model json", "model types", "model batch", "model run", "model data", "model processing", "model corpus"}
+        | {"model checkpoint"},
+    ),
     "model data": ("model.data.*", {"model json", "model types", "model batch", "model run"}),
     "model processing": (
         "model.processing.*",
         {"model json", "model types", "model batch", "model run", "model data"},
+    ),
+    "model corpus": (
+        "model.corpus.*",
+        {"model json", "model types", "model batch", "model run", "model data", "model processing"},
     ),
     "model kernels": ("model.kernels.*", {"model types"}),
     "model network": (

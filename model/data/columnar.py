@@ -6,6 +6,7 @@ row by row where many of them together would be large.
 """
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +27,12 @@ def parquet_rows(path: Path) -> Iterator[RawRow]:
     arrow = _pyarrow(path)
     for file in sorted(path.glob("*.parquet")) if path.is_dir() else [path]:
         require_file(file, "Parquet")
-        try:
+        with _whole(file, "Parquet file"):
             with arrow.parquet.ParquetFile(file) as plain:
                 repeated = _repeated_columns(plain.metadata)
             with arrow.parquet.ParquetFile(file, read_dictionary=repeated) as table:
                 _refuse_types(table.schema_arrow)
                 yield from _rows(file, table.iter_batches(_ROWS_AT_ONCE))
-        except (arrow.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"data: {file}: expected a whole Parquet file, found: {error}") from None
 
 
 def saved_rows(path: Path) -> Iterator[RawRow]:
@@ -41,17 +40,88 @@ def saved_rows(path: Path) -> Iterator[RawRow]:
     arrow = _pyarrow(path)
     for file in saved_files(path):
         require_file(file, "Arrow")
-        try:
-            with arrow.memory_map(str(file)) as source, arrow.ipc.open_stream(source) as stream:
-                _refuse_types(stream.schema)
-                pieces = (
-                    batch.slice(start, _ROWS_AT_ONCE)
-                    for batch in stream
-                    for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
-                )
-                yield from _rows(file, pieces)
-        except (arrow.ArrowException, OSError, ValueError) as error:
-            raise ValueError(f"data: {file}: expected a whole Arrow stream, found: {error}") from None
+        with (
+            _whole(file, "Arrow stream"),
+            arrow.memory_map(str(file)) as source,
+            arrow.ipc.open_stream(source) as stream,
+        ):
+            _refuse_types(stream.schema)
+            pieces = (
+                batch.slice(start, _ROWS_AT_ONCE)
+                for batch in stream
+                for start in range(0, batch.num_rows, _ROWS_AT_ONCE)
+            )
+            yield from _rows(file, pieces)
+
+
+def parquet_group_sizes(file: Path) -> list[int]:
+    """Rows of each row group of a Parquet file. `ValueError` for a file that is not whole."""
+    arrow = _pyarrow(file)
+    require_file(file, "Parquet")
+    with _whole(file, "Parquet file"), arrow.parquet.ParquetFile(file) as table:
+        _repeated_columns(table.metadata)
+        _refuse_types(table.schema_arrow)
+        return [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
+
+
+def parquet_group(file: Path, number: int, with_bytes: bool = True) -> Arrow:
+    """A row group of a Parquet file as one batch, with its columns of bytes or without. `ValueError` for damage."""
+    arrow = _pyarrow(file)
+    with _whole(file, f"Parquet file (row group {number})"), arrow.parquet.ParquetFile(file) as plain:
+        names = None if with_bytes else _without_bytes(plain.schema_arrow)
+        repeated = _repeated_columns(plain.metadata)
+        with arrow.parquet.ParquetFile(file, read_dictionary=repeated) as table:
+            batches = table.read_row_group(number, columns=names).combine_chunks().to_batches()
+    if len(batches) > 1:
+        raise ValueError(f"data: {file}: row group {number}: expected less than 2 GiB a column, found more")
+    return batches[0] if batches else arrow.RecordBatch.from_pylist([])
+
+
+def arrow_batches(file: Path) -> list[Arrow]:
+    """The record batches of an Arrow stream file, mapped into memory. `ValueError` for a file that is not whole."""
+    arrow = _pyarrow(file)
+    require_file(file, "Arrow")
+    with _whole(file, "Arrow stream"):
+        stream = arrow.ipc.open_stream(arrow.memory_map(str(file)))
+        _refuse_types(stream.schema)
+        return list(stream)
+
+
+def rows_of(file: Path, batch: Arrow) -> Iterator[RawRow]:
+    """The rows of a record batch, numbered from 1."""
+    return _rows(file, (batch.slice(start, _ROWS_AT_ONCE) for start in range(0, batch.num_rows, _ROWS_AT_ONCE)))
+
+
+def row_of(file: Path, batch: Arrow, index: int, with_bytes: bool = True) -> RawRow:
+    """One row of a record batch, with or without its columns of bytes; its number is 0."""
+    row = batch.slice(index, 1)
+    if not with_bytes:
+        row = row.select(_without_bytes(row.schema))
+    columns = _converted(row)
+    return RawRow(file, 0, problem=columns) if isinstance(columns, str) else RawRow(file, 0, _filled(columns))
+
+
+@contextmanager
+def _whole(file: Path, kind: str) -> Iterator[None]:
+    arrow = _pyarrow(file)
+    try:
+        yield
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise ValueError(f"data: {file}: expected a whole {kind}, found: {error}") from None
+
+
+def _without_bytes(schema: Arrow) -> list[str]:
+    """The columns that hold no bytes, at whatever depth."""
+    kept = []
+    for column in schema:
+        waiting, found = [column.type], False
+        while waiting:
+            kind = waiting.pop()
+            found |= "binary" in str(kind).partition("<")[0]
+            waiting += [kind.field(index).type for index in range(kind.num_fields)]
+        if not found:
+            kept.append(column.name)
+    return kept
 
 
 def saved_files(path: Path) -> list[Path]:

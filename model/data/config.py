@@ -68,3 +68,127 @@ class ChatTableConfig(TableConfig):
         super().__post_init__()
         self.reference_form = member(ReferenceForm, self.reference_form, "data.reference_form")
         self.instruction = member(InstructionRule, self.instruction, "data.instruction")
+
+
+class SourceKind(Enum):
+    """How the rows of a source become training text. `auto` decides by the columns of each row."""
+
+    auto = "auto"
+    document = "document"
+    chat = "chat"
+
+
+class TooLong(Enum):
+    """The fate of a row with more tokens than a micro-batch holds: it is a bad row, or its trained text is cut."""
+
+    refuse = "refuse"
+    cut = "cut"
+
+
+@dataclass
+class SourceConfig:
+    """One source of a mixture; docs/data.md."""
+
+    paths: list[str] = field(default_factory=list, metadata=OUTSIDE)
+    """files, folders or patterns below data.folder: .jsonl, .tar, .parquet, .tsv, folders saved by `datasets`"""
+    weight: float = 1.0
+    """share of the stream, relative to the weights of the other sources"""
+    max_epochs: float = 0.0
+    """passes over its rows after which it ends and the other sources share its place; 0: it never ends"""
+    kind: SourceKind = SourceKind.auto
+    """document: text that follows images and prefix, without roles; chat: turns of user and assistant; auto: by its
+    columns"""
+    template: str = ""
+    """question that makes a chat of a row which has only images and a text, such as a caption; empty: a document"""
+    question_column: str = ""
+    """empty: the first of the known columns that a row has"""
+    answer_column: str = ""
+    """empty: the first of the known columns that a row has"""
+    image_column: str = ""
+    """empty: images, image or image_path"""
+    media: str = field(default="", metadata=OUTSIDE)
+    """folder, below data.folder, that image and video files are named from; empty: the folder of the data file"""
+    row_weights: str = field(default="", metadata=OUTSIDE)
+    """file (.npy, one number of 0 or more a row) that says how often a pass holds each row on average; empty: once"""
+
+    def __post_init__(self) -> None:
+        self.kind = member(SourceKind, self.kind, "data.sources.NAME.kind")
+        for name in ("weight", "max_epochs"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"data.sources.NAME.{name}: expected 0 or more, found {getattr(self, name)}")
+
+
+@dataclass
+class PackingConfig:
+    """How rows of a stream are packed into micro-batches of engine.micro_batch_tokens."""
+
+    candidates: int = 32
+    """rows that wait in the buffer, for each micro-batch of a step: more waste less and take longer to come in"""
+    max_wait: int = 64
+    """steps after which a row that was passed over goes in before all others"""
+    too_long: TooLong = TooLong.refuse
+    """rule for a row with more tokens than a micro-batch holds: refuse counts it as bad, cut cuts its trained text"""
+
+    def __post_init__(self) -> None:
+        self.too_long = member(TooLong, self.too_long, "data.packing.too_long")
+        for name in ("candidates", "max_wait"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"data.packing.{name}: expected at least 1, found {getattr(self, name)}")
+
+
+@dataclass
+class LoaderConfig:
+    """How rows of a stream are read and decoded ahead of training."""
+
+    workers: int = field(default=2, metadata=OUTSIDE)
+    """processes that read and decode rows ahead; 0 does it between the steps"""
+    ahead: int = field(default=2, metadata=OUTSIDE)
+    """steps that are read ahead"""
+    patience_s: float = field(default=60.0, metadata=OUTSIDE)
+    """seconds without an answer after which a worker is ended and replaced"""
+    index: str = field(default="", metadata=OUTSIDE)
+    """folder of the indices of the files; empty: .sailvl2_index beside each file"""
+    decode_all: bool = field(default=False, metadata=OUTSIDE)
+    """decode every image once while the index is made, so that damaged ones are bad rows before training begins"""
+
+    def __post_init__(self) -> None:
+        for name, least in (("workers", 0), ("ahead", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"data.loader.{name}: expected at least {least}, found {getattr(self, name)}")
+        if not 0 < self.patience_s < float("inf"):
+            raise ValueError(f"data.loader.patience_s: expected above 0, found {self.patience_s}")
+
+
+@dataclass
+class StreamConfig:
+    """Several sources as one stream of packed rows, in pre-training and SFT; docs/data.md."""
+
+    folder: str = field(default="", metadata=OUTSIDE)
+    """folder that the paths of data.sources are relative to; empty: the working directory"""
+    sources: dict[str, SourceConfig] = field(default_factory=dict)
+    """sources by name, such as {captions: {paths: [captions.jsonl], weight: 3}}"""
+    source_weights: str = field(default="", metadata=OUTSIDE)
+    """JSON file with an object of names and weights, which replace those of data.sources"""
+    micro_batches_per_step: int = 0
+    """micro-batches of engine.micro_batch_tokens packed tokens in an update; needed with data.sources"""
+    packing: PackingConfig = field(default_factory=PackingConfig)
+    loader: LoaderConfig = field(default_factory=LoaderConfig)
+
+    def check_stream(self) -> None:
+        """`ValueError` for settings of a stream that contradict each other."""
+        if not self.sources:
+            wanted = {"data.folder": self.folder, "data.source_weights": self.source_weights}
+            wanted["data.micro_batches_per_step"] = str(self.micro_batches_per_step or "")
+            if alone := [key for key, value in wanted.items() if value]:
+                raise ValueError(f"{alone[0]}: expected data.sources beside it, found none; name the sources")
+            return
+        for name, source in self.sources.items():
+            if not name.replace("_", "").replace("-", "").isalnum():
+                raise ValueError(f"data.sources: expected names of letters, digits, _ and -, found {name!r}")
+            if not source.paths:
+                raise ValueError(f"data.sources.{name}.paths: expected at least one file, found none")
+        if self.micro_batches_per_step < 1:
+            raise ValueError(
+                "data.micro_batches_per_step: expected at least 1 with data.sources, found "
+                f"{self.micro_batches_per_step}; it is the size of an update in micro-batches"
+            )

@@ -21,16 +21,38 @@ def json_rows(path: Path) -> Iterator[RawRow]:
                     yield RawRow(path, number, problem=f"expected a row of at most {MAX_ROW_BYTES} bytes, found more")
                 elif line.strip():
                     try:
-                        yield RawRow(path, number, _columns(line))
+                        yield RawRow(path, number, columns_of_line(line))
                     except ValueError as error:
                         yield RawRow(path, number, problem=str(error))
     except OSError as error:
         raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
 
 
-def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
-    """Lines, the first without a byte order mark; None for one that is too long to be read."""
-    is_first = True
+def placed_lines(path: Path, start: int, stop: int) -> Iterator[tuple[int, int, bytes | None]]:
+    """(first byte, number of bytes, line) of the lines that begin in bytes `start` to before `stop` of a file.
+
+    Blank lines count; None stands for a line that is too long to be read. `ValueError` for a file that cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            if start:
+                file.seek(start - 1)
+                if file.read(1) != b"\n":  # the line that is under way belongs to the part before
+                    while (rest := file.readline(MAX_ROW_BYTES)) and not rest.endswith(b"\n"):
+                        pass
+            first = file.tell()
+            lines = bounded_lines(file, has_mark=not first)
+            while first < stop and (line := next(lines, b"")) != b"":
+                after = file.tell()
+                yield first, after - first, line
+                first = after
+    except OSError as error:
+        raise ValueError(f"data: {path}: expected a readable JSONL file, found: {error}") from None
+
+
+def bounded_lines(file: IO[bytes], has_mark: bool = True) -> Iterator[bytes | None]:
+    """Lines, the first without a byte order mark where it may have one; None for one that is too long to be read."""
+    is_first = has_mark
     while line := file.readline(MAX_ROW_BYTES + 1):
         if is_first:
             line, is_first = line.removeprefix(codecs.BOM_UTF8), False
@@ -42,7 +64,7 @@ def bounded_lines(file: IO[bytes]) -> Iterator[bytes | None]:
         yield None
 
 
-def _columns(line: bytes) -> JsonObject:
+def columns_of_line(line: bytes) -> JsonObject:
     """`ValueError` for a line that is no JSON object in UTF-8, or has too many values."""
     if (found := line.count(b",") + line.count(b"[") + line.count(b"{")) > MAX_ROW_VALUES:
         raise ValueError(f"expected a row of at most {MAX_ROW_VALUES} values, found about {found}")

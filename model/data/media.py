@@ -5,8 +5,11 @@ import os
 import stat
 import struct
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import IO
 
@@ -16,6 +19,8 @@ from model.data.decode import decode_apart
 from model.data.media_error import MediaError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+PAGE_FORMATS = (*FORMATS, "TIFF")
+"""Formats of images inside the files of a corpus, which may be scanned pages."""
 _JPEG = ("JPEG", "MPO")
 _MOST_SCANNED = 2**28
 """Pixels times scans of a JPEG that are decoded in this process: a second, about."""
@@ -32,6 +37,37 @@ _UPRIGHT = {
 }
 
 
+class Picture(ABC):
+    """An image that is no file of its own."""
+
+    @property
+    @abstractmethod
+    def size(self) -> tuple[int, int]:
+        """(width, height) of the image upright."""
+
+    @abstractmethod
+    def open(self) -> Image.Image:
+        """RGB image, upright. `MediaError` where it cannot be used."""
+
+
+class StoredSource(Picture):
+    """An image inside a file, which any process that sees the file opens; it is small, hashable and can be sent."""
+
+
+@dataclass(frozen=True)
+class HeldPicture(Picture):
+    """The content of an image file, in memory. The first page of a TIFF counts."""
+
+    content: bytes = field(repr=False)
+
+    @cached_property
+    def size(self) -> tuple[int, int]:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return image_size_of_bytes(self.content, PAGE_FORMATS)
+
+    def open(self) -> Image.Image:
+        return open_image_bytes(self.content, PAGE_FORMATS)
+
+
 def open_image(root: Path, name: str) -> Image.Image:
     """RGB image `root/name`, upright. `MediaError` for a path outside root, another format, a damaged file, or one that
     takes too long to decode."""
@@ -41,11 +77,11 @@ def open_image(root: Path, name: str) -> Image.Image:
     return decode_apart(inside(root, name))
 
 
-def open_image_bytes(content: bytes) -> Image.Image:
-    """`open_image` for the content of a file."""
+def open_image_bytes(content: bytes, formats: tuple[str, ...] = FORMATS) -> Image.Image:
+    """`open_image` for the content of a file, in one of these formats."""
     what = f"image of {len(content)} bytes"
     _check_bytes(len(content), what)
-    with _named_errors(what), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    with _named_errors(what, formats), Image.open(io.BytesIO(content), formats=formats) as image:
         _check_header(image, what)
         if _is_decoded_soon(image):
             return _to_rgb(_upright(image))
@@ -64,14 +100,27 @@ def open_here(path: Path) -> Image.Image:
 def image_size(root: Path, name: str) -> tuple[int, int]:
     """(width, height) that `open_image` would give, from the file's header alone."""
     with _opened(inside(root, name)) as image:
-        if image.width == image.height:  # no turn changes it
-            return image.size
-        if image.format == "PNG" and not _has_late_metadata(getattr(image, "fp", None)):
-            exif = Image.Image.getexif(image)  # the PNG class's own method would decode all pixels first
-        else:
-            exif = image.getexif()
-        turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
-        return (image.height, image.width) if turned else image.size
+        return _upright_size(image)
+
+
+def image_size_of_bytes(content: bytes, formats: tuple[str, ...] = FORMATS) -> tuple[int, int]:
+    """(width, height) that `open_image_bytes` would give, from the header alone."""
+    what = f"image of {len(content)} bytes"
+    _check_bytes(len(content), what)
+    with _named_errors(what, formats), Image.open(io.BytesIO(content), formats=formats) as image:
+        _check_header(image, what)
+        return _upright_size(image)
+
+
+def _upright_size(image: Image.Image) -> tuple[int, int]:
+    if image.width == image.height:  # no turn changes it
+        return image.size
+    if image.format == "PNG" and not _has_late_metadata(getattr(image, "fp", None)):
+        exif = Image.Image.getexif(image)  # the PNG class's own method would decode all pixels first
+    else:
+        exif = image.getexif()
+    turned = exif.get(ExifTags.Base.Orientation, 1) in (5, 6, 7, 8)
+    return (image.height, image.width) if turned else image.size
 
 
 def as_rgb(image: Image.Image) -> Image.Image:
@@ -127,14 +176,14 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 @contextmanager
-def _named_errors(what: str) -> Iterator[None]:
+def _named_errors(what: str, formats: tuple[str, ...] = FORMATS) -> Iterator[None]:
     """Turn the errors that opening and decoding may raise into a `MediaError` about `what`."""
     try:
         yield
     except FileNotFoundError:
         raise MediaError(f"{what}: expected a file, found none") from None
     except UnidentifiedImageError:
-        raise MediaError(f"{what}: expected one of {', '.join(FORMATS)}, found other bytes") from None
+        raise MediaError(f"{what}: expected one of {', '.join(formats)}, found other bytes") from None
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, MediaError):
             raise
@@ -149,8 +198,9 @@ def _check_bytes(size: int, what: str) -> None:
 def _check_header(image: Image.Image, what: str) -> None:
     if image.width * image.height > MAX_PIXELS:
         raise MediaError(f"{what}: expected at most {MAX_PIXELS} pixels, found {image.size}")
-    # Phones store a JPEG with a smaller picture behind the first (Multi-Picture Format): it shows the first.
-    if image.format not in _JPEG and (frames := getattr(image, "n_frames", 1)) > 1:
+    # Phones store a JPEG with a smaller picture behind the first (Multi-Picture Format), and scanners the pages of a
+    # document as one TIFF: the first counts.
+    if image.format not in (*_JPEG, "TIFF") and (frames := getattr(image, "n_frames", 1)) > 1:
         raise MediaError(f"{what}: expected a still image, found {frames} frames")
 
 

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
@@ -237,6 +237,44 @@ def bytes_of_row(row: Row) -> int:
 
 
 @dataclass(frozen=True)
+class StepContent:
+    """The rows of one step of a supervised stage."""
+
+    rows: list[Row]
+    bins: list[list[int]] | None = None  # numbers of the rows of each micro-batch; None: as the loop splits them
+    sources: list[str] = field(default_factory=list)  # name of the source of each row; empty: there is one
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class StepSource(Protocol):
+    """The rows of every step: a function of its number, with state for a checkpoint (`Stateful`)."""
+
+    def content(self, step: int) -> StepContent:
+        """Rows of one step. `ValueError` where there are none."""
+        ...
+
+    def state(self) -> State: ...
+
+    def restore(self, state: State) -> None: ...
+
+    def described(self) -> list[str]:
+        """Say how the rows were read."""
+        ...
+
+    def close(self) -> None:
+        """End what works ahead."""
+        ...
+
+    @property
+    def inputs(self) -> Mapping[str, Input]: ...
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps after which every row was there once."""
+        ...
+
+
+@dataclass(frozen=True)
 class StepPart:
     """How many rows of a source are in every step, in which order they come."""
 
@@ -278,6 +316,13 @@ class StepRows:
     def steps_per_pass(self) -> int:
         """Steps after which every row was there once."""
         return max(-(-len(part.source) // part.per_step) for part in self._parts)
+
+    def content(self, step: int) -> StepContent:
+        """The rows of one step, for a supervised loop."""
+        return StepContent(self(step))
+
+    def close(self) -> None:
+        pass
 
     def __call__(self, step: int) -> list[Row]:
         """Rows of one step. One whose images cannot be read is named and left out. `ValueError` when none is left."""

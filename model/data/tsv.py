@@ -1,10 +1,12 @@
 """Rows of VLMEvalKit's TSV tables."""
 
 import ast
+import codecs
 import csv
 import itertools
 import string
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
@@ -20,16 +22,18 @@ _END = "\0end of the table"
 
 def tsv_rows(path: Path) -> Iterator[RawRow]:
     """Cells that are empty count as absent. `ValueError` for a file that cannot be read as a table."""
-    wanted = {image for _, cells in _cells(path) if isinstance(cells, dict) and _is_reference(image := _image(cells))}
+    wanted = {
+        image for _, _, cells in _cells(path) if isinstance(cells, dict) and _is_reference(image := _image(cells))
+    }
     shared = {
         cells["index"]: image
-        for _, cells in (_cells(path) if wanted else ())
+        for _, _, cells in (_cells(path) if wanted else ())
         if isinstance(cells, dict)
         and cells.get("index") in wanted
         and (image := _image(cells))
         and not _is_reference(image)
     }
-    for number, cells in _cells(path):
+    for _, number, cells in _cells(path):
         if isinstance(cells, str):
             yield RawRow(path, number, problem=cells)
             continue
@@ -39,30 +43,74 @@ def tsv_rows(path: Path) -> Iterator[RawRow]:
             yield RawRow(path, number, problem=str(error))
 
 
-def _cells(path: Path) -> Iterator[tuple[int, dict[str, str] | str]]:
-    """(row number, cells by column, or why there are none)."""
+def placed_rows(path: Path) -> Iterator[tuple[int, int, RawRow]]:
+    """(first byte, number of bytes, row) of every row that can be read without the others. For errors see `tsv_rows`.
+
+    A row that takes its image from another one is bad here.
+    """
+    for place, number, cells in _cells(path):
+        yield *place, _own_row(path, number, cells)
+
+
+def header_of(path: Path) -> list[str]:
+    """The names of the columns. `ValueError` for a file that cannot be read as a table."""
+    with _named_errors(path), path.open("rb") as file:
+        return next(csv.reader([_text(file.readline(MAX_ROW_BYTES).removeprefix(codecs.BOM_UTF8))], delimiter="\t"), [])
+
+
+def row_of_bytes(path: Path, header: list[str], content: bytes) -> RawRow:
+    """The row that `placed_rows` found at a place, read again; its number is 0."""
+    csv.field_size_limit(MAX_ROW_BYTES)
+    with _named_errors(path):
+        cells = next(csv.reader(_text(content).splitlines(keepends=True), delimiter="\t"), [])
+    return _own_row(path, 0, _named_cells(header, cells))
+
+
+def _own_row(path: Path, number: int, cells: "dict[str, str] | str") -> RawRow:
+    if isinstance(cells, str):
+        return RawRow(path, number, problem=cells)
+    try:
+        return RawRow(path, number, _columns(cells, {}))
+    except ValueError as error:
+        return RawRow(path, number, problem=str(error))
+
+
+def _cells(path: Path) -> Iterator[tuple[tuple[int, int], int, dict[str, str] | str]]:
+    """((first byte, number of bytes), row number, cells by column or why there are none)."""
     require_file(path, "TSV")
     csv.field_size_limit(MAX_ROW_BYTES)  # holds for the whole process; an image is one cell
+    with _named_errors(path), path.open("rb") as file:
+        yield from _read(file)
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
     try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            yield from _read(file)
+        yield
     except (OSError, ValueError, csv.Error) as error:
         raise ValueError(f"data: {path}: expected a readable TSV file in UTF-8, found: {error}") from None
 
 
-def _read(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
-    lines = csv.reader(itertools.chain(_bounded_lines(file), [_END]), delimiter="\t")
+def _text(content: bytes) -> str:
+    return content.decode("utf-8", "surrogateescape")
+
+
+def _read(file: IO[bytes]) -> Iterator[tuple[tuple[int, int], int, dict[str, str] | str]]:
+    source = _Lines(file)
+    lines = csv.reader(itertools.chain(source, [_END]), delimiter="\t")
     header = next(lines, [])
     if len(header) < 2:
         raise ValueError(f"columns separated by tabs were expected in the first line, found {header!a:.80}")
-    number, before = 0, lines.line_num
+    number, before, begin = 0, lines.line_num, source.num_bytes
     while (cells := _next(lines)) != [_END]:
         first, before = before + 1, lines.line_num
+        place = (begin, source.num_bytes - begin)
+        begin = source.num_bytes
         if not cells:
             continue
         number += 1
         if isinstance(cells, str):
-            yield number, cells
+            yield place, number, cells
             continue
         if cells[-1].endswith(_END):
             raise ValueError(f"row {number}, line {first}: a quotation mark that opens a cell without an end; {_MEND}")
@@ -71,13 +119,16 @@ def _read(file: IO[str]) -> Iterator[tuple[int, dict[str, str] | str]]:
                 f"row {number}, line {first}: a quotation mark that opens a cell which takes in rows up to line "
                 f"{before}; {_MEND}"
             )
-        if not all(map(_is_utf8, cells)):
-            yield number, "expected UTF-8, found other bytes in a cell"
-            continue
-        if len(cells) != len(header):
-            yield number, f"expected {len(header)} cells as the first line has, found {len(cells)}"
-            continue
-        yield number, {name: cell for name, cell in zip(header, cells, strict=True) if cell}
+        yield place, number, _named_cells(header, cells)
+
+
+def _named_cells(header: list[str], cells: list[str]) -> dict[str, str] | str:
+    """The cells that are not empty by column, or why the row cannot be used."""
+    if not all(map(_is_utf8, cells)):
+        return "expected UTF-8, found other bytes in a cell"
+    if len(cells) != len(header):
+        return f"expected {len(header)} cells as the first line has, found {len(cells)}"
+    return {name: cell for name, cell in zip(header, cells, strict=True) if cell}
 
 
 def _is_utf8(cell: str) -> bool:
@@ -101,14 +152,24 @@ def _next(lines: Iterator[list[str]]) -> list[str] | str:
         return f"expected cells that can be read, found: {error}"
 
 
-def _bounded_lines(file: IO[str]) -> Iterator[str]:
-    """Lines; one that is longer than a row may be is cut, so that its last cell is damaged and not all memory taken."""
-    while line := file.readline(MAX_ROW_BYTES):
-        whole = line.endswith("\n")
-        yield line if whole or len(line) < MAX_ROW_BYTES else line + "\n"
-        while not whole and len(line) == MAX_ROW_BYTES:
-            line = file.readline(MAX_ROW_BYTES)
-            whole = line.endswith("\n")
+class _Lines:
+    """Lines of a file; one that is longer than a row may be is cut, so that its last cell is damaged and not all memory
+    taken."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.num_bytes = 0  # in the lines that were given out
+        self._file = file
+
+    def __iter__(self) -> Iterator[str]:
+        while line := self._file.readline(MAX_ROW_BYTES):
+            whole = line.endswith(b"\n")
+            rest = line
+            while not whole and len(rest) == MAX_ROW_BYTES:
+                rest = self._file.readline(MAX_ROW_BYTES)
+                whole = rest.endswith(b"\n")
+            begins, self.num_bytes = not self.num_bytes, self._file.tell()
+            text = _text(line.removeprefix(codecs.BOM_UTF8) if begins else line)
+            yield text if text.endswith("\n") or len(line) < MAX_ROW_BYTES else text + "\n"
 
 
 def _image(cells: dict[str, str]) -> str:

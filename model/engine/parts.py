@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 
 import torch
 
@@ -82,14 +83,21 @@ def deal(costs: Sequence[float], num_ranks: int) -> list[list[int | None]]:
     """Give every rank as many micro-batches as every other: numbers of them, None where there is none left.
 
     The ranks work on their first one together, then on their second, and each time wait for the slowest. So those that
-    cost alike are dealt side by side, the dearest first. One rank keeps the order.
+    cost alike are dealt side by side, the dearest first; among these the dearest goes to the rank that has least so
+    far. One rank keeps the order.
     """
     if num_ranks == 1:
         return [list(range(len(costs)))]
-    order: list[int | None] = []
-    order += sorted(range(len(costs)), key=lambda number: -costs[number])
-    order += [None] * (-len(order) % num_ranks)
-    return [order[rank::num_ranks] for rank in range(num_ranks)]
+    order = sorted(range(len(costs)), key=lambda number: -costs[number])
+    dealt: list[list[int | None]] = [[] for _ in range(num_ranks)]
+    totals = [0.0] * num_ranks
+    for first in range(0, len(order), num_ranks):
+        by_total = sorted(range(num_ranks), key=totals.__getitem__)
+        together = order[first : first + num_ranks]
+        for rank, number in zip_longest(by_total, together):
+            dealt[rank].append(number)
+            totals[rank] += 0.0 if number is None else costs[number]
+    return dealt
 
 
 def efficiency(costs: Sequence[float], num_ranks: int) -> float:

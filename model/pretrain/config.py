@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 from model.config import Flavour
-from model.data.config import TableConfig
+from model.data.config import StreamConfig, TableConfig
 from model.engine.config import SupervisedConfig
 from model.json_values import member
 from model.run.config import OUTSIDE, RunConfig
 
 
 @dataclass
-class PretrainDataConfig(TableConfig):
+class PretrainDataConfig(TableConfig, StreamConfig):
     path: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; columns: id, kind (else the file's name),
     images, prefix (not trained), texts, text or caption (each trained after it)"""
@@ -19,6 +19,7 @@ class PretrainDataConfig(TableConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_stream()
         if any(count < 0 for count in self.mixture.values()):
             raise ValueError(f"data.mixture: expected rows per step, 0 or more, found {self.mixture}")
 
@@ -46,5 +47,10 @@ class PretrainConfig(SupervisedConfig):
                 f"model, checkpoint: expected one of both, found {self.model.value} and {self.checkpoint}; to go on "
                 "from the checkpoint set model=null"
             )
-        if not self.data.path:
-            raise ValueError("data.path: expected a file of documents, found nothing")
+        if bool(self.data.path) == bool(self.data.sources):
+            found = "both" if self.data.path else "neither"
+            raise ValueError(
+                "data.path, data.sources: expected a file of documents, or several sources of rows, found nothing"
+                if found == "neither"
+                else "data.path, data.sources: expected one of both, found both; leave one out"
+            )

@@ -2,14 +2,17 @@
 
 from pathlib import Path
 
+from model.batch import Row
 from model.checkpoint import load_processor
 from model.config import Flavour
-from model.data.sources import input_of_tables
+from model.corpus.open import inputs_of_sources, open_held_out, open_stream
+from model.data.sources import DataFolders, RowSource, StepSource, input_of_tables
 from model.engine.build import run_on_ranks
 from model.engine.source import FolderSource, FreshSource
 from model.lora.config import LoraConfig
 from model.pretrain.config import PretrainConfig
 from model.pretrain.documents import Documents, open_documents
+from model.processing.processor import Processor
 from model.run.identity import input_of
 from model.supervised import run_supervised
 
@@ -30,10 +33,11 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
         source, start = FreshSource(config.model, config.run.seed), {}
         processor = source.processor()
     tables = {"data.path": config.data.path}
+    sources = inputs_of_sources(config.data)
     run_on_ranks(
         config.engine,
         resolved,
-        lambda: {**start, **input_of_tables(tables)},
+        lambda: {**start, **sources, **input_of_tables(tables)},
         lambda lead: run_supervised(
             config,
             resolved,
@@ -41,9 +45,23 @@ def run_stage(config: PretrainConfig, resolved: str) -> None:
             lead,
             source,
             processor,
-            lambda folders, own: open_documents(config.data, own, config.run.seed, folders),
-            lambda folders, own: Documents(config.data, own, folders, config.evaluation.data, "evaluation.data"),
+            lambda folders, own: _open_rows(config, own, folders),
+            lambda folders, own: _open_held_out(config, own, folders),
             tables,
-            start,
+            {**start, **sources},
         ),
     )
+
+
+def _open_rows(config: PretrainConfig, processor: Processor, folders: DataFolders) -> StepSource:
+    data = config.data
+    if data.sources:
+        return open_stream(data, data, config.engine.micro_batch_tokens, processor, config.run.seed, folders)
+    return open_documents(data, processor, config.run.seed, folders)
+
+
+def _open_held_out(config: PretrainConfig, processor: Processor, folders: DataFolders) -> RowSource[Row]:
+    path, data = config.evaluation.data, config.data
+    if data.sources:
+        return open_held_out(path, data, data, processor, folders)
+    return Documents(data, processor, folders, path, "evaluation.data")

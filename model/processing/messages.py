@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 from PIL import Image
 
-from model.data.media import open_image, open_image_bytes
+from model.data.media import Picture, open_image, open_image_bytes
 from model.data.raw_rows import from_base64
 from model.interface import DEFAULT_SYSTEM_TEXT
 from model.json_values import JsonObject
@@ -18,8 +18,8 @@ ROLES = ("system", "user", "assistant")
 DEFAULT_NUM_FRAMES = 16
 MAX_NUM_FRAMES = 1024
 
-ImageSource = str | Image.Image
-"""A file name under the root folder of the data, or an image in memory."""
+ImageSource = str | Image.Image | Picture
+"""A file name under the root folder of the data, an image in memory, or one that is opened where it is needed."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def _source_of(given: object, where: str) -> ImageSource:
 
     Addresses of the Web are refused, because data must not make a training run ask other hosts.
     """
-    if isinstance(given, Image.Image):
+    if isinstance(given, Image.Image | Picture):
         return given
     if isinstance(given, np.ndarray):
         return _from_array(given, where)

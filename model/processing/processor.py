@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from model.config import SailVL2Config
+from model.data.media import StoredSource
 from model.data.media_error import MediaError
 from model.interface import (
     END_OF_TEXT,
@@ -129,6 +130,11 @@ class Processor:
         self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
         self._stores_pictures = False
         self._known_pictures: set[tuple[str, ImageSource, int]] = set()
+
+    @property
+    def stores_pictures(self) -> bool:
+        """Whether `pictures` gives references instead of pixels."""
+        return self._stores_pictures
 
     def storing_pictures(self) -> "Processor":
         """A processor whose `pictures` are references instead of pixels, for images in files.
@@ -295,7 +301,7 @@ class Processor:
         for _ in images:
             self._write_image(script)
         script.add(prefix)
-        ids = self._expand(script.finish()[0], self._plan_images(images, root, None))
+        ids = self._expand(script.finish()[0], self.plan_images(images, root))
         end = self._control(END_OF_TEXT)
         return ids, [[*self.tokenizer.encode_with_think_tags(text), end] for text in texts]
 
@@ -326,12 +332,13 @@ class Processor:
         if len(visuals) != len(given):
             if visuals:
                 raise ValueError("images: expected a prompt's images or plain names, found both together")
-            visuals = self._plan_images([i for i in given if not isinstance(i, Visual)], root, max_tiles)
+            visuals = self.plan_images([i for i in given if not isinstance(i, Visual)], root, max_tiles)
         return visuals
 
     def _stored(self, visual: Visual, root: Path | None) -> list[Tensor | StoredPicture]:
         key = str(root), visual.source, visual.media.num_frames
-        if isinstance(visual.source, str) and key in self._known_pictures:
+        is_known = isinstance(visual.source, StoredSource) or key in self._known_pictures
+        if isinstance(visual.source, str | StoredSource) and is_known:
             return [StoredPicture(str(root), visual, self.settings, frame) for frame in range(visual.num_pictures)]
         arrays = open_visual(visual, self.settings, root)
         if not isinstance(visual.source, str):
@@ -357,7 +364,10 @@ class Processor:
         media = [part for turn in turns for part in turn.parts if isinstance(part, Media)]
         return plan_visuals(media, self.config, self.settings, root, max_tiles)
 
-    def _plan_images(self, images: Sequence[ImageSource], root: Path | None, max_tiles: int | None) -> list[Visual]:
+    def plan_images(
+        self, images: Sequence[ImageSource], root: Path | None, max_tiles: int | None = None
+    ) -> list[Visual]:
+        """How each of a document's images is cut, and how many tokens it takes. `MediaError` for a damaged header."""
         return plan_visuals([Media(image) for image in images], self.config, self.settings, root, max_tiles)
 
     def _write_turn(self, script: Script, turn: Turn, instructed: bool, answer_weight: float = 0.0) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from model.config import SailVL2Config
-from model.data.media import as_rgb, check_images, image_size, open_image
+from model.data.media import Picture, as_rgb, check_images, image_size, open_image
 from model.data.media_error import MediaError
 from model.data.video import check_video, read_frames, video_size
 from model.processing.messages import ImageSource, Media
@@ -48,11 +48,22 @@ def plan_visuals(
     visuals = []
     for item in media:
         cutter = frame if item.num_frames else still
-        shape = cutter.fixed_shape or cutter.shape(_size(item, root))
-        tiles, height, width = shape
-        tokens = tiles * (height // config.pixels_per_token) * (width // config.pixels_per_token)
-        visuals.append(Visual(item, cutter, shape, tokens))
+        shape = cutter.fixed_shape or cutter.shape(media_size(item, root))
+        visuals.append(Visual(item, cutter, shape, _tokens_of(shape, config)))
     return visuals
+
+
+def tokens_of_size(
+    size: tuple[int, int], is_frame: bool, single: bool, config: SailVL2Config, settings: ProcessorSettings
+) -> int:
+    """Visual tokens of an image, or of one frame, of this (width, height). `single`: the only image of its prompt."""
+    cutter = settings.cutter(config, 1, False) if is_frame else settings.cutter(config, None, single)
+    return _tokens_of(cutter.fixed_shape or cutter.shape(size), config)
+
+
+def _tokens_of(shape: Shape, config: SailVL2Config) -> int:
+    tiles, height, width = shape
+    return tiles * (height // config.pixels_per_token) * (width // config.pixels_per_token)
 
 
 def open_visual(visual: Visual, settings: ProcessorSettings, root: Path | None) -> list[np.ndarray]:
@@ -60,6 +71,8 @@ def open_visual(visual: Visual, settings: ProcessorSettings, root: Path | None) 
     media = visual.media
     if isinstance(media.source, Image.Image):
         return [_pixels(as_rgb(media.source), visual, settings)]
+    if isinstance(media.source, Picture):
+        return [_pixels(media.source.open(), visual, settings)]
     folder = _folder(media.source, root)
     if media.num_frames:
         return read_frames(folder, media.source, media.num_frames, lambda frame: _pixels(frame, visual, settings))
@@ -85,9 +98,12 @@ def _pixels(image: Image.Image, visual: Visual, settings: ProcessorSettings) -> 
     return normalised(tiles, settings.image_mean, settings.image_std)
 
 
-def _size(media: Media, root: Path | None) -> tuple[int, int]:
+def media_size(media: Media, root: Path | None) -> tuple[int, int]:
+    """(width, height) of an image upright, or of a video's frames. `MediaError` for a file that cannot be used."""
     if isinstance(media.source, Image.Image):
         return as_rgb(media.source).size
+    if isinstance(media.source, Picture):
+        return media.source.size
     read = video_size if media.num_frames else image_size
     return read(_folder(media.source, root), media.source)
 

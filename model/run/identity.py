@@ -18,6 +18,7 @@ from model.run.state import State
 
 _ENDS = 1 << 14
 _CHUNK = 1 << 22
+_WHOLE = 1 << 26
 _SHOWN = 8
 
 
@@ -111,8 +112,11 @@ def outside_keys(config: object, prefix: str = "") -> set[str]:
         key = f"{prefix}{one.name}"
         if one.metadata.get("outside"):
             keys.add(key)
-        else:
-            keys |= outside_keys(getattr(config, one.name), f"{key}.")
+            continue
+        value = getattr(config, one.name)
+        inner = {f"{key}.{name}": entry for name, entry in value.items()} if isinstance(value, dict) else {key: value}
+        for name, entry in inner.items():
+            keys |= outside_keys(entry, f"{name}.")
     return keys
 
 
@@ -164,6 +168,25 @@ def _digest(path: Path) -> str:
     refuse_special_file(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_ends(paths: Iterable[Path]) -> str:
+    """A checksum over files in their order: of the bytes of small ones, of the size and the ends of those above 64 MiB,
+    which would take long to read. `ValueError` for one that cannot be read."""
+    total = hashlib.sha256()
+    for path in paths:
+        try:
+            size = path.stat().st_size
+            if size <= _WHOLE:
+                total.update(f"{path.name}\0{_digest(path)}\n".encode())
+                continue
+            with path.open("rb") as file:
+                head = file.read(_ENDS)
+                file.seek(size - _ENDS)
+                total.update(f"{path.name}\0{size}\n".encode() + head + file.read(_ENDS))
+        except OSError as error:
+            raise ValueError(f"expected a file that can be read, found: {error}") from None
+    return total.hexdigest()
 
 
 class MediaDigest:

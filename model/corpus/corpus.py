@@ -1,0 +1,231 @@
+"""The rows of one source: its files, their indices, and the lengths of its rows for one model."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from model.batch import Row
+from model.corpus.example import Form
+from model.corpus.files import open_shard, shard_files
+from model.corpus.index import FileIndex, IndexKind, open_indices
+from model.corpus.mixture import MixedSource
+from model.corpus.reading import ChangedRow, RowAddress, RowTask, build_row
+from model.data.bad_rows import BadRows
+from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
+from model.data.media_error import MediaError
+from model.data.sources import DataFolders
+from model.processing.processor import Processor
+from model.processing.visuals import tokens_of_size
+from model.run.identity import Input, digest_of_ends
+
+
+class Corpus:
+    """`RowSource`: the usable rows of a source, by number, in the order of its files."""
+
+    def __init__(
+        self,
+        name: str,
+        config: SourceConfig,
+        folder: str,
+        table: TableConfig,
+        loader: LoaderConfig,
+        processor: Processor,
+        folders: DataFolders,
+        capacity: int,
+        too_long: TooLong = TooLong.refuse,
+        key: str = "",
+    ) -> None:
+        """`capacity`: tokens of a micro-batch; `too_long` says what becomes of rows with more. `key`: the setting that
+        names the files. `ValueError` for files that cannot be read, and past `data.max_bad_rows`."""
+        self.name, self._config, self._processor, self._capacity = name, config, processor, capacity
+        self._key = key or f"data.sources.{name}.paths"
+        files = shard_files(self._key, folder, config.paths)
+        self.form = Form(
+            config.kind, config.template, config.question_column, config.answer_column, config.image_column
+        )
+        self._root = str(Path(folder) / config.media) if config.media else ""
+        kind = IndexKind(self.form, self._root, _digest(processor), loader.decode_all)
+        self._files = open_indices(files, kind, processor, loader.index, loader.workers)
+        self._starts = np.concatenate([[0], np.cumsum([len(one) for one in self._files])])
+        visual = np.concatenate([_visual_tokens(one, processor) for one in self._files])
+        text = np.concatenate([one.text_tokens for one in self._files])
+        prefix = np.concatenate([one.prefix_tokens for one in self._files])
+        self._whole = text + visual  # packed tokens before a row is cut
+        fits = self._whole <= capacity
+        if too_long is TooLong.cut:
+            fits |= prefix + visual < capacity
+        self._rows = np.flatnonzero(fits)
+        self._tokens = np.minimum(self._whole[self._rows], capacity)
+        self._visual = visual[self._rows]
+        self.bad_rows = BadRows(table.max_bad_rows, folders.report)
+        self._note_bad(np.flatnonzero(~fits), too_long)
+        if not len(self._rows):
+            raise ValueError(f"{self._key}: expected at least one row that can be used, found none")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def length(self, index: int) -> int:
+        """Packed tokens of the row, visual ones included."""
+        return int(self._tokens[index])
+
+    def visual_tokens(self, index: int) -> int:
+        return int(self._visual[index])
+
+    @property
+    def mean_tokens(self) -> float:
+        """Packed tokens of a row, on average."""
+        return float(self._tokens.mean())
+
+    @property
+    def totals(self) -> dict[str, int]:
+        """Rows, images, packed tokens and visual tokens of all usable rows."""
+        pictures = sum(int(one.num_pictures.sum()) for one in self._files)
+        return {
+            "rows": len(self),
+            "images": pictures,
+            "tokens": int(self._tokens.sum()),
+            "visual": int(self._visual.sum()),
+        }
+
+    def task(self, index: int, opens_images: bool) -> RowTask:
+        """All that another process needs to build the row, with its pixels or with references to them."""
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        file, at = self._files[number], row - int(self._starts[number])
+        sizes = None
+        if not opens_images:
+            first, stop = file.picture_starts[at : at + 2]
+            sizes = tuple(tuple(map(int, size)) for size in file.sizes[first:stop])
+        place = (int(file.place[at, 0]), int(file.place[at, 1]))
+        address = RowAddress(str(file.file), place, self.form, self._root or str(file.file.parent))
+        return RowTask(address, int(self._whole[row]), self._capacity, sizes)  # pyright: ignore[reportArgumentType]
+
+    def build(self, index: int) -> Row:
+        """`MediaError` for a row that cannot be read; a file that has changed is a `ValueError`."""
+        try:
+            return build_row(self.task(index, opens_images=True), self._processor)
+        except ChangedRow:
+            raise
+        except ValueError as error:
+            raise MediaError(str(error)) from None
+
+    def name_bad(self, index: int, reason: str) -> None:
+        file, number = self.place_of(index)
+        self.bad_rows.add_later(file, number, f"{self.name}-{index}", reason)
+
+    def place_of(self, index: int) -> tuple[Path, int]:
+        """(file, number of the row in it, from 1)."""
+        row = int(self._rows[index])
+        number = int(np.searchsorted(self._starts, row, side="right")) - 1
+        file = self._files[number]
+        return file.file, int(file.number[row - int(self._starts[number])])
+
+    def mixed(self, weight: float) -> MixedSource:
+        """The source as a mixture sees it, with the weights of its rows."""
+        return MixedSource(len(self), weight, self._config.max_epochs, self._row_weights(), self._blocks())
+
+    def described(self) -> list[str]:
+        columns: dict[str, dict[str, int]] = {}
+        for one in self._files:
+            for use, counts in one.columns.items():
+                for column, count in counts.items():
+                    columns.setdefault(use, {})[column] = columns.get(use, {}).get(column, 0) + count
+        named = "".join(f", {use} <- {' or '.join(found)}" for use, found in columns.items())
+        totals = self.totals
+        return [
+            f"{self._key}: {totals['rows']} rows in {len(self._files)} files, {totals['images']} images, "
+            f"{totals['tokens']:,} tokens, {totals['visual']:,} of them visual (median {int(np.median(self._tokens))}, "
+            f"longest {int(self._tokens.max())}){named}"
+        ]
+
+    @property
+    def inputs(self) -> Mapping[str, Input]:
+        """A checksum of the files; of large ones, of their sizes and ends."""
+        return {self._key: Input(", ".join(self._config.paths), digest_of_ends(one.file for one in self._files))}
+
+    def _note_bad(self, too_long: np.ndarray, rule: TooLong) -> None:
+        for one in self._files:
+            for number, reason in one.bad:
+                self.bad_rows.add(one.file, number, reason)
+        for row in too_long:
+            number = int(np.searchsorted(self._starts, row, side="right")) - 1
+            file = self._files[number]
+            at = int(row - self._starts[number])
+            where = "" if rule is TooLong.refuse else " before the trained text"
+            advice = "; data.packing.too_long=cut cuts trained text" if rule is TooLong.refuse else ""
+            self.bad_rows.add(
+                file.file,
+                int(file.number[at]),
+                f"expected at most engine.micro_batch_tokens={self._capacity} tokens{where}, found "
+                f"{int(self._whole[row])}{advice}",
+            )
+        self.bad_rows.opened(sum(one.total for one in self._files))
+
+    def _row_weights(self) -> np.ndarray | None:
+        if not self._config.row_weights:
+            return None
+        key, path = f"data.sources.{self.name}.row_weights", Path(self._config.row_weights)
+        try:
+            weights = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{key}: expected a .npy file of numbers at {path}, found: {error}") from None
+        total = sum(one.total for one in self._files)
+        if weights.shape != (total,) or weights.dtype.kind not in "fiu":
+            raise ValueError(
+                f"{key}: {path}: expected {total} numbers, one a row, found {weights.dtype} {weights.shape}"
+            )
+        if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
+            raise ValueError(f"{key}: {path}: expected finite numbers of 0 or more, not all of them 0")
+        ordinals = np.concatenate(
+            [one.number - 1 + start for one, start in zip(self._files, self._totals_before(), strict=True)]
+        )
+        own = weights[ordinals][self._rows].astype(np.float64)
+        if not own.any():
+            raise ValueError(f"{key}: {path}: expected a weight above 0 for a row that can be used, found none")
+        return own
+
+    def _totals_before(self) -> np.ndarray:
+        return np.concatenate([[0], np.cumsum([one.total for one in self._files])])[:-1]
+
+    def _blocks(self) -> np.ndarray | None:
+        """Sizes of the runs of rows that are read together, None where rows of no file are."""
+        if not any(open_shard(one.file).reads_groups for one in self._files):
+            return None
+        groups = np.concatenate(
+            [
+                np.stack(
+                    [
+                        np.full(len(one), number),
+                        one.place[:, 0] if open_shard(one.file).reads_groups else np.arange(len(one)) // 64,
+                    ],
+                    axis=1,
+                )
+                for number, one in enumerate(self._files)
+            ]
+        )[self._rows]
+        changes = np.flatnonzero((groups[1:] != groups[:-1]).any(1)) + 1
+        return np.diff(np.concatenate([[0], changes, [len(groups)]]))
+
+
+def _visual_tokens(index: FileIndex, processor: Processor) -> np.ndarray:
+    """[R] visual tokens of each row of a file, for this model and its way to cut images."""
+    if not len(index.sizes):
+        return np.zeros(len(index), np.int32)
+    owner = np.repeat(np.arange(len(index)), index.num_pictures)
+    single = (index.num_pictures[owner] == 1) & (index.sizes[:, 2] == 0)
+    kinds, which = np.unique(np.column_stack([index.sizes, single]), axis=0, return_inverse=True)
+    tokens = np.array(
+        [
+            max(1, int(frames))
+            * tokens_of_size((int(width), int(height)), bool(frames), bool(alone), processor.config, processor.settings)
+            for width, height, frames, alone in kinds
+        ]
+    )
+    return np.bincount(owner, weights=tokens[which.ravel()], minlength=len(index)).astype(np.int32)
+
+
+def _digest(processor: Processor) -> str:
+    return hashlib.sha256(processor.tokenizer.raw.encode()).hexdigest()

@@ -1,0 +1,196 @@
+"""The rows of every step from several corpora: mixed, packed, read ahead."""
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from model.batch import Row
+from model.corpus.corpus import Corpus
+from model.corpus.mixture import Draw, Mixture
+from model.corpus.reading import ChangedRow, RowTask, build_row
+from model.corpus.workers import Workers
+from model.data.bad_rows import BadRows
+from model.data.config import LoaderConfig, PackingConfig
+from model.data.packing import PackedStep, StreamPacker
+from model.data.sources import StepContent
+from model.processing.processor import Processor
+from model.run.identity import Input
+from model.run.state import State
+
+
+@dataclass(frozen=True)
+class _RowBuilder:
+    """Builds rows in a worker."""
+
+    processor: Processor
+
+    def __call__(self, task: RowTask) -> Row:
+        return build_row(task, self.processor)
+
+
+@dataclass(frozen=True)
+class _Planned:
+    packed: PackedStep
+    before: State  # the packer's state before this step was packed
+
+
+class Stream:
+    """The rows of each step. Which they are depends on the seed and on the number of the step alone; they are read by
+    worker processes while earlier steps are trained."""
+
+    def __init__(
+        self,
+        corpora: Mapping[str, Corpus],
+        weights: Mapping[str, float],
+        processor: Processor,
+        packing: PackingConfig,
+        loader: LoaderConfig,
+        num_bins: int,
+        capacity: int,
+        seed: int,
+        opens_images: bool,
+    ) -> None:
+        """`num_bins` micro-batches of `capacity` tokens a step. `opens_images`: rows come with pixels, else with
+        references that are opened where they are needed."""
+        self._names, self._corpora = list(corpora), list(corpora.values())
+        self._opens_images, self._num_bins, self._capacity = opens_images, num_bins, capacity
+        self._mixture = Mixture({name: one.mixed(weights[name]) for name, one in corpora.items()}, seed)
+        candidates = packing.candidates * num_bins
+        self._packer = StreamPacker(self._length, num_bins, capacity, candidates, packing.max_wait)
+        self._builder, self._loader = _RowBuilder(processor), loader
+        self._step = 0  # the next one to be given out
+        self._planned: dict[int, _Planned] = {}
+        self._draws: dict[int, Draw] = {}  # by position, of the rows that wait or are planned
+        self._returned: float | None = None
+
+    def content(self, step: int) -> StepContent:
+        """Rows of one step, in micro-batches. One that cannot be read is named and left out.
+
+        Steps come in order. `ValueError` behind the end of the stream, where all sources end.
+        """
+        assert step == self._step
+        begin = time.monotonic()
+        if step not in self._planned:
+            self._plan(step)
+        for ahead in range(step + 1, step + 1 + self._loader.ahead):
+            if ahead not in self._planned:
+                try:
+                    self._plan(ahead)
+                except ValueError:  # the end of the stream; it is an error once the step is wanted
+                    break
+        planned = self._planned.pop(step)
+        rows: list[Row] = []
+        sources: list[str] = []
+        bins: list[list[int]] = []
+        for positions in planned.packed.bins:
+            numbers = []
+            for position in positions:
+                draw = self._draws.pop(position)
+                row = self._row(step, draw)
+                if row is not None:
+                    numbers.append(len(rows))
+                    rows.append(row)
+                    sources.append(self._names[draw.source])
+            if numbers:
+                bins.append(numbers)
+        if not rows:
+            raise ValueError(f"data.sources: no row of step {step + 1} can be used; see the bad rows named above")
+        self._step += 1
+        now = time.monotonic()
+        metrics = dict(planned.packed.metrics)
+        if self._returned is not None:
+            metrics["data/wait_share"] = (now - begin) / max(now - self._returned, 1e-9)
+        self._returned = now
+        return StepContent(rows, bins, sources, metrics)
+
+    def state(self) -> State:
+        """Data that a checkpoint keeps: what waits in the packer's buffer, by positions of the stream."""
+        planned = self._planned.get(self._step)
+        packer = planned.before if planned else self._packer.state()
+        bad_rows = {name: one.bad_rows.state() for name, one in zip(self._names, self._corpora, strict=True)}
+        return {"packer": packer, "bad_rows": bad_rows}
+
+    def restore(self, state: State) -> None:
+        self._planned.clear()
+        self._draws.clear()
+        if "_workers" in self.__dict__:
+            self._workers.forget()
+        self._packer.restore(state["packer"])
+        self._step = state["packer"]["step"]
+        self._returned = None
+        for name, one in zip(self._names, self._corpora, strict=True):
+            one.bad_rows.restore(state["bad_rows"][name])
+
+    def close(self) -> None:
+        """End the worker processes."""
+        if "_workers" in self.__dict__:
+            self._workers.close()
+            del self._workers
+
+    @property
+    def inputs(self) -> dict[str, Input]:
+        return {key: one for corpus in self._corpora for key, one in corpus.inputs.items()}
+
+    def described(self) -> list[str]:
+        shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(self._names, self._mixture.shares, strict=True))
+        lines = [line for corpus in self._corpora for line in corpus.described()]
+        end = "" if self._mixture.end is None else f"; all sources end after {self._mixture.end} rows"
+        return [*lines, f"data.sources: shares of the rows: {shares}{end}"]
+
+    @property
+    def steps_per_pass(self) -> int:
+        """Steps after which every row of every source was there once, about: from the mean length of rows."""
+        shares = self._mixture.shares
+        mean = sum(share * one.mean_tokens for share, one in zip(shares, self._corpora, strict=True))
+        positions = self._mixture.positions_per_pass
+        if self._mixture.end is not None:
+            positions = min(positions, self._mixture.end)
+        return max(1, round(positions * mean / (self._num_bins * self._capacity)))
+
+    @property
+    def bad_rows(self) -> Sequence[BadRows]:
+        return [corpus.bad_rows for corpus in self._corpora]
+
+    @cached_property
+    def _workers(self) -> Workers:
+        return Workers(self._builder, self._loader.workers, self._loader.patience_s)
+
+    def _length(self, position: int) -> tuple[int, int] | None:
+        draw = self._mixture.at(position)
+        if draw is None:
+            return None
+        self._draws[position] = draw
+        corpus = self._corpora[draw.source]
+        return corpus.length(draw.row), corpus.visual_tokens(draw.row)
+
+    def _plan(self, step: int) -> None:
+        """Pack a step, and have its rows read. `ValueError` behind the end of the stream."""
+        before = self._packer.state()
+        try:
+            packed = self._packer.next()
+        except IndexError as error:
+            raise ValueError(
+                f"data.sources: all sources end after {error} rows, at step {step}; expected rows for more steps: "
+                "lower max_steps, or raise data.sources.NAME.max_epochs"
+            ) from None
+        self._planned[step] = _Planned(packed, before)
+        if self._loader.workers:
+            for position in (position for one in packed.bins for position in one):
+                self._workers.submit((step, position), self._task(self._draws[position]))
+
+    def _task(self, draw: Draw) -> RowTask:
+        return self._corpora[draw.source].task(draw.row, self._opens_images)
+
+    def _row(self, step: int, draw: Draw) -> Row | None:
+        """The row of a draw; None for one that cannot be read, which is named."""
+        corpus = self._corpora[draw.source]
+        try:
+            if self._loader.workers:
+                return self._workers.result((step, draw.position))
+            return self._builder(self._task(draw))
+        except ChangedRow:
+            raise
+        except ValueError as error:
+            corpus.name_bad(draw.row, str(error))
+            return None

@@ -1,0 +1,92 @@
+"""Parquet files and the Arrow files of `datasets` in any order of rows."""
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from functools import cached_property
+from typing import Any
+
+from model.corpus.mixture import Windows
+from model.corpus.shard import Place, Shard, Unit, Withheld
+from model.data.columnar import arrow_batches, parquet_group, parquet_group_sizes, row_of, rows_of
+from model.data.raw_rows import RawRow
+
+_KEPT_GROUPS = Windows.SIZE + 1
+_UNIT_ROWS = 20_000
+
+
+def _units(sizes: list[int]) -> list[Unit]:
+    """Runs of groups or batches that hold some thousands of rows."""
+    units, start, rows = [], 0, 0
+    for number, size in enumerate(sizes, 1):
+        rows += size
+        if rows >= _UNIT_ROWS or number == len(sizes):
+            units.append(Unit(start, number))
+            start, rows = number, 0
+    return units
+
+
+def _withholding(row: RawRow, num_pictures: int | None) -> RawRow:
+    if num_pictures:
+        row.columns["images"] = [Withheld() for _ in range(num_pictures)]
+    return row
+
+
+class ParquetShard(Shard):
+    """A Parquet file; a place is (row group, row in it). The row groups that were used last are kept in memory."""
+
+    reads_groups = True
+
+    def units(self) -> list[Unit]:
+        return _units(self._sizes)
+
+    def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
+        number = 0
+        for group in range(unit.start, unit.stop):
+            for index, row in enumerate(rows_of(self.path, parquet_group(self.path, group))):
+                number += 1
+                yield (group, index), RawRow(row.file, number, row.columns, row.problem)
+
+    def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
+        group, index = place
+        row = row_of(self.path, self._group(group, num_pictures is None), index)
+        return _withholding(row, num_pictures)
+
+    def _group(self, number: int, with_bytes: bool) -> Any:
+        key = number, with_bytes
+        if key not in self._groups:
+            self._groups[key] = parquet_group(self.path, number, with_bytes)
+            if len(self._groups) > _KEPT_GROUPS:
+                self._groups.popitem(last=False)
+        self._groups.move_to_end(key)
+        return self._groups[key]
+
+    @cached_property
+    def _sizes(self) -> list[int]:
+        return parquet_group_sizes(self.path)
+
+    @cached_property
+    def _groups(self) -> OrderedDict[tuple[int, bool], Any]:
+        return OrderedDict()
+
+
+class ArrowShard(Shard):
+    """An Arrow file as `datasets` writes it; a place is (record batch, row in it)."""
+
+    def units(self) -> list[Unit]:
+        return _units([batch.num_rows for batch in self._batches])
+
+    def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
+        number = 0
+        for batch in range(unit.start, unit.stop):
+            for index, row in enumerate(rows_of(self.path, self._batches[batch])):
+                number += 1
+                yield (batch, index), RawRow(row.file, number, row.columns, row.problem)
+
+    def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
+        batch, index = place
+        row = row_of(self.path, self._batches[batch], index, with_bytes=num_pictures is None)
+        return _withholding(row, num_pictures)
+
+    @cached_property
+    def _batches(self) -> list[Any]:
+        return arrow_batches(self.path)
