@@ -17,7 +17,7 @@ from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
 from model.data.media_error import MediaError
 from model.data.sources import DataFolders
 from model.processing.processor import Processor
-from model.processing.visuals import tokens_of_size
+from model.processing.visuals import tokens_of_sizes
 from model.run.identity import Input, digest_of_ends
 
 
@@ -39,7 +39,9 @@ class Corpus:
     ) -> None:
         """`capacity`: tokens of a micro-batch; `too_long` says what becomes of rows with more. `key`: the setting that
         names the files. `ValueError` for files that cannot be read, and past `data.max_bad_rows`."""
-        self.name, self._config, self._processor, self._capacity = name, config, processor, capacity
+        positions = processor.config.language.max_position_embeddings
+        self._limit = f"engine.micro_batch_tokens={capacity}" if capacity < positions else f"the model's {positions}"
+        self.name, self._config, self._processor, self._capacity = name, config, processor, min(capacity, positions)
         self._key = key or f"data.sources.{name}.paths"
         files = shard_files(self._key, folder, config.paths)
         self.form = Form(
@@ -53,11 +55,11 @@ class Corpus:
         text = np.concatenate([one.text_tokens for one in self._files])
         prefix = np.concatenate([one.prefix_tokens for one in self._files])
         self._whole = text + visual  # packed tokens before a row is cut
-        fits = self._whole <= capacity
+        fits = self._whole <= self._capacity
         if too_long is TooLong.cut:
-            fits |= prefix + visual < capacity
+            fits |= prefix + visual < self._capacity
         self._rows = np.flatnonzero(fits)
-        self._tokens = np.minimum(self._whole[self._rows], capacity)
+        self._tokens = np.minimum(self._whole[self._rows], self._capacity)
         self._visual = visual[self._rows]
         self.bad_rows = BadRows(table.max_bad_rows, folders.report)
         self._note_bad(np.flatnonzero(~fits), too_long)
@@ -159,8 +161,7 @@ class Corpus:
             self.bad_rows.add(
                 file.file,
                 int(file.number[at]),
-                f"expected at most engine.micro_batch_tokens={self._capacity} tokens{where}, found "
-                f"{int(self._whole[row])}{advice}",
+                f"expected at most {self._limit} tokens{where}, found {int(self._whole[row])}{advice}",
             )
         self.bad_rows.opened(sum(one.total for one in self._files))
 
@@ -215,16 +216,22 @@ def _visual_tokens(index: FileIndex, processor: Processor) -> np.ndarray:
     if not len(index.sizes):
         return np.zeros(len(index), np.int32)
     owner = np.repeat(np.arange(len(index)), index.num_pictures)
-    single = (index.num_pictures[owner] == 1) & (index.sizes[:, 2] == 0)
-    kinds, which = np.unique(np.column_stack([index.sizes, single]), axis=0, return_inverse=True)
-    tokens = np.array(
-        [
-            max(1, int(frames))
-            * tokens_of_size((int(width), int(height)), bool(frames), bool(alone), processor.config, processor.settings)
-            for width, height, frames, alone in kinds
-        ]
-    )
-    return np.bincount(owner, weights=tokens[which.ravel()], minlength=len(index)).astype(np.int32)
+    frames = index.sizes[:, 2]
+    single = (index.num_pictures[owner] == 1) & (frames == 0)
+    tokens = np.empty(len(owner), np.int64)
+    for is_frame, alone in ((False, False), (False, True), (True, False)):
+        mine = np.flatnonzero(((frames > 0) == is_frame) & (single == alone))
+        if len(mine):
+            sizes, which = _distinct(index.sizes[mine, :2])
+            each = tokens_of_sizes(sizes, is_frame, alone, processor.config, processor.settings)[which]
+            tokens[mine] = each * np.maximum(frames[mine], 1)
+    return np.bincount(owner, weights=tokens, minlength=len(index)).astype(np.int32)
+
+
+def _distinct(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(the distinct sizes [K, 2], number of each of `sizes` [N, 2] among them)."""
+    keys, which = np.unique(sizes[:, 0].astype(np.int64) << 32 | sizes[:, 1], return_inverse=True)
+    return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1), which
 
 
 def _digest(processor: Processor) -> str:

@@ -54,23 +54,19 @@ class Measure:
 
 
 def encode(example: Example, processor: Processor, root: Path) -> Encoded:
-    """The ids of an example. `ValueError` for one that cannot be encoded, or has more tokens than the model positions.
+    """The ids of an example, however many. `ValueError` for one that cannot be encoded.
 
     A conversation trains every turn of the assistant; all its turns are one row.
     """
     if example.messages is None:
-        processor.refuse_long([example.prefix, *example.texts])
         prefix, completions = processor.document(example.prefix, example.texts, example.images, root)
-        processor.check_length(prefix, completions)
         return Encoded(prefix, completions, None, processor.plan_images(example.images, root))
-    processor.refuse_long([str(message.get("content")) for message in example.messages if _is_text(message)])
     tokens = processor.conversation(example.messages, example.mode, root)
     weights = np.asarray(tokens.loss_weights)
     trained = np.flatnonzero(weights)
     if not len(trained):
         raise ValueError("expected a turn of the assistant that trains, found none")
     first, stop = int(trained[0]), int(trained[-1]) + 1
-    processor.check_length(tokens.ids[:first], [tokens.ids[first:stop]])
     completion, scored = tokens.ids[first:stop], weights[first:stop] > 0
     return Encoded(tokens.ids[:first], [completion], None if scored.all() else [scored], list(tokens.images))
 
@@ -80,7 +76,3 @@ def measure(encoded: Encoded, root: Path) -> Measure:
     sizes = [(*media_size(visual.media, root), visual.media.num_frames) for visual in encoded.images]
     visual = encoded.num_visual
     return Measure(encoded.num_tokens - visual, max(0, len(encoded.prefix) - visual), sizes)
-
-
-def _is_text(message: dict[str, object]) -> bool:
-    return isinstance(message.get("content"), str)

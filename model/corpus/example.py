@@ -58,6 +58,8 @@ def read_example(columns: Mapping[str, Any], form: Form, root: Path) -> Example:
     if form.kind is SourceKind.document or (form.kind is SourceKind.auto and not column and not form.template):
         return _document(columns, image_column, images, videos)
     messages, named = _messages(columns, column, form)
+    if videos and not images:  # LLaVA-Video writes <image> for the video of a row
+        messages = [_with_video_places(message) for message in messages]
     messages, _ = placed("conversations", messages, {"image": images, "video": videos}, first=True)
     for part in media_parts(messages):
         if part.get("type") == "image":
@@ -85,12 +87,12 @@ def _chat_column(columns: Mapping[str, Any], form: Form) -> str:
 def _messages(columns: Mapping[str, Any], column: str, form: Form) -> tuple[list[JsonObject], dict[str, str]]:
     """(messages that end with the assistant, use -> column)."""
     if not column:
-        text_column, texts = _texts_of(columns)
         if not form.template:
             raise ValueError(
                 f"expected a conversation, or a question with an answer, found the columns {sorted(columns)}; "
                 "data.sources.NAME.template gives a question to rows that have only a text"
             )
+        text_column, texts = _texts_of(columns)
         if len(texts) != 1:
             raise ValueError(f"{text_column}: expected one text to answer the template with, found {len(texts)}")
         return _turns(form.template, texts[0]), {"text": text_column}
@@ -153,11 +155,16 @@ def _document(columns: Mapping[str, Any], image_column: str, images: list[Any], 
 def _texts_of(columns: Mapping[str, Any]) -> tuple[str, list[str]]:
     """(column, texts). A list of words, and the lines of a page, are one text."""
     column, value = first_of(columns, _TEXTS)
+    if not column:
+        raise ValueError(
+            f"expected a conversation, a question with an answer, or a text ({', '.join(_TEXTS)}), found the columns "
+            f"{sorted(columns)}"
+        )
     if column == "pages":
         return column, [_page_text(value)]
     if column == "words" and isinstance(value, list):
         value = " ".join(text_list(dict(columns), column))
-    return column, text_list({column: value}, column or "text")
+    return column, text_list({column: value}, column)
 
 
 def _page_text(pages: object) -> str:
@@ -207,6 +214,11 @@ def _videos(columns: Mapping[str, Any]) -> list[str]:
             raise ValueError(f"video: expected the name of a file beside the data, found {value!r:.80}")
         found.append(name)
     return found
+
+
+def _with_video_places(message: JsonObject) -> JsonObject:
+    content = message.get("content")
+    return {**message, "content": content.replace("<image>", "<video>")} if isinstance(content, str) else message
 
 
 def _text_of(content: object) -> str:

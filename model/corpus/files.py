@@ -4,7 +4,7 @@ from functools import lru_cache
 from glob import glob, has_magic
 from pathlib import Path
 
-from model.corpus.lines import JsonLines, TabSeparated
+from model.corpus.lines import JsonArray, JsonLines, TabSeparated
 from model.corpus.shard import Shard
 from model.corpus.tables import ArrowShard, ParquetShard
 from model.corpus.tar import TarShard
@@ -12,6 +12,7 @@ from model.data.columnar import saved_files
 
 _KINDS: dict[str, type[Shard]] = {
     ".jsonl": JsonLines,
+    ".json": JsonArray,
     ".parquet": ParquetShard,
     ".tar": TarShard,
     ".tsv": TabSeparated,

@@ -1,6 +1,8 @@
-"""JSONL and TSV files in any order of rows."""
+"""JSONL, JSON and TSV files in any order of rows."""
 
 import codecs
+import io
+import json
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +13,7 @@ from model.data.raw_rows import MAX_ROW_BYTES, RawRow, require_file
 from model.data.tsv import header_of, placed_rows, row_of_bytes
 
 _UNIT_BYTES = 32 * 2**20
+_ARRAY_CHUNK = 2**20
 
 
 def bytes_at(path: Path, place: Place) -> bytes:
@@ -42,18 +45,12 @@ class JsonLines(Shard):
                 problem = f"expected a row of at most {MAX_ROW_BYTES} bytes, found more"
                 yield (start, size), RawRow(self.path, number, problem=problem)
             elif line.strip():
-                yield (start, size), self._row(line, number)
+                yield (start, size), _row_of_json(self.path, line, number)
             else:
                 yield (start, size), RawRow(self.path, number, problem=BLANK)
 
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
-        return self._row(bytes_at(self.path, place).removeprefix(codecs.BOM_UTF8), 0)
-
-    def _row(self, line: bytes, number: int) -> RawRow:
-        try:
-            return RawRow(self.path, number, columns_of_line(line))
-        except ValueError as error:
-            return RawRow(self.path, number, problem=str(error))
+        return _row_of_json(self.path, bytes_at(self.path, place).removeprefix(codecs.BOM_UTF8), 0)
 
 
 class TabSeparated(Shard):
@@ -73,3 +70,66 @@ class TabSeparated(Shard):
     @cached_property
     def _header(self) -> list[str]:
         return header_of(self.path)
+
+
+class JsonArray(Shard):
+    """A JSON file that is one list of objects, as LLaVA's annotations are; a place is (first byte, number of bytes)."""
+
+    def units(self) -> list[Unit]:
+        require_file(self.path, "JSON")
+        return [Unit(0, self.path.stat().st_size)]
+
+    def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
+        try:
+            for number, (start, content) in enumerate(_array_items(self.path), 1):
+                yield (start, len(content)), _row_of_json(self.path, content, number)
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(f"data: {self.path}: expected a readable JSON file in UTF-8, found: {error}") from None
+
+    def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
+        return _row_of_json(self.path, bytes_at(self.path, place), 0)
+
+
+def _row_of_json(path: Path, content: bytes, number: int) -> RawRow:
+    try:
+        return RawRow(path, number, columns_of_line(content))
+    except ValueError as error:
+        return RawRow(path, number, problem=str(error))
+
+
+def _array_items(path: Path) -> Iterator[tuple[int, bytes]]:
+    """(first byte, bytes) of every item of a JSON list, of which never more than one item and one chunk is in memory.
+
+    `ValueError` for a file that is no list, or is cut off.
+    """
+    decoder = json.JSONDecoder(parse_float=str, parse_int=str)  # only the end of each item is wanted
+    with path.open("rb") as file:
+        head = file.read(_ARRAY_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+        at = file.tell() - len(head)
+        file.seek(at)
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        buffer = text.read(_ARRAY_CHUNK)
+        if not buffer.startswith("["):
+            raise ValueError(f"data: {path}: expected a list of objects, found {buffer[:40]!r}; JSONL ends in .jsonl")
+        buffer, at = buffer[1:], at + 1
+        while True:
+            stripped = buffer.lstrip(" \t\r\n,")
+            at += len(buffer) - len(stripped)
+            if stripped.startswith("]"):
+                return
+            try:
+                _, end = decoder.raw_decode(stripped)
+                is_whole = end < len(stripped)
+            except ValueError:
+                is_whole, end = False, 0
+            if is_whole:
+                content = stripped[:end].encode()
+                yield at, content
+                buffer, at = stripped[end:], at + len(content)
+                continue
+            more = text.read(max(_ARRAY_CHUNK, len(stripped)))
+            if not more or len(stripped) > MAX_ROW_BYTES:
+                raise ValueError(
+                    f"data: {path}: expected JSON objects up to a closing bracket, found other text at {at}"
+                )
+            buffer = stripped + more

@@ -8,7 +8,7 @@ import numpy as np
 
 from model.data.order import KeyedPermutation, mixed
 
-BLOCK = 1000
+BLOCK = 100
 """Positions whose sources are laid out together: every source has its share of them, rounded down or up."""
 _GOLDEN = 0.6180339887498949
 _EXACT = 2.0**-53
@@ -37,7 +37,8 @@ class Draw:
 class Mixture:
     """Interleaves sources by weight. Every source passes through its rows in an order of its own for each pass.
 
-    Any 10,000 positions in a row hold each source as often as its weight says, up to 11 rows.
+    Blocks hold every source as often as its weight says, up to one row, and so do many blocks together. So any 10,000
+    positions in a row hold it so often up to some rows of the two blocks at their ends.
     """
 
     def __init__(self, sources: Mapping[str, MixedSource], seed: int) -> None:
@@ -52,6 +53,8 @@ class Mixture:
         self._seed = seed
         self._passes = [_Passes(source, seed, number) for number, source in enumerate(self._sources)]
         self._block = -1
+        self._taken = np.zeros(len(self._sources), np.int64)  # rows that each source has given before the block
+        self._counts = self._taken
         self._draws: list[Draw | None] = []
 
     def at(self, position: int) -> Draw | None:
@@ -61,7 +64,7 @@ class Mixture:
         """
         block, offset = divmod(position, BLOCK)
         if block != self._block:
-            self._draws, self._block = self._laid_out(block), block
+            self._draws = self._laid_out(block)
         return self._draws[offset]
 
     @cached_property
@@ -86,8 +89,12 @@ class Mixture:
         phase = next(phase for phase in reversed(self._phases) if phase.first_block <= block)
         if not phase.weights.any():
             raise IndexError(block * BLOCK)
-        taken = phase.taken + phase.counts(phase.first_block, block).sum(0)
+        if block == self._block + 1 and block != phase.first_block:
+            taken = self._taken + self._counts
+        else:
+            taken = phase.taken + phase.counts(phase.first_block, block).sum(0)
         counts = phase.counts(block, block + 1)[0]
+        self._block, self._taken, self._counts = block, taken, counts
         order = np.repeat(np.arange(len(counts)), counts)
         order = order[KeyedPermutation(BLOCK, self._seed, 1, block)(np.arange(BLOCK))]
         draws: list[Draw | None] = [None] * BLOCK

@@ -34,6 +34,8 @@ _TASKS_EACH = 4
 """Tasks that a worker has at once, so that it does not wait for the next one."""
 _MOST_ATTEMPTS = 2
 _POLL_S = 0.2
+_START_S = 120.0
+"""Seconds that a worker may take to start, in which it imports what it needs, beside its patience."""
 
 
 @dataclass
@@ -42,7 +44,8 @@ class _Worker:
     process: BaseProcess
     connection: Connection
     tasks: dict[Hashable, Any] = field(default_factory=dict)  # those under way, in the order in which they were sent
-    since: float = 0.0  # when the first of them was begun
+    since: float = field(default_factory=time.monotonic)  # when it started, or began with the first of them
+    is_ready: bool = False
 
 
 class Workers:
@@ -56,6 +59,7 @@ class Workers:
         self._attempts: dict[Hashable, int] = {}
         self._results: dict[Hashable, Row | Exception] = {}
         self._wanted: set[Hashable] = set()
+        self._generation = 0  # counts the calls of `forget`
         self._error: BaseException | None = None
         self._closing = False
         self._wake_read, self._wake_write = os.pipe()
@@ -72,6 +76,7 @@ class Workers:
     def submit(self, key: Hashable, task: Any) -> None:
         """Have a row built. A key may be submitted again after its result was taken."""
         with self._condition:
+            key = (self._generation, key)
             self._wanted.add(key)
             self._queue.append((key, task))
         self._wake()
@@ -79,6 +84,7 @@ class Workers:
     def result(self, key: Hashable) -> Row:
         """Wait for a row that was submitted. Raises the error that building it raised."""
         with self._condition:
+            key = (self._generation, key)
             while key not in self._results:
                 if self._error is not None:
                     raise RuntimeError("data: the thread that serves the data workers has ended") from self._error
@@ -92,6 +98,7 @@ class Workers:
     def forget(self) -> None:
         """Give up all that was submitted and not taken."""
         with self._condition:
+            self._generation += 1
             self._queue.clear()
             self._wanted.clear()
             self._results.clear()
@@ -118,7 +125,7 @@ class Workers:
                 for worker in list(self._workers):
                     if worker.connection in ready:
                         self._receive(worker)
-                    elif worker.tasks and time.monotonic() - worker.since > self._patience_s:
+                    elif self._is_late(worker):
                         self._replace(worker, f"no answer within data.loader.patience_s={self._patience_s:g}")
         except BaseException as error:  # a thread that waits for a result has to know
             with self._condition:
@@ -130,6 +137,12 @@ class Workers:
                 worker.process.join()
                 worker.connection.close()
             os.close(self._wake_read)
+
+    def _is_late(self, worker: _Worker) -> bool:
+        waited = time.monotonic() - worker.since
+        if not worker.is_ready:
+            return waited > self._patience_s + _START_S
+        return bool(worker.tasks) and waited > self._patience_s
 
     def _begin(self, number: int) -> None:
         ours, theirs = self._context.Pipe()
@@ -148,7 +161,7 @@ class Workers:
                 key, task = self._queue.popleft()
                 if key not in self._wanted:
                     continue
-            if not worker.tasks:
+            if worker.is_ready and not worker.tasks:
                 worker.since = time.monotonic()
             worker.tasks[key] = task
             try:
@@ -158,7 +171,11 @@ class Workers:
 
     def _receive(self, worker: _Worker) -> None:
         try:
-            key, row, shapes = worker.connection.recv()
+            message = worker.connection.recv()
+            if message is None:
+                worker.is_ready, worker.since = True, time.monotonic()
+                return
+            key, row, shapes = message
             if shapes:
                 row = _with_pixels(row, shapes, reduction.recv_handle(worker.connection))
         except (EOFError, OSError):
@@ -214,6 +231,7 @@ def _work(connection: Connection, build: Build) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     torch.set_num_threads(1)
     parent = os.getppid()
+    connection.send(None)  # ready
     while True:
         try:
             key, task = connection.recv()

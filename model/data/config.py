@@ -90,7 +90,7 @@ class SourceConfig:
     """One source of a mixture; docs/data.md."""
 
     paths: list[str] = field(default_factory=list, metadata=OUTSIDE)
-    """files, folders or patterns below data.folder: .jsonl, .tar, .parquet, .tsv, folders saved by `datasets`"""
+    """files, folders or patterns below data.folder: .jsonl, .json, .tar, .parquet, .tsv, folders saved by `datasets`"""
     weight: float = 1.0
     """share of the stream, relative to the weights of the other sources"""
     max_epochs: float = 0.0

@@ -17,6 +17,7 @@ Size = tuple[int, int]
 Grid = tuple[int, int]
 Shape = tuple[int, int, int]
 
+_SIZES_AT_ONCE = 1 << 16
 MAX_TILES = 1024
 """Largest cap: far above the 24 of the authors' evaluations, low enough that the list of grids stays short."""
 
@@ -35,6 +36,10 @@ class Cutter(Protocol):
 
     def cut(self, image: Image.Image) -> list[Image.Image]:
         """Tiles of an RGB image."""
+        ...
+
+    def shapes(self, sizes: np.ndarray) -> np.ndarray:
+        """[N, 3] `shape` of every one of the sizes [N, 2]."""
         ...
 
 
@@ -78,6 +83,23 @@ class Tiling:
         tiles += second[0] * second[1] if second else 0
         return tiles, self.tile_size, self.tile_size
 
+    def shapes(self, sizes: np.ndarray) -> np.ndarray:
+        enlarged = sizes.astype(np.int64) * self.upscale
+        candidates = np.array(candidate_grids(self.min_tiles, self.max_tiles))
+        first = closest_grids(enlarged, candidates, self.tile_size)
+        tiles = candidates[first].prod(1)
+        tiles += (tiles > 1) & self.thumbnail
+        if self.msac:
+            for number in np.unique(first):
+                mine = first == number
+                others = candidates[(candidates[number] % candidates != 0).any(1)]
+                if len(others):
+                    tiles[mine] += others[closest_grids(enlarged[mine], others, self.tile_size)].prod(1)
+                else:  # the scalar way then takes one tile
+                    tiles[mine] += 1
+        sides = np.full_like(tiles, self.tile_size)
+        return np.stack([tiles, sides, sides], axis=1)
+
     def cut(self, image: Image.Image) -> list[Image.Image]:
         first, second = self.grids(image.size)
         if self.upscale > 1:
@@ -109,6 +131,10 @@ class OwnSize:
     def shape(self, size: Size) -> Shape:
         columns, rows = own_size(size[0] * self.upscale, size[1] * self.upscale, self.step, self.max_steps)
         return 1, rows * self.step, columns * self.step
+
+    def shapes(self, sizes: np.ndarray) -> np.ndarray:
+        shapes = [self.shape((int(width), int(height))) for width, height in sizes]
+        return np.array(shapes, np.int64).reshape(-1, 3)
 
     def cut(self, image: Image.Image) -> list[Image.Image]:
         _, height, width = self.shape(image.size)
@@ -143,6 +169,20 @@ def closest_grid(width: int, height: int, grids: Iterable[Grid], tile_size: int)
         if difference < best_difference or (difference == best_difference and fills_half):
             best, best_difference = (columns, rows), difference
     return best
+
+
+def closest_grids(sizes: np.ndarray, grids: np.ndarray, tile_size: int) -> np.ndarray:
+    """[N] numbers of the grids [C, 2] that `closest_grid` takes for the sizes [N, 2], by the same arithmetic."""
+    found = np.empty(len(sizes), np.int64)
+    for start in range(0, len(sizes), _SIZES_AT_ONCE):
+        width, height = sizes[start : start + _SIZES_AT_ONCE].T
+        differences = np.abs((width / height)[:, None] - grids[:, 0] / grids[:, 1])
+        is_best = differences == differences.min(1, keepdims=True)
+        fills_half = (width * height)[:, None] > 0.5 * tile_size * tile_size * grids[:, 0] * grids[:, 1]
+        first, later = is_best.argmax(1), is_best & fills_half
+        last = len(grids) - 1 - later[:, ::-1].argmax(1)
+        found[start : start + len(width)] = np.where(later.any(1), np.maximum(first, last), first)
+    return found
 
 
 def cut_grid(image: Image.Image, grid: Grid, tile_size: int) -> list[Image.Image]:

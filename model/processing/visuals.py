@@ -53,12 +53,16 @@ def plan_visuals(
     return visuals
 
 
-def tokens_of_size(
-    size: tuple[int, int], is_frame: bool, single: bool, config: SailVL2Config, settings: ProcessorSettings
-) -> int:
-    """Visual tokens of an image, or of one frame, of this (width, height). `single`: the only image of its prompt."""
+def tokens_of_sizes(
+    sizes: np.ndarray, is_frame: bool, single: bool, config: SailVL2Config, settings: ProcessorSettings
+) -> np.ndarray:
+    """[N] visual tokens of images, or of single frames, of these sizes [N, 2] of width and height. `single`: each is the
+    only image of its prompt."""
     cutter = settings.cutter(config, 1, False) if is_frame else settings.cutter(config, None, single)
-    return _tokens_of(cutter.fixed_shape or cutter.shape(size), config)
+    if cutter.fixed_shape:
+        return np.full(len(sizes), _tokens_of(cutter.fixed_shape, config))
+    tiles, height, width = cutter.shapes(sizes).T
+    return tiles * (height // config.pixels_per_token) * (width // config.pixels_per_token)
 
 
 def _tokens_of(shape: Shape, config: SailVL2Config) -> int:

@@ -209,3 +209,23 @@ class TestOwnSize:
         (tile,) = own.cut(image)
         assert own.shape(image.size) == (1, 48, 80) and own.fixed_shape is None
         assert tile.tobytes() == image.resize((80, 48), Image.BICUBIC).tobytes()
+
+
+@pytest.mark.parametrize(
+    "cutter",
+    [
+        Tiling(448, 12),
+        Tiling(448, 1),
+        Tiling(448, 24, msac=True),
+        Tiling(448, 2, msac=True),
+        Tiling(448, 1, msac=True),
+        Tiling(448, 12, 2, upscale=2),
+        OwnSize(28, 4096),
+    ],
+)
+def test_shapes_of_many_sizes_are_those_of_each(cutter):
+    """Random sizes, and sizes that lie on ties between grids."""
+    rng = np.random.default_rng(0)
+    multiples = np.stack([rng.integers(1, 12, 600), rng.integers(1, 12, 600)], axis=1) * 224
+    sizes = np.concatenate([rng.integers(1, 3000, (2000, 2)), multiples])
+    assert np.array_equal(cutter.shapes(sizes), [cutter.shape((int(width), int(height))) for width, height in sizes])

@@ -1,0 +1,261 @@
+"""Streams of several corpora: the same rows after a restart, for any number of processes, and with damaged images."""
+
+import json
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conf.cli import load_config
+from model.batch import Row, StoredImage
+from model.corpus.open import inputs_of_sources, open_stream, source_weights
+from model.corpus.stream import Stream
+from model.data.config import LoaderConfig, SourceConfig, StreamConfig, TableConfig
+from model.data.sources import DataFolders
+from model.pretrain.stage import run_stage
+from tests.model.corpus import layouts
+
+CAPACITY = 256
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Captions with image files, a tar, a Parquet file with images inside, texts."""
+    folder = tmp_path_factory.mktemp("corpora")
+    rows = []
+    for number in range(120):
+        (folder / f"{number}.png").write_bytes(layouts.picture(number))
+        rows.append({"image": f"{number}.png", "caption": f"Square {number}. " * (1 + number % 4)})
+    layouts.jsonl(folder / "captions.jsonl", rows)
+    members = [
+        (f"{number:05}.{ending}", content)
+        for number in range(70)
+        for ending, content in (("jpg", layouts.picture(number, "JPEG")), ("txt", f"Tar {number}.".encode()))
+    ]
+    layouts.tar(folder / "a.tar", members)
+    pairs = [
+        {
+            "images": [layouts.struct(number)] * (1 + number % 2),
+            "texts": [{"user": "What?", "assistant": f"It is {number}."}, {"user": "More?", "assistant": "No."}],
+        }
+        for number in range(60)
+    ]
+    layouts.parquet(folder / "pairs.parquet", pairs, group=16)
+    layouts.jsonl(folder / "texts.jsonl", [{"text": f"Text {number}. " * (1 + number % 9)} for number in range(200)])
+    return folder
+
+
+def config(path: Path, workers: int = 0, **changes) -> StreamConfig:
+    sources = {
+        "captions": SourceConfig(["captions.jsonl"], 3.0, template="What is it?"),
+        "tar": SourceConfig(["a.tar"]),
+        "pairs": SourceConfig(["pairs.parquet"]),
+        "texts": SourceConfig(["texts.jsonl"], 2.0),
+    }
+    loader = LoaderConfig(workers=workers)
+    return replace(StreamConfig(str(path), sources, micro_batches_per_step=3, loader=loader), **changes)
+
+
+def stream_of(data: StreamConfig, processor, max_bad_rows: float = 0.01, report: Path | None = None) -> Stream:
+    folders = DataFolders(report=report)
+    return open_stream(data, TableConfig(max_bad_rows=max_bad_rows), CAPACITY, processor, 0, folders)
+
+
+def ids_of(row: Row) -> tuple:
+    return tuple(row.prefix_ids), tuple(map(tuple, row.completions))
+
+
+def steps_of(stream: Stream, start: int, stop: int) -> list:
+    found = []
+    for step in range(start, stop):
+        content = stream.content(step)
+        found.append(([ids_of(row) for row in content.rows], content.bins, content.sources))
+    return found
+
+
+def test_all_kinds_of_files_mix_by_weight(tiny, folder):
+    stream = stream_of(config(folder), tiny[1])
+    steps = [stream.content(step) for step in range(30)]
+    for content in steps:
+        assert content.bins is not None and len(content.bins) == 3
+        assert sorted(number for one in content.bins for number in one) == list(range(len(content.rows)))
+        assert all(sum(content.rows[n].num_tokens for n in one) <= CAPACITY for one in content.bins)
+        assert {"pack/waste", "pack/visual_tokens_max_over_mean", "pack/oldest_age"} <= content.metrics.keys()
+    names = [name for content in steps for name in content.sources]
+    for name, share in (("captions", 3 / 7), ("tar", 1 / 7), ("pairs", 1 / 7), ("texts", 2 / 7)):
+        assert abs(names.count(name) / len(names) - share) < 0.1
+    assert all("data/wait_share" in content.metrics for content in steps[1:])
+    assert np.mean([content.metrics["pack/waste"] for content in steps]) < 0.03
+
+
+def test_the_next_thousand_rows_after_a_restart_are_those_of_the_undisturbed_run(tiny, folder):
+    straight = steps_of(stream_of(config(folder), tiny[1]), 0, 80)
+    first = stream_of(config(folder), tiny[1])
+    steps_of(first, 0, 7)
+    state = json.loads(json.dumps(first.state()))
+    again = stream_of(config(folder), tiny[1])
+    again.restore(state)
+    resumed = steps_of(again, 7, 80)
+    assert sum(len(rows) for rows, _, _ in resumed) > 1000
+    assert resumed == straight[7:]
+    again.restore(state)  # as a rollback does, in the same process
+    assert steps_of(again, 7, 12) == straight[7:12]
+
+
+def test_workers_change_nothing(tiny, folder):
+    stream = stream_of(config(folder, workers=2), tiny[1])
+    try:
+        found = steps_of(stream, 0, 6)
+        state = stream.state()
+        more = steps_of(stream, 6, 9)
+        stream.restore(state)
+        assert steps_of(stream, 6, 9) == more
+    finally:
+        stream.close()
+    assert found + more == steps_of(stream_of(config(folder), tiny[1]), 0, 9)
+
+
+def test_references_stand_for_the_same_pixels(tiny, folder):
+    """Processes that share an update get references: equal ids, and equal pixels once they are opened."""
+    here, there = stream_of(config(folder), tiny[1]), stream_of(config(folder), tiny[1].storing_pictures())
+    num_images = 0
+    for step in range(12):
+        for row, stored in zip(here.content(step).rows, there.content(step).rows, strict=True):
+            assert ids_of(row) == ids_of(stored)
+            for image, reference in zip(row.images, stored.images, strict=True):
+                assert not isinstance(reference, torch.Tensor) and isinstance(image, torch.Tensor)
+                opened: StoredImage = reference
+                assert opened.shape == image.shape and torch.equal(opened.open(), image)
+                num_images += 1
+    assert num_images > 100
+
+
+def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
+    """The headers are whole, so that only decoding finds the damage."""
+    rows = []
+    for number in range(40):
+        content = layouts.picture(number, "JPEG", (64, 64))
+        rows.append({"images": [{"bytes": content[:-200] if number % 10 == 0 else content, "path": None}], "text": "x"})
+    layouts.parquet(tmp_path / "d.parquet", rows)
+    sources = {"d": SourceConfig(["d.parquet"])}
+    data = config(folder, folder=str(tmp_path), sources=sources)
+    stream = stream_of(data, tiny[1], max_bad_rows=4, report=tmp_path / "bad.jsonl")
+    steps_of(stream, 0, 5)
+    assert capsys.readouterr().err.count("d.parquet:") >= 4
+    assert {record["row"] for record in map(json.loads, (tmp_path / "bad_d.jsonl").read_text().splitlines())} == {
+        1,
+        11,
+        21,
+        31,
+    }
+    with pytest.raises(ValueError, match="rows cannot be used"):
+        steps_of(stream_of(data, tiny[1], max_bad_rows=2), 0, 5)
+    decoded = replace(data, loader=LoaderConfig(0, decode_all=True))
+    assert len(stream_of(decoded, tiny[1], max_bad_rows=4).bad_rows[0]) == 4
+
+
+def test_a_stream_that_ends_says_so(tiny, folder):
+    sources = {"texts": SourceConfig(["texts.jsonl"], max_epochs=1.0)}
+    stream = stream_of(config(folder, sources=sources), tiny[1])
+    expected = stream.steps_per_pass
+    count = 0
+    with pytest.raises(
+        ValueError, match=r"data\.sources: all sources end after 200 rows.*data\.sources\.NAME\.max_epochs"
+    ):
+        for step in range(1000):
+            stream.content(step)
+            count += 1
+    assert abs(count - expected) <= 1
+
+
+class TestSettings:
+    def test_a_file_of_weights_replaces_those_of_the_config(self, tiny, folder, tmp_path):
+        path = tmp_path / "w.json"
+        path.write_text('{"texts": 0, "tar": 0, "pairs": 5}')
+        data = config(folder, source_weights=str(path))
+        stream = stream_of(data, tiny[1])
+        assert {name for _, _, names in steps_of(stream, 0, 5) for name in names} == {"captions", "pairs"}
+        assert "data.source_weights" in inputs_of_sources(data)
+        for content, wanted in (
+            ('{"unknown": 1}', "expected names of data.sources"),
+            ('{"tar": -1}', "expected a number of 0 or more"),
+            ("[]", "expected a JSON object"),
+        ):
+            path.write_text(content)
+            with pytest.raises(ValueError, match=r"data\.source_weights") as error:
+                source_weights(data)
+            assert wanted in str(error.value)
+
+    def test_weights_of_rows(self, tiny, folder, tmp_path):
+        weights = np.zeros(200)
+        weights[::2] = 1.0
+        np.save(tmp_path / "w.npy", weights)
+        sources = {"texts": SourceConfig(["texts.jsonl"], row_weights=str(tmp_path / "w.npy"))}
+        stream = stream_of(config(folder, sources=sources), tiny[1])
+        texts = [tiny[1].tokenizer.decode(ids[1][0]) for rows, _, _ in steps_of(stream, 0, 9) for ids in rows]
+        numbers = {int(text.split()[1].rstrip(".")) for text in texts}
+        assert len(numbers) > 50 and all(number % 2 == 0 for number in numbers)
+        for array, wanted in ((np.ones(3), "expected 200 numbers"), (-weights, "finite numbers of 0 or more")):
+            np.save(tmp_path / "w.npy", array)
+            with pytest.raises(ValueError, match=wanted):
+                stream_of(config(folder, sources=sources), tiny[1])
+
+    @pytest.mark.parametrize(
+        ("arguments", "wanted"),
+        [
+            (["data.micro_batches_per_step=2"], "data.micro_batches_per_step: expected data.sources beside it"),
+            (["data.path=x", "data.sources={a: {paths: [x]}}", "data.micro_batches_per_step=2"], "found both"),
+            (["data.sources={a: {paths: [x]}}"], "data.micro_batches_per_step: expected at least 1"),
+            (["data.sources={a: {paths: []}}", "data.micro_batches_per_step=2"], "data.sources.a.paths: expected"),
+            (["data.sources={a b: {paths: [x]}}", "data.micro_batches_per_step=2"], "expected names of letters"),
+            (["data.sources={a: {paths: [x], weight: -1}}"], "weight: expected 0 or more"),
+            (["data.sources={a: {paths: [x], kind: other}}"], "kind"),
+            (["data.sources={a: {path: [x]}}"], "path"),
+            (["data.sources={a: {paths: [x]}}", "data.packing.candidates=0"], "data.packing.candidates"),
+        ],
+    )
+    def test_what_contradicts_is_refused(self, arguments, wanted):
+        with pytest.raises(ValueError, match=r".") as error:
+            load_config("pretrain", ["model=tiny", "optimizer.learning_rate=1e-3", *arguments])
+        assert wanted in str(error.value)
+
+
+def pretrain(folder: Path, run: Path, *more: str) -> list[dict]:
+    """The lines of the metrics, without times."""
+    sources = "{c: {paths: [captions.jsonl], template: What}, t: {paths: [a.tar]}, p: {paths: [pairs.parquet]}}"
+    overrides = [
+        *("model=tiny", "optimizer.learning_rate=1e-3", f"data.folder={folder}", f"data.sources={sources}"),
+        *("data.micro_batches_per_step=2", f"engine.micro_batch_tokens={CAPACITY}", "engine.num_threads=1"),
+        *("data.loader.workers=0", f"run.dir={run}", "run.save_every=3", *more),
+    ]
+    run_stage(*load_config("pretrain", overrides))
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    return [{k: v for k, v in one.items() if not k.startswith("time/") and k != "data/wait_share"} for one in lines]
+
+
+def test_pre_training_on_a_stream_goes_on_to_the_bit(folder, tmp_path):
+    whole = pretrain(folder, tmp_path / "whole", "max_steps=8", f"evaluation.data={folder / 'pairs.parquet'}")
+    assert whole[-1]["loss"] < whole[0]["loss"]
+    last = whole[-1]
+    mean = np.mean([last[f"loss/{name}"] for name in "ctp"])
+    assert abs(mean - last["nll_per_token"]) < 1.0 and last["eval/nll_per_token"] > 0
+    assert last["pack/waste"] < 0.05
+    pretrain(folder, tmp_path / "parts", "max_steps=4", f"evaluation.data={folder / 'pairs.parquet'}")
+    again = pretrain(folder, tmp_path / "parts", "max_steps=8", f"evaluation.data={folder / 'pairs.parquet'}")
+    assert [one["loss"] for one in again] == [one["loss"] for one in whole]
+    with pytest.raises(ValueError, match="data"):
+        pretrain(folder, tmp_path / "parts", "max_steps=9", "run.seed=0", "data.packing.max_wait=3")
+
+
+def test_first_rows_of_each_source_are_read_lazily(tiny, folder):
+    """Steps ahead are planned from lengths alone; rows of later steps are not built."""
+    stream = stream_of(config(folder), tiny[1])
+    built = []
+    own = stream._builder
+    stream._builder = lambda task: built.append(task) or own(task)  # pyright: ignore[reportAttributeAccessIssue]
+    first = stream.content(0)
+    assert len(built) == len(first.rows)
+    assert list(islice(stream._planned, 5)) == [1, 2]

@@ -1,0 +1,119 @@
+"""Processes that build rows: same rows as without them, and what happens when one ends, stops or cannot."""
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.batch import Row
+from model.corpus.workers import Workers
+from model.data.media_error import MediaError
+
+
+class Builder:
+    """Rows of the task's number; some tasks are peculiar."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __call__(self, task) -> Row:
+        number, what = task
+        if what == "bad":
+            raise MediaError(f"row {number} cannot be read")
+        if what == "broken":
+            raise ZeroDivisionError("a fault of the program")
+        if what == "exit":
+            os._exit(7)
+        if what == "exit once" and not (self.folder / str(number)).exists():
+            (self.folder / str(number)).write_text("")
+            os._exit(7)
+        if what == "hang" and not (self.folder / str(number)).exists():
+            (self.folder / str(number)).write_text("")
+            os.kill(os.getpid(), signal.SIGSTOP)
+        if what == "slow":
+            time.sleep(0.05)
+        pixels = [torch.full((1 + number % 3, 3, 4, 4), float(number)), torch.full((1, 3, 2, 8), float(-number))]
+        return Row([1, number], [[2, 3]], pixels[: number % 3], scored=[np.array([True, False])])
+
+
+@pytest.fixture
+def workers(tmp_path):
+    made = Workers(Builder(tmp_path), 2, patience_s=1.0)
+    yield made
+    made.close()
+
+
+def take(workers: Workers, tasks: dict) -> list[Row]:
+    for key, task in tasks.items():
+        workers.submit(key, task)
+    return [workers.result(key) for key in tasks]
+
+
+def check(rows: list[Row]) -> None:
+    for number, row in enumerate(rows):
+        assert row.prefix_ids == [1, number] and row.scored is not None and list(row.scored[0]) == [True, False]
+        wanted = Builder(Path())((number, "")).images
+        assert [image.shape for image in row.images] == [image.shape for image in wanted]
+        assert all(torch.equal(one, other) for one, other in zip(row.images, wanted, strict=True))
+
+
+def test_rows_come_by_their_keys_with_their_pixels(workers):
+    check(take(workers, {("step", number): (number, "slow" if number % 5 == 0 else "") for number in range(40)}))
+
+
+def test_a_worker_that_ends_or_stops_is_named_and_replaced(workers, capsys):
+    tasks = {number: (number, {3: "exit once", 11: "hang"}.get(number, "")) for number in range(20)}
+    check(take(workers, tasks))
+    said = capsys.readouterr().err
+    assert "it ended with code 7" in said and "no answer within data.loader.patience_s=1" in said
+    assert said.count(" is replaced, ") == 2
+
+
+def test_killed_workers_lose_no_row(workers, capsys):
+    for number in range(60):
+        workers.submit(number, (number, "slow"))
+    rows = []
+    for number in range(60):
+        rows.append(workers.result(number))
+        if number in (5, 20, 21, 40):
+            os.kill(workers.process_ids[number % 2], signal.SIGKILL)
+    check(rows)
+    assert "killed by signal 9" in capsys.readouterr().err
+
+
+def test_a_row_that_ends_its_worker_each_time_is_a_bad_row(workers):
+    workers.submit("a", (1, "exit"))
+    workers.submit("b", (2, ""))
+    with pytest.raises(MediaError, match="the process that built it ended 2 times: it ended with code 7"):
+        workers.result("a")
+    assert workers.result("b").prefix_ids == [1, 2]
+
+
+def test_errors_of_a_row_and_of_the_program_are_told_apart(workers):
+    workers.submit("a", (1, "bad"))
+    workers.submit("b", (1, "broken"))
+    with pytest.raises(MediaError, match="row 1 cannot be read"):
+        workers.result("a")
+    with pytest.raises(RuntimeError, match="ZeroDivisionError: a fault of the program"):
+        workers.result("b")
+
+
+def test_what_is_forgotten_does_not_come_back(workers):
+    for number in range(10):
+        workers.submit(number, (number, "slow"))
+    workers.forget()
+    workers.submit(3, (4, ""))
+    assert workers.result(3).prefix_ids == [1, 4]
+
+
+def test_pixels_outlive_their_worker(tmp_path):
+    workers = Workers(Builder(tmp_path), 1, patience_s=5.0)
+    workers.submit(0, (2, ""))
+    row = workers.result(0)
+    workers.close()
+    check([Builder(tmp_path)((0, ""))])
+    assert torch.equal(row.images[0], torch.full((3, 3, 4, 4), 2.0))
