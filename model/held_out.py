@@ -51,8 +51,10 @@ class HeldOut:
             )
 
     def evaluate_if_due(self, step: int, last: int, run: RunFolder, since: int | None = None) -> dict[str, float]:
-        """The loss after `step` updates, for metrics.jsonl; empty when it has not fallen due after update `since`, which
-        is the one before unless another is given."""
+        """The loss after `step` updates, for metrics.jsonl; empty when it has not fallen due since update `since`.
+
+        That is the one before unless another is given.
+        """
         every, before = self._config.every, step - 1 if since is None else since
         if self._rows is None or not (step // every > before // every or step == last):
             return {}

@@ -64,6 +64,7 @@ def run_supervised(
         run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **inputs})
         one_pass = rows_of_step.steps_per_pass
         config = replace(config, max_steps=config.steps_for(one_pass), epochs=0.0)
+        config.adalrs.steps(config.max_steps)  # refuses a run that is too short for a search
         described = [*rows_of_step.described(), *(held_out_rows.described() if held_out_rows else [])]
         passes = f"{config.max_steps / one_pass:.3g} passes over the rows of {one_pass} steps"
         described += config.adapter.described(config.optimizer.learning_rate)

@@ -22,7 +22,7 @@ class Verdict(Enum):
 
     kept = "kept"
     undecided = "undecided"  # neither faster nor slower beyond the margin: the updates stay, the rate does not
-    rolled_back = "rolled_back"
+    rolled_back = "rolled_back"  # slower, or stopped by the guard: weights, moments and rows are those before it
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Trial:
     """A trial that ended; the updates after `start` were made at `tried` times the scheduled rate."""
 
     start: int  # updates before it
-    losses: list[float | None]  # of its updates; None for one that was skipped
+    losses: list[float | None]  # one of each update, None for one that was skipped
     scale: float  # before it
     tried: float
     next_scale: float  # after it
@@ -86,12 +86,12 @@ class Trial:
 class _Progress:
     """All that the controller knows, as JSON data."""
 
-    scale: float = 1.0  # of the scheduled rate, without a trial
-    is_new: bool = True  # no window at this scale is measured yet
+    scale: float = 1.0  # factor of the scheduled rate without a trial
     latest: list[float] | None = None  # velocity and error of the newest window at this scale
-    losses: list[float | None] = field(default_factory=list)  # of the window under way
+    losses: list[float | None] = field(default_factory=list)  # those of the window under way
     trial: list[float] | None = None  # [scale] of the trial under way
     trial_start: int = 0  # updates before it
+    goes_down: bool = False  # the next trial, or the one under way, is at a lower scale
     highest: float | None = None  # loss of all updates that stand
     ceiling: float | None = None  # scale at which a loss exceeded it
     num_rises: int = 0  # windows in a row in which the loss rose
@@ -171,15 +171,16 @@ class AdaLrs:
         now.losses, now.rounds = [], now.rounds + 1
         if found is None:
             return
-        is_slower = now.is_new or (now.latest is not None and found.velocity < now.latest[0])
-        now.is_new, now.latest = False, [found.velocity, found.error]
+        before = Descent(*now.latest) if now.latest else found
+        is_faster = found.velocity > before.velocity + before.margin_to(found)
+        now.latest = [found.velocity, found.error]
         now.num_rises = now.num_rises + 1 if found.velocity < -found.error else 0
         if now.num_rises == 2:
             self._stand_at(now.scale * self.down)
             return
-        tried = now.scale * self.up
-        is_open = tried > now.scale and (now.ceiling is None or tried < now.ceiling)
-        if is_slower and is_open and not now.num_rises and step + self.config.window <= self.last:
+        tried = now.scale * (self.down if now.goes_down else self.up)
+        is_open = tried != now.scale and (now.ceiling is None or tried < now.ceiling)
+        if is_open and not is_faster and not now.num_rises and step + self.config.window <= self.last:
             now.trial, now.trial_start = [tried], step
 
     def _try(self, tried: float) -> Trial | None:
@@ -211,11 +212,14 @@ class AdaLrs:
         now.trial, now.losses, now.rounds = None, [], now.rounds + 1
         if verdict is Verdict.rolled_back:
             now.extra_updates += len(losses)
-            self._stand_at(scale * self.down)
+            if not now.goes_down:
+                self._stand_at(scale * self.down)
         else:
             now.highest = max([loss for loss in [*losses, now.highest] if loss is not None])
         if verdict is Verdict.kept and found is not None:
             now.scale, now.latest = tried, [found.velocity, found.error]
+        else:
+            now.goes_down = verdict is Verdict.undecided and not now.goes_down
         velocity = None if found is None else found.velocity
         return Trial(
             now.trial_start, losses, scale, tried, now.scale, before.velocity, velocity, margin, verdict, reason
@@ -224,7 +228,7 @@ class AdaLrs:
     def _stand_at(self, scale: float) -> None:
         """Go on at another scale, of which nothing is known yet."""
         now = self._now
-        now.scale, now.is_new, now.latest, now.num_rises = scale, True, None, 0
+        now.scale, now.latest, now.num_rises = scale, None, 0
 
 
 class RateSearch:
@@ -261,7 +265,7 @@ class RateSearch:
         return self._controller is not None and self._controller.trial_start is not None
 
     def state(self, step: int) -> State:
-        """What a checkpoint after `step` updates holds; within a trial that is the state before it."""
+        """Give what a checkpoint after `step` updates holds; within a trial that is the state before it."""
         return self._kept if self.is_trying and self._kept else sections_of(step, self._sections)
 
     def restore(self, state: State) -> None:

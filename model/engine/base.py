@@ -72,7 +72,7 @@ def _merged(name: str, one: float, other: float) -> float:
 class StepResult:
     """One optimizer update. `applied` is False when a non-finite loss or gradient was kept from the weights."""
 
-    learning_rate: float  # of this update: the scheduled one times the scale that was asked for
+    learning_rate: float  # the scheduled one times the scale that was asked for
     grad_norm: float  # before it was scaled down
     applied: bool
     tower_norms: dict[str, float] = field(default_factory=dict)  # norm of each tower's own gradient

@@ -221,7 +221,7 @@ class HeldOutConfig:
 
 @dataclass
 class AdaLrsConfig:
-    """AdaLRS searches the learning rate while a run trains (SAIL-VL2 report, section 3.2.3); docs/adalrs.md explains it.
+    """AdaLRS searches the learning rate while a run trains (SAIL-VL2 report, section 3.2.3). See docs/adalrs.md.
 
     The report gives no values. Those for `up`, `down`, `decay`, `begin` and `end` are the method's own (arXiv
     2506.13274) where it names some.
@@ -234,7 +234,7 @@ class AdaLrsConfig:
     down: float = 2.0
     """divisor of the rate after a trial with a slower descent, beta; it decays to 1"""
     decay: float = 0.99
-    """what remains of both factors after each window, lambda"""
+    """share of both factors that remains after each window, lambda"""
     begin: float = 0.1
     """share of the run after which the search begins"""
     end: float = 0.4
@@ -245,7 +245,8 @@ class AdaLrsConfig:
     def __post_init__(self) -> None:
         if self.window and self.window < 3:
             raise ValueError(
-                f"adalrs.window: expected 0 or at least 3 updates, which a slope and its error take, found {self.window}"
+                "adalrs.window: expected 0, or the 3 updates or more that a slope and its error take, found "
+                f"{self.window}"
             )
         for name in ("up", "down"):
             if not 1 < getattr(self, name) < float("inf"):

@@ -62,10 +62,13 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         "data.mixture={caption: 2, worked: 2, direct: 2}",
         "max_steps=6",
     ]
+    search = ["max_steps=30", "adalrs.window=3", "adalrs.begin=0.1", "adalrs.end=0.9", "run.save_every=7"]
+    search += ["optimizer.learning_rate=1e-4", "adalrs.up=30", "run.keep_checkpoints=1"]
     return {
         "rl": ("rlhf.train", ["recipe=quickstart", *rl, *common]),
         "sft": ("sft.train", ["recipe=quickstart_longcot", *sft, *common]),
         "pretrain": ("model.pretrain.train", ["recipe=quickstart", *pretrain, *common]),
+        "search": ("model.pretrain.train", ["recipe=quickstart", *pretrain[:-1], "engine.num_threads=1", *search]),
     }
 
 
@@ -193,6 +196,21 @@ def test_three_kills_in_one_run(runner, commands, straight):
 def test_supervised_stages_survive_kills(runner, commands, straight, stage):
     points = ["update:4", "save.before_rename:1", "log:1", "bytes:9000000"]
     assert check(runner, commands, straight, stage, points, "kills") == 4
+
+
+def test_a_search_for_the_rate_has_trials_of_both_ends(straight):
+    trials = [json.loads(line) for line in straight["search"]["adalrs.jsonl"].decode().splitlines()]
+    assert {"kept", "rolled_back"} <= {trial["verdict"] for trial in trials}
+
+
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+def test_a_search_for_the_rate_survives_kills(runner, commands, straight, seed):
+    """In trials, in the saves at their start, after their verdict, and SIGTERM in between; picture and log included."""
+    rng = random.Random(2000 + seed)
+    phases = {"update": 30, "log": 30, "append.adalrs": 4, "save.file": 12, "save.before_rename": 4, "save.prune": 3}
+    points = [f"{name}:{rng.randint(1, phases[name])}" for name in rng.sample([*phases], 2)]
+    points.append(f"{rng.choice(['update', 'data', 'log'])}:{rng.randint(1, 12)}:term")
+    check(runner, commands, straight, "search", points, f"kills{seed}")
 
 
 def test_a_complete_run_returns_at_once(runner, commands, straight):

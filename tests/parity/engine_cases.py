@@ -89,7 +89,12 @@ def num_targets(made: list[TrainBatch]) -> float:
 
 
 def train(
-    engine: TrainEngine, flavour: Flavour, steps: range, image_rows: tuple[int, ...] = (0, 2), dtype=torch.float32
+    engine: TrainEngine,
+    flavour: Flavour,
+    steps: range,
+    image_rows: tuple[int, ...] = (0, 2),
+    dtype=torch.float32,
+    rate_scale: float = 1.0,
 ) -> None:
     for step in steps:
         made = batches(rows(step, flavour, image_rows, dtype), num_parts=engine.num_parts)
@@ -97,7 +102,7 @@ def train(
         if flavour is Flavour.tiny_moe:
             loss = BalancedLoss.over(loss, engine, [b.inputs for b in made], 0.01, num_targets(made))
         engine.accumulate(made, loss, num_targets(made))
-        assert engine.step().applied
+        assert engine.step(rate_scale).applied
 
 
 def precise(build: Build, flavour: Flavour) -> dict[str, Tensor]:
@@ -165,7 +170,8 @@ def figures(build: Build, flavour: Flavour) -> dict[str, Tensor]:
     result = engine.step()
     nothing = engine.accumulate([], cross_entropy, 1.0)
     assert nothing.parts == () and not nothing.not_finite
-    numbers = {**total, "norm": result.grad_norm, "rate": result.learning_rate, **result.tower_norms}
+    scaled = engine.step(0.25).learning_rate
+    numbers = {**total, "norm": result.grad_norm, "rate": result.learning_rate, "scaled": scaled, **result.tower_norms}
     return {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
 
 
@@ -232,6 +238,25 @@ def resumed(build: Build, flavour: Flavour, folder: Path) -> dict[str, Tensor]:
     train(straight, flavour, range(4))
     found, expected = weights(second), weights(straight)
     assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    return found
+
+
+def rolled_back(build: Build, flavour: Flavour, folder: Path) -> dict[str, Tensor]:
+    """Saved after one update, two at three times the rate, loaded by the same engine: as if these had never been."""
+    engine, straight = build(Setting(flavour)), build(Setting(flavour))
+    train(engine, flavour, range(1))
+    (folder / "saved").mkdir()
+    engine.save(folder / "saved")
+    train(engine, flavour, range(1, 3), rate_scale=3.0)
+    away = weights(engine)
+    engine.load(folder / "saved")
+    assert engine.step_count == 1
+    train(engine, flavour, range(1, 3), rate_scale=0.5)
+    train(straight, flavour, range(1))
+    train(straight, flavour, range(1, 3), rate_scale=0.5)
+    found, expected = weights(engine), weights(straight)
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(found[name], tensor) for name, tensor in away.items())
     return found
 
 

@@ -30,7 +30,8 @@ CASES = [
     *(("gradients", flavour.value, []) for flavour in EVERYWHERE),
     *(("narrow", flavour.value, []) for flavour in (Flavour.tiny, Flavour.tiny_moe)),
     *(("updates", "tiny", [rows]) for rows in ([], [5], [0, 1, 2, 3, 4, 5])),
-    *(("resumed", flavour.value, ["FOLDER"]) for flavour in (Flavour.tiny, Flavour.tiny_moe)),
+    *((name, flavour.value, ["FOLDER"]) for name in ("resumed", "rolled_back")
+      for flavour in (Flavour.tiny, Flavour.tiny_moe)),
     ("exported", "tiny", ["FOLDER"]),
     ("again", "tiny_moe", []),
     *(("adapted", flavour.value, []) for flavour in EVERYWHERE),
