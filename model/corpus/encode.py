@@ -56,11 +56,16 @@ class Measure:
 def encode(example: Example, processor: Processor, root: Path) -> Encoded:
     """The ids of an example, however many. `ValueError` for one that cannot be encoded.
 
-    A conversation trains every turn of the assistant; all its turns are one row.
+    A conversation trains every turn of the assistant; all its turns are one row. One that ends with a user trains its
+    answers alone, each behind the same turns.
     """
     if example.messages is None:
         prefix, completions = processor.document(example.prefix, example.texts, example.images, root)
         return Encoded(prefix, completions, None, processor.plan_images(example.images, root))
+    if example.texts:
+        prompt = processor.prompt(example.messages, example.mode, root)
+        completions = [processor.completion(text) for text in example.texts]
+        return Encoded(prompt.ids, completions, None, list(prompt.images))
     tokens = processor.conversation(example.messages, example.mode, root)
     weights = np.asarray(tokens.loss_weights)
     trained = np.flatnonzero(weights)

@@ -22,6 +22,7 @@ _ANSWERS = (
     *("answer", "solution", "response", "output", "completion", "chosen", "generated_solution"),
     *("multiple_choice_answer", "answers"),
 )
+_COMPLETIONS = "completions"
 _TEXTS = ("texts", "text", "caption", "captions", "words", "ocr", "pages")
 _IMAGES = ("images", "image", "image_path")
 
@@ -39,12 +40,15 @@ class Form:
 
 @dataclass(frozen=True)
 class Example:
-    """A conversation that ends with the assistant, or a document; images are file names under a root or pictures."""
+    """A conversation, or a document; images are file names under a root or pictures.
+
+    A conversation ends with the assistant, or with a user whom `texts` answer, each for itself.
+    """
 
     messages: list[JsonObject] | None  # None: a document
     mode: Mode = Mode.direct
     prefix: str = ""  # text of a document before what is trained
-    texts: list[str] = field(default_factory=list)  # each is trained behind the images and the prefix
+    texts: list[str] = field(default_factory=list)  # each is trained behind what is common
     images: list[Any] = field(default_factory=list)  # those of a document
     columns: dict[str, str] = field(default_factory=dict)  # use -> the column that it came from
 
@@ -66,10 +70,14 @@ def read_example(columns: Mapping[str, Any], form: Form, root: Path) -> Example:
             part["image"] = _source(part["image"], root)
         elif part.get("type") == "video":
             _require_file(root, part["video"], "video")
-    mode, texts, _ = mode_of(columns.get("mode"), [assistant_text(messages[-1])])
-    messages[-1] = {**messages[-1], "content": texts[0]}
-    check_text([{**message, "content": _text_of(message.get("content"))} for message in messages])
-    return Example(messages, mode, columns={**named, "images": image_column if images else ""})
+    answers = _completions(columns) if messages[-1]["role"] == "user" else [assistant_text(messages[-1])]
+    mode, texts, _ = mode_of(columns.get("mode"), answers)
+    if messages[-1]["role"] == "assistant":
+        messages.pop()
+    if len(texts) == 1:
+        messages.append({"role": "assistant", "content": texts.pop()})
+    check_text([*texts, *({**message, "content": _text_of(message.get("content"))} for message in messages)])
+    return Example(messages, mode, texts=texts, columns={**named, "images": image_column if images else ""})
 
 
 def _chat_column(columns: Mapping[str, Any], form: Form) -> str:
@@ -102,9 +110,13 @@ def _messages(columns: Mapping[str, Any], column: str, form: Form) -> tuple[list
             messages = [message for pair in value for message in _pair(column, pair)]
         else:
             messages = conversation(column, value, columns.get("system"))
-        if messages and messages[-1]["role"] == "user" and form.answer:
+        if messages and messages[-1]["role"] == "user" and (form.answer or _COMPLETIONS not in columns):
+            if not first_of(columns, [form.answer] if form.answer else _ANSWERS)[0]:
+                raise ValueError(
+                    f"{column}: expected a conversation that ends with the assistant, or a column with the answer"
+                )
             messages.append({"role": "assistant", "content": _answer(columns, form)[1]})
-        if not messages or messages[-1]["role"] != "assistant":
+        if not messages or messages[-1]["role"] == "system":
             raise ValueError(f"{column}: expected a conversation that ends with the assistant")
         return messages, {"conversation": column}
     if not isinstance(value, str) or not value.strip():
@@ -118,6 +130,11 @@ def _messages(columns: Mapping[str, Any], column: str, form: Form) -> tuple[list
     if isinstance(system, str) and system.strip():
         turns.insert(0, {"role": "system", "content": system})
     return turns, {"question": column, "answer": answer_column}
+
+
+def _completions(columns: Mapping[str, Any]) -> list[str]:
+    """The answers of our own rows of SFT."""
+    return text_list(dict(columns), _COMPLETIONS)
 
 
 def _pair(column: str, pair: object) -> list[JsonObject]:

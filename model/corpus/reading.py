@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +133,7 @@ def _with_stored_pictures(example: Example, address: RowAddress, sizes: Sequence
 
     if example.messages is None:
         images = [stored(source) for source in example.images]
-        return Example(None, example.mode, example.prefix, example.texts, images, example.columns)
+        return replace(example, images=images)
     for part in _image_parts(example):
         part["image"] = stored(part["image"])
     return example

@@ -136,7 +136,7 @@ def text_of(example: Example) -> str:
         parts = content if isinstance(content, list) else [{"text": content}]
         said = " ".join(str(part.get("text", f"<{part.get('type')}>")) for part in parts if isinstance(part, dict))
         lines.append(f"{message['role']}: {said}")
-    return "\n".join(lines)
+    return "\n".join([*lines, *example.texts])
 
 
 def contact_sheet(rows: Sequence[tuple[str, Example, str]]) -> Image.Image:

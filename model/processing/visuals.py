@@ -56,8 +56,10 @@ def plan_visuals(
 def tokens_of_sizes(
     sizes: np.ndarray, is_frame: bool, single: bool, config: SailVL2Config, settings: ProcessorSettings
 ) -> np.ndarray:
-    """[N] visual tokens of images, or of single frames, of these sizes [N, 2] of width and height. `single`: each is the
-    only image of its prompt."""
+    """[N] visual tokens of images, or of single frames, of these sizes [N, 2] of width and height.
+
+    `single`: each is the only image of its prompt.
+    """
     cutter = settings.cutter(config, 1, False) if is_frame else settings.cutter(config, None, single)
     if cutter.fixed_shape:
         return np.full(len(sizes), _tokens_of(cutter.fixed_shape, config))

@@ -64,7 +64,12 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
     ]
     search = ["max_steps=30", "adalrs.window=3", "adalrs.begin=0.1", "adalrs.end=0.9", "run.save_every=7"]
     search += ["optimizer.learning_rate=1e-4", "adalrs.up=30", "run.keep_checkpoints=1"]
+    sources = "{a: {paths: [pretrain.jsonl], weight: 3}, b: {paths: [demonstrations.jsonl]}}"
+    stream = ["model=tiny", f"data.folder={digits_folder}", f"data.sources={sources}", "data.micro_batches_per_step=2"]
+    stream += ["engine.micro_batch_tokens=256", "data.loader.index=${run.dir}_index", "data.loader.workers=1"]
+    stream += ["optimizer.schedule=cosine", "optimizer.warmup_steps=2", "engine.num_threads=1"]
     return {
+        "stream": ("model.pretrain.train", [*stream, *search]),
         "rl": ("rlhf.train", ["recipe=quickstart", *rl, *common]),
         "sft": ("sft.train", ["recipe=quickstart_longcot", *sft, *common]),
         "pretrain": ("model.pretrain.train", ["recipe=quickstart", *pretrain, *common]),
@@ -106,10 +111,15 @@ def contents(folder: Path) -> dict[str, object]:
             continue
         if name == "metrics.jsonl":
             rows = [json.loads(line) for line in path.read_text().splitlines()]
-            found[name] = [{k: v for k, v in row.items() if not k.startswith("time/")} for row in rows]
+            found[name] = [{k: v for k, v in row.items() if not is_time(k)} for row in rows]
         else:
             found[name] = path.read_bytes()
     return found
+
+
+def is_time(name: str) -> bool:
+    """Tell whether a figure of the metrics depends on the clock."""
+    return name.startswith("time/") or name == "data/wait_share"
 
 
 def without_older_checkpoints(found: dict[str, object]) -> dict[str, object]:
@@ -211,6 +221,19 @@ def test_a_search_for_the_rate_survives_kills(runner, commands, straight, seed):
     points = [f"{name}:{rng.randint(1, phases[name])}" for name in rng.sample([*phases], 2)]
     points.append(f"{rng.choice(['update', 'data', 'log'])}:{rng.randint(1, 12)}:term")
     check(runner, commands, straight, "search", points, f"kills{seed}")
+
+
+@pytest.mark.parametrize("seeds", [range(2), *(pytest.param(range(n, n + 5), marks=pytest.mark.slow) for n in (2, 7))])
+def test_a_stream_survives_kills(runner, commands, straight, seeds):
+    """While the index is made, in workers that read ahead, in trials of the rate, in saves, at SIGTERM."""
+    for seed in seeds:
+        rng = random.Random(3000 + seed)
+        phases = {"data": 30, "update": 30, "log": 30, "save.file": 12, "save.before_rename": 4}
+        points = [f"index:{rng.randint(1, 4)}"]
+        points += [f"{name}:{rng.randint(1, phases[name])}" for name in rng.sample([*phases], 2)]
+        points.append(f"{rng.choice(['update', 'data', 'log'])}:{rng.randint(1, 12)}:term")
+        points.append(f"decode:{rng.randint(3, 20)}")  # ends a worker, not the run
+        assert check(runner, commands, straight, "stream", points, f"kills{seed}") >= 2
 
 
 def test_a_complete_run_returns_at_once(runner, commands, straight):

@@ -60,12 +60,24 @@ def test_every_turn_of_the_assistant_is_trained_in_one_row(tiny, tmp_path):
     assert row.num_scored == len(scored)
 
 
+def test_several_answers_share_what_was_asked(tiny, tmp_path):
+    """Rows of SFT as this project writes them."""
+    turns = [{"role": "user", "content": "Pick one."}]
+    rows = [{"messages": turns, "completions": ["A.", "B is it."]}, {"messages": turns, "completions": ["A."]}]
+    corpus = corpus_of(tiny[1], layouts.jsonl(tmp_path / "a.jsonl", rows))
+    several, one = corpus.build(0), corpus.build(1)
+    assert [tiny[1].tokenizer.decode(ids) for ids in several.completions] == ["A.", "B is it."]
+    assert several.prefix_ids == one.prefix_ids and several.completions[0] == one.completions[0]
+    assert corpus.length(0) == several.num_tokens
+
+
 @pytest.mark.parametrize(
     ("columns", "form", "wanted"),
     [
         ({"a": 1}, Form(), "found the columns ['a']"),
         ({"a": 1}, Form(SourceKind.chat), "expected a conversation, or a question with an answer"),
         ({"messages": [{"role": "user", "content": "x"}]}, Form(), "ends with the assistant"),
+        ({"messages": [{"role": "user", "content": "x"}], "completions": []}, Form(), "at least one text"),
         ({"messages": [{"role": "tool", "content": "x"}]}, Form(), "expected turns of user, assistant, system"),
         ({"texts": [{"user": "x"}]}, Form(), "texts user and assistant"),
         ({"question": "x", "answer": ""}, Form(), "answer: expected a text or a number"),

@@ -15,7 +15,9 @@ def corpus(num_rows: int = 60_000, seed: int = 0) -> tuple[np.ndarray, np.ndarra
     rng = np.random.default_rng(seed)
     kinds = rng.choice(3, num_rows, p=[0.35, 0.57, 0.08])
     tiles = rng.integers(1, 13, num_rows)
-    visual = np.where(kinds == 1, 256 * (tiles + (tiles > 1)), np.where(kinds == 2, 256 * rng.choice([8, 16], num_rows), 0))
+    visual = np.where(
+        kinds == 1, 256 * (tiles + (tiles > 1)), np.where(kinds == 2, 256 * rng.choice([8, 16], num_rows), 0)
+    )
     texts = np.clip(rng.lognormal(5.5, 1.0, num_rows), 8, 8000)
     words = np.clip(rng.lognormal(4.5, 0.8, num_rows), 8, 1500)
     return np.minimum(np.where(kinds == 0, texts, visual + words).astype(int), CAPACITY), visual
