@@ -1,6 +1,7 @@
 """The supervised stage that pre-training and SFT share: next rows, weighted cross-entropy, one update per step."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
-from model.config import MoeLanguageConfig
+from model.config import MoeLanguageConfig, SailVL2Config, Tower
 from model.data.sources import DataFolders, RowSource, StepContent, StepSource, input_of_tables
 from model.engine.adalrs import RateSearch
 from model.engine.balance import BalancedLoss
@@ -18,6 +19,7 @@ from model.engine.base import LossFn, TrainEngine
 from model.engine.build import open_engine
 from model.engine.config import Normalisation, SupervisedConfig
 from model.engine.parts import Costs
+from model.engine.planning.machines import peak_of_device
 from model.engine.source import AdaptedSource, ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
@@ -101,6 +103,7 @@ def train_supervised(
     has_routers = isinstance(processor.config.language, MoeLanguageConfig)
     balance_coefficient = config.balance_coefficient if has_routers else 0.0
     sections = {"rows": rows_of_step, "held_out": held_out}
+    speed = Speed(processor.config, config.engine.freeze, engine)
     search = RateSearch(config.adalrs, config.max_steps, run, engine, sections, progress.say)
     search.restore(run.restore(engine))
     with run.saved_on_stop(engine, lambda: search.state(engine.step_count)) as stop:
@@ -139,7 +142,7 @@ def train_supervised(
                     "nll_per_token": totals["nll"] / num_tokens,
                     "tokens_above_half": totals["sure"] / num_tokens,
                     "tokens": float(sum(row.num_tokens for row in rows)),
-                    **_rates(rows, processor, time.monotonic() - begin),
+                    **speed.of(rows, time.monotonic() - begin, config.max_steps - step),
                     **content.metrics,
                     **losses_by_source(totals),
                     "learning_rate": result.learning_rate,
@@ -185,13 +188,38 @@ def make_train_batch(rows: Sequence[Row], processor: Processor) -> TrainBatch:
     return TrainBatch(inputs, torch.ones(inputs.target_ids.shape[0]))
 
 
-def _rates(rows: Sequence[Row], processor: Processor, seconds: float) -> dict[str, float]:
-    """Packed tokens and visual tokens a second since the step began, without what is saved and evaluated after it."""
-    squares = processor.config.pixels_per_token**2
-    shapes = [image.shape for row in rows for image in row.images]
-    visual = sum(shape[0] * (shape[2] * shape[3] // squares) for shape in shapes)
-    tokens = sum(row.num_tokens for row in rows)
-    return {"time/tokens_per_s": tokens / seconds, "time/visual_tokens_per_s": visual / seconds}
+class Speed:
+    """How fast a run trains, step by step."""
+
+    def __init__(self, config: SailVL2Config, freeze: Sequence[Tower], engine: TrainEngine) -> None:
+        """Gradients pass through a frozen decoder to what is trained before it, and not through a frozen tower."""
+        self._costs = Costs.of(config)
+        self._language = 2.0 if Tower.language in freeze else 3.0  # passes of the arithmetic of a forward pass
+        self._vision = 1.0 if Tower.vision in freeze else 3.0
+        self._squares = config.pixels_per_token**2
+        device = engine.shape.device
+        peak = peak_of_device(torch.cuda.get_device_name(device)) if device.type == "cuda" else None
+        self._peak = None if peak is None else peak * engine.num_parts
+        self._seconds: deque[float] = deque(maxlen=20)
+
+    def of(self, rows: Sequence[Row], seconds: float, steps_left: int) -> dict[str, float]:
+        """Tokens, visual tokens and 10^12 operations a second of a step that took so long, and what is left.
+
+        `time/mfu` is the share of the peak of the GPUs in bfloat16, where that is known.
+        """
+        self._seconds.append(seconds)
+        tiles = [(image.shape[0], image.shape[2] * image.shape[3] // self._squares) for r in rows for image in r.images]
+        visual = sum(count * tokens for count, tokens in tiles)
+        tokens = sum(row.num_tokens for row in rows)
+        language = sum(self._costs.row(len(r.prefix_ids), [len(c) for c in r.completions], ()) for r in rows)
+        operations = self._language * language + self._vision * self._costs.row(0, (), tiles)
+        return {
+            "time/tokens_per_s": tokens / seconds,
+            "time/visual_tokens_per_s": visual / seconds,
+            "time/tflops_per_s": operations / seconds / 1e12,
+            **({} if self._peak is None else {"time/mfu": operations / seconds / self._peak}),
+            "time/left_s": steps_left * sum(self._seconds) / len(self._seconds),
+        }
 
 
 @dataclass(frozen=True)

@@ -33,6 +33,7 @@ class _RowBuilder:
 class _Planned:
     packed: PackedStep
     before: State  # the packer's state before this step was packed
+    num_bytes: int  # memory of its pixels
 
 
 class Stream:
@@ -59,6 +60,8 @@ class Stream:
         candidates = packing.candidates * num_bins
         self._packer = StreamPacker(self._length, num_bins, capacity, candidates, packing.max_wait)
         self._builder, self._loader = _RowBuilder(processor), loader
+        self._bytes_each = 4 * 3 * processor.config.pixels_per_token**2  # memory of the pixels of a visual token
+        self._submitted: set[int] = set()  # planned steps whose rows are being built
         self._step = 0  # the next one to be given out
         self._planned: dict[int, _Planned] = {}
         self._draws: dict[int, Draw] = {}  # by position, of the rows that wait or are planned
@@ -73,12 +76,17 @@ class Stream:
         begin = time.monotonic()
         if step not in self._planned:
             self._plan(step)
+        self._submit(step)
         for ahead in range(step + 1, step + 1 + self._loader.ahead):
             if ahead not in self._planned:
                 try:
                     self._plan(ahead)
                 except ValueError:  # the end of the stream; it is an error once the step is wanted
                     break
+            held = sum(self._planned[one].num_bytes for one in self._submitted if one > step)
+            if held + self._planned[ahead].num_bytes <= self._loader.ahead_mib * 2**20:
+                self._submit(ahead)
+        self._submitted.discard(step)
         planned = self._planned.pop(step)
         rows: list[Row] = []
         sources: list[str] = []
@@ -113,6 +121,7 @@ class Stream:
 
     def restore(self, state: State) -> None:
         self._planned.clear()
+        self._submitted.clear()
         self._draws.clear()
         if "_workers" in self.__dict__:
             self._workers.forget()
@@ -165,7 +174,7 @@ class Stream:
         return corpus.length(draw.row), corpus.visual_tokens(draw.row)
 
     def _plan(self, step: int) -> None:
-        """Pack a step, and have its rows read. `ValueError` behind the end of the stream."""
+        """Pack a step. `ValueError` behind the end of the stream."""
         before = self._packer.state()
         try:
             packed = self._packer.next()
@@ -174,10 +183,17 @@ class Stream:
                 f"data.sources: all sources end after {error} rows, at step {step}; expected rows for more steps: "
                 "lower max_steps, or raise data.sources.NAME.max_epochs"
             ) from None
-        self._planned[step] = _Planned(packed, before)
-        if self._loader.workers:
-            for position in (position for one in packed.bins for position in one):
-                self._workers.submit((step, position), self._task(self._draws[position]))
+        positions = [position for one in packed.bins for position in one]
+        visual = sum(self._corpora[d.source].visual_tokens(d.row) for d in map(self._draws.__getitem__, positions))
+        self._planned[step] = _Planned(packed, before, visual * self._bytes_each if self._opens_images else 0)
+
+    def _submit(self, step: int) -> None:
+        """Have the rows of a planned step built, unless that is under way."""
+        if not self._loader.workers or step in self._submitted:
+            return
+        self._submitted.add(step)
+        for position in (position for one in self._planned[step].packed.bins for position in one):
+            self._workers.submit((step, position), self._task(self._draws[position]))
 
     def _task(self, draw: Draw) -> RowTask:
         return self._corpora[draw.source].task(draw.row, self._opens_images)

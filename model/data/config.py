@@ -144,6 +144,8 @@ class LoaderConfig:
     """processes that read and decode rows ahead; 0 does it between the steps"""
     ahead: int = field(default=2, metadata=OUTSIDE)
     """steps that are read ahead"""
+    ahead_mib: int = field(default=4096, metadata=OUTSIDE)
+    """memory for pixels of rows that are read ahead, beside those of the step that trains"""
     patience_s: float = field(default=60.0, metadata=OUTSIDE)
     """seconds without an answer after which a worker is ended and replaced"""
     index: str = field(default="", metadata=OUTSIDE)
@@ -152,7 +154,7 @@ class LoaderConfig:
     """decode every image once while the index is made, so that damaged ones are bad rows before training begins"""
 
     def __post_init__(self) -> None:
-        for name, least in (("workers", 0), ("ahead", 1)):
+        for name, least in (("workers", 0), ("ahead", 1), ("ahead_mib", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.loader.{name}: expected at least {least}, found {getattr(self, name)}")
         if not 0 < self.patience_s < float("inf"):

@@ -116,7 +116,7 @@ def summary(path: str, corpus: Corpus) -> list[str]:
         f"  rows {totals['rows']:,}, bad rows {len(corpus.bad_rows):,}, images and videos {totals['images']:,}",
         f"  tokens {totals['tokens']:,} ({mean:.0f} a row), visual tokens {totals['visual']:,} "
         f"({totals['visual'] / totals['tokens']:.0%})",
-        f"  scripts of {count} rows: {shares}",
+        f"  languages by script, of {count} rows: {shares}",
         *(f"  {line}" for line in corpus.described()),
     ]
 

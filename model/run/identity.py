@@ -18,7 +18,7 @@ from model.run.state import State
 
 _ENDS = 1 << 14
 _CHUNK = 1 << 22
-_WHOLE = 1 << 26
+_WHOLE = 1 << 28
 _SHOWN = 8
 
 
@@ -171,21 +171,21 @@ def _digest(path: Path) -> str:
 
 
 def digest_of_ends(paths: Iterable[Path]) -> str:
-    """A checksum over files in their order: of the bytes of small ones, of the size and the ends of those above 64 MiB,
-    which would take long to read. `ValueError` for one that cannot be read."""
-    total = hashlib.sha256()
-    for path in paths:
-        try:
-            size = path.stat().st_size
-            if size <= _WHOLE:
+    """A checksum over files in their order: of their bytes, or where all of them together have more than 256 MiB, which
+    would take long to read, of the size and the ends of each. `ValueError` for one that cannot be read."""
+    total, files = hashlib.sha256(), list(paths)
+    try:
+        sizes = [path.stat().st_size for path in files]
+        for path, size in zip(files, sizes, strict=True):
+            if sum(sizes) <= _WHOLE:
                 total.update(f"{path.name}\0{_digest(path)}\n".encode())
                 continue
             with path.open("rb") as file:
                 head = file.read(_ENDS)
-                file.seek(size - _ENDS)
+                file.seek(max(0, size - _ENDS))
                 total.update(f"{path.name}\0{size}\n".encode() + head + file.read(_ENDS))
-        except OSError as error:
-            raise ValueError(f"expected a file that can be read, found: {error}") from None
+    except OSError as error:
+        raise ValueError(f"expected a file that can be read, found: {error}") from None
     return total.hexdigest()
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import require_extra
+from tests.model.corpus import layouts
 from tests.parity.ranks import ROOT, ends, free_port, start
 
 QUICK = ["recipe=quickstart", "epochs=0", "engine.num_threads=1", "data.cache_mib=16"]
@@ -166,6 +167,36 @@ def test_numbers_of_processes_may_change_without_a_prompt_lost_or_repeated(data,
     assert ledgers[0] == ledgers[1] and len(ledgers[0]) == 16
     for ours, theirs in zip(metrics(tmp_path / "run"), metrics(tmp_path / "straight"), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stream_keeps_its_rows_whatever_the_number_of_processes(data, tmp_path):
+    """Pre-training on packed sources with 1, 2 and 1 processes, two steps each: the rows of one process, equal weights.
+
+    Documents with image files, and a Parquet file that holds its images, which the second process opens itself.
+    """
+    pairs = [
+        {"images": [layouts.struct(number)], "texts": [{"user": "What?", "assistant": f"It is {number}."}]}
+        for number in range(60)
+    ]
+    layouts.parquet(data / "pairs.parquet", pairs, group=16)
+    sources = "{a: {paths: [pretrain.jsonl], weight: 2}, b: {paths: [pairs.parquet]}}"
+    common = ["-m", "model.pretrain.train", "model=tiny", "optimizer.learning_rate=1e-3", f"data.folder={data}"]
+    common += [f"data.sources={sources}", "data.micro_batches_per_step=4", "engine.micro_batch_tokens=256"]
+    common += ["engine.num_threads=1", "run.save_every=1", "data.loader.workers=1"]
+    codes, said = on_ranks(1, [*common, "max_steps=6", f"run.dir={tmp_path}/straight"], tmp_path / "s")
+    assert codes == [0], said[-3000:]
+    for last, num_ranks in ((2, 1), (4, 2), (6, 1)):
+        engine = FSDP if num_ranks > 1 else []
+        own = [*common, f"run.dir={tmp_path}/run", f"max_steps={last}", *engine]
+        codes, said = on_ranks(num_ranks, own, tmp_path / f"r{last}")
+        assert codes == [0] * num_ranks, said[-3000:]
+    straight, changed = metrics(tmp_path / "straight"), metrics(tmp_path / "run")
+    for ours, theirs in zip(changed, straight, strict=True):
+        same = [name for name in theirs if name.startswith("pack/") or name == "tokens"]
+        assert len(same) == 4 and all(ours[name] == theirs[name] for name in same)
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
+        assert ours["loss/b"] == pytest.approx(theirs["loss/b"], abs=1e-5)
 
 
 @pytest.mark.slow

@@ -51,6 +51,13 @@ MACHINES: dict[Gpu, Machine] = {
 does not count: the CUDA context, buffers of NCCL, and gaps between the pieces of the allocator."""
 
 
+def peak_of_device(name: str) -> float | None:
+    """FLOP/s of dense products in bfloat16 of the GPU that CUDA calls `name`; None for one that is not known here."""
+    kinds = {"H100": Gpu.h100_80, "H200": Gpu.h200_141, "B200": Gpu.b200_180, "A100": Gpu.a100_80, "L40S": Gpu.l40s_48}
+    known = [gpu for kind, gpu in kinds.items() if kind in name and "PCIe" not in name]
+    return MACHINES[known[0]].peak if known else None
+
+
 def cpu_machine(memory: float, peak: float) -> Machine:
     """A process on a CPU with so many bytes of memory, whose products reach `peak` FLOP/s in float32.
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+import sft.stage
 from conf.cli import load_config
 from model.batch import Row, StoredImage
 from model.corpus.open import inputs_of_sources, open_stream, source_weights
@@ -259,3 +260,38 @@ def test_first_rows_of_each_source_are_read_lazily(tiny, folder):
     first = stream.content(0)
     assert len(built) == len(first.rows)
     assert list(islice(stream._planned, 5)) == [1, 2]
+
+
+def test_fine_tuning_reads_the_same_streams(tiny_folder, folder, tmp_path):
+    """Conversations of several turns and captions, from a checkpoint; only what the assistant says is counted."""
+    sources = "{p: {paths: [pairs.parquet]}, c: {paths: [captions.jsonl], template: What, weight: 2}}"
+    overrides = [
+        *(f"checkpoint={tiny_folder}", "optimizer.learning_rate=1e-3", f"data.folder={folder}", "max_steps=4"),
+        *(f"data.sources={sources}", "data.micro_batches_per_step=2", f"engine.micro_batch_tokens={CAPACITY}"),
+        *("engine.num_threads=1", "data.loader.workers=0", f"run.dir={tmp_path / 'run'}"),
+        f"evaluation.data={folder / 'captions.jsonl'}",
+    ]
+    sft.stage.run_stage(*load_config("sft", overrides))
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert lines[-1]["loss"] < lines[0]["loss"] and {"loss/p", "loss/c", "pack/waste"} <= lines[0].keys()
+    assert lines[0]["time/left_s"] > 0 and lines[0]["time/tflops_per_s"] > 0
+    assert (tmp_path / "run" / "final" / "model.safetensors").is_file()
+    for more, wanted in (
+        ([f"data.demonstrations={folder / 'texts.jsonl'}"], "found both"),
+        (["data.sources={}"], r"data\.folder: expected data\.sources beside it"),
+    ):
+        with pytest.raises(ValueError, match=wanted):
+            load_config("sft", [*overrides, *more])
+
+
+def test_pixels_that_are_read_ahead_are_bounded(tiny, folder):
+    """With no room for pixels ahead a step is read when it is due, and is the same."""
+    wanted = steps_of(stream_of(config(folder), tiny[1]), 0, 4)
+    data = config(folder, loader=LoaderConfig(workers=1, ahead_mib=0))
+    stream = stream_of(data, tiny[1])
+    try:
+        assert steps_of(stream, 0, 2) == wanted[:2]
+        assert not stream._submitted
+        assert steps_of(stream, 2, 4) == wanted[2:]
+    finally:
+        stream.close()
