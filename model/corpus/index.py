@@ -28,7 +28,7 @@ from model.corpus.reading import example_of
 from model.corpus.shard import BLANK, Place, Unit
 from model.data.raw_rows import RawRow
 from model.processing.processor import Processor
-from model.run.durable import write_file
+from model.run.durable import held_lock, write_file
 from model.run.failpoints import reach
 from model.run.parent import die_with_parent
 
@@ -99,8 +99,12 @@ def open_indices(
     """
     keys = [kind.key(file) for file in files]
     targets = [_index_path(file, key, folder) for file, key in zip(files, keys, strict=True)]
-    missing = [number for number, target in enumerate(targets) if not target.is_file()]
-    _make([(files[number], targets[number]) for number in missing], kind, processor, num_workers)
+    missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].is_file()]
+    for parent in sorted({target.parent for _, target in missing}):
+        _require_writable(parent)
+        with held_lock(parent / ".lock"):
+            own = [(file, target) for file, target in missing if target.parent == parent and not target.is_file()]
+            _make(own, kind, processor, num_workers)
     return [_read(file, key, target) for file, key, target in zip(files, keys, targets, strict=True)]
 
 
@@ -116,8 +120,6 @@ def _make(pairs: Sequence[tuple[Path, Path]], kind: IndexKind, processor: Proces
     """Index files part by part; parts that an earlier call has finished are kept."""
     if not pairs:
         return
-    for folder in {target.parent for _, target in pairs}:
-        _require_writable(folder)
     units = [open_shard(file).units() for file, _ in pairs]
     jobs = [
         (file, unit, _part_path(target, number))

@@ -3,6 +3,7 @@
 import ast
 import codecs
 import csv
+import io
 import itertools
 import string
 from collections.abc import Iterator
@@ -62,7 +63,7 @@ def row_of_bytes(path: Path, header: list[str], content: bytes) -> RawRow:
     """The row that `placed_rows` found at a place, read again; its number is 0."""
     csv.field_size_limit(MAX_ROW_BYTES)
     with _named_errors(path):
-        cells = next(csv.reader(_text(content).splitlines(keepends=True), delimiter="\t"), [])
+        cells = next(csv.reader(io.StringIO(_text(content), newline="\n"), delimiter="\t"), [])
     return _own_row(path, 0, _named_cells(header, cells))
 
 

@@ -1,12 +1,13 @@
 """Folders that appear whole or not at all: staged, checksummed, fsynced, renamed."""
 
 import errno
+import fcntl
 import hashlib
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from model.run.failpoints import bytes_until_end, reach
@@ -156,6 +157,18 @@ def copy_folder(source: Path, folder: Path) -> None:
 def _copy_file(source: Path, target: Path) -> FileDigest:
     with source.open("rb") as file:
         return write_stream(target, iter(lambda: file.read(_CHUNK), b""))
+
+
+@contextmanager
+def held_lock(path: Path) -> Iterator[None]:
+    """Hold a lock file. A second process says that it waits, and goes on once the first one is done or gone."""
+    with path.open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that holds {path}", file=sys.stderr, flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def write_file(path: Path, content: bytes) -> None:
