@@ -45,6 +45,10 @@ class Result:
     scale: float  # of the scheduled rate, at the end
     seconds: float
 
+    def shown(self, best: float) -> str:
+        """The loss, also relative to the best fixed rate's, and the time."""
+        return f"loss {self.loss:.4f} ({self.loss / best - 1:+.1%})  {self.seconds:.0f} s"
+
 
 class Task:
     """Runs in a scratch folder."""
@@ -108,11 +112,8 @@ def main() -> None:
                 excesses.append(found.loss / best - 1)
                 is_below &= found.loss < fixed[rate].loss
                 extra = max(extra, found.extra_updates)
-                print(
-                    f"seed {seed} search {rate:8.3g}  loss {found.loss:.4f} ({excesses[-1]:+.1%})  {found.seconds:.0f} s, "
-                    f"ends at {rate * found.scale:.3g}, {found.extra_updates:.0f} extra updates",
-                    flush=True,
-                )
+                end = f"ends at {rate * found.scale:.3g}, {found.extra_updates:.0f} extra updates"
+                print(f"seed {seed} search {rate:8.3g}  {found.shown(best)}, {end}", flush=True)
     result = {"worst_excess": round(max(excesses), 4), "below_fixed_start": is_below, "steps": STEPS}
     result |= {"most_extra_updates": extra, "seconds": round(time.monotonic() - begin)}
     print(json.dumps(result))
