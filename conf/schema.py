@@ -6,7 +6,7 @@ from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfi
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
-from model.pretrain.probe_config import ExpertLoadConfig, ProbeConfig
+from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
 from rlhf.planning.config import EstimateConfig

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.cli import launch
-from model.pretrain.probe_config import ExpertLoadConfig
+from model.pretrain.probes.config import ExpertLoadConfig
 from model.run.durable import write_file
 
 if TYPE_CHECKING:

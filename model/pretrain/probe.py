@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from conf.cli import launch
-from model.pretrain.probe_config import ProbeConfig
+from model.pretrain.probes.config import ProbeConfig
 from model.run.durable import write_file
 
 if TYPE_CHECKING:
-    from model.pretrain.labelled import LabelledImages
+    from model.pretrain.probes.labelled import LabelledImages
 
 _AFFINITY = ("nearest_neighbour", "wasserstein", "mean_distance")
 
 
 def probe(config: ProbeConfig) -> dict[str, Any]:
     """Measure every checkpoint, print one table, and write `config.output`. `ValueError` for rows that do not fit."""
-    from model.pretrain.labelled import LabelledImages
+    from model.pretrain.probes.labelled import LabelledImages
 
     data = LabelledImages(config)
     print(f"{len(data.train)} images train the head, {len(data.test)} test it, {len(data.classes)} classes", flush=True)
@@ -52,8 +52,8 @@ def _measure(config: ProbeConfig, folder: str, data: "LabelledImages") -> dict[s
 
     from model.checkpoint import load_model
     from model.engine.device import pick_device, prepare_cpu
-    from model.pretrain.affinity import affinity
-    from model.pretrain.tower_head import features_of, tiles_of, top1
+    from model.pretrain.probes.affinity import affinity
+    from model.pretrain.probes.tower_head import features_of, tiles_of, top1
 
     prepare_cpu(config.num_threads)
     device = pick_device(config.device)

@@ -11,11 +11,11 @@ from PIL import Image
 
 from model.checkpoint import build_flavour, save_model
 from model.config import Flavour
-from model.pretrain.affinity import affinity
 from model.pretrain.expert_load import expert_load
 from model.pretrain.probe import probe
-from model.pretrain.probe_config import ExpertLoadConfig, ProbeConfig
-from model.pretrain.tower_head import top1
+from model.pretrain.probes.affinity import affinity
+from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
+from model.pretrain.probes.tower_head import top1
 
 
 @pytest.fixture(scope="module")

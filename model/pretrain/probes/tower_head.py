@@ -13,8 +13,8 @@ from model.data.order import KeyedOrder
 from model.engine.config import OptimizerConfig, Schedule
 from model.engine.optimizer import AdamW
 from model.engine.schedule import learning_rate_at
-from model.pretrain.labelled import LabelledImage
-from model.pretrain.probe_config import ProbeConfig
+from model.pretrain.probes.config import ProbeConfig
+from model.pretrain.probes.labelled import LabelledImage
 from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 

@@ -13,7 +13,7 @@ from model.data.media import check_images
 from model.data.media_store import MediaStore
 from model.data.raw_rows import RawRow
 from model.data.tables import Table
-from model.pretrain.probe_config import ProbeConfig
+from model.pretrain.probes.config import ProbeConfig
 
 
 @dataclass(frozen=True)
