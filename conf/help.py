@@ -23,6 +23,9 @@ EXAMPLES: dict[str, str] = {
     "describe": "model=sailvl2_2b",
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
+    "soup": "checkpoints=[A,B,C] out=DIR",
+    "probe": "checkpoints=[BEFORE,AFTER] data=FILE output=probe.json",
+    "expert_load": "checkpoint=DIR text=FILE multimodal=FILE output=load.json",
     "chat": "checkpoint=DIR image=FILE question='What is this?'",
 }
 """Entry point -> the arguments of a typical command."""

@@ -6,11 +6,12 @@ from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfi
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
+from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
 from rlhf.planning.config import EstimateConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
-from sft.config import SftConfig
+from sft.config import SftConfig, SoupConfig
 
 ENTRIES: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -24,6 +25,9 @@ ENTRIES: dict[str, type] = {
     "assemble": AssembleConfig,
     "chat": ChatConfig,
     "export": ExportConfig,
+    "soup": SoupConfig,
+    "probe": ProbeConfig,
+    "expert_load": ExpertLoadConfig,
 }
 
 MODULES: dict[str, str] = {
@@ -38,6 +42,9 @@ MODULES: dict[str, str] = {
     "assemble": "model.assemble",
     "chat": "model.chat",
     "export": "model.export",
+    "soup": "sft.soup",
+    "probe": "model.pretrain.probe",
+    "expert_load": "model.pretrain.expert_load",
 }
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {

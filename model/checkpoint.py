@@ -283,6 +283,11 @@ class StoredTensors:
         return {name: place.shape for name, place in self._places.items()}
 
     @property
+    def dtypes(self) -> dict[str, str]:
+        """Tensor -> name of the type that its numbers are stored in."""
+        return {name: STORED_TYPES[place.kind] for name, place in self._places.items()}
+
+    @property
     def dtype(self) -> str:
         """Name of the type that most numbers are stored in."""
         counts = Counter[str]()

@@ -1,9 +1,11 @@
 """Settings of supervised fine-tuning: LongCoT SFT and think-fusion SFT."""
 
 from dataclasses import dataclass, field
+from enum import Enum
 
 from model.data.config import ChatTableConfig, StreamConfig
 from model.engine.config import OptimizerConfig, Schedule, SupervisedConfig
+from model.json_values import member
 from model.run.config import OUTSIDE, RunConfig
 
 
@@ -63,3 +65,66 @@ class SftConfig(SupervisedConfig):
             raise ValueError("data.prompts: expected the prompts that rollouts and direct samples need, found nothing")
         if self.batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, found {self.batch_size}")
+
+
+class SoupMethod(Enum):
+    """How checkpoints become one: their mean, a mean with `weights`, or the best of them with every further one that
+    improves the score (greedy)."""
+
+    uniform = "uniform"
+    weighted = "weighted"
+    greedy = "greedy"
+
+
+@dataclass
+class SoupConfig:
+    """Model soup: one checkpoint whose weights are means of others' (SAIL-VL2 report, section 4.2.1); docs/soup.md."""
+
+    checkpoints: list[str] = field(default_factory=list)
+    """folders of models that were trained from the same start"""
+    out: str = ""
+    """folder to write"""
+    method: SoupMethod = SoupMethod.uniform
+    """uniform, weighted, or greedy, which needs `evaluate`"""
+    weights: list[float] = field(default_factory=list)
+    """one share for each checkpoint, for weighted; they are divided by their sum"""
+    evaluate: str = ""
+    """command that scores a folder, with {checkpoint} in its place; the last line that it prints is the score"""
+    score: str = ""
+    """key of the score where that line is a JSON object, with dots between levels; empty: the line is a number"""
+    lower_is_better: bool = False
+    """whether a lower score is a better one, as a loss is"""
+    keep_worse: bool = False
+    """write the merged model even if it scores worse than the best checkpoint"""
+
+    def __post_init__(self) -> None:
+        self.method = member(SoupMethod, self.method, "method")
+        if len(self.checkpoints) < 2 or not all(self.checkpoints):
+            raise ValueError(f"checkpoints: expected at least 2 folders of models, found {self.checkpoints}")
+        if not self.out:
+            raise ValueError("out: expected a folder to write, found nothing")
+        self._check_weights()
+        if self.method is SoupMethod.greedy and not self.evaluate:
+            raise ValueError(
+                "evaluate: expected a command for method=greedy, which goes by scores, found nothing; give, for "
+                'example, evaluate="python -m rlhf.evaluate checkpoint={checkpoint} prompts=FILE output=-" '
+                "score=accuracy"
+            )
+        if self.evaluate and "{checkpoint}" not in self.evaluate:
+            raise ValueError(
+                f"evaluate: expected {{checkpoint}} where the folder's name belongs, found {self.evaluate!r:.200}"
+            )
+
+    def _check_weights(self) -> None:
+        is_weighted = self.method is SoupMethod.weighted
+        if is_weighted != bool(self.weights):
+            expected = "one for each checkpoint" if is_weighted else "none"
+            raise ValueError(f"weights: expected {expected} with method={self.method.value}, found {self.weights}")
+        if not is_weighted:
+            return
+        if len(self.weights) != len(self.checkpoints):
+            raise ValueError(
+                f"weights: expected one for each of the {len(self.checkpoints)} checkpoints, found {len(self.weights)}"
+            )
+        if not all(0 <= weight < float("inf") for weight in self.weights) or not sum(self.weights):
+            raise ValueError(f"weights: expected numbers of 0 or more that are not all 0, found {self.weights}")

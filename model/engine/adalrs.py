@@ -45,9 +45,21 @@ class Descent:
         squares = math.fsum((loss - mean - slope * (step - middle)) ** 2 for step, loss in points)
         return cls(-slope, math.sqrt(squares / (len(points) - 2) / spread))
 
-    def margin_to(self, other: "Descent") -> float:
-        """Twice the bound e on the error of a velocity: e is the root mean square of both standard errors (ours)."""
-        return 2.0 * math.sqrt((self.error**2 + other.error**2) / 2.0)
+    @classmethod
+    def gained(cls, before: Sequence[float | None], tried: Sequence[float | None]) -> "Descent | None":
+        """Fit how much faster the second losses fall, over the same rows from the same weights.
+
+        Both begin with the same loss, that of the weights before the trial, so the line through their differences
+        begins at 0. None where fewer than three updates of both were made.
+        """
+        both = enumerate(zip(before, tried, strict=False))
+        points = [(float(step), one - two) for step, (one, two) in both if one is not None and two is not None]
+        if len(points) < 3:
+            return None
+        spread = math.fsum(step**2 for step, _ in points)
+        slope = math.fsum(step * gain for step, gain in points) / spread
+        squares = math.fsum((gain - slope * step) ** 2 for step, gain in points)
+        return cls(slope, math.sqrt(squares / (len(points) - 2) / spread))
 
 
 @dataclass(frozen=True)
@@ -55,12 +67,13 @@ class Trial:
     """A trial that ended; the updates after `start` were made at `tried` times the scheduled rate."""
 
     start: int  # updates before it
-    losses: list[float | None]  # one of each update, None for one that was skipped
-    scale: float  # before it
+    scale: float  # factor of the scheduled rate before it
     tried: float
-    next_scale: float  # after it
-    velocity: float  # before it, in nats per token and update
-    tried_velocity: float | None  # None where it ended before there was one
+    next_scale: float  # the factor after it
+    losses: list[float | None]  # one of each update, None for one that was skipped
+    losses_before: list[float | None]  # those of the same updates at `scale`, which were undone
+    velocity: float | None  # nats per token and update at `scale`; None where too few updates were made
+    tried_velocity: float | None
     margin: float | None
     verdict: Verdict
     reason: str
@@ -77,9 +90,17 @@ class Trial:
             Verdict.rolled_back: f"rolled back, and the rate becomes {self.next_scale:.3g} times the scheduled one",
         }[self.verdict]
         return (
-            f"adalrs: updates {self.start + 1} to {self.start + len(self.losses)} at {self.tried:.3g} times the "
-            f"scheduled rate, after {self.scale:.3g} times: {self.reason}; {outcome}"
+            f"adalrs: updates {self.start + 1} to {self.start + len(self.losses)} at {self.tried:.3g} instead of "
+            f"{self.scale:.3g} times the scheduled rate: {self.reason}; {outcome}"
         )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The consequence of an update."""
+
+    goes_back: bool = False  # the updates since the trial's start are to be undone
+    trial: Trial | None = None  # the trial that ended
 
 
 @dataclass
@@ -89,14 +110,15 @@ class _Progress:
     scale: float = 1.0  # factor of the scheduled rate without a trial
     latest: list[float] | None = None  # velocity and error of the newest window at this scale
     losses: list[float | None] = field(default_factory=list)  # those of the window under way
-    trial: list[float] | None = None  # [scale] of the trial under way
+    tried: float | None = None  # factor of the trial under way
     trial_start: int = 0  # updates before it
+    losses_before: list[float | None] | None = None  # those of its updates at `scale`, once they are made
     goes_down: bool = False  # the next trial, or the one under way, is at a lower scale
     highest: float | None = None  # loss of all updates that stand
     ceiling: float | None = None  # scale at which a loss exceeded it
     num_rises: int = 0  # windows in a row in which the loss rose
-    rounds: int = 0  # windows since the search began, those that were rolled back too
-    extra_updates: int = 0  # that were rolled back
+    rounds: int = 0  # windows since the search began, those that were undone too
+    extra_updates: int = 0  # updates that were undone
 
 
 class AdaLrs:
@@ -114,12 +136,13 @@ class AdaLrs:
     @property
     def scale(self) -> float:
         """Factor of the scheduled rate for the next update."""
-        return self._now.scale if self._now.trial is None else self._now.trial[0]
+        now = self._now
+        return now.scale if now.tried is None or now.losses_before is None else now.tried
 
     @property
     def trial_start(self) -> int | None:
         """How many updates were made before the trial under way; None where there is no trial."""
-        return None if self._now.trial is None else self._now.trial_start
+        return None if self._now.tried is None else self._now.trial_start
 
     @property
     def metrics(self) -> dict[str, float | None]:
@@ -141,22 +164,22 @@ class AdaLrs:
         """1 / max(lambda^t beta, 1), where t counts windows."""
         return 1.0 / max(self.config.decay**self._now.rounds * self.config.down, 1.0)
 
-    def observe(self, step: int, loss: float | None) -> Trial | None:
-        """Take the loss per token of update `step` (1-based), None where it was skipped; gives the trial that it ended.
+    def observe(self, step: int, loss: float | None) -> Outcome:
+        """Take the loss per token of update `step` (1-based), None where it was skipped.
 
-        After one that was rolled back the next loss is again that of the update after `Trial.start`.
+        Where the outcome goes back, the next loss is again that of the update after the trial's start.
         """
         now = self._now
-        if now.trial is not None:
+        if now.tried is not None:
             now.losses.append(loss)
-            return self._try(now.trial[0])
+            return self._measure() if now.losses_before is None else self._try(now.tried, now.losses_before)
         if loss is not None:
             now.highest = loss if now.highest is None else max(now.highest, loss)
         if self.first < step <= self.last:
             now.losses.append(loss)
             if len(now.losses) == self.config.window:
                 self._end_window(step)
-        return None
+        return Outcome()
 
     def state(self) -> State:
         """Data that a checkpoint keeps; `restore` takes it back."""
@@ -166,13 +189,13 @@ class AdaLrs:
         self._now = _Progress(**state)
 
     def _end_window(self, step: int) -> None:
-        """Measure a window at the scale that stands, and say how the next one goes on."""
+        """Measure a window at the scale that stands, and begin a trial where the descent has not become faster."""
         now, found = self._now, Descent.of(self._now.losses)
         now.losses, now.rounds = [], now.rounds + 1
         if found is None:
             return
-        before = Descent(*now.latest) if now.latest else found
-        is_faster = found.velocity > before.velocity + before.margin_to(found)
+        velocity, error = now.latest or [found.velocity, found.error]
+        is_faster = found.velocity > velocity + 2.0 * math.hypot(error, found.error)
         now.latest = [found.velocity, found.error]
         now.num_rises = now.num_rises + 1 if found.velocity < -found.error else 0
         if now.num_rises == 2:
@@ -181,35 +204,47 @@ class AdaLrs:
         tried = now.scale * (self.down if now.goes_down else self.up)
         is_open = tried != now.scale and (now.ceiling is None or tried < now.ceiling)
         if is_open and not is_faster and not now.num_rises and step + self.config.window <= self.last:
-            now.trial, now.trial_start = [tried], step
+            now.tried, now.trial_start = tried, step
 
-    def _try(self, tried: float) -> Trial | None:
+    def _measure(self) -> Outcome:
+        """Go back and try once the trial's updates were made at the scale that stands."""
+        now = self._now
+        if len(now.losses) < self.config.window:
+            return Outcome()
+        now.extra_updates += len(now.losses)
+        now.losses_before, now.losses = now.losses, []
+        return Outcome(goes_back=True)
+
+    def _try(self, tried: float, before: list[float | None]) -> Outcome:
         """End the trial if its last loss decides it."""
         now = self._now
-        assert now.latest is not None
-        loss, before, found = now.losses[-1], Descent(*now.latest), Descent.of(now.losses)
-        margin = None if found is None else before.margin_to(found)
+        loss, losses = now.losses[-1], now.losses
+        gain = Descent.gained(before, losses)
         verdict, reason = Verdict.rolled_back, ""
         if loss is None:
             reason = "an update was skipped"
         elif self.config.guard and now.highest is not None and loss > now.highest:
             now.ceiling = tried
             reason = f"the loss exceeded {now.highest:.4g}, its highest value so far"
-        elif len(now.losses) == self.config.window:
-            assert found is not None and margin is not None
-            gain = found.velocity - before.velocity
-            verdict = Verdict.kept if gain > margin else verdict if gain < -margin else Verdict.undecided
-            reason = f"the loss fell by {found.velocity:.3g}, after {before.velocity:.3g} an update (+-{margin:.2g})"
+        elif len(losses) < self.config.window:
+            return Outcome()
+        elif gain is None:
+            verdict, reason = Verdict.undecided, "too many updates were skipped"
         else:
-            return None
-        return self._end_trial(tried, before, found, margin, verdict, reason)
+            e = gain.error  # bounds the velocities' error; their difference has twice that
+            verdict = (
+                Verdict.kept if gain.velocity > 2 * e else verdict if gain.velocity < -2 * e else Verdict.undecided
+            )
+            reason = f"an update lowers the loss by {gain.velocity:+.2g} more (+-{2 * e:.2g})"
+        return self._end_trial(tried, before, gain, verdict, reason)
 
     def _end_trial(
-        self, tried: float, before: Descent, found: Descent | None, margin: float | None, verdict: Verdict, reason: str
-    ) -> Trial:
+        self, tried: float, before: list[float | None], gain: Descent | None, verdict: Verdict, reason: str
+    ) -> Outcome:
         now = self._now
         scale, losses = now.scale, now.losses
-        now.trial, now.losses, now.rounds = None, [], now.rounds + 1
+        now.tried, now.losses_before, now.losses, now.rounds = None, None, [], now.rounds + 1
+        standing, found = Descent.of(before), Descent.of(losses)
         if verdict is Verdict.rolled_back:
             now.extra_updates += len(losses)
             if not now.goes_down:
@@ -220,10 +255,20 @@ class AdaLrs:
             now.scale, now.latest = tried, [found.velocity, found.error]
         else:
             now.goes_down = verdict is Verdict.undecided and not now.goes_down
-        velocity = None if found is None else found.velocity
-        return Trial(
-            now.trial_start, losses, scale, tried, now.scale, before.velocity, velocity, margin, verdict, reason
+        trial = Trial(
+            start=now.trial_start,
+            scale=scale,
+            tried=tried,
+            next_scale=now.scale,
+            losses=losses,
+            losses_before=before,
+            velocity=None if standing is None else standing.velocity,
+            tried_velocity=None if found is None else found.velocity,
+            margin=None if gain is None else 2.0 * gain.error,
+            verdict=verdict,
+            reason=reason,
         )
+        return Outcome(verdict is Verdict.rolled_back, trial)
 
     def _stand_at(self, scale: float) -> None:
         """Go on at another scale, of which nothing is known yet."""
@@ -278,23 +323,23 @@ class RateSearch:
     def observe(self, step: int, loss: float | None) -> bool:
         """Take the loss per token of an update, None where it was skipped.
 
-        True where a trial failed: the run is then at the trial's start again. `ValueError` where the checkpoint of its
-        start is not intact any more.
+        True where the updates of a trial are undone: the run is then at the trial's start again. `ValueError` where the
+        checkpoint of its start is not intact any more.
         """
         if self._controller is None:
             self.settled_step = step
             return False
         scale = self._controller.scale
-        trial = self._controller.observe(step, loss)
-        if trial is not None:
-            is_back = trial.verdict is Verdict.rolled_back
-            if is_back:
-                self._roll_back(trial)
+        start = self._controller.trial_start
+        outcome = self._controller.observe(step, loss)
+        if outcome.goes_back and start is not None:
+            self._roll_back(start)
+        if (trial := outcome.trial) is not None:
             # A line of the first update that was tried: a restart cuts both alike.
             self._run.append(RECORDS, trial.start + 1, [trial.to_json()])
             self._say(trial.described())
-            if is_back:
-                return True
+        if outcome.goes_back:
+            return True
         self.metrics = {"adalrs/rate_scale": scale, **self._controller.metrics}
         if not self.is_trying:
             self.settled_step = step
@@ -307,11 +352,11 @@ class RateSearch:
             self._kept = sections_of(step, self._sections)
             self._run.save(self._engine, self._kept)
 
-    def _roll_back(self, trial: Trial) -> None:
+    def _roll_back(self, start: int) -> None:
         state = self._run.roll_back(self._engine)
-        if state["step"] != trial.start:
+        if state["step"] != start:
             raise ValueError(
-                f"adalrs: expected the checkpoint of step {trial.start}, at which a trial began that failed, found "
+                f"adalrs: expected the checkpoint of step {start}, at which a trial began, found "
                 f"{state['step'] or 'none'} as the newest intact one; the same command goes on from there"
             )
         restore_sections(state, self._parts)

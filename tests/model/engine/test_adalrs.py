@@ -22,31 +22,43 @@ def share_taken(scale: float) -> float:
 class Run:
     """A loss that falls from 3 towards 1, by 1 % of the excess in an update at the best rate; with a rollback."""
 
-    def __init__(self, start: float, noise: float = 0.0, seed: int = 0, **settings) -> None:
-        """`start`: the scheduled rate as a share of the best one."""
+    def __init__(self, start: float, noise: float = 0.0, seed: int = 0, is_paired: bool = True, **settings) -> None:
+        """`start`: the scheduled rate as a share of the best one. `is_paired`: the noise belongs to a step, as its rows
+        do; else it is another at every rate."""
+        self.is_paired = is_paired
         self.controller = AdaLrs(AdaLrsConfig(**{"window": 10, **settings}), STEPS)
         self.start, self.noise, self.seed = start, noise, seed
         self.step, self.excess = 0, 2.0
         self.before = self.excess
+        self.extra = 0
         self.trials: list[Trial] = []
         self.used: list[float] = []
 
     def update(self, loss_of: Callable[[float], float | None] = lambda loss: loss) -> Trial | None:
-        """Make one update, whose noise belongs to the step, as its rows do."""
+        """Make one update."""
         scale = self.controller.scale
         self.step += 1
-        drawn = random.Random(f"{self.seed} {self.step}").gauss(0.0, self.noise)
+        drawn = random.Random(f"{self.seed} {self.step} {0 if self.is_paired else scale}").gauss(0.0, self.noise)
         loss = loss_of(1.0 + self.excess + drawn)
         self.excess *= 1.0 - 0.01 * share_taken(scale * self.start)
         self.used = [*self.used[: self.step - 1], scale]
-        trial = self.controller.observe(self.step, loss)
-        if trial is not None:
-            self.trials.append(trial)
-            if trial.verdict is Verdict.rolled_back:
-                self.step, self.excess = trial.start, self.before
-        if self.controller.trial_start == self.step:
+        start = self.controller.trial_start
+        outcome = self.controller.observe(self.step, loss)
+        if outcome.trial is not None:
+            self.trials.append(outcome.trial)
+        if outcome.goes_back:
+            assert start is not None
+            self.extra += self.step - start
+            self.step, self.excess = start, self.before
+        elif self.controller.trial_start == self.step:
             self.before = self.excess
-        return trial
+        return outcome.trial
+
+    def to_trial(self) -> "Run":
+        """To the first update at the rate that is tried."""
+        while self.controller.trial_start is None or self.controller.scale == 1.0:
+            self.update()
+        return self
 
     def to(self, step: int) -> "Run":
         while self.step < step:
@@ -67,7 +79,20 @@ def test_a_slope_and_its_error_are_those_of_least_squares():
     assert found.error == pytest.approx((0.2 / 2 / 5) ** 0.5, abs=1e-12)
     assert Descent.of([3.0, None, 2.0, 1.0, None]) == Descent.of([3.0, None, 2.0, 1.0])
     assert Descent.of([3.0, None, 2.0]) is None
-    assert found.margin_to(Descent(0.0, 0.0)) == pytest.approx(2 * found.error / 2**0.5)
+
+
+def test_a_gain_is_the_slope_of_the_differences_through_the_common_start():
+    """By hand: gains 0, 1, 2, 6 have the slope 23 / 14, residuals of -9, -18 and 15 over 14, whose squares sum to 630 / 196.
+
+    A loss that jumps at once and falls alike from then on is slower.
+    """
+    found = Descent.gained([9.0, 8.0, 7.0, 9.0], [9.0, 7.0, 5.0, 3.0])
+    assert found is not None and found.velocity == pytest.approx(23 / 14, abs=1e-12)
+    assert found.error == pytest.approx((630 / 196 / 2 / 14) ** 0.5, abs=1e-12)
+    losses = [3.0 - 0.1 * step for step in range(10)]
+    jumped = Descent.gained(losses, [losses[0], *(loss + 1.0 for loss in losses[1:])])
+    assert jumped is not None and jumped.velocity < -2 * jumped.error
+    assert Descent.gained(losses, losses[:2]) is None
 
 
 @pytest.mark.parametrize("start", [0.1, 10.0])
@@ -84,8 +109,13 @@ def test_a_low_rate_is_raised_and_a_high_one_falls_back():
     assert low.trials[0].verdict is Verdict.kept and low.trials[0].next_scale == low.trials[0].tried
     first = high.trials[0]
     assert first.verdict is Verdict.rolled_back and first.next_scale < first.scale < first.tried
-    assert high.controller.metrics["adalrs/extra_updates"] == sum(
-        len(trial.losses) for trial in high.trials if trial.verdict is Verdict.rolled_back
+    assert (
+        high.controller.metrics["adalrs/extra_updates"]
+        == high.extra
+        == sum(
+            len(trial.losses_before) + len(trial.losses) * (trial.verdict is Verdict.rolled_back)
+            for trial in high.trials
+        )
     )
 
 
@@ -104,9 +134,16 @@ def test_trials_lie_in_the_part_of_the_run_that_is_searched():
     assert set(run.used[:110]) == {1.0} and len(set(run.used[200:])) == 1
 
 
-def test_noise_beyond_the_slopes_decides_nothing():
+def test_noise_of_the_rows_is_common_to_both_rates_and_decides_nothing():
+    """Ten times the noise of the slopes, which the rows bring: the trials end as they do without it."""
+    found = [Run(0.1, noise).to(STEPS) for noise in (0.0, 0.2)]
+    verdicts = [[trial.verdict for trial in run.trials[:2]] for run in found]
+    assert verdicts[0] == verdicts[1] == [Verdict.kept, Verdict.kept]
+
+
+def test_differences_within_the_margin_decide_nothing():
     """The updates of such a trial stay, the scale is what it was, and the next trial looks the other way."""
-    run = Run(1.0, noise=0.3, seed=1).to(STEPS)
+    run = Run(1.0, noise=0.3, seed=2, is_paired=False).to(STEPS)
     undecided = [trial for trial in run.trials if trial.verdict is Verdict.undecided]
     assert undecided and all(trial.next_scale == trial.scale for trial in undecided)
     first, second = run.trials[:2]
@@ -115,29 +152,23 @@ def test_noise_beyond_the_slopes_decides_nothing():
 
 
 def test_the_guard_ends_a_trial_at_once_and_no_rate_as_high_is_tried_again():
-    run = Run(1.0)
-    while run.controller.trial_start is None:
-        run.update()
+    run = Run(1.0).to_trial()
     tried = run.controller.scale
     trial = run.update(lambda loss: 3.5)
     assert trial is not None and trial.verdict is Verdict.rolled_back and len(trial.losses) == 1
     assert "the loss exceeded 3, its highest value so far" in trial.reason
     run.to(STEPS)
     assert all(later.tried < tried for later in run.trials[1:])
-    free = Run(1.0, guard=False)
-    while free.controller.trial_start is None:
-        free.update()
+    free = Run(1.0, guard=False).to_trial()
     assert free.update(lambda loss: 3.5) is None
 
 
 def test_a_skipped_update_ends_a_trial():
-    run = Run(0.1)
-    while run.controller.trial_start is None:
-        run.update()
+    run = Run(0.1).to_trial()
     run.update()
     trial = run.update(lambda loss: None)
     assert trial is not None and trial.verdict is Verdict.rolled_back and trial.losses[1] is None
-    assert "skipped" in trial.described() and run.controller.metrics["adalrs/extra_updates"] == 2
+    assert "skipped" in trial.described() and run.controller.metrics["adalrs/extra_updates"] == 10 + 2
 
 
 def test_a_loss_that_rises_over_two_windows_lowers_the_rate_without_a_trial():
@@ -156,7 +187,7 @@ def test_a_restored_controller_goes_on_alike(seed):
     run.to(stop)
     other = Run(0.3, noise=0.05, seed=seed)
     other.controller.restore(json.loads(json.dumps(run.controller.state())))
-    other.step, other.excess, other.before, other.used = run.step, run.excess, run.before, list(run.used)
+    other.step, other.excess, other.before, other.used = run.step, run.excess, run.before, [*run.used]
     before = len(run.trials)
     assert [t.to_json() for t in other.to(STEPS).trials] == [t.to_json() for t in run.to(STEPS).trials[before:]]
     assert other.used == run.used and other.excess == run.excess
