@@ -21,7 +21,7 @@ from model.run.failpoints import reach
 from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
-from rlhf.config import PipelineConfig
+from rlhf.config import PipelineAction, PipelineConfig
 from rlhf.stages import StagePlan, check_inputs, plan
 
 _PATIENCE_SECONDS = STOP_SECONDS + 2.5
@@ -35,6 +35,11 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
     begin = process_start()
     stages, evaluations = plan(config)
+    if config.action is PipelineAction.plan:
+        from rlhf.planning.stages_shown import plan_lines
+
+        print("\n".join(plan_lines(config, stages, evaluations)))
+        return
     if not config.prepare:
         check_inputs([*stages, *evaluations.values()])
     if config.run.start is not StartMode.fresh:
@@ -164,7 +169,7 @@ def _finish(
     from rich.console import Console
 
     from model.run.durable import copy_folder
-    from rlhf.console import plot_curves, stage_table
+    from rlhf.console import direct_accuracies, group_table, plot_curves, stage_table
 
     reach("pipeline.finish")
     models = [stage.name for stage in stages if stage.writes_model]
@@ -175,12 +180,16 @@ def _finish(
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
     summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
+    by_group = direct_accuracies(evaluated[-1]) if evaluated else {}
     if evaluated:
         summary["majority_answer_rate"] = evaluated[-1]["majority_answer_rate"]
+    if by_group:
+        summary["accuracy"] = by_group
     _write(folder / "summary.json", summary)
     console = Console()
     if evaluated:
-        console.print(stage_table(evaluated, summary["majority_answer_rate"]))
+        majority = summary["majority_answer_rate"]
+        console.print(group_table(evaluated) if by_group else stage_table(evaluated, majority))
     listed = "".join(f"{name}: {path}\n" for name, path in products.items())
     listed += f"{config.note}\n" if config.note else ""
     console.print(f"{listed}total: {total:.0f} s", highlight=False, soft_wrap=True)

@@ -33,7 +33,7 @@ def draw_chart(rng: np.random.Generator, split: Split, seed: int) -> Sample:
 
 def _bars(rng: np.random.Generator, split: Split, seed: int, count: int) -> tuple[list[int], list[float]]:
     """(levels, exact heights in levels) of rows whose levels are drawn evenly, where the column has such rows."""
-    columns = _columns(split, seed)
+    columns = columns_of(split, seed)
     while True:
         column = columns[rng.integers(len(columns))]
         wanted = rng.integers(LEVELS.start, LEVELS.stop, count)
@@ -66,7 +66,7 @@ def _drawn(rng: np.random.Generator, heights: list[float], names: list[str]) -> 
 
 
 @cache
-def _columns(split: Split, seed: int) -> list[np.ndarray]:
+def columns_of(split: Split, seed: int) -> list[np.ndarray]:
     """Every column of every table in the rows of a split, as heights from 1 to 5, without those between two levels."""
     from sklearn import datasets
 
@@ -74,9 +74,15 @@ def _columns(split: Split, seed: int) -> list[np.ndarray]:
     columns = []
     for loader in loaders:
         table = loader().data
-        share = np.random.default_rng([seed, 3]).permutation(len(table)) % _NUM_SHARES
-        kept = {Split.test: share == 0, Split.validation: share == 1, Split.train: share > 1}[split]
         low, high = table.min(0), table.max(0)
-        heights = (LEVELS.start + (LEVELS.stop - 1 - LEVELS.start) * (table - low) / (high - low))[kept]
+        heights = LEVELS.start + (LEVELS.stop - 1 - LEVELS.start) * (table - low) / (high - low)
+        heights = heights[rows_of(len(table), split, seed)]
         columns += [column[np.abs(column - np.round(column)) <= _CLEAR] for column in heights.T]
     return columns
+
+
+def rows_of(count: int, split: Split, seed: int) -> np.ndarray:
+    """The numbers of a table's rows that belong to a split, of `count` rows."""
+    share = np.random.default_rng([seed, 3]).permutation(count) % _NUM_SHARES
+    kept = {Split.test: share == 0, Split.validation: share == 1, Split.train: share > 1}[split]
+    return np.flatnonzero(kept)

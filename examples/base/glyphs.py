@@ -19,6 +19,7 @@ from examples.base.task import Family
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
 SIDE = 32
+MIN_SIZE, MAX_SIZE = 14, 26  # of fonts
 _FONTS = [
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Oblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic"),
@@ -39,17 +40,20 @@ def scans_of(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_digits(rng: np.random.Generator, split: Split, seed: int) -> Sample:
-    """One to three scans in a row, each of its own size and height: an image of 32x32 pixels for one, else 64x32."""
+    """One to three scans in a row, each of its own size, near the middle of its cell.
+
+    The image has 32x32 pixels for one scan, else 64x32.
+    """
     scans, labels = _scans(split, seed)
     count = int(rng.integers(1, 4))
     width = SIDE if count == 1 else 2 * SIDE
     ink = np.zeros((SIDE, width), np.float32)
     picked = rng.integers(len(labels), size=count)
-    cell = width / count
+    cell = width // count
     for place, index in enumerate(picked):
-        side = int(rng.integers(18, min(27, int(cell)) + 1))
-        left = round(place * cell) + int(rng.integers(0, int(cell) - side + 1))
-        top = int(rng.integers(0, SIDE - side + 1))
+        side = int(rng.integers(18, min(25, cell) + 1))
+        left = place * cell + _near_middle(rng, cell - side)
+        top = _near_middle(rng, SIDE - side)
         scan = Image.fromarray(scans[index].astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
         ink[top : top + side, left : left + side] = np.asarray(scan)
     text = "".join(map(str, labels[picked]))
@@ -69,19 +73,31 @@ def draw_word(rng: np.random.Generator, split: Split, seed: int) -> Sample:
         text = str(rng.choice(test[:: 1 if split is Split.test else -1]))
     unseen = split is not Split.train and rng.random() < 0.5
     name = str(rng.choice(_TEST_FONTS if unseen else _FONTS))
-    size = int(rng.integers(16, 25))
+    font, (left, top, right, bottom) = _fitting(name, text, rng)
+    canvas = Image.new("L", (2 * SIDE, SIDE))
+    place = (_near_middle(rng, 2 * SIDE - (right - left)) - left, _near_middle(rng, SIDE - (bottom - top)) - top)
+    ImageDraw.Draw(canvas).text(place, text, fill=255, font=font)
+    ink = np.asarray(canvas, np.float32) / 255
+    return Sample(Family.words, blended(ink, *colours(rng)), text, [(task.QUESTIONS[Family.words], text)])
+
+
+def _near_middle(rng: np.random.Generator, room: int) -> int:
+    """Where something begins that leaves so much room: in the middle, or up to three pixels beside it."""
+    return int(np.clip(room // 2 + rng.integers(-3, 4), 0, room))
+
+
+def _fitting(
+    name: str, text: str, rng: np.random.Generator
+) -> tuple[ImageFont.FreeTypeFont, tuple[int, int, int, int]]:
+    """(a font in which the text fits the image, the box of its ink): the largest such size, or up to four less."""
+    size = MAX_SIZE
     while True:
-        font = _font(name, size)
-        left, top, right, bottom = font.getbbox(text)
+        left, top, right, bottom = _font(name, size).getbbox(text)
         if right - left <= 2 * SIDE - 2 and bottom - top <= SIDE - 2:
             break
         size -= 1
-    canvas = Image.new("L", (2 * SIDE, SIDE))
-    across = int(rng.integers(1, 2 * SIDE - round(right - left)))
-    down = int(rng.integers(1, SIDE - round(bottom - top)))
-    ImageDraw.Draw(canvas).text((across - left, down - top), text, fill=255, font=font)
-    ink = np.asarray(canvas, np.float32) / 255
-    return Sample(Family.words, blended(ink, *colours(rng)), text, [(task.QUESTIONS[Family.words], text)])
+    font = _font(name, max(MIN_SIZE, size - int(rng.integers(5))))
+    return font, [int(edge) for edge in font.getbbox(text)]
 
 
 def _letters(rng: np.random.Generator, avoided: list[str]) -> str:

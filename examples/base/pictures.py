@@ -63,7 +63,7 @@ def draw_picture(rng: np.random.Generator, split: Split) -> Sample:
     name = str(rng.choice(list(ICONS)))
     size = int(rng.integers(22, 31))
     big = Image.new("L", (4 * SIDE, 4 * SIDE))
-    ImageDraw.Draw(big).text((2 * SIDE, 2 * SIDE), chr(ICONS[name]), fill=255, font=_font(4 * size), anchor="mm")
+    ImageDraw.Draw(big).text((2 * SIDE, 2 * SIDE), chr(ICONS[name]), fill=255, font=font_of(4 * size), anchor="mm")
     shape = big.crop(big.getbbox()).rotate(rng.uniform(-15, 15), expand=True, resample=Image.Resampling.BICUBIC)
     scale = min(size / max(shape.size), 1.0)
     extent = (max(1, round(shape.width * scale)), max(1, round(shape.height * scale)))
@@ -78,11 +78,13 @@ def draw_picture(rng: np.random.Generator, split: Split) -> Sample:
 def _colours(rng: np.random.Generator, split: Split) -> tuple[np.ndarray, np.ndarray]:
     """(ink, paper): dark on light, with hues of the split."""
     dark, light = ((rng.uniform(0.0, 0.4), 0.6), (rng.uniform(0.75, 1.0), 0.4))
-    pair = [np.array(colorsys.hsv_to_rgb(_hue(rng, split) / 360, most * rng.random(), v)) for v, most in (dark, light)]
+    pair = [
+        np.array(colorsys.hsv_to_rgb(hue_of(rng, split) / 360, most * rng.random(), v)) for v, most in (dark, light)
+    ]
     return pair[0], pair[1]
 
 
-def _hue(rng: np.random.Generator, split: Split) -> float:
+def hue_of(rng: np.random.Generator, split: Split) -> float:
     while True:
         hue = rng.uniform(0, 360)
         if (int(hue) // _BAND % 3 == 2) == (split is not Split.train):
@@ -90,7 +92,7 @@ def _hue(rng: np.random.Generator, split: Split) -> float:
 
 
 @cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     try:
         import fontawesomefree
     except ImportError:
