@@ -3,11 +3,13 @@
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, command_of, entry_of, load_config
 from model.config import StoredDtype
+from model.data.config import StreamConfig
 from model.json_values import JsonObject
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
@@ -31,6 +33,7 @@ class StagePlan:
     writes_model: bool = False
     config: object = None  # the command's own, composed and checked
     report: str = ""  # the paper's figures for this stage, which a plan shows
+    sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> a corpus that must be there, too
 
     @property
     def command(self) -> list[str]:
@@ -69,7 +72,7 @@ def _can_import(module: str) -> bool:
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
-        for key, path in stage.files.items():
+        for key, path in {**stage.files, **stage.sources}.items():
             if not path.exists():
                 raise ValueError(f"{stage.where}.{key}: expected a file or folder at {path}, found none")
 
@@ -104,7 +107,21 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     report = str(fields.get("report") or "")
     where, writes_model = f"stages.{name}", entry != _EVALUATE
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
-    return replace(planned, config=_checked(planned))
+    checked = _checked(planned)
+    return replace(planned, config=checked, sources=_sources(config, checked))
+
+
+def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
+    """The corpora of a supervised stage that no earlier stage writes; of a pattern the folder that it searches."""
+    data = getattr(stage, "data", None)
+    found: dict[str, Path] = {}
+    for name, source in data.sources.items() if isinstance(data, StreamConfig) else ():
+        for number, pattern in enumerate(source.paths):
+            parts = Path(data.folder, pattern).parts
+            path = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))
+            if not path.is_relative_to(config.run.dir):
+                found[f"data.sources.{name}.paths[{number}]"] = path
+    return found
 
 
 def _refuse_owned(overrides: Sequence[str], where: str, starts: Sequence[str]) -> None:

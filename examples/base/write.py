@@ -92,9 +92,11 @@ def _is_hard(sample: Sample) -> bool:
 
 
 def _text(number: int, sample: Sample) -> dict[str, Any]:
-    """A caption with a question, and the answer, which trains. No image: the caption says what there is to know."""
-    question, answer = sample.questions[number // len(FAMILIES) % len(sample.questions)]
-    return {"id": f"text-{number}", "kind": "text", "prefix": f"{sample.caption}\n{question}", "texts": [answer]}
+    """A caption where an image would stand, and what is said about it: every second time a question's answer, else the
+    caption once more."""
+    turn = number // len(FAMILIES)
+    question, answer = ("", sample.caption) if turn % 2 else sample.questions[turn // 2 % len(sample.questions)]
+    return {"id": f"text-{number}", "kind": "text", "prefix": f"{sample.caption}{question}", "texts": [answer]}
 
 
 def _scanned(folder: Path, samples: Iterator[Sample]) -> Iterator[dict[str, Any]]:

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from model.config import Flavour, SailVL2Config, Tower, flavour_config
-from model.engine.config import EngineConfig, OptimizerConfig, SupervisedConfig
+from model.data.config import StreamConfig
+from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
 from rlhf.config import PipelineConfig, RlConfig
 from rlhf.stages import StagePlan
 
@@ -21,7 +22,7 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
         match stage.config:
             case SupervisedConfig() | RlConfig() as settings:
                 lines.append(f"   trains    {_trained(settings.engine, counts)}")
-                lines.append(f"   rate      {_rate(settings.optimizer)}")
+                lines.append(f"   rate      {_rate(settings.optimizer)}{_search(settings)}")
                 lines.append(f"   length    {_length(settings)}")
         if stage.report:
             lines.append(f"   report    {stage.report}")
@@ -29,7 +30,10 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
         if stage.name in evaluations:
             lines.append(f"   then      python {' '.join(evaluations[stage.name].command)}")
             lines += [f"   {line}" for line in _inputs(evaluations[stage.name])]
-    missing = sum(not path.exists() for stage in (*stages, *evaluations.values()) for path in stage.files.values())
+    everything = [
+        path for one in (*stages, *evaluations.values()) for path in (*one.files.values(), *one.sources.values())
+    ]
+    missing = sum(not path.exists() for path in set(everything))
     written = f", but for what {config.prepare} writes before the first stage" if config.prepare else ""
     verdict = (
         f"{missing} are missing{written}; action=run refuses to start without them" if missing else "are all there"
@@ -71,10 +75,20 @@ def _rate(optimizer: OptimizerConfig) -> str:
     return f"{optimizer.learning_rate:g}, {optimizer.schedule.value}{warmup}"
 
 
+def _search(settings: SupervisedConfig | RlConfig) -> str:
+    """The search of the rate, where there is one."""
+    search = getattr(settings, "adalrs", AdaLrsConfig())
+    return f", searched by AdaLRS in windows of {search.window} updates" if search.window else ""
+
+
 def _length(settings: SupervisedConfig | RlConfig) -> str:
-    return f"{settings.engine.micro_batch_tokens} tokens a packed row"
+    length = settings.engine.micro_batch_tokens
+    data = getattr(settings, "data", None)
+    rows = data.micro_batches_per_step if isinstance(data, StreamConfig) else 0
+    return f"{length:,} tokens a packed row" + (f", {rows} rows and {rows * length:,} tokens an update" if rows else "")
 
 
 def _inputs(stage: StagePlan) -> list[str]:
     """One line for each file or folder that must be there."""
-    return [f"reads     {path}: {'there' if path.exists() else 'missing'} ({key})" for key, path in stage.files.items()]
+    files = {**stage.files, **stage.sources}
+    return [f"reads     {path}: {'there' if path.exists() else 'missing'} ({key})" for key, path in files.items()]
