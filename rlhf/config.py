@@ -331,6 +331,8 @@ class PipelineConfig:
     """flavour that pre-training stages with `from: base` build from random weights, where `base` names no folder"""
     data: str = field(default="", metadata=OUTSIDE)
     """folder that the stages' inputs are relative to"""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE of every stage that pre-trains or fine-tunes, behind all others of that stage"""
     prepare: str = ""
     """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""
     prepare_arguments: list[str] = field(default_factory=list)

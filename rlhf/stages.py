@@ -17,7 +17,8 @@ from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
 _KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}
 _EVALUATE = "evaluate"
-_COMMANDS = ("pretrain", "sft", "rlhf", _EVALUATE)  # entry points that may be stages
+_SUPERVISED = ("pretrain", "sft")
+_COMMANDS = (*_SUPERVISED, "rlhf", _EVALUATE)  # entry points that may be stages
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,7 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         common = _common_of_evaluation(config, name)
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
+    own += config.overrides if entry in _SUPERVISED else []
     _refuse_owned(own, f"stages.{name}", [key for key in ("checkpoint", "model") if key in values])
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
     report = str(fields.get("report") or "")
