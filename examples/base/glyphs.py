@@ -40,7 +40,8 @@ def scans_of(split: Split, seed: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def draw_digits(rng: np.random.Generator, split: Split, seed: int) -> Sample:
-    """One to three scans in a row, each of its own size, near the middle of its cell.
+    """One to three scans in a row, each of its own size, near the middle of its cell; those of training are turned a
+    little.
 
     The image has 32x32 pixels for one scan, else 64x32.
     """
@@ -55,6 +56,8 @@ def draw_digits(rng: np.random.Generator, split: Split, seed: int) -> Sample:
         left = place * cell + _near_middle(rng, cell - side)
         top = _near_middle(rng, SIDE - side)
         scan = Image.fromarray(scans[index].astype(np.float32)).resize((side, side), Image.Resampling.BILINEAR)
+        if split is Split.train:
+            scan = scan.rotate(rng.uniform(-12, 12), resample=Image.Resampling.BILINEAR)
         ink[top : top + side, left : left + side] = np.asarray(scan)
     text = "".join(map(str, labels[picked]))
     return Sample(Family.digits, blended(ink, *colours(rng)), text, [(task.QUESTIONS[Family.digits], text)])

@@ -22,10 +22,13 @@ from examples.base.task import Family
 from examples.written_folder import write_from, write_once
 from model.run.ends import run_command
 
-NUM_TEXTS, NUM_CAPTIONS, NUM_SCANNED, NUM_QUESTIONS, NUM_INSTRUCTIONS, NUM_HARD = 8192, 8192, 8192, 8192, 8192, 4096
+NUM_TEXTS, NUM_CAPTIONS, NUM_SCANNED, NUM_QUESTIONS, NUM_INSTRUCTIONS, NUM_HARD = 8192, 16384, 16384, 8192, 8192, 4096
 NUM_FRAMES, NUM_TEST, NUM_VALIDATION = 2048, 1024, 256
 MIN_SHARE, MAX_SHARE = 4 / NUM_VALIDATION, 10.0
 FAMILIES = tuple(Family)
+SHOWN = (Family.digits, Family.words, Family.pictures, Family.words, Family.charts)
+"""Families of captions and questions in turn: words, which take most examples to read, twice."""
+SCANNED = (Family.digits, Family.words, Family.words)
 
 
 def write(out: Path, seed: int, share: float = 1.0) -> None:
@@ -51,9 +54,9 @@ def _fill(folder: Path, seed: int, share: float) -> None:
         write_rows(folder / f"{name}.jsonl", (_chat(f"{name}-{n}", *found, asking) for n, found in rows))
 
     write_rows(folder / "texts.jsonl", map(_text, count(), drawn(0, NUM_TEXTS)))
-    write_tar(folder / "captions.tar", drawn(1, NUM_CAPTIONS))
-    write_rows(folder / "scanned.jsonl", _scanned(folder, drawn(2, NUM_SCANNED, (Family.digits, Family.words))))
-    write_finevision(folder / "questions.parquet", drawn(3, NUM_QUESTIONS))
+    write_tar(folder / "captions.tar", drawn(1, NUM_CAPTIONS, SHOWN))
+    write_rows(folder / "scanned.jsonl", _scanned(folder, drawn(2, NUM_SCANNED, SCANNED)))
+    write_finevision(folder / "questions.parquet", drawn(3, NUM_QUESTIONS, SHOWN))
     chats("instructions", drawn(4, NUM_INSTRUCTIONS))
     chats("hard", filter(_is_hard, drawn(5, NUM_HARD)))
     write_rows(folder / "frames.jsonl", _frames(folder, drawn(6, 2 * NUM_FRAMES, (Family.pictures,))))
