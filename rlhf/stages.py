@@ -115,9 +115,11 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
 
 def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
     """The corpora of a supervised stage that no earlier stage writes; of a pattern the folder that it searches."""
-    data = getattr(stage, "data", None)
+    data: object = getattr(stage, "data", None)
     found: dict[str, Path] = {}
-    for name, source in data.sources.items() if isinstance(data, StreamConfig) else ():
+    if not isinstance(data, StreamConfig):
+        return found
+    for name, source in data.sources.items():
         for number, pattern in enumerate(source.paths):
             parts = Path(data.folder, pattern).parts
             path = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))

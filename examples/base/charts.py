@@ -11,7 +11,7 @@ from examples.base.task import COLOURS, HIGHEST, LEVELS, Family, question_of_hei
 
 WIDTH, HEIGHT = 64, 32
 MIN_BARS, MAX_BARS = 3, 4
-_NUM_SHARES = 6  # of the rows of a table: one for validation, one for test, the others for training
+_NUM_SHARES = 6  # a table is cut into so many: one for validation, one for test, the others for training
 _CLEAR = 0.3  # steps between a bar and the nearest line of the axis, at most
 
 

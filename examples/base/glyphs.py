@@ -19,7 +19,7 @@ from examples.base.task import Family
 
 NUM_TEST_SCANS, NUM_VALIDATION_SCANS = 300, 200
 SIDE = 32
-MIN_SIZE, MAX_SIZE = 14, 26  # of fonts
+MIN_SIZE, MAX_SIZE = 14, 26  # sizes of fonts
 _FONTS = [
     *("DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSansMono", "DejaVuSansMono-Oblique"),
     *("DejaVuSerif", "DejaVuSerif-Bold", "DejaVuSerif-Italic", "STIXGeneral", "STIXGeneralItalic"),
@@ -89,9 +89,7 @@ def _near_middle(rng: np.random.Generator, room: int) -> int:
     return int(np.clip(room // 2 + rng.integers(-3, 4), 0, room))
 
 
-def _fitting(
-    name: str, text: str, rng: np.random.Generator
-) -> tuple[ImageFont.FreeTypeFont, tuple[int, int, int, int]]:
+def _fitting(name: str, text: str, rng: np.random.Generator) -> tuple[ImageFont.FreeTypeFont, list[int]]:
     """(a font in which the text fits the image, the box of its ink): the largest such size, or up to four less."""
     size = MAX_SIZE
     while True:

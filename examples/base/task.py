@@ -1,4 +1,4 @@
-"""What the base model learns to read: digits, short words, pictures and bar charts. Every answer is exact.
+"""The base model learns to read digits, short words, pictures and bar charts. Every answer is exact.
 
 A family has one caption, which says all that its image shows, and questions whose answers the caption holds. A text of
 a caption with a question is what the language model learns to answer from before it sees an image.
