@@ -70,7 +70,8 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
     if not (seconds_path.exists() and product.exists()) or (evaluation and not evaluated.exists()):
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
-        _run(f"stage {stage.name}", stage.command)
+        if not (stage.is_merge and product.exists()):  # a restart finds the merged model, which is whole
+            _run(f"stage {stage.name}", stage.command)
         reach("pipeline.stage")
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
             _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
@@ -140,14 +141,16 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
         inputs = [*kept, *stage.files.values()]
         if any(path and Path(path).resolve().is_relative_to(own) for path in inputs):
             raise ValueError(f"run.start=fresh would delete {own}, which holds inputs; rename stages.{stage.name}")
-        if stage.writes_model and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
+        if stage.has_run and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
             raise ValueError(f"run.start=fresh would delete {own}, which no stage wrote; rename stages.{stage.name}")
         for name in ("final", "best"):
             refuse_foreign_files(own / name)
     refuse_foreign_files(folder / "export")
     for stage in stages:
-        if stage.writes_model:
+        if stage.has_run:
             clear_run(folder / stage.name)
+        elif (merged := folder / stage.name / "final").is_dir():
+            delete_written(merged)
         for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
@@ -176,7 +179,8 @@ def _finish(
     products = {"summary": folder / "summary.json"}
     if models:
         copy_folder(folder / models[-1] / "final", folder / "export")
-        products |= {"curves": plot_curves(folder, models)}
+    if runs := [stage.name for stage in stages if stage.has_run]:
+        products |= {"curves": plot_curves(folder, runs)}
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
     summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}

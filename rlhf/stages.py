@@ -18,7 +18,8 @@ _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
 _KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}
 _EVALUATE = "evaluate"
 _SUPERVISED = ("pretrain", "sft")
-_COMMANDS = (*_SUPERVISED, "rlhf", _EVALUATE)  # entry points that may be stages
+_MERGE = "soup"
+_COMMANDS = (*_SUPERVISED, "rlhf", _MERGE, _EVALUATE)  # entry points that may be stages
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ class StagePlan:
     config: object = None  # the command's own, composed and checked
     report: str = ""  # the paper's figures for this stage, which a plan shows
     sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> a corpus that must be there, too
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether it makes one model of several: it writes the model whole or not at all, and no run's folder."""
+        return self.entry == _MERGE
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it writes a run's folder, with metrics and checkpoints."""
+        return self.writes_model and not self.is_merge
 
     @property
     def command(self) -> list[str]:
@@ -101,6 +112,8 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         files |= {"from": file} if file else {}
     if entry == _EVALUATE:
         common = _common_of_evaluation(config, name)
+    elif entry == _MERGE:
+        common = [assign("out", Path(config.run.dir) / name / "final")]
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
     own += config.overrides if entry in _SUPERVISED else []
@@ -131,7 +144,7 @@ def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
 def _refuse_owned(overrides: Sequence[str], where: str, starts: Sequence[str]) -> None:
     """`ValueError` for keys that the pipeline sets itself, because later stages look where it put things. `starts`:
     those that say what the command starts from."""
-    owned = {"run.dir", "output", *starts}
+    owned = {"run.dir", "output", "out", *starts}
     for override in overrides:
         if (key := override.partition("=")[0].lstrip("+")) in owned:
             raise ValueError(f"{where}: {key}: the pipeline sets it, found {override!r}; leave it out")
