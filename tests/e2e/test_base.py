@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["start", "vit_warmup", "vit_alignment", "vit_knowledge", "basic", "multitask"]
-STAGES += [f"sft_phase{number}" for number in (1, 2, 3, 4)]
+STAGES += [*(f"sft_phase{number}" for number in (1, 2, 3, 4)), "sft_phase4_again"]
 
 
 def launch(folder: Path, *extra: str) -> subprocess.CompletedProcess:
@@ -33,7 +33,7 @@ def test_every_stage_runs_and_a_finished_path_is_left_alone(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
-    assert [stage["name"] for stage in summary["stages"]] == STAGES
+    assert [stage["name"] for stage in summary["stages"]] == [*STAGES, "soup"]
     assert set(summary["accuracy"]) == {"digits", "words", "pictures", "charts"}
     assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values()) and summary["total_seconds"] > 0
     assert "What each stage gave: accuracy of direct answers" in done.stdout

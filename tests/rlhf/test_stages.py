@@ -267,6 +267,9 @@ class TestPlan:
         instruction = [stages[4].config.data.sources[name].weight for name in ("questions", "caption2qa", "text")]
         assert sum(understanding) == pytest.approx(sum(instruction))
         assert "adapter alone: 16,793,600 parameters" in said
+        assert stages[-1].module == "sft.soup" and not stages[-1].has_run and stages[-1].writes_model
+        merged = [f"runs/base_model/sft_phase4{again}/final" for again in ("", "_again")]
+        assert (stages[-1].config.checkpoints, stages[-1].config.out) == (merged, "runs/base_model/soup/final")
         with pytest.raises(ValueError, match=r"stages\.vit_warmup\.inputs\.data\.folder: expected .* found none"):
             check_inputs(stages)
 
