@@ -28,7 +28,8 @@ def draw_chart(rng: np.random.Generator, split: Split, seed: int) -> Sample:
     shown = ", ".join(f"{name} {level}" for name, level in zip(names, levels, strict=True))
     questions = [(HIGHEST, names[int(np.argmax(levels))])]
     questions += [(question_of_height(name), str(level)) for name, level in zip(names, levels, strict=True)]
-    return Sample(Family.charts, image, shown, questions)
+    asked = [questions[number] for number in rng.permutation(len(questions))]  # else the order would tell the bar
+    return Sample(Family.charts, image, shown, asked)
 
 
 def _bars(rng: np.random.Generator, split: Split, seed: int, count: int) -> tuple[list[int], list[float]]:
