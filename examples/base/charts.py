@@ -10,13 +10,13 @@ from examples.base.sample import Sample, Split
 from examples.base.task import COLOURS, HIGHEST, LEVELS, Family, question_of_height
 
 WIDTH, HEIGHT = 64, 32
-MIN_BARS, MAX_BARS = 3, 4
+MIN_BARS, MAX_BARS = 2, 3
 _NUM_SHARES = 6  # a table is cut into so many: one for validation, one for test, the others for training
 _CLEAR = 0.3  # steps between a bar and the nearest line of the axis, at most
 
 
 def draw_chart(rng: np.random.Generator, split: Split, seed: int) -> Sample:
-    """Three or four bars in an image of 64x32 pixels: one column of a table in as many of its rows.
+    """Two or three bars in an image of 64x32 pixels: one column of a table in as many of its rows.
 
     The axis goes from the smallest to the largest value of the column in five lines, one for each level. Bars end near
     a line, and one is the highest by a level. The rows of the splits are disjoint.

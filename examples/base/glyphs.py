@@ -64,7 +64,7 @@ def draw_digits(rng: np.random.Generator, split: Split, seed: int) -> Sample:
 
 
 def draw_word(rng: np.random.Generator, split: Split, seed: int) -> Sample:
-    """Two to four capitals in an image of 64x32 pixels, in a font, size and place of their own.
+    """One to three capitals in an image of 64x32 pixels, in a font, size and place of their own.
 
     Training shows words, and as often letters at random, which teach to read what is not a known word. The words of
     validation and test are in no training image, and every second one is in a font that training does not have.
@@ -103,7 +103,7 @@ def _fitting(name: str, text: str, rng: np.random.Generator) -> tuple[ImageFont.
 
 def _letters(rng: np.random.Generator, avoided: list[str]) -> str:
     while True:
-        text = "".join(rng.choice(list(string.ascii_uppercase), rng.integers(1, 5)))
+        text = "".join(rng.choice(list(string.ascii_uppercase), rng.integers(1, 4)))
         if text not in avoided:
             return text
 

@@ -26,8 +26,8 @@ NUM_TEXTS, NUM_CAPTIONS, NUM_SCANNED, NUM_QUESTIONS, NUM_INSTRUCTIONS, NUM_HARD 
 NUM_FRAMES, NUM_TEST, NUM_VALIDATION = 2048, 1024, 256
 MIN_SHARE, MAX_SHARE = 4 / NUM_VALIDATION, 10.0
 FAMILIES = tuple(Family)
-SHOWN = (Family.digits, Family.words, Family.pictures, Family.words, Family.charts)
-"""Families of captions and questions in turn: words, which take most examples to read, twice."""
+SHOWN = (Family.digits, Family.words, Family.charts, Family.pictures, Family.words, Family.charts)
+"""Families of captions and questions in turn: words and charts, which take most examples to read, twice."""
 SCANNED = (Family.digits, Family.words, Family.words)
 
 
@@ -57,7 +57,7 @@ def _fill(folder: Path, seed: int, share: float) -> None:
     write_tar(folder / "captions.tar", drawn(1, NUM_CAPTIONS, SHOWN))
     write_rows(folder / "scanned.jsonl", _scanned(folder, drawn(2, NUM_SCANNED, SCANNED)))
     write_finevision(folder / "questions.parquet", drawn(3, NUM_QUESTIONS, SHOWN))
-    chats("instructions", drawn(4, NUM_INSTRUCTIONS))
+    chats("instructions", drawn(4, NUM_INSTRUCTIONS, SHOWN))
     chats("hard", filter(_is_hard, drawn(5, NUM_HARD)))
     write_rows(folder / "frames.jsonl", _frames(folder, drawn(6, 2 * NUM_FRAMES, (Family.pictures,))))
     for number, (split, rows) in enumerate(((Split.validation, NUM_VALIDATION), (Split.test, NUM_TEST))):
@@ -83,7 +83,7 @@ def _samples(
 
 
 def _is_hard(sample: Sample) -> bool:
-    """Whether it shows as much as samples of its family do at most: three digits, four letters or four bars."""
+    """Whether it shows as much as samples of its family do at most: three digits, letters or bars."""
     shown = sample.shown
     match sample.family:
         case Family.charts:
@@ -91,7 +91,7 @@ def _is_hard(sample: Sample) -> bool:
         case Family.pictures:
             return False
         case _:
-            return len(shown) == (3 if sample.family is Family.digits else 4)
+            return len(shown) == 3
 
 
 def _text(number: int, sample: Sample) -> dict[str, Any]:
