@@ -67,7 +67,7 @@ class TestHeldOut:
         asked = {sample.shown for split in HELD_OUT for sample in drawn(words, split, 300)}
         assert not shown & asked and asked <= set(task.WORDS)
         assert len(asked) == task.NUM_TEST_WORDS
-        assert {len(text) for text in shown} == {1, 2, 3, 4} and shown & set(task.WORDS) and shown - set(task.WORDS)
+        assert {len(text) for text in shown} == {1, 2, 3} and shown & set(task.WORDS) and shown - set(task.WORDS)
 
     def test_pictures_of_training_and_test_have_no_hue_in_common(self):
         rng = np.random.default_rng(0)
@@ -150,7 +150,7 @@ class TestLayouts:
 
     def test_hard_rows_show_as_much_as_there_is(self, folder):
         answers = [row["messages"][1]["content"] for row in rows(folder, "hard")]
-        assert {len(answer) for answer in answers if answer.isupper()} == {4}
+        assert {len(answer) for answer in answers if answer.isupper()} == {3}
         assert {len(answer) for answer in answers if answer.isdigit()} <= {1, 3}  # 1: the level of a bar
 
     def test_frames_ask_for_each_of_two_images(self, folder):
