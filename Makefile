@@ -12,10 +12,11 @@ IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and 'expected P
 # Processes that tests run in, side by side.
 WORKERS ?= 2
 
-.PHONY: help install core quickstart smoke test test-slow check clean
+.PHONY: help install core quickstart smoke base base-smoke test test-slow check clean
 
 help:
 	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
+	@echo "make base [ARGS='KEY=VALUE ...']        the whole pre-training path in miniature (25 minutes on 2 cores)"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
 	@echo "make clean                              remove .venv and caches (runs/ and data/ stay)"
@@ -50,6 +51,17 @@ quickstart: $(VENV)/.core
 
 smoke: $(VENV)/.core
 	$(BIN)/python -m rlhf.pipeline recipe=quickstart_smoke $(ARGS)
+
+$(VENV)/.base: $(VENV)/.core
+	@echo "== installing what make base needs"
+	@$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[base]"
+	@touch $@
+
+base: $(VENV)/.base
+	$(BIN)/python -m rlhf.pipeline recipe=base_tiny $(ARGS)
+
+base-smoke: $(VENV)/.base
+	$(BIN)/python -m rlhf.pipeline recipe=base_smoke $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)

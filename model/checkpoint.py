@@ -29,7 +29,13 @@ from model.sail_vl2 import SailVL2
 WEIGHTS, INDEX = "model.safetensors", "model.safetensors.index.json"
 CONFIG, GENERATION = "config.json", "generation_config.json"
 MAX_SHARD_BYTES = 5 * 10**9
-_WITH_TOKENIZER = (Flavour.tiny, Flavour.tiny_moe, Flavour.tiny_anyres)  # that of flavours/tiny
+_TOKENIZER_OF = {
+    Flavour.tiny: "tiny",
+    Flavour.tiny_moe: "tiny",
+    Flavour.tiny_anyres: "tiny",
+    Flavour.tiny_base: "tiny_base",
+}
+"""Flavour -> the folder in flavours/ whose tokenizer it has."""
 HEAD, EMBEDDING = "language_model.lm_head.weight", "language_model.model.embed_tokens.weight"
 
 
@@ -49,13 +55,13 @@ def build_flavour(flavour: Flavour, seed: int) -> tuple[SailVL2, Processor]:
 
 def flavour_processor(flavour: Flavour) -> Processor:
     """The processor of a flavour, without a model. `ValueError` where the package has no tokenizer for it."""
-    if flavour not in _WITH_TOKENIZER:
-        names = ", ".join(known.value for known in _WITH_TOKENIZER)
+    if flavour not in _TOKENIZER_OF:
+        names = ", ".join(known.value for known in _TOKENIZER_OF)
         raise ValueError(
             f"model: expected a flavour whose tokenizer the package has ({names}), found {flavour.value}; the others "
             "start from trained towers: python -m model.assemble vision=DIR language=DIR out=DIR"
         )
-    return Processor(flavour_config(flavour), Tokenizer.from_folder(FLAVOUR_FOLDER / "tiny"))
+    return Processor(flavour_config(flavour), Tokenizer.from_folder(FLAVOUR_FOLDER / _TOKENIZER_OF[flavour]))
 
 
 def released_tensors(module: nn.Module) -> dict[str, Tensor]:

@@ -22,6 +22,7 @@ class Flavour(Enum):
     tiny = "tiny"
     tiny_moe = "tiny_moe"
     tiny_anyres = "tiny_anyres"
+    tiny_base = "tiny_base"
     sailvl2_1b = "sailvl2_1b"
     sailvl2_2b = "sailvl2_2b"
     sailvl2_anyres_2b = "sailvl2_anyres_2b"

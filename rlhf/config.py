@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
 
-from model.config import StoredDtype
+from model.config import Flavour, StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import Device, EngineConfig, OptimizerConfig, require_fitting
 from model.json_values import JsonObject, member
@@ -308,18 +308,31 @@ class PipelineEvaluationConfig:
     """KEY=VALUE of rlhf.evaluate"""
 
 
+class PipelineAction(Enum):
+    """`run` runs the stages; `plan` says what each of them would do, and starts none."""
+
+    run = "run"
+    plan = "plan"
+
+
 @dataclass
 class PipelineConfig:
     """Stages are data: docs/pipeline.md describes their fields."""
 
+    action: PipelineAction = field(default=PipelineAction.run, metadata=OUTSIDE)
+    """run, or plan: print every stage's command, rate, trainable towers, lengths and inputs, and start nothing"""
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
     stages: list[JsonObject] = field(default_factory=list)
     """the processes to run, in this order; each has name, command, from, recipe, inputs, overrides"""
     evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)
     base: str = field(default="", metadata=OUTSIDE)
     """folder of the model that stages with `from: base` start from"""
+    model: Flavour | None = None
+    """flavour that pre-training stages with `from: base` build from random weights, where `base` names no folder"""
     data: str = field(default="", metadata=OUTSIDE)
     """folder that the stages' inputs are relative to"""
+    overrides: list[str] = field(default_factory=list)
+    """KEY=VALUE of every stage that pre-trains or fine-tunes, behind all others of that stage"""
     prepare: str = ""
     """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""
     prepare_arguments: list[str] = field(default_factory=list)
@@ -334,7 +347,14 @@ class PipelineConfig:
     """number type of the weights that the stages write; keep: that of the model a stage starts from"""
 
     def __post_init__(self) -> None:
+        self.action = member(PipelineAction, self.action, "action")
         self.dtype = member(StoredDtype, self.dtype, "dtype")
+        self.model = None if self.model is None else member(Flavour, self.model, "model")
+        if self.base and self.model is not None:
+            raise ValueError(
+                f"base, model: expected one of both, found {self.base} and {self.model.value}; leave model out, or set "
+                "model=null where a recipe gives it, to start from the folder"
+            )
         if self.num_eval < 0 or self.num_threads < 1:
             raise ValueError(
                 f"num_eval, num_threads: expected at least 0 and 1, found {self.num_eval} and {self.num_threads}"

@@ -92,6 +92,25 @@ def stage_table(stages: Sequence[JsonObject], majority: float) -> Table:
     return table
 
 
+def direct_accuracies(result: JsonObject) -> dict[str, float | None]:
+    """Group -> accuracy of direct answers, where only those were evaluated and groups told apart; else empty."""
+    if set(result.get("modes", {})) != {"direct"}:
+        return {}
+    return {group: found["accuracy_direct"] for group, found in result.get("by_group", {}).items()}
+
+
+def group_table(stages: Sequence[JsonObject]) -> Table:
+    """The table that says what each stage gave in direct mode, by group."""
+    groups = list(direct_accuracies(stages[-1]))
+    table = Table(title="What each stage gave: accuracy of direct answers")
+    for heading in ("stage", "seconds", *groups):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage in stages:
+        found = direct_accuracies(stage)
+        table.add_row(stage["name"], f"{stage['seconds']:.0f}", *(shown(found.get(group), ".1%") for group in groups))
+    return table
+
+
 def plot_curves(folder: Path, stages: Sequence[str]) -> Path:
     """Write FOLDER/curves.png: loss of the supervised stages; reward, accuracy and length of RL."""
     import matplotlib

@@ -21,7 +21,7 @@ from model.run.failpoints import reach
 from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
-from rlhf.config import PipelineConfig
+from rlhf.config import PipelineAction, PipelineConfig
 from rlhf.stages import StagePlan, check_inputs, plan
 
 _PATIENCE_SECONDS = STOP_SECONDS + 2.5
@@ -35,6 +35,11 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
     begin = process_start()
     stages, evaluations = plan(config)
+    if config.action is PipelineAction.plan:
+        from rlhf.planning.stages_shown import plan_lines
+
+        print("\n".join(plan_lines(config, stages, evaluations)))
+        return
     if not config.prepare:
         check_inputs([*stages, *evaluations.values()])
     if config.run.start is not StartMode.fresh:
@@ -65,7 +70,8 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
     if not (seconds_path.exists() and product.exists()) or (evaluation and not evaluated.exists()):
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
-        _run(f"stage {stage.name}", stage.command)
+        if not (stage.is_merge and product.exists()):  # a restart finds the merged model, which is whole
+            _run(f"stage {stage.name}", stage.command)
         reach("pipeline.stage")
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
             _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
@@ -135,14 +141,16 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
         inputs = [*kept, *stage.files.values()]
         if any(path and Path(path).resolve().is_relative_to(own) for path in inputs):
             raise ValueError(f"run.start=fresh would delete {own}, which holds inputs; rename stages.{stage.name}")
-        if stage.writes_model and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
+        if stage.has_run and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
             raise ValueError(f"run.start=fresh would delete {own}, which no stage wrote; rename stages.{stage.name}")
         for name in ("final", "best"):
             refuse_foreign_files(own / name)
     refuse_foreign_files(folder / "export")
     for stage in stages:
-        if stage.writes_model:
+        if stage.has_run:
             clear_run(folder / stage.name)
+        elif (merged := folder / stage.name / "final").is_dir():
+            delete_written(merged)
         for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
@@ -164,23 +172,28 @@ def _finish(
     from rich.console import Console
 
     from model.run.durable import copy_folder
-    from rlhf.console import plot_curves, stage_table
+    from rlhf.console import direct_accuracies, group_table, plot_curves, stage_table
 
     reach("pipeline.finish")
     models = [stage.name for stage in stages if stage.writes_model]
     products = {"summary": folder / "summary.json"}
     if models:
         copy_folder(folder / models[-1] / "final", folder / "export")
-        products |= {"curves": plot_curves(folder, models)}
+    if runs := [stage.name for stage in stages if stage.has_run]:
+        products |= {"curves": plot_curves(folder, runs)}
     evaluated = [result for result in results if "majority_answer_rate" in result]
     total = earlier + time.time() - begin
     summary: JsonObject = {"stages": list(results), "total_seconds": total, "seed": config.run.seed}
+    by_group = direct_accuracies(evaluated[-1]) if evaluated else {}
     if evaluated:
         summary["majority_answer_rate"] = evaluated[-1]["majority_answer_rate"]
+    if by_group:
+        summary["accuracy"] = by_group
     _write(folder / "summary.json", summary)
     console = Console()
     if evaluated:
-        console.print(stage_table(evaluated, summary["majority_answer_rate"]))
+        majority = summary["majority_answer_rate"]
+        console.print(group_table(evaluated) if by_group else stage_table(evaluated, majority))
     listed = "".join(f"{name}: {path}\n" for name, path in products.items())
     listed += f"{config.note}\n" if config.note else ""
     console.print(f"{listed}total: {total:.0f} s", highlight=False, soft_wrap=True)

@@ -2,19 +2,24 @@
 
 import importlib.util
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, command_of, entry_of, load_config
 from model.config import StoredDtype
+from model.data.config import StreamConfig
 from model.json_values import JsonObject
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
-_FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides")
+_FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
+_KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}
 _EVALUATE = "evaluate"
-_COMMANDS = ("pretrain", "sft", "rlhf", _EVALUATE)  # entry points that may be stages
+_SUPERVISED = ("pretrain", "sft")
+_MERGE = "soup"
+_COMMANDS = (*_SUPERVISED, "rlhf", _MERGE, _EVALUATE)  # entry points that may be stages
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,19 @@ class StagePlan:
     where: str = ""  # the key of the pipeline that it comes from, for messages
     files: dict[str, Path] = field(default_factory=dict)  # field of the recipe -> what must be there before it starts
     writes_model: bool = False
+    config: object = None  # the command's own, composed and checked
+    report: str = ""  # the paper's figures for this stage, which a plan shows
+    sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> a corpus that must be there, too
+
+    @property
+    def is_merge(self) -> bool:
+        """Whether it makes one model of several: it writes the model whole or not at all, and no run's folder."""
+        return self.entry == _MERGE
+
+    @property
+    def has_run(self) -> bool:
+        """Whether it writes a run's folder, with metrics and checkpoints."""
+        return self.writes_model and not self.is_merge
 
     @property
     def command(self) -> list[str]:
@@ -66,7 +84,7 @@ def _can_import(module: str) -> bool:
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
-        for key, path in stage.files.items():
+        for key, path in {**stage.files, **stage.sources}.items():
             if not path.exists():
                 raise ValueError(f"{stage.where}.{key}: expected a file or folder at {path}, found none")
 
@@ -75,7 +93,7 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     name = fields.get("name")
     if not isinstance(name, str) or not name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"stages: stage {number}: name: expected letters, digits, _ and -, found {name!r}")
-    for key, kind, described in (("inputs", Mapping, "a mapping of keys to paths"), ("overrides", list, "a list")):
+    for key, (kind, described) in _KINDS.items():
         if fields.get(key) is not None and not isinstance(fields[key], kind):
             raise ValueError(f"stages.{name}.{key}: expected {described}, found {fields[key]!r:.80}")
     if unknown := [key for key in fields if key not in _FIELDS]:
@@ -89,28 +107,50 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     if config.dtype is not StoredDtype.keep:
         common.append(f"dtype={config.dtype.value}")
     if start := str(fields.get("from") or ""):
-        values["checkpoint"], file = _start(config, start, earlier, f"stages.{name}.from")
+        value, file = _start(config, entry, start, earlier, f"stages.{name}.from")
+        values |= value
         files |= {"from": file} if file else {}
     if entry == _EVALUATE:
         common = _common_of_evaluation(config, name)
+    elif entry == _MERGE:
+        common = [assign("out", Path(config.run.dir) / name / "final")]
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
-    _refuse_owned(own, f"stages.{name}", has_start="checkpoint" in values)
+    own += config.overrides if entry in _SUPERVISED else []
+    _refuse_owned(own, f"stages.{name}", [key for key in ("checkpoint", "model") if key in values])
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
-    planned = StagePlan(name, entry, command_of(entry), overrides, f"stages.{name}", files, entry != _EVALUATE)
-    _check(planned)
-    return planned
+    report = str(fields.get("report") or "")
+    where, writes_model = f"stages.{name}", entry != _EVALUATE
+    planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
+    checked = _checked(planned)
+    return replace(planned, config=checked, sources=_sources(config, checked))
 
 
-def _refuse_owned(overrides: Sequence[str], where: str, has_start: bool) -> None:
-    """`ValueError` for keys that the pipeline sets itself, because later stages look where it put things."""
-    owned = {"run.dir", "output", *(["checkpoint"] if has_start else [])}
+def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
+    """The corpora of a supervised stage that no earlier stage writes; of a pattern the folder that it searches."""
+    data: object = getattr(stage, "data", None)
+    found: dict[str, Path] = {}
+    if not isinstance(data, StreamConfig):
+        return found
+    for name, source in data.sources.items():
+        for number, pattern in enumerate(source.paths):
+            parts = Path(data.folder, pattern).parts
+            path = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))
+            if not path.is_relative_to(config.run.dir):
+                found[f"data.sources.{name}.paths[{number}]"] = path
+    return found
+
+
+def _refuse_owned(overrides: Sequence[str], where: str, starts: Sequence[str]) -> None:
+    """`ValueError` for keys that the pipeline sets itself, because later stages look where it put things. `starts`:
+    those that say what the command starts from."""
+    owned = {"run.dir", "output", "out", *starts}
     for override in overrides:
         if (key := override.partition("=")[0].lstrip("+")) in owned:
             raise ValueError(f"{where}: {key}: the pipeline sets it, found {override!r}; leave it out")
 
 
-def _check(stage: StagePlan) -> None:
+def _checked(stage: StagePlan) -> object:
     """Compose the stage's own config, and check the packages and the reward that it names."""
     try:
         config, _ = load_config(stage.entry, stage.overrides)
@@ -120,6 +160,7 @@ def _check(stage: StagePlan) -> None:
         config.rollouts.require_packages()
         with Rubric(config.reward) as rubric:
             rubric.check_functions()
+    return config
 
 
 def _inputs(
@@ -130,33 +171,46 @@ def _inputs(
     values: JsonObject = {}
     files: dict[str, Path] = {}
     for key, value in given.items():
-        if not isinstance(value, str) or not value:
-            raise ValueError(f"{where}.inputs.{key}: expected a path, found {value!r:.80}")
-        text = value
-        if text.startswith("@"):
-            name, _, rest = text[1:].partition("/")
-            names = [stage.name for stage in earlier]
-            if name not in names:
-                known = ", ".join(names) or "none"
-                raise ValueError(f"{where}.inputs.{key}: expected @ and an earlier stage ({known}), found {name!r}")
-            if ".." in Path(rest).parts:
-                raise ValueError(f"{where}.inputs.{key}: expected a path in the folder of {name}, found {text!r}")
-            values[key] = Path(config.run.dir) / name / rest
-        else:
-            values[key] = files[f"inputs.{key}"] = Path(config.data) / text
+        listed = value if isinstance(value, list) and value else [value]
+        paths = [_input(config, text, earlier, f"{where}.inputs.{key}") for text in listed]
+        values[key] = [path for path, _ in paths] if isinstance(value, list) else paths[0][0]
+        names = [f"inputs.{key}[{n}]" for n in range(len(paths))] if isinstance(value, list) else [f"inputs.{key}"]
+        files |= {name: path for name, (path, is_there) in zip(names, paths, strict=True) if is_there}
     return values, files
 
 
-def _start(config: PipelineConfig, start: str, earlier: Sequence[StagePlan], where: str) -> tuple[Path, Path | None]:
-    """(the checkpoint to start from, what must be there). `from` is base, an earlier stage, or a folder."""
+def _input(config: PipelineConfig, text: object, earlier: Sequence[StagePlan], where: str) -> tuple[Path, bool]:
+    """(the path that an input means, whether it must be there before the pipeline starts)."""
+    if not isinstance(text, str) or not text:
+        raise ValueError(f"{where}: expected a path, found {text!r:.80}")
+    if not text.startswith("@"):
+        return Path(config.data) / text, True
+    name, _, rest = text[1:].partition("/")
+    names = [stage.name for stage in earlier]
+    if name not in names:
+        known = ", ".join(names) or "none"
+        raise ValueError(f"{where}: expected @ and an earlier stage ({known}), found {name!r}")
+    if ".." in Path(rest).parts:
+        raise ValueError(f"{where}: expected a path in the folder of {name}, found {text!r}")
+    return Path(config.run.dir) / name / rest, False
+
+
+def _start(
+    config: PipelineConfig, entry: str, start: str, earlier: Sequence[StagePlan], where: str
+) -> tuple[JsonObject, Path | None]:
+    """(keys of the command that say what it starts from, what must be there). `from` is base, an earlier stage, or a
+    folder; base is the folder `base`, or for pre-training the flavour `model` with random weights."""
+    if start == "base" and config.base:
+        return {"checkpoint": Path(config.base)}, Path(config.base)
+    if start == "base" and entry == "pretrain" and config.model is not None:
+        return {"model": config.model.value}, None
     if start == "base":
-        if not config.base:
-            raise ValueError(f"{where}: base: expected the folder of a model in the pipeline's `base`, found nothing")
-        return Path(config.base), Path(config.base)
+        more = ", or a flavour in its `model`" if entry == "pretrain" else ""
+        raise ValueError(f"{where}: base: expected the folder of a model in the pipeline's `base`{more}, found nothing")
     if "/" in start:
-        return Path(start), Path(start)
+        return {"checkpoint": Path(start)}, Path(start)
     _require_earlier(start, earlier, where)
-    return Path(config.run.dir) / start / "final", None
+    return {"checkpoint": Path(config.run.dir) / start / "final"}, None
 
 
 def _require_earlier(name: str, earlier: Sequence[StagePlan], where: str) -> None:
@@ -182,12 +236,12 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
             f"evaluation.after: expected stages that write a model ({', '.join(models)}), found {unknown[0]!r}"
         )
     planned = {}
-    _refuse_owned(evaluation.overrides, "evaluation.overrides", has_start=True)
+    _refuse_owned(evaluation.overrides, "evaluation.overrides", ["checkpoint"])
     for name in evaluation.after or models:
         values, files = _inputs(config, evaluation.inputs, stages, "evaluation")
         values["checkpoint"] = Path(config.run.dir) / name / "final"
         overrides = [assign(key, value) for key, value in values.items()]
         overrides += [*_common_of_evaluation(config, name), *evaluation.overrides]
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files)
-        _check(planned[name])
+        _checked(planned[name])
     return planned

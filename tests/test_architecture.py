@@ -74,7 +74,7 @@ OPTIONAL = {
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
     "textual": ["rlhf/look/app.py"],
-    "pyarrow": ["model/data/columnar.py", "benchmarks/*"],
+    "pyarrow": ["model/data/columnar.py", "examples/base/corpora.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
     "omegaconf": ["conf/*"],

@@ -4,14 +4,10 @@ Source: scikit-learn's `load_digits`, 1,797 real 8x8 scans. Training, validation
 carries no writer labels, so a writer may appear in more than one split.
 """
 
-import fcntl
 import json
-import os
-import shutil
 import string
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from examples.digits import task
-from model.run.durable import STAGING_SUFFIX
+from examples.written_folder import write_from, write_once
 from model.run.ends import run_command
 from model.run.failpoints import reach
 
@@ -28,7 +24,6 @@ NUM_TRAIN, NUM_DEMONSTRATIONS, NUM_WORKED, NUM_EVAL = 8192, 2048, 16384, 512
 MAX_SHARE = 100.0
 SIDE = 16
 _LEAD_IN = list(string.ascii_letters + string.punctuation + " \n")
-DONE = "READY"
 
 
 def write(out: Path, seed: int, share: float = 1.0) -> None:
@@ -40,54 +35,7 @@ def write(out: Path, seed: int, share: float = 1.0) -> None:
     """
     if not 1 / NUM_DEMONSTRATIONS <= share <= MAX_SHARE:
         raise ValueError(f"share: expected {1 / NUM_DEMONSTRATIONS:.4f} to {MAX_SHARE}, found {share}")
-    made_with = f"seed {seed} share {share}\n"
-    out = Path(out).resolve()
-    if _is_finished(out, made_with):
-        return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _held(out.parent / f".{out.name}.lock"):
-        if _is_finished(out, made_with):
-            return
-        staging = out.with_name(f".{out.name}{STAGING_SUFFIX}")
-        shutil.rmtree(staging, ignore_errors=True)  # a call that was killed left it
-        staging.mkdir()
-        try:
-            _fill(staging, seed, share)
-            (staging / DONE).write_text(made_with)
-            reach("publish")
-            os.replace(staging, out)
-            reach("published")
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-
-
-@contextmanager
-def _held(path: Path) -> Iterator[None]:
-    """Hold a lock file. A second process waits, and then finds the folder finished."""
-    with path.open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that holds {path}", file=sys.stderr, flush=True)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _is_finished(out: Path, made_with: str) -> bool:
-    """Whether the folder is there as it would be made. `ValueError` for one that is made otherwise, or not by us."""
-    if not out.exists():
-        return False
-    if (out / DONE).is_file():
-        found = (out / DONE).read_text(errors="replace")
-        if found != made_with:
-            raise ValueError(
-                f"out: expected data made with {made_with.strip()}, found {out} made with {found.strip():.80}; remove "
-                "that folder or choose another"
-            )
-        return True
-    if not out.is_dir() or any(out.iterdir()):
-        raise ValueError(f"out: expected a new folder or one that this command finished, found {out} with other files")
-    return False
+    write_once(out, f"seed {seed} share {share}\n", lambda folder: _fill(folder, seed, share))
 
 
 def _fill(folder: Path, seed: int, share: float) -> None:
@@ -232,22 +180,7 @@ def _write_lines(path: Path, records: Iterator[dict[str, Any]]) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    values = {"out": "data/digits", "seed": "0", "share": "1.0"}
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key not in values or not equals:
-            print(f"error: {argument!r}: expected out=DIR, seed=NUMBER or share=NUMBER", file=sys.stderr)
-            return 2
-        values[key] = value
-    try:
-        write(Path(values["out"]), int(values["seed"]), float(values["share"]))
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except PermissionError as error:
-        print(f"error: out: expected a folder that can be written, found: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return write_from(arguments, "data/digits", write)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,10 @@ import pytest
 
 import rlhf.pipeline
 from conf.cli import load_config
+from model.config import Flavour
 from model.run.durable import write_folder
 from model.run.interrupt import Terminated
+from rlhf.planning.stages_shown import plan_lines
 from rlhf.stages import check_inputs, plan
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
@@ -153,6 +155,123 @@ def test_overrides_of_the_command_line_come_last(tmp_path):
     assert load_config("rlhf", stages[2].overrides)[0].trainer.max_steps == 9
     with pytest.raises(ValueError, match=r"stages\.z\.max_steps=1: no stage 'z'"):
         planned(tmp_path, [PRETRAIN], "", "stages.z.max_steps=1")
+
+
+class TestStart:
+    """What `from: base` means."""
+
+    FRESH = PRETRAIN.replace("name: a,", "name: a, from: base,").replace(
+        "recipe: quickstart", "overrides: ['data.mixture={caption: 1}', optimizer.learning_rate=1e-3]"
+    )
+
+    def test_base_is_a_folder_or_a_flavour_from_random_weights(self, tmp_path):
+        ((fresh,), _) = planned(tmp_path, [self.FRESH], "model: tiny_base")
+        assert (fresh.config.model, fresh.config.checkpoint) == (Flavour.tiny_base, "")
+        ((trained,), _) = planned(tmp_path, [self.FRESH], "base: models/mine")
+        assert (trained.config.model, trained.config.checkpoint) == (None, "models/mine")
+        assert trained.files["from"] == Path("models/mine") and "from" not in fresh.files
+
+    @pytest.mark.parametrize(
+        ("stages", "rest", "message"),
+        [
+            (
+                [FRESH],
+                "{base: models/mine, model: tiny}",
+                "base, model: expected one of both, found models/mine and tiny",
+            ),
+            ([FRESH], "", r"stages\.a\.from: base: .*`base`, or a flavour in its `model`, found nothing"),
+            ([SFT.replace("from: a", "from: base")], "model: tiny", r"stages\.b\.from: base: .*`base`, found nothing"),
+            ([FRESH], "model: small", "model: .*'small', expected one of"),
+            ([FRESH.replace("['data", "[model=tiny_moe, 'data")], "model: tiny", "model: the pipeline sets it"),
+        ],
+    )
+    def test_a_start_that_is_none_is_refused_by_name(self, tmp_path, stages, rest, message):
+        with pytest.raises(ValueError, match=message):
+            planned(tmp_path, stages, rest.strip("{}").replace(", ", "\n"))
+
+
+class TestInputsAndSources:
+    def test_an_input_may_be_a_list_of_earlier_stages_and_files(self, tmp_path):
+        listed = (
+            "{name: d, command: rlhf.train, from: b, inputs: {prompts: t.jsonl, data.also: ['@a/x.jsonl', y.jsonl]}}"
+        )
+        stages, _ = planned(tmp_path, [PRETRAIN, SFT, listed])
+        assert stages[2].config.data.also == [str(tmp_path / "run/a/x.jsonl"), str(tmp_path / "data/y.jsonl")]
+        assert stages[2].files["inputs.data.also[1]"] == tmp_path / "data/y.jsonl"
+        assert "inputs.data.also[0]" not in stages[2].files
+        with pytest.raises(ValueError, match=r"stages\.d\.inputs\.data\.also: expected @ and an earlier stage .*'z'"):
+            planned(tmp_path, [PRETRAIN, SFT, listed.replace("@a/", "@z/")])
+
+    def test_corpora_that_are_not_there_are_named_before_the_first_stage(self, tmp_path):
+        overrides = (
+            "model=tiny, optimizer.learning_rate=1e-3, data.micro_batches_per_step=1, "
+            "'data.sources={web: {paths: [web/*.tar, more.jsonl]}}'"
+        )
+        stage = f"{{name: a, command: model.pretrain.train, inputs: {{data.folder: .}}, overrides: [{overrides}]}}"
+        stages, _ = planned(tmp_path, [stage])
+        (tmp_path / "data").mkdir()
+        with pytest.raises(ValueError, match=r"stages\.a\.data\.sources\.web\.paths\[0\]: .*data/web, found none"):
+            check_inputs(stages)
+        (tmp_path / "data" / "web").mkdir()
+        with pytest.raises(ValueError, match=r"web\.paths\[1\]: .*data/more\.jsonl, found none"):
+            check_inputs(stages)
+        (tmp_path / "data" / "more.jsonl").touch()
+        check_inputs(stages)
+
+    def test_overrides_of_the_pipeline_are_those_of_every_supervised_stage(self, tmp_path):
+        stages, _ = planned(tmp_path, [PRETRAIN, SFT, RL], "overrides: [max_steps=7]", "stages.a.max_steps=2")
+        assert [stage.config.max_steps for stage in stages[:2]] == [7, 7]
+        assert stages[2].config.trainer.max_steps == 3
+
+
+class TestPlan:
+    def test_a_plan_says_what_each_stage_does_and_starts_nothing(self, tmp_path, capsys):
+        stage = PRETRAIN.replace("}}", "}, from: base, report: 8M samples}").replace(
+            "recipe: quickstart",
+            "overrides: ['data.mixture={a: 1}', optimizer.learning_rate=2e-4, 'engine.freeze=[vision,language]']",
+        )
+        path = tmp_path / "mine.yaml"
+        path.write_text(
+            f"run: {{dir: {tmp_path / 'run'}}}\ndata: {tmp_path / 'data'}\nmodel: tiny_base\naction: plan\n"
+            f"stages:\n  - {stage}\n  - {SFT}\nevaluation: {{after: [b], inputs: {{prompts: x.tsv}}}}\n"
+        )
+        config, resolved = load_config("pipeline", [f"recipe={path}"])
+        rlhf.pipeline.run_pipeline(config, resolved)
+        said = capsys.readouterr().out
+        assert said.startswith("model: tiny_base, 1,621,760 parameters, built from random weights\n")
+        assert "1. a: python -m model.pretrain.train" in said and "2. b: python -m sft.train" in said
+        assert "adapter alone: 83,200 parameters" in said and "all towers: 1,621,760 parameters" in said
+        assert "rate      0.0002, constant" in said and "report    8M samples" in said
+        assert f"reads     {tmp_path / 'data' / 'p.jsonl'}: missing (inputs.data.path)" in said
+        assert "then      python -m rlhf.evaluate" in said
+        assert said.endswith("3 are missing; action=run refuses to start without them\n")
+        assert not (tmp_path / "run").exists()
+
+    def test_the_reports_path_is_planned_with_its_values(self):
+        config, _ = load_config("pipeline", ["recipe=base_model", "model=sailvl2_2b", "action=plan"])
+        stages, evaluations = plan(config)
+        said = "\n".join(plan_lines(config, stages, evaluations))
+        names = ["vit_warmup", "vit_alignment", "vit_knowledge", "basic", "multitask"]
+        assert [stage.name for stage in stages][:9] == names + [f"sft_phase{number}" for number in (1, 2, 3, 4)]
+        rates = [stage.config.optimizer.learning_rate for stage in stages[:4]]
+        assert rates == [2e-4, 2e-5, 1e-5, 2e-4]
+        frozen = [[tower.name for tower in stage.config.engine.freeze] for stage in stages[:5]]
+        assert frozen == [["vision", "language"], ["language"], [], ["vision", "language"], []]
+        lengths = [stage.config.engine.micro_batch_tokens for stage in stages[:9]]
+        assert lengths == [8192] * 8 + [16384]
+        for stage, batch in zip(stages[:4], (1920, 512, 512, 2048), strict=True):
+            tokens = stage.config.data.micro_batches_per_step * 8192
+            assert tokens == pytest.approx(2000 * batch, rel=0.002)
+        assert stages[3].config.adalrs.window and not stages[4].config.adalrs.window
+        understanding = [stages[4].config.data.sources[name].weight for name in ("captions", "ocr")]
+        instruction = [stages[4].config.data.sources[name].weight for name in ("questions", "caption2qa", "text")]
+        assert sum(understanding) == pytest.approx(sum(instruction))
+        assert "adapter alone: 16,793,600 parameters" in said
+        assert stages[-1].module == "sft.soup" and not stages[-1].has_run and stages[-1].writes_model
+        merged = [f"runs/base_model/sft_phase4{again}/final" for again in ("", "_again")]
+        assert (stages[-1].config.checkpoints, stages[-1].config.out) == (merged, "runs/base_model/soup/final")
+        with pytest.raises(ValueError, match=r"stages\.vit_warmup\.inputs\.data\.folder: expected .* found none"):
+            check_inputs(stages)
 
 
 class TestRun:

@@ -1,0 +1,94 @@
+"""The lines of `action=plan`: what each stage of a pipeline would do, from its command line and its own settings."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from model.config import Flavour, SailVL2Config, Tower, flavour_config
+from model.data.config import StreamConfig
+from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
+from rlhf.config import PipelineConfig, RlConfig
+from rlhf.stages import StagePlan
+
+
+def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations: dict[str, StagePlan]) -> list[str]:
+    """Lines for a person: the model, then each stage with its command, rate, towers, lengths, figures and inputs.
+
+    Nothing has to be there for a plan; what is missing is said, because `action=run` refuses it.
+    """
+    counts = _parameters(config)
+    lines = [_of_model(config, counts)]
+    for number, stage in enumerate(stages, 1):
+        lines += ["", f"{number}. {stage.name}: python {' '.join(stage.command)}"]
+        match stage.config:
+            case SupervisedConfig() | RlConfig() as settings:
+                lines.append(f"   trains    {_trained(settings.engine, counts)}")
+                lines.append(f"   rate      {_rate(settings.optimizer)}{_search(settings)}")
+                lines.append(f"   length    {_length(settings)}")
+        if stage.report:
+            lines.append(f"   report    {stage.report}")
+        lines += [f"   {line}" for line in _inputs(stage)]
+        if stage.name in evaluations:
+            lines.append(f"   then      python {' '.join(evaluations[stage.name].command)}")
+            lines += [f"   {line}" for line in _inputs(evaluations[stage.name])]
+    everything = [
+        path for one in (*stages, *evaluations.values()) for path in (*one.files.values(), *one.sources.values())
+    ]
+    missing = sum(not path.exists() for path in set(everything))
+    written = f", but for what {config.prepare} writes before the first stage" if config.prepare else ""
+    verdict = (
+        f"{missing} are missing{written}; action=run refuses to start without them" if missing else "are all there"
+    )
+    return [*lines, "", f"inputs that no stage writes: {verdict}"]
+
+
+def _of_model(config: PipelineConfig, counts: dict[str, int]) -> str:
+    known = f", {sum(counts.values()):,} parameters" if counts else ""
+    if config.base:
+        return f"model: starts from {config.base}{known}"
+    if config.model is not None:
+        return f"model: {config.model.value}{known}, built from random weights"
+    return "model: what the recipes of the stages say"
+
+
+def _parameters(config: PipelineConfig) -> dict[str, int]:
+    """Tower -> parameters that train when it does; empty where the pipeline names no model that can be looked at."""
+    from model.describe import describe
+
+    if isinstance(config.model, Flavour):
+        shapes = flavour_config(config.model)
+    elif (Path(config.base) / "config.json").is_file() and config.base:
+        shapes = SailVL2Config.from_folder(Path(config.base))
+    else:
+        return {}
+    return {name: tower["trainable"] for name, tower in describe(shapes)["towers"].items()}
+
+
+def _trained(engine: EngineConfig, counts: dict[str, int]) -> str:
+    towers = [tower for tower in Tower if tower not in engine.freeze]
+    names = ", ".join(tower.name for tower in towers)
+    trained = f": {sum(counts[tower.name] for tower in towers):,} parameters" if counts else ""
+    return ("all towers" if len(towers) == len(Tower) else f"{names} alone") + trained
+
+
+def _rate(optimizer: OptimizerConfig) -> str:
+    warmup = f", {optimizer.warmup_steps} updates of warm-up" if optimizer.warmup_steps else ""
+    return f"{optimizer.learning_rate:g}, {optimizer.schedule.value}{warmup}"
+
+
+def _search(settings: SupervisedConfig | RlConfig) -> str:
+    """The search of the rate, where there is one."""
+    search = getattr(settings, "adalrs", AdaLrsConfig())
+    return f", searched by AdaLRS in windows of {search.window} updates" if search.window else ""
+
+
+def _length(settings: SupervisedConfig | RlConfig) -> str:
+    length = settings.engine.micro_batch_tokens
+    data = getattr(settings, "data", None)
+    rows = data.micro_batches_per_step if isinstance(data, StreamConfig) else 0
+    return f"{length:,} tokens a packed row" + (f", {rows} rows and {rows * length:,} tokens an update" if rows else "")
+
+
+def _inputs(stage: StagePlan) -> list[str]:
+    """One line for each file or folder that must be there."""
+    files = {**stage.files, **stage.sources}
+    return [f"reads     {path}: {'there' if path.exists() else 'missing'} ({key})" for key, path in files.items()]
