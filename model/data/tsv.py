@@ -63,7 +63,7 @@ def row_of_bytes(path: Path, header: list[str], content: bytes) -> RawRow:
     """The row that `placed_rows` found at a place, read again; its number is 0."""
     csv.field_size_limit(MAX_ROW_BYTES)
     with _named_errors(path):
-        cells = next(csv.reader(io.StringIO(_text(content), newline="\n"), delimiter="\t"), [])
+        cells = next(csv.reader(io.StringIO(_text(content), newline=""), delimiter="\t"), [])
     return _own_row(path, 0, _named_cells(header, cells))
 
 
@@ -168,9 +168,14 @@ class _Lines:
             while not whole and len(rest) == MAX_ROW_BYTES:
                 rest = self._file.readline(MAX_ROW_BYTES)
                 whole = rest.endswith(b"\n")
-            begins, self.num_bytes = not self.num_bytes, self._file.tell()
-            text = _text(line.removeprefix(codecs.BOM_UTF8) if begins else line)
-            yield text if text.endswith("\n") or len(line) < MAX_ROW_BYTES else text + "\n"
+            stop = self._file.tell()
+            if not self.num_bytes and line.startswith(codecs.BOM_UTF8):
+                line = line.removeprefix(codecs.BOM_UTF8)
+                self.num_bytes = len(codecs.BOM_UTF8)
+            for part in io.StringIO(_text(line), newline=""):  # a lone carriage return ends a line, too
+                self.num_bytes += len(part.encode("utf-8", "surrogateescape"))
+                yield part if part.endswith(("\r", "\n")) or len(line) < MAX_ROW_BYTES else part + "\n"
+            self.num_bytes = stop
 
 
 def _image(cells: dict[str, str]) -> str:

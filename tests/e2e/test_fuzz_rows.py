@@ -128,6 +128,7 @@ def as_text(value: object) -> str:
 )
 def test_a_hostile_row_costs_one_row(tiny, tmp_path, files):
     require_extra("data", "pyarrow")
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     processor, used, refused = tiny[1], 0, 0
     buffer = io.BytesIO()
     Image.new("RGB", (16, 16)).save(buffer, "PNG")
@@ -157,4 +158,5 @@ def test_a_hostile_row_costs_one_row(tiny, tmp_path, files):
             assert time.monotonic() - begin < SECONDS_A_ROW * ROWS_A_FILE, (number, name)
         path.unlink()
     assert used > 0 and refused > 0
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 2 * 2**20  # KiB; torch and the model are among it
+    # KiB; torch and the model are among it, and what other tests of this process took at their peak
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < max(2 * 2**20, before + 2**18)

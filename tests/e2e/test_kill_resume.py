@@ -168,7 +168,7 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(30))
+@pytest.mark.parametrize("seed", range(20))
 def test_rl_survives_a_kill(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
@@ -213,7 +213,7 @@ def test_a_search_for_the_rate_has_trials_of_both_ends(straight):
     assert {"kept", "rolled_back"} <= {trial["verdict"] for trial in trials}
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 12))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
 def test_a_search_for_the_rate_survives_kills(runner, commands, straight, seed):
     """In trials, in the saves at their start, after their verdict, and SIGTERM in between; picture and log included."""
     rng = random.Random(2000 + seed)

@@ -260,15 +260,14 @@ class TestDamage:
             corpus_of(tiny[1], path)
 
     def test_bombs_and_long_texts_are_bad_rows(self, tiny, tmp_path, capsys):
-        bomb = io.BytesIO()
-        Image.new("1", (20_000, 20_000)).save(bomb, "PNG")
-        rows = [{"caption": "x", "image": layouts.struct()} for _ in range(5)]
-        rows += [{"caption": "x", "image": {"bytes": bomb.getvalue(), "path": None}}]
-        rows += [{"caption": "x" * 50_000_000, "image": layouts.struct()}]
-        corpus = corpus_of(tiny[1], layouts.parquet(tmp_path / "a.parquet", rows), max_bad_rows=2)
+        Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
+        (tmp_path / "a.png").write_bytes(layouts.picture())
+        rows = [{"caption": "x", "image": "a.png"} for _ in range(5)]
+        rows += [{"caption": "x", "image": "bomb.png"}, {"caption": "x" * 50_000_000, "image": "a.png"}]
+        corpus = corpus_of(tiny[1], layouts.jsonl(tmp_path / "a.jsonl", rows), max_bad_rows=2)
         assert len(corpus) == 5 and len(corpus.bad_rows) == 2
         said = capsys.readouterr().err
-        assert "a.parquet:6" in said and "a.parquet:7" in said and "pixels" in said
+        assert "a.jsonl:6" in said and "a.jsonl:7" in said and "pixels" in said
 
     @pytest.mark.parametrize(
         ("content", "wanted"),
