@@ -8,7 +8,7 @@ loss over its last fifth.
 
 The last line is one JSON object: `worst_excess` is the largest final loss of a search relative to that of the best
 fixed rate of its seed, less 1; `below_fixed_start` says whether every search ends below the run that kept its starting
-rate. `python -m benchmarks.adalrs plot=FILE` also keeps the picture of the search from ten times the best rate, of seed 0.
+rate. `python -m benchmarks.adalrs plot=FILE` also keeps the picture of the search from ten times the best rate, seed 0.
 """
 
 import contextlib
