@@ -12,6 +12,7 @@ from torch import Tensor
 
 from model.batch import Row, TrainBatch, pack_rows, split_by_tokens
 from model.config import MoeLanguageConfig, SailVL2Config, Tower
+from model.data.config import HELD_OUT
 from model.data.sources import DataFolders, RowSource, StepContent, StepSource, input_of_tables
 from model.engine.adalrs import RateSearch
 from model.engine.balance import BalancedLoss
@@ -62,7 +63,7 @@ def run_supervised(
             return after_training(run.folder)
         folders = DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl")
         rows_of_step = open_rows(folders, processor)
-        held_out_rows = open_held_out(folders.named("evaluation"), processor) if config.evaluation.data else None
+        held_out_rows = open_held_out(folders.named(HELD_OUT), processor) if config.evaluation.data else None
         run.declare({**rows_of_step.inputs, **(held_out_rows.inputs if held_out_rows else {}), **inputs})
         one_pass = rows_of_step.steps_per_pass
         config = replace(config, max_steps=config.steps_for(one_pass), epochs=0.0)

@@ -28,7 +28,7 @@ class SftDataConfig(ChatTableConfig, StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_stream()
+        self.check_stream(instead=("demonstrations", "rollouts"))
         if not 0.0 <= self.direct_share <= 1.0:
             raise ValueError(f"data.direct_share: expected a share between 0 and 1, found {self.direct_share}")
 
@@ -45,7 +45,7 @@ class SftConfig(SupervisedConfig):
     checkpoint: str = field(default="", metadata=OUTSIDE)
     """folder of the model to start from"""
     batch_size: int = 1024
-    """completions per update, at most"""
+    """completions per update, at most; with data.sources the size of an update is data.micro_batches_per_step"""
     data: SftDataConfig = field(default_factory=SftDataConfig)
     optimizer: OptimizerConfig = field(default_factory=_report_optimizer)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/sft"))
@@ -55,6 +55,7 @@ class SftConfig(SupervisedConfig):
         if not self.checkpoint:
             raise ValueError("checkpoint: expected the folder of a model to start from, found nothing")
         data = self.data
+        data.held_out("", self.evaluation.source)
         given = [key for key in ("demonstrations", "rollouts", "sources") if getattr(data, key)]
         if len(given) != 1:
             raise ValueError(

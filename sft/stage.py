@@ -48,7 +48,8 @@ def _open_rows(config: SftConfig, processor: Processor, folders: DataFolders) ->
 
 
 def _open_held_out(config: SftConfig, processor: Processor, folders: DataFolders) -> RowSource[Row]:
-    path, data = config.evaluation.data, config.data
+    data = config.data
     if data.sources:
-        return open_held_out(path, data, data, processor, folders)
-    return Demonstrations(path, data, processor, folders, "evaluation.data")
+        source = data.held_out(config.evaluation.data, config.evaluation.source)
+        return open_held_out(source, data, data, processor, folders)
+    return Demonstrations(config.evaluation.data, data, processor, folders, "evaluation.data")

@@ -2,6 +2,7 @@
 
 import hashlib
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +49,20 @@ class Corpus:
             config.kind, config.template, config.question_column, config.answer_column, config.image_column
         )
         self._root = str(Path(folder) / config.media) if config.media else ""
-        kind = IndexKind(self.form, self._root, _digest(processor), loader.decode_all)
+        kind = IndexKind(self.form, self._root, _interface(processor), loader.decode_all)
         self._files = open_indices(files, kind, processor, loader.index, loader.workers)
         self._starts = np.concatenate([[0], np.cumsum([len(one) for one in self._files])])
         visual = np.concatenate([_visual_tokens(one, processor) for one in self._files])
         text = np.concatenate([one.text_tokens for one in self._files])
-        prefix = np.concatenate([one.prefix_tokens for one in self._files])
+        kept = np.concatenate([one.kept_tokens for one in self._files])
         self._whole = text + visual  # packed tokens before a row is cut
-        fits = self._whole <= self._capacity
-        if too_long is TooLong.cut:
-            fits |= prefix + visual < self._capacity
+        needed = self._whole if too_long is TooLong.refuse else kept + visual
+        fits = needed <= self._capacity
         self._rows = np.flatnonzero(fits)
         self._tokens = np.minimum(self._whole[self._rows], self._capacity)
         self._visual = visual[self._rows]
         self.bad_rows = BadRows(table.max_bad_rows, folders.report)
-        self._note_bad(np.flatnonzero(~fits), too_long)
+        self._note_bad(np.flatnonzero(~fits), needed, too_long)
         if not len(self._rows):
             raise ValueError(f"{self._key}: expected at least one row that can be used, found none")
 
@@ -78,16 +78,16 @@ class Corpus:
 
     @property
     def mean_tokens(self) -> float:
-        """Packed tokens of a row, on average."""
-        return float(self._tokens.mean())
+        """Packed tokens of a row of a pass, on average."""
+        return float(np.average(self._tokens, weights=self._row_weights))
 
     @property
     def totals(self) -> dict[str, int]:
         """Rows, images, packed tokens and visual tokens of all usable rows."""
-        pictures = sum(int(one.num_pictures.sum()) for one in self._files)
+        pictures = np.concatenate([one.num_pictures for one in self._files])
         return {
             "rows": len(self),
-            "images": pictures,
+            "images": int(pictures[self._rows].sum()),
             "tokens": int(self._tokens.sum()),
             "visual": int(self._visual.sum()),
         }
@@ -127,7 +127,7 @@ class Corpus:
 
     def mixed(self, weight: float) -> MixedSource:
         """The source as a mixture sees it, with the weights of its rows."""
-        return MixedSource(len(self), weight, self._config.max_epochs, self._row_weights(), self._blocks())
+        return MixedSource(len(self), weight, self._config.max_epochs, self._row_weights, self._blocks())
 
     def described(self) -> list[str]:
         columns: dict[str, dict[str, int]] = {}
@@ -136,35 +136,47 @@ class Corpus:
                 for column, count in counts.items():
                     columns.setdefault(use, {})[column] = columns.get(use, {}).get(column, 0) + count
         named = "".join(f", {use} <- {' or '.join(found)}" for use, found in columns.items())
+        template = f", template {self.form.template!r}" if self.form.template else ""
         totals = self.totals
         return [
             f"{self._key}: {totals['rows']} rows in {len(self._files)} files, {totals['images']} images, "
             f"{totals['tokens']:,} tokens, {totals['visual']:,} of them visual (median {int(np.median(self._tokens))}, "
-            f"longest {int(self._tokens.max())}){named}"
+            f"longest {int(self._tokens.max())}){named}{template}"
         ]
 
     @property
     def inputs(self) -> Mapping[str, Input]:
-        """A checksum of the files; of large ones, of their sizes and ends."""
-        return {self._key: Input(", ".join(self._config.paths), digest_of_ends(one.file for one in self._files))}
+        """Checksums of the files (of large ones, of their sizes and ends), and of the lengths of the usable rows: what
+        stands at a position of the stream depends on how many rows there are, and images decide that too."""
+        paths = ", ".join(self._config.paths)
+        digest = hashlib.sha256()
+        for one in (self._rows, self._tokens, self._visual):
+            digest.update(one.astype(np.int64).tobytes())
+        usable = Input(f"{paths} with {len(self)} usable rows", digest.hexdigest())
+        return {
+            self._key: Input(paths, digest_of_ends(one.file for one in self._files)),
+            f"{self._key} (usable rows)": usable,
+        }
 
-    def _note_bad(self, too_long: np.ndarray, rule: TooLong) -> None:
+    def _note_bad(self, too_long: np.ndarray, needed: np.ndarray, rule: TooLong) -> None:
         for one in self._files:
-            for number, reason in one.bad:
-                self.bad_rows.add(one.file, number, reason)
+            for bad in one.bad:
+                self.bad_rows.add(one.file, bad.number, bad.reason)
         for row in too_long:
             number = int(np.searchsorted(self._starts, row, side="right")) - 1
             file = self._files[number]
             at = int(row - self._starts[number])
-            where = "" if rule is TooLong.refuse else " before the trained text"
-            advice = "; data.packing.too_long=cut cuts trained text" if rule is TooLong.refuse else ""
+            what, advice = "", "; data.packing.too_long=cut cuts trained text"
+            if rule is TooLong.cut:
+                what, advice = " beside trained text that can be cut off", ""
             self.bad_rows.add(
                 file.file,
                 int(file.number[at]),
-                f"expected at most {self._limit} tokens{where}, found {int(self._whole[row])}{advice}",
+                f"expected at most {self._limit} tokens{what}, found {int(needed[row])}{advice}",
             )
-        self.bad_rows.opened(sum(one.total for one in self._files))
+        self.bad_rows.opened(self._num_rows)
 
+    @cached_property
     def _row_weights(self) -> np.ndarray | None:
         if not self._config.row_weights:
             return None
@@ -173,23 +185,28 @@ class Corpus:
             weights = np.load(path, allow_pickle=False)
         except (OSError, ValueError) as error:
             raise ValueError(f"{key}: expected a .npy file of numbers at {path}, found: {error}") from None
-        total = sum(one.total for one in self._files)
-        if weights.shape != (total,) or weights.dtype.kind not in "fiu":
+        if weights.shape != (self._num_rows,) or weights.dtype.kind not in "fiu":
             raise ValueError(
-                f"{key}: {path}: expected {total} numbers, one a row, found {weights.dtype} {weights.shape}"
+                f"{key}: {path}: expected {self._num_rows} numbers, one a row, found {weights.dtype} {weights.shape}"
             )
         if not (np.isfinite(weights).all() and (weights >= 0).all() and weights.any()):
             raise ValueError(f"{key}: {path}: expected finite numbers of 0 or more, not all of them 0")
         ordinals = np.concatenate(
-            [one.number - 1 + start for one, start in zip(self._files, self._totals_before(), strict=True)]
+            [one.ordinal + start for one, start in zip(self._files, self._rows_before(), strict=True)]
         )
         own = weights[ordinals][self._rows].astype(np.float64)
         if not own.any():
             raise ValueError(f"{key}: {path}: expected a weight above 0 for a row that can be used, found none")
         return own
 
-    def _totals_before(self) -> np.ndarray:
-        return np.concatenate([[0], np.cumsum([one.total for one in self._files])])[:-1]
+    @property
+    def _num_rows(self) -> int:
+        """Rows of all files, bad ones included."""
+        return sum(one.num_rows for one in self._files)
+
+    def _rows_before(self) -> np.ndarray:
+        """[F] rows of all files before each."""
+        return np.concatenate([[0], np.cumsum([one.num_rows for one in self._files])])[:-1]
 
     def _blocks(self) -> np.ndarray | None:
         """Sizes of the runs of rows that are read together, None where rows of no file are."""
@@ -234,5 +251,6 @@ def _distinct(sizes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return np.stack([keys >> 32, keys & 0xFFFFFFFF], axis=1), which
 
 
-def _digest(processor: Processor) -> str:
-    return hashlib.sha256(processor.tokenizer.raw.encode()).hexdigest()
+def _interface(processor: Processor) -> str:
+    """A checksum of all that decides the ids of a text."""
+    return hashlib.sha256(f"{processor.tokenizer.raw}{processor.chat_template}".encode()).hexdigest()

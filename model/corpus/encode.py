@@ -34,10 +34,19 @@ class Encoded:
             return self
         *kept, last = self.completions
         length = len(last) - (self.num_tokens - capacity)
-        scored = None if self.scored is None else [*self.scored[:-1], self.scored[-1][: max(0, length)]]
-        if length < 1 or placeholder_id in last[length:] or (scored is not None and not scored[-1].any()):
-            raise ValueError(f"expected at most {capacity} tokens before the trained text, found {self.num_tokens}")
+        if (least := self.num_kept(placeholder_id)) > capacity:
+            raise ValueError(f"expected at most {capacity} tokens of which none can be cut off, found {least}")
+        scored = None if self.scored is None else [*self.scored[:-1], self.scored[-1][:length]]
         return Encoded(self.prefix, [*kept, last[:length]], scored, self.images)
+
+    def num_kept(self, placeholder_id: int) -> int:
+        """Tokens of which none can be cut off: all up to the first trained one of the last completion, and to the
+        last image."""
+        *kept, last = self.completions
+        trained = 0 if self.scored is None else int(np.flatnonzero(self.scored[-1])[0])
+        images = np.flatnonzero(np.asarray(last) == placeholder_id)
+        needed = max(trained, int(images[-1]) if len(images) else 0) + 1
+        return len(self.prefix) + sum(map(len, kept)) + needed
 
     def row(self, processor: Processor, root: Path) -> Row:
         """The row with its pixels, or with references to them where the processor gives those."""
@@ -49,7 +58,7 @@ class Measure:
     """The lengths of a row as an index keeps them, which do not depend on how a model cuts images."""
 
     text_tokens: int  # all ids but visual tokens
-    prefix_tokens: int  # ids before the first trained one, visual tokens not counted
+    kept_tokens: int  # those of them that no cut may take (`Encoded.num_kept`)
     sizes: list[tuple[int, int, int]]  # (width, height, frames of a video or 0) of every image
 
 
@@ -76,8 +85,8 @@ def encode(example: Example, processor: Processor, root: Path) -> Encoded:
     return Encoded(tokens.ids[:first], [completion], None if scored.all() else [scored], list(tokens.images))
 
 
-def measure(encoded: Encoded, root: Path) -> Measure:
+def measure(encoded: Encoded, root: Path, placeholder_id: int) -> Measure:
     """The lengths of an example. `MediaError` for an image whose header cannot be read."""
     sizes = [(*media_size(visual.media, root), visual.media.num_frames) for visual in encoded.images]
     visual = encoded.num_visual
-    return Measure(encoded.num_tokens - visual, max(0, len(encoded.prefix) - visual), sizes)
+    return Measure(encoded.num_tokens - visual, encoded.num_kept(placeholder_id) - visual, sizes)

@@ -1,7 +1,8 @@
 """The index of a file: where its rows are, and how long. Made once, in parallel, and kept beside the data.
 
 It knows the text tokens of a row and the sizes of its images; how many visual tokens these become, the model decides.
-It is made anew when the file, the tokenizer, or the way of reading changes.
+It is made anew when the file, the tokenizer, or the way of reading changes, and when an image that could not be used
+can be: rows that are bad for their images are looked at again whenever an index is opened.
 """
 
 import hashlib
@@ -10,9 +11,9 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,19 +27,22 @@ from model.corpus.example import Form
 from model.corpus.files import open_shard
 from model.corpus.reading import example_of
 from model.corpus.shard import BLANK, Place, Unit
+from model.data.media_error import MediaError
 from model.data.raw_rows import RawRow
 from model.processing.processor import Processor
 from model.run.durable import held_lock, write_file
 from model.run.failpoints import reach
 from model.run.parent import die_with_parent
 
-_VERSION = 1
+_VERSION = 2
 _FOLDER = ".sailvl2_index"
 _ENDS = 1 << 16
 _INLINE_BYTES = 32 * 2**20
 """Files that have fewer bytes together are indexed in this process: others would take longer to start."""
 _SAY_EVERY_S = 5.0
-_ARRAYS = {"place": (2,), "number": (), "text_tokens": (), "prefix_tokens": (), "num_pictures": ()}
+_MOST_SEEN_AGAIN = 1000
+"""Rows of a file, bad for their images, that are looked at again when its index is opened."""
+_ARRAYS = {"place": (2,), "number": (), "ordinal": (), "text_tokens": (), "kept_tokens": (), "num_pictures": ()}
 
 
 @dataclass(frozen=True)
@@ -47,11 +51,12 @@ class IndexKind:
 
     form: Form
     root: str  # folder of images, empty where it is the file's own
-    tokenizer: str  # digest of its vocabulary
+    interface: str  # digest of the vocabulary and the chat template
     decodes: bool  # whether every image was decoded once
 
-    def key(self, file: Path) -> str:
-        """Name of the index of a file. `ValueError` where the file cannot be read."""
+    def key(self, file: Path, is_apart: bool) -> str:
+        """Name of the index of a file, which lies beside the file unless it `is_apart`, where equal files of several
+        folders meet. `ValueError` where the file cannot be read."""
         try:
             status = file.stat()
             with file.open("rb") as opened:
@@ -60,8 +65,28 @@ class IndexKind:
                 tail = opened.read(_ENDS)
         except OSError as error:
             raise ValueError(f"data: {file}: expected a readable file, found: {error}") from None
-        own = json.dumps([_VERSION, asdict(self), status.st_size, status.st_mtime_ns], default=lambda one: one.value)
+        about = [_VERSION, asdict(self), status.st_size, status.st_mtime_ns, str(file.parent) if is_apart else ""]
+        own = json.dumps(about, default=lambda one: one.value)
         return hashlib.sha256(own.encode() + head + tail).hexdigest()[:24]
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that cannot be used."""
+
+    number: int
+    reason: str
+    place: Place | None = None  # where it lies, for one that its images made bad
+
+
+@dataclass(frozen=True)
+class About:
+    """The part of an index beside its arrays."""
+
+    num_lines: int  # the number of the last row, blank lines counted
+    num_rows: int
+    bad: list[BadRow]
+    columns: Mapping[str, Mapping[str, int]]  # use -> column -> rows
 
 
 @dataclass(frozen=True)
@@ -71,14 +96,15 @@ class FileIndex:
     file: Path
     key: str
     place: np.ndarray  # [R, 2]
-    number: np.ndarray  # [R] row of the file, from 1
+    number: np.ndarray  # [R] row of the file as messages name it: its line, from 1
+    ordinal: np.ndarray  # [R] the same without blank lines, from 0
     text_tokens: np.ndarray  # [R]
-    prefix_tokens: np.ndarray  # [R] before the first trained token, visual tokens not counted
+    kept_tokens: np.ndarray  # [R] those of them that no cut may take
     num_pictures: np.ndarray  # [R]
     sizes: np.ndarray  # [P, 3] width, height, frames of a video or 0
-    total: int  # rows of the file, bad ones included
-    bad: list[tuple[int, str]]  # (number, reason)
-    columns: dict[str, dict[str, int]]  # use -> column -> rows
+    num_rows: int  # rows of the file, bad ones included, blank lines not
+    bad: list[BadRow]
+    columns: Mapping[str, Mapping[str, int]]  # use -> column -> rows
 
     def __len__(self) -> int:
         return len(self.number)
@@ -97,15 +123,42 @@ def open_indices(
     `folder`: where indices are kept; empty: beside each file. `ValueError` for a file that cannot be read, or a folder
     that cannot be written.
     """
-    keys = [kind.key(file) for file in files]
+    keys = [kind.key(file, bool(folder)) for file in files]
     targets = [_index_path(file, key, folder) for file, key in zip(files, keys, strict=True)]
+    _make_missing(files, targets, kind, processor, num_workers)
+    found = [_read(file, key, target) for file, key, target in zip(files, keys, targets, strict=True)]
+    mended = [number for number, one in enumerate(found) if _has_mended(one, kind, processor)]
+    for number in mended:
+        print(f"data: {files[number]}: images of rows that could not be used can be now", file=sys.stderr, flush=True)
+        _require_writable(targets[number].parent)
+        targets[number].unlink(missing_ok=True)
+    _make_missing([files[n] for n in mended], [targets[n] for n in mended], kind, processor, num_workers)
+    for number in mended:
+        found[number] = _read(files[number], keys[number], targets[number])
+    return found
+
+
+def _make_missing(
+    files: Sequence[Path], targets: Sequence[Path], kind: IndexKind, processor: Processor, num_workers: int
+) -> None:
     missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].is_file()]
     for parent in sorted({target.parent for _, target in missing}):
         _require_writable(parent)
         with held_lock(parent / ".lock"):
             own = [(file, target) for file, target in missing if target.parent == parent and not target.is_file()]
             _make(own, kind, processor, num_workers)
-    return [_read(file, key, target) for file, key, target in zip(files, keys, targets, strict=True)]
+
+
+def _has_mended(index: FileIndex, kind: IndexKind, processor: Processor) -> bool:
+    """Whether a row that its images made bad can be used now."""
+    places = [row.place for row in index.bad if row.place]
+    for place in places[:_MOST_SEEN_AGAIN]:
+        try:
+            _measured(open_shard(index.file).read(place), kind, processor, kind.root or str(index.file.parent))
+        except ValueError:
+            continue
+        return True
+    return False
 
 
 def _index_path(file: Path, key: str, folder: str) -> Path:
@@ -166,38 +219,42 @@ def _index_unit(file: Path, unit: Unit, part: Path, kind: IndexKind, processor: 
     root = kind.root or str(file.parent)
     places: list[Place] = []
     numbers: list[int] = []
+    ordinals: list[int] = []
     lengths: list[tuple[int, int, int]] = []
     sizes: list[tuple[int, int, int]] = []
-    bad: list[tuple[int, str]] = []
+    bad: list[BadRow] = []
     columns: dict[str, Counter[str]] = {}
-    total = 0
+    num_lines = num_rows = 0
     for place, raw in open_shard(file).rows(unit):
-        total = raw.number
+        num_lines = raw.number
         if raw.problem is BLANK:
             continue
+        num_rows += 1
         try:
             measured, used = _measured(raw, kind, processor, root)
         except ValueError as error:
-            bad.append((raw.number, str(error)))
+            bad.append(BadRow(raw.number, str(error), place if isinstance(error, MediaError) else None))
             continue
         places.append(place)
         numbers.append(raw.number)
-        lengths.append((measured.text_tokens, measured.prefix_tokens, len(measured.sizes)))
+        ordinals.append(num_rows - 1)
+        lengths.append((measured.text_tokens, measured.kept_tokens, len(measured.sizes)))
         sizes += measured.sizes
         for use, column in used.items():
             if column:
                 columns.setdefault(use, Counter())[column] += 1
-    text, prefix, pictures = np.array(lengths, np.int32).reshape(-1, 3).T.copy()
+    text, kept, pictures = np.array(lengths, np.int32).reshape(-1, 3).T.copy()
     arrays = {
         "place": np.array(places, np.int64).reshape(-1, 2),
         "number": np.array(numbers, np.int64),
+        "ordinal": np.array(ordinals, np.int64),
         "text_tokens": np.ascontiguousarray(text),
-        "prefix_tokens": np.ascontiguousarray(prefix),
+        "kept_tokens": np.ascontiguousarray(kept),
         "num_pictures": np.ascontiguousarray(pictures),
         "sizes": np.array(sizes, np.int32).reshape(-1, 3),
     }
     reach("index")
-    _write(part, arrays, total, bad, columns)
+    _write(part, arrays, About(num_lines, num_rows, bad, columns))
 
 
 def _measured(raw: RawRow, kind: IndexKind, processor: Processor, root: str) -> tuple[Measure, dict[str, str]]:
@@ -206,7 +263,7 @@ def _measured(raw: RawRow, kind: IndexKind, processor: Processor, root: str) -> 
     encoded = encode(example, processor, Path(root))
     if kind.decodes:
         processor.open_images(Path(root), encoded.images)
-    return measure(encoded, Path(root)), example.columns
+    return measure(encoded, Path(root), processor.placeholder_id), example.columns
 
 
 def _join(file: Path, target: Path, parts: Sequence[Path]) -> None:
@@ -214,45 +271,42 @@ def _join(file: Path, target: Path, parts: Sequence[Path]) -> None:
     read = [_load(part) for part in parts]
     if not read:
         raise ValueError(f"data: {file}: expected at least one row, found an empty file")
-    first = np.concatenate([[0], np.cumsum([total for _, total, _, _ in read])])
-    for number, (arrays, _, _, _) in enumerate(read):
-        arrays["number"] = arrays["number"] + first[number]
-    joined = {name: np.concatenate([arrays[name] for arrays, _, _, _ in read]) for name in [*_ARRAYS, "sizes"]}
-    bad = [(int(row + first[number]), reason) for number, (_, _, rows, _) in enumerate(read) for row, reason in rows]
     columns: dict[str, Counter[str]] = {}
-    for _, _, _, own in read:
-        for use, counts in own.items():
+    bad: list[BadRow] = []
+    num_lines = num_rows = 0
+    for arrays, about in read:
+        arrays["number"] = arrays["number"] + num_lines
+        arrays["ordinal"] = arrays["ordinal"] + num_rows
+        bad += [replace(row, number=row.number + num_lines) for row in about.bad]
+        num_lines, num_rows = num_lines + about.num_lines, num_rows + about.num_rows
+        for use, counts in about.columns.items():
             columns.setdefault(use, Counter()).update(counts)
+    joined = {name: np.concatenate([arrays[name] for arrays, _ in read]) for name in [*_ARRAYS, "sizes"]}
     reach("index")
-    _write(target, joined, int(first[-1]), bad, columns)
+    _write(target, joined, About(num_lines, num_rows, bad, columns))
     for part in parts:
         part.unlink()
 
 
-def _write(
-    path: Path,
-    arrays: dict[str, np.ndarray],
-    total: int,
-    bad: Sequence[tuple[int, str]],
-    columns: dict[str, Counter[str]],
-) -> None:
-    about = json.dumps({"total": total, "bad": bad, "columns": columns})
-    write_file(path, save(arrays, {"about": about}))
+def _write(path: Path, arrays: dict[str, np.ndarray], about: About) -> None:
+    columns = {use: dict(counts) for use, counts in about.columns.items()}  # `asdict` cannot copy a Counter
+    write_file(path, save(arrays, {"about": json.dumps(asdict(replace(about, columns=columns)))}))
 
 
-def _load(path: Path) -> tuple[dict[str, np.ndarray], int, list[tuple[int, str]], dict[str, dict[str, int]]]:
+def _load(path: Path) -> tuple[dict[str, np.ndarray], About]:
     try:
         with safe_open(str(path), "numpy") as file:
             about = json.loads(file.metadata()["about"])
             arrays = {name: file.get_tensor(name) for name in [*_ARRAYS, "sizes"]}
-        return arrays, about["total"], [(number, reason) for number, reason in about["bad"]], about["columns"]
+        bad = [BadRow(row["number"], row["reason"], row["place"] and tuple(row["place"])) for row in about["bad"]]
+        return arrays, About(**{**about, "bad": bad})
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"data: {path}: expected an index, found: {error}; delete it, and it is made anew") from None
 
 
 def _read(file: Path, key: str, target: Path) -> FileIndex:
-    arrays, total, bad, columns = _load(target)
-    return FileIndex(file, key, **arrays, total=total, bad=bad, columns=columns)
+    arrays, about = _load(target)
+    return FileIndex(file, key, **arrays, num_rows=about.num_rows, bad=about.bad, columns=about.columns)
 
 
 def _require_writable(folder: Path) -> None:

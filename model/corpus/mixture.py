@@ -24,6 +24,11 @@ class MixedSource:
     row_weights: np.ndarray | None = None  # [num_rows] how often each row comes in a pass, on average; None: once
     blocks: np.ndarray | None = None  # sizes of the runs of rows that are read together; None: each row stands alone
 
+    @property
+    def rows_per_pass(self) -> float:
+        """Rows that a pass gives, on average."""
+        return self.num_rows if self.row_weights is None else float(self.row_weights.sum())
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -74,10 +79,10 @@ class Mixture:
 
     @cached_property
     def positions_per_pass(self) -> int:
-        """Positions after which every row of every source with a weight was there, were no source to end."""
+        """Positions after which every source with a weight has made a pass, were no source to end."""
         shares = self._weights / self._weights.sum()
         return max(
-            int(np.ceil(one.num_rows / share)) for one, share in zip(self._sources, shares, strict=True) if share > 0
+            int(np.ceil(one.rows_per_pass / share)) for one, share in zip(self._sources, shares, strict=True) if share
         )
 
     @property
@@ -170,8 +175,7 @@ class _Passes:
         self._first = self._stop = 0  # ordinals of the pass that is laid out
         self._rows: np.ndarray | None = None  # its rows by position; None: the rows themselves
         self._places: Callable[[np.ndarray], np.ndarray] = KeyedPermutation(1, 0)  # position in the pass -> place
-        per_pass = source.num_rows if source.row_weights is None else float(source.row_weights.sum())
-        self.last = round(source.max_epochs * per_pass) if source.max_epochs else None
+        self.last = round(source.max_epochs * source.rows_per_pass) if source.max_epochs else None
 
     def rows(self, start: int, count: int) -> np.ndarray:
         """[count] the rows at ordinals start .. start + count."""

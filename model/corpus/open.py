@@ -8,7 +8,7 @@ from pathlib import Path
 from model.corpus.corpus import Corpus
 from model.corpus.files import shard_files
 from model.corpus.stream import Stream
-from model.data.config import SourceConfig, StreamConfig, TableConfig
+from model.data.config import HELD_OUT, SourceConfig, StreamConfig, TableConfig
 from model.data.sources import DataFolders
 from model.json_values import read_json_object
 from model.processing.processor import Processor
@@ -54,14 +54,13 @@ def open_stream(
 
 
 def open_held_out(
-    path: str, data: StreamConfig, table: TableConfig, processor: Processor, folders: DataFolders
+    source: SourceConfig, data: StreamConfig, table: TableConfig, processor: Processor, folders: DataFolders
 ) -> Corpus:
-    """`evaluation.data` as rows of the shapes of a stream, each of its own kind."""
+    """`evaluation.data` as rows of the shapes of a stream, read as `source` says (`StreamConfig.held_out`)."""
     key = "evaluation.data"
     longest = processor.config.language.max_position_embeddings
-    source = SourceConfig(paths=[path])
     loader = replace(data.loader, workers=0)
-    return Corpus("held_out", source, "", table, loader, processor, folders, longest, key=key)
+    return Corpus(HELD_OUT, source, "", table, loader, processor, folders, longest, key=key)
 
 
 def source_weights(data: StreamConfig) -> Mapping[str, float]:

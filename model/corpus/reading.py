@@ -102,7 +102,9 @@ def build_row(task: RowTask, processor: Processor) -> Row:
     if encoded.num_tokens != task.num_tokens:
         raise ChangedRow(
             f"{task.address.path}: expected a row of {task.num_tokens} tokens at {task.address.place}, found "
-            f"{encoded.num_tokens}; keep files as they are while they are used"
+            f"{encoded.num_tokens}; the file or an image of the row has changed since its index was made: keep them as "
+            f"they are, or delete {Path(task.address.path).name}.*.safetensors in .sailvl2_index beside it (or in "
+            "data.loader.index) to have them measured again"
         )
     cut = encoded.cut(task.capacity, processor.placeholder_id)
     return cut.row(processor, Path(task.address.root))

@@ -145,11 +145,12 @@ class Stream:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(self._names, self._mixture.shares, strict=True))
         lines = [line for corpus in self._corpora for line in corpus.described()]
         end = "" if self._mixture.end is None else f"; all sources end after {self._mixture.end} rows"
-        return [*lines, f"data.sources: shares of the rows: {shares}{end}"]
+        update = f"data.micro_batches_per_step={self._num_bins} of {self._capacity} tokens at most are an update"
+        return [*lines, f"data.sources: shares of the rows: {shares}{end}; {update}"]
 
     @property
     def steps_per_pass(self) -> int:
-        """Steps after which every row of every source was there once, about: from the mean length of rows."""
+        """Steps after which every source has made a pass, about: from the mean length of rows."""
         shares = self._mixture.shares
         mean = sum(share * one.mean_tokens for share, one in zip(shares, self._corpora, strict=True))
         positions = self._mixture.positions_per_pass

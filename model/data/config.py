@@ -1,10 +1,18 @@
 """Settings of reading rows, shared by pre-training, SFT, RL and evaluation."""
 
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import MISSING, Field, dataclass, field, fields, replace
 from enum import Enum
+from pathlib import Path
+from typing import Any
 
 from model.json_values import member
 from model.run.config import OUTSIDE
+
+HELD_OUT = "evaluation"
+"""Name of the report of held-out rows that cannot be used, beside those of sources."""
+_WITH_SOURCES = ("max_bad_rows",)
+"""Settings of tables that hold for streams too."""
 
 
 class ReferenceForm(Enum):
@@ -176,17 +184,27 @@ class StreamConfig:
     packing: PackingConfig = field(default_factory=PackingConfig)
     loader: LoaderConfig = field(default_factory=LoaderConfig)
 
-    def check_stream(self) -> None:
-        """`ValueError` for settings of a stream that contradict each other."""
+    def check_stream(self, instead: Collection[str]) -> None:
+        """`ValueError` for settings that contradict each other, and for those that change nothing.
+
+        `instead`: settings that name other data, which the caller compares with `sources` itself.
+        """
+        of_streams = {one.name for one in fields(StreamConfig)}
+        given = [one.name for one in fields(self) if getattr(self, one.name) != _default(one)]
         if not self.sources:
-            wanted = {"data.folder": self.folder, "data.source_weights": self.source_weights}
-            wanted["data.micro_batches_per_step"] = str(self.micro_batches_per_step or "")
-            if alone := [key for key, value in wanted.items() if value]:
-                raise ValueError(f"{alone[0]}: expected data.sources beside it, found none; name the sources")
+            if alone := [name for name in given if name in of_streams]:
+                raise ValueError(f"data.{alone[0]}: expected data.sources beside it, found none; name the sources")
             return
+        if idle := [name for name in given if name not in {*of_streams, *instead, *_WITH_SOURCES}]:
+            raise ValueError(
+                f"data.{idle[0]}: expected none with data.sources, found {getattr(self, idle[0])!r:.80}; it has no "
+                "effect there: each source has columns and a template of its own (docs/data.md)"
+            )
         for name, source in self.sources.items():
             if not name.replace("_", "").replace("-", "").isalnum():
                 raise ValueError(f"data.sources: expected names of letters, digits, _ and -, found {name!r}")
+            if name == HELD_OUT:
+                raise ValueError(f"data.sources: expected another name than {name}, which held-out rows have")
             if not source.paths:
                 raise ValueError(f"data.sources.{name}.paths: expected at least one file, found none")
         if self.micro_batches_per_step < 1:
@@ -194,3 +212,21 @@ class StreamConfig:
                 "data.micro_batches_per_step: expected at least 1 with data.sources, found "
                 f"{self.micro_batches_per_step}; it is the size of an update in micro-batches"
             )
+
+    def held_out(self, path: str, name: str) -> SourceConfig:
+        """Held-out rows at `path`, read as the source `name` is, or as all are where no name is given and they agree.
+
+        `ValueError` for a name that no source has.
+        """
+        if name and not self.sources:
+            raise ValueError(f"evaluation.source: expected data.sources beside it, found {name!r} alone")
+        if name and name not in self.sources:
+            raise ValueError(f"evaluation.source: expected one of {', '.join(self.sources)}, found {name!r}")
+        named = [self.sources[name]] if name else [*self.sources.values()]
+        forms = [replace(one, paths=[], weight=1.0, max_epochs=0.0, row_weights="") for one in named]
+        form = forms[0] if forms and all(one == forms[0] for one in forms) else SourceConfig()
+        return replace(form, paths=[path], media=str(Path(self.folder, form.media)) if form.media else "")
+
+
+def _default(one: "Field[Any]") -> object:
+    return one.default if one.default_factory is MISSING else one.default_factory()

@@ -19,7 +19,7 @@ class PretrainDataConfig(TableConfig, StreamConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.check_stream()
+        self.check_stream(instead=("path",))
         if any(count < 0 for count in self.mixture.values()):
             raise ValueError(f"data.mixture: expected rows per step, 0 or more, found {self.mixture}")
 
@@ -47,6 +47,7 @@ class PretrainConfig(SupervisedConfig):
                 f"model, checkpoint: expected one of both, found {self.model.value} and {self.checkpoint}; to go on "
                 "from the checkpoint set model=null"
             )
+        self.data.held_out("", self.evaluation.source)
         if bool(self.data.path) == bool(self.data.sources):
             found = "both" if self.data.path else "neither"
             raise ValueError(

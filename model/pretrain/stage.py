@@ -61,7 +61,8 @@ def _open_rows(config: PretrainConfig, processor: Processor, folders: DataFolder
 
 
 def _open_held_out(config: PretrainConfig, processor: Processor, folders: DataFolders) -> RowSource[Row]:
-    path, data = config.evaluation.data, config.data
+    data = config.data
     if data.sources:
-        return open_held_out(path, data, data, processor, folders)
-    return Documents(data, processor, folders, path, "evaluation.data")
+        source = data.held_out(config.evaluation.data, config.evaluation.source)
+        return open_held_out(source, data, data, processor, folders)
+    return Documents(data, processor, folders, config.evaluation.data, "evaluation.data")

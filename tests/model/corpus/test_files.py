@@ -127,10 +127,10 @@ class TestIndex:
         made = [
             open_indices([path], kind, tiny[1], str(tmp_path / f"index{workers}"), workers)[0] for workers in (0, 2)
         ]
-        for name in ("place", "number", "text_tokens", "prefix_tokens", "num_pictures", "sizes"):
+        for name in ("place", "number", "ordinal", "text_tokens", "kept_tokens", "num_pictures", "sizes"):
             assert np.array_equal(getattr(made[0], name), getattr(made[1], name)), name
-        assert made[0].bad == made[1].bad and made[0].total == 200
-        assert [number for number, _ in made[0].bad] == list(range(1, 201, 10))
+        assert made[0].bad == made[1].bad and made[0].num_rows == 200
+        assert [row.number for row in made[0].bad] == list(range(1, 201, 10))
         assert not list(tmp_path.rglob("*.part*"))
 
     def test_what_was_indexed_is_kept_when_the_process_is_killed(self, tiny_folder, tmp_path):
@@ -168,12 +168,13 @@ class TestIndex:
         arrays = {
             "place": np.stack([np.arange(count) * 300, np.full(count, 300)], axis=1),
             "number": np.arange(1, count + 1),
+            "ordinal": np.arange(count),
             "text_tokens": rng.integers(10, 300, count).astype(np.int32),
-            "prefix_tokens": np.full(count, 5, np.int32),
+            "kept_tokens": np.full(count, 5, np.int32),
             "num_pictures": np.ones(count, np.int32),
             "sizes": np.column_stack([rng.integers(100, 1500, (count, 2)), np.zeros(count)]).astype(np.int32),
         }
-        index._write(target, arrays, count, [], {})
+        index._write(target, arrays, index.About(count, count, [], {}))
         del arrays
         code = (
             "import sys, time, resource; from pathlib import Path\n"
@@ -309,9 +310,81 @@ class TestDamage:
         assert len(refused) == 4
         assert "data.packing.too_long=cut cuts trained text" in capsys.readouterr().err
         cut = corpus_of(tiny[1], path, capacity=120, max_bad_rows=2, too_long=TooLong.cut)
-        assert len(cut) == 5 and "before the trained text" in capsys.readouterr().err
+        assert len(cut) == 5 and "beside trained text that can be cut off, found 6" in capsys.readouterr().err
         row = cut.build(3)
         assert row.num_tokens == cut.length(3) == 120
+
+    def test_no_row_that_cannot_be_cut_passes_for_one_that_can(self, tiny, tmp_path):
+        """An image in a later turn, and several texts behind one prefix: cutting may take neither."""
+        images = [{"bytes": layouts.picture(number), "path": None} for number in range(2)]
+        turns = [{"user": f"{n}?", "assistant": "yes " * 30} for n in range(2)]
+        path = layouts.parquet(
+            tmp_path / "a.parquet",
+            [{"images": images, "texts": [{**t, "user": "<image>" + t["user"]} for t in turns]}] * 3,
+        )
+        documents = layouts.jsonl(tmp_path / "b.jsonl", [{"texts": ["one " * 30, "two " * 30]}] * 3)
+        for file, names in ((path, "image"), (documents, "text")):
+            whole = corpus_of(tiny[1], file).length(0)
+            capacities = range(20, whole + 10, 7)
+            found = []
+            for capacity in capacities:
+                try:
+                    corpus = corpus_of(tiny[1], file, capacity=capacity, too_long=TooLong.cut, max_bad_rows=9)
+                except ValueError as error:
+                    assert "tokens beside trained text" in str(error)
+                    found.append(False)
+                    continue
+                row = corpus.build(0)
+                assert row.num_tokens == corpus.length(0) == min(whole, capacity), names
+                found.append(True)
+            assert found == sorted(found) and found[-1] and not found[0]
+
+    def test_an_image_that_comes_later_mends_the_row(self, tiny, tmp_path, capsys):
+        rows = [{"image": f"{number}.png", "caption": "A square."} for number in range(4)]
+        path = layouts.jsonl(tmp_path / "a.jsonl", rows)
+        for number in range(3):
+            (tmp_path / f"{number}.png").write_bytes(layouts.picture(number))
+        processor = tiny[1].with_settings(max_tiles=4)
+        before = corpus_of(processor, path, max_bad_rows=1)
+        assert len(before) == 3
+        (tmp_path / "3.png").write_bytes(layouts.picture(3))
+        capsys.readouterr()
+        after = corpus_of(processor, path)
+        assert len(after) == 4 and "images of rows that could not be used can be now" in capsys.readouterr().err
+        key = "data.sources.s.paths"
+        assert before.inputs[key] == after.inputs[key]
+        assert before.inputs[f"{key} (usable rows)"].sha256 != after.inputs[f"{key} (usable rows)"].sha256
+        (tmp_path / "3.png").write_bytes(layouts.picture(3, size=(300, 90)))
+        with pytest.raises(ValueError, match=r"an image of the row has changed.*delete a\.jsonl\.\*\.safetensors"):
+            corpus_of(processor, path).build(3)
+
+    def test_equal_files_of_two_folders_have_indices_of_their_own_in_one(self, tiny, tmp_path):
+        for name, size in (("a", (40, 40)), ("b", (300, 90))):
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "x.png").write_bytes(layouts.picture(0, size=size))
+            path = layouts.jsonl(tmp_path / name / "a.jsonl", [{"image": "x.png", "caption": "A square."}])
+            os.utime(path, (1, 1))
+        processor = tiny[1].with_settings(max_tiles=4)
+        lengths = [
+            corpus_of(processor, tmp_path / name / "a.jsonl", index=str(tmp_path / "i")).length(0) for name in "ab"
+        ]
+        assert lengths[0] != lengths[1]
+        asked = {"instruction_on_new_line": True}
+        thinking = layouts.jsonl(tmp_path / "t.jsonl", [{**chat(0, "<think>\nso\n</think>\n2"), "mode": "think"}])
+        plain, other = corpus_of(tiny[1], thinking), corpus_of(tiny[1].with_settings(**asked), thinking)
+        assert plain.build(0).num_tokens != other.build(0).num_tokens
+
+    def test_blank_lines_are_no_rows(self, tiny, tmp_path, capsys):
+        lines = "".join(json.dumps(chat(number)) + "\n\n" for number in range(5)) + "{}\n"
+        (tmp_path / "a.jsonl").write_text(lines)
+        np.save(tmp_path / "w.npy", np.array([0, 0, 3, 0, 0, 0]))
+        source = SourceConfig(paths=[str(tmp_path / "a.jsonl")], row_weights=str(tmp_path / "w.npy"))
+        table, loader = TableConfig(max_bad_rows=1), LoaderConfig(workers=0)
+        corpus = Corpus("s", source, "", table, loader, tiny[1], DataFolders(), 4096)
+        weights = corpus.mixed(1.0).row_weights
+        assert weights is not None and weights.tolist() == [0, 0, 3, 0, 0]
+        error = capsys.readouterr().err
+        assert "a.jsonl:11:" in error and "1 of 6 rows cannot be used" in error
 
     def test_a_file_that_changes_while_it_is_used(self, tiny, tmp_path):
         path = layouts.jsonl(tmp_path / "a.jsonl", [chat(number, "one") for number in range(5)])

@@ -12,7 +12,7 @@ import torch
 import sft.stage
 from conf.cli import load_config
 from model.batch import Row, StoredImage
-from model.corpus.open import inputs_of_sources, open_stream, source_weights
+from model.corpus.open import inputs_of_sources, open_held_out, open_stream, source_weights
 from model.corpus.stream import Stream
 from model.data.config import LoaderConfig, SourceConfig, StreamConfig, TableConfig
 from model.data.sources import DataFolders
@@ -20,6 +20,7 @@ from model.pretrain.stage import run_stage
 from tests.model.corpus import layouts
 
 CAPACITY = 256
+SOURCES = ("data.sources={a: {paths: [x]}}", "data.micro_batches_per_step=2")
 
 
 @pytest.fixture(scope="module")
@@ -190,6 +191,17 @@ class TestSettings:
                 source_weights(data)
             assert wanted in str(error.value)
 
+    def test_held_out_rows_are_read_as_those_of_a_source(self, tiny, folder):
+        sources = {"c": SourceConfig(["captions.jsonl"], 2.0, template="What?"), "t": SourceConfig(["texts.jsonl"])}
+        cases = ((sources, "c", True), (sources, "", False), ({"c": sources["c"]}, "", True))
+        for some, name, is_chat in cases:
+            data = config(folder, sources=some)
+            source = data.held_out(str(folder / "captions.jsonl"), name)
+            rows = open_held_out(source, data, TableConfig(), tiny[1], DataFolders())
+            assert (("template" in rows.described()[0]), len(rows)) == (is_chat, 120)
+            text = tiny[1].tokenizer.decode(rows.build(0).prefix_ids)
+            assert ("What?" in text) is is_chat
+
     def test_weights_of_rows(self, tiny, folder, tmp_path):
         weights = np.zeros(200)
         weights[::2] = 1.0
@@ -199,6 +211,11 @@ class TestSettings:
         texts = [tiny[1].tokenizer.decode(ids[1][0]) for rows, _, _ in steps_of(stream, 0, 9) for ids in rows]
         numbers = {int(text.split()[1].rstrip(".")) for text in texts}
         assert len(numbers) > 50 and all(number % 2 == 0 for number in numbers)
+        np.save(tmp_path / "w.npy", weights / 4)  # a pass holds 25 rows
+        short = replace(sources["texts"], max_epochs=3.0)
+        ends = stream_of(config(folder, sources={"texts": short}), tiny[1])._mixture
+        assert ends.positions_per_pass == 25 and ends.end == 100  # the block in which row 75 is
+        np.save(tmp_path / "w.npy", weights)
         for array, wanted in ((np.ones(3), "expected 200 numbers"), (-weights, "finite numbers of 0 or more")):
             np.save(tmp_path / "w.npy", array)
             with pytest.raises(ValueError, match=wanted):
@@ -216,6 +233,12 @@ class TestSettings:
             (["data.sources={a: {paths: [x], kind: other}}"], "kind"),
             (["data.sources={a: {path: [x]}}"], "path"),
             (["data.sources={a: {paths: [x]}}", "data.packing.candidates=0"], "data.packing.candidates"),
+            (["data.path=x", "data.packing.max_wait=3"], "data.packing: expected data.sources beside it"),
+            (["data.sources={evaluation: {paths: [x]}}", "data.micro_batches_per_step=2"], "expected another name"),
+            ([*SOURCES, "data.mixture={a: 1}"], "data.mixture: expected none with data.sources, found {'a': 1}"),
+            ([*SOURCES, "data.max_image_bytes=1"], "data.max_image_bytes: expected none with data.sources, found 1"),
+            ([*SOURCES, "evaluation.source=b"], "evaluation.source: expected one of a, found 'b'"),
+            (["data.path=x", "evaluation.source=b"], "evaluation.source: expected data.sources beside it"),
         ],
     )
     def test_what_contradicts_is_refused(self, arguments, wanted):
