@@ -3,12 +3,13 @@
 The corpus is a third texts, images of 1 to 12 tiles, and some videos, at 8,192 tokens a micro-batch. `token_waste` is
 the share of the tokens of all micro-batches that stays empty; `visual_token_spread` is the largest difference of the
 visual tokens of eight processes in a step over their mean, when its 32 micro-batches are dealt out as an engine deals
-them; both are means over 100 steps, from lengths alone. `speedup_over_padded` compares forward and backward passes over
-the same rows of the model of SIZE (P unless given, whose tower and decoder share the time as those of SAIL-VL2's
-flavours do): packed by the stream packer, against eight rows in a pass, which is TRL's default, in the order in which they come,
-padded to the longest of them. `speedups` has other numbers of rows in a pass, and `tokens`: as many rows as 8,192
-tokens hold when padded; `padding` is the share of padded tokens that are empty. Medians of ROUNDS rounds in turns. `leak` is the largest difference of a
-log-probability between packed and alone, in float64. The last line is one JSON object.
+them; both are means over 100 steps, from lengths alone. `speedup_over_padded` compares forward and backward passes
+over the same rows of the model of SIZE (P unless given, whose tower and decoder share the time as those of SAIL-VL2's
+flavours do): packed by the stream packer, against eight rows in a pass, which is TRL's default, in the order in which
+they come, padded to the longest of them. `speedups` has other numbers of rows in a pass, and `tokens`: as many rows as
+8,192 tokens hold when padded; `padding` is the share of padded tokens that are empty. Medians of ROUNDS rounds in
+turns. `leak` is the largest difference of a log-probability between packed and alone, in float64. The last line is one
+JSON object.
 """
 
 import json
