@@ -7,7 +7,15 @@ from typing import Any
 
 from model.corpus.mixture import Windows
 from model.corpus.shard import Place, Shard, Unit, Withheld
-from model.data.columnar import arrow_batches, parquet_group, parquet_group_sizes, row_of, rows_of
+from model.data.columnar import (
+    arrow_batches,
+    byte_columns,
+    parquet_byte_columns,
+    parquet_group,
+    parquet_group_sizes,
+    row_of,
+    rows_of,
+)
 from model.data.raw_rows import RawRow
 
 _KEPT_GROUPS = Windows.SIZE + 1
@@ -25,9 +33,10 @@ def _units(sizes: list[int]) -> list[Unit]:
     return units
 
 
-def _withholding(row: RawRow, num_pictures: int | None) -> RawRow:
+def _withholding(row: RawRow, left_out: list[str], num_pictures: int) -> RawRow:
+    """The row with images that were not read in each of the columns that were left out."""
     if num_pictures:
-        row.columns["images"] = [Withheld() for _ in range(num_pictures)]
+        row.columns.update((name, [Withheld() for _ in range(num_pictures)]) for name in left_out)
     return row
 
 
@@ -49,7 +58,7 @@ class ParquetShard(Shard):
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         group, index = place
         row = row_of(self.path, self._group(group, num_pictures is None), index)
-        return _withholding(row, num_pictures)
+        return row if num_pictures is None else _withholding(row, self._byte_columns, num_pictures)
 
     def _group(self, number: int, with_bytes: bool) -> Any:
         key = number, with_bytes
@@ -63,6 +72,10 @@ class ParquetShard(Shard):
     @cached_property
     def _sizes(self) -> list[int]:
         return parquet_group_sizes(self.path)
+
+    @cached_property
+    def _byte_columns(self) -> list[str]:
+        return parquet_byte_columns(self.path)
 
     @cached_property
     def _groups(self) -> OrderedDict[tuple[int, bool], Any]:
@@ -85,7 +98,9 @@ class ArrowShard(Shard):
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         batch, index = place
         row = row_of(self.path, self._batches[batch], index, with_bytes=num_pictures is None)
-        return _withholding(row, num_pictures)
+        return (
+            row if num_pictures is None else _withholding(row, byte_columns(self._batches[batch].schema), num_pictures)
+        )
 
     @cached_property
     def _batches(self) -> list[Any]:

@@ -18,7 +18,7 @@ from model.corpus.corpus import Corpus
 from model.corpus.files import open_shard, shard_files
 from model.corpus.index import IndexKind, open_indices
 from model.corpus.lines import JsonLines
-from model.corpus.shard import BLANK, Unit
+from model.corpus.shard import BLANK, Unit, Withheld
 from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
 from model.data.sources import DataFolders
 from tests.model.corpus import layouts
@@ -94,6 +94,15 @@ def test_long_names_and_folders_of_a_tar(tmp_path):
     rows = list(shard.rows(shard.units()[0]))
     assert [raw.columns["caption"] for _, raw in rows] == ["A", "B", "C"]
     assert all(shard.read(place).columns == raw.columns for place, raw in rows)
+
+
+def test_a_row_without_its_images_keeps_the_names_of_its_videos(tmp_path):
+    video = {"bytes": b"", "path": "clip.mp4"}
+    path = layouts.parquet(
+        tmp_path / "a.parquet", [{"video": video, "image": layouts.struct(), "caption": "A square."}]
+    )
+    columns = open_shard(path).read((0, 0), num_pictures=1).columns
+    assert columns["video"]["path"] == "clip.mp4" and [type(one) for one in columns["image"]] == [Withheld]
 
 
 class TestIndex:

@@ -134,6 +134,39 @@ def test_references_stand_for_the_same_pixels(tiny, folder):
     assert num_images > 100
 
 
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_names_in_columns_stand_for_the_same_pixels(tiny, tmp_path, ending):
+    """Images of columnar files may be names, and structs of bytes and names in which one of the two is null."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(layouts.picture(number))
+    columns = {
+        "image": [f"{number}.png" for number in range(6)],
+        "structs": [
+            {"bytes": None if number % 2 else layouts.picture(number), "path": f"{(number + number % 2) % 6}.png"}
+            for number in range(6)
+        ],
+        "inside": [{"image": layouts.struct(number)} for number in range(6)],
+    }
+    table = pyarrow.table({**columns, "caption": [f"Square {number}." for number in range(6)]})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    else:
+        with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as stream:
+            stream.write_table(table)
+    for column in ("image", "structs", "inside.image"):
+        source = SourceConfig([f"rows.{ending}"], image_column=column)
+        data = config(tmp_path, sources={"a": source}, micro_batches_per_step=1)
+        here, there = stream_of(data, tiny[1]), stream_of(data, tiny[1].storing_pictures())
+        for row, stored in zip(here.content(0).rows, there.content(0).rows, strict=True):
+            assert ids_of(row) == ids_of(stored)
+            (image,), (reference,) = row.images, stored.images
+            assert isinstance(image, torch.Tensor) and not isinstance(reference, torch.Tensor)
+            assert torch.equal(reference.open(), image)
+
+
 def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
     """The headers are whole, so that only decoding finds the damage."""
     rows = []
