@@ -1,11 +1,10 @@
 """Parquet files and the Arrow files of `datasets` in any order of rows."""
 
-from collections import OrderedDict
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from model.corpus.mixture import Windows
 from model.corpus.shard import Place, Shard, Unit, Withheld
 from model.data.columnar import (
     arrow_batches,
@@ -17,9 +16,13 @@ from model.data.columnar import (
     rows_of,
 )
 from model.data.raw_rows import RawRow
+from model.data.sources import BoundedCache
 
-_KEPT_GROUPS = Windows.SIZE + 1
+_KEPT_BYTES = 2 * 2**30
+"""Row groups that a process keeps in memory, of all its files together; the one that was used last always stays."""
 _UNIT_ROWS = 20_000
+_groups = BoundedCache[Any](_KEPT_BYTES, lambda group: group.nbytes, least=1)
+_reading = threading.Lock()
 
 
 def _units(sizes: list[int]) -> list[Unit]:
@@ -41,7 +44,7 @@ def _withholding(row: RawRow, left_out: list[str], num_pictures: int) -> RawRow:
 
 
 class ParquetShard(Shard):
-    """A Parquet file; a place is (row group, row in it). The row groups that were used last are kept in memory."""
+    """A Parquet file; a place is (row group, row in it). Row groups that were used lately are kept in memory."""
 
     reads_groups = True
 
@@ -61,13 +64,8 @@ class ParquetShard(Shard):
         return row if num_pictures is None else _withholding(row, self._byte_columns, num_pictures)
 
     def _group(self, number: int, with_bytes: bool) -> Any:
-        key = number, with_bytes
-        if key not in self._groups:
-            self._groups[key] = parquet_group(self.path, number, with_bytes)
-            if len(self._groups) > _KEPT_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
+        with _reading:  # a thread that opens images reads beside the one that builds rows
+            return _groups.get((self.path, number, with_bytes), lambda: parquet_group(self.path, number, with_bytes))
 
     @cached_property
     def _sizes(self) -> list[int]:
@@ -76,10 +74,6 @@ class ParquetShard(Shard):
     @cached_property
     def _byte_columns(self) -> list[str]:
         return parquet_byte_columns(self.path)
-
-    @cached_property
-    def _groups(self) -> OrderedDict[tuple[int, bool], Any]:
-        return OrderedDict()
 
 
 class ArrowShard(Shard):

@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from model.corpus import tables
 from model.corpus.corpus import Corpus
 from model.corpus.files import open_shard, shard_files
 from model.corpus.index import IndexKind, open_indices
 from model.corpus.lines import JsonLines
 from model.corpus.shard import BLANK, Unit, Withheld
 from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
-from model.data.sources import DataFolders
+from model.data.sources import BoundedCache, DataFolders
 from tests.model.corpus import layouts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -103,6 +104,24 @@ def test_a_row_without_its_images_keeps_the_names_of_its_videos(tmp_path):
     )
     columns = open_shard(path).read((0, 0), num_pictures=1).columns
     assert columns["video"]["path"] == "clip.mp4" and [type(one) for one in columns["image"]] == [Withheld]
+
+
+def test_row_groups_of_many_files_are_kept_within_bytes_of_the_process(tmp_path, monkeypatch):
+    read = []
+    own = tables.parquet_group
+    monkeypatch.setattr(tables, "parquet_group", lambda *arguments: read.append(arguments) or own(*arguments))
+    rows = [chat(number, str(number) * 10_000) for number in range(8)]
+    shards = [tables.ParquetShard(layouts.parquet(tmp_path / f"{number}.parquet", rows, 4)) for number in range(6)]
+    cache = BoundedCache(100_000, lambda group: group.nbytes, least=1)
+    monkeypatch.setattr(tables, "_groups", cache)
+    for shard in shards:
+        for place in ((0, 0), (0, 3), (1, 1), (0, 2)):
+            assert shard.read(place).columns == rows[4 * place[0] + place[1]]
+        assert 40_000 < cache.num_bytes <= 100_000
+    assert len(read) == 12  # each group once
+    monkeypatch.setattr(tables, "_groups", BoundedCache(0, lambda group: group.nbytes, least=1))
+    assert [shards[0].read((1, index)).columns for index in range(4)] == rows[4:]
+    assert len(read) == 13
 
 
 class TestIndex:
