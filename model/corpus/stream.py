@@ -52,15 +52,15 @@ class Stream:
         seed: int,
         opens_images: bool,
     ) -> None:
-        """`num_bins` micro-batches of `capacity` tokens a step. `opens_images`: rows come with pixels, else with
-        references that are opened where they are needed."""
+        """`num_bins` micro-batches of `capacity` tokens a step. `opens_images`: rows come with decoded images as bytes,
+        else with references that are opened where they are needed."""
         self._names, self._corpora = list(corpora), list(corpora.values())
         self._opens_images, self._num_bins, self._capacity = opens_images, num_bins, capacity
         self._mixture = Mixture({name: one.mixed(weights[name]) for name, one in corpora.items()}, seed)
         candidates = packing.candidates * num_bins
         self._packer = StreamPacker(self._length, num_bins, capacity, candidates, packing.max_wait)
-        self._builder, self._loader = _RowBuilder(processor), loader
-        self._bytes_each = 4 * 3 * processor.config.pixels_per_token**2  # memory of the pixels of a visual token
+        self._builder, self._loader = _RowBuilder(processor.keeping_bytes()), loader
+        self._bytes_each = 3 * processor.config.pixels_per_token**2  # memory of the pixels of a visual token, as bytes
         self._submitted: set[int] = set()  # planned steps whose rows are being built
         self._step = 0  # the next one to be given out
         self._planned: dict[int, _Planned] = {}

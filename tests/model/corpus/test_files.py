@@ -9,6 +9,7 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -112,14 +113,14 @@ def test_row_groups_of_many_files_are_kept_within_bytes_of_the_process(tmp_path,
     monkeypatch.setattr(tables, "parquet_group", lambda *arguments: read.append(arguments) or own(*arguments))
     rows = [chat(number, str(number) * 10_000) for number in range(8)]
     shards = [tables.ParquetShard(layouts.parquet(tmp_path / f"{number}.parquet", rows, 4)) for number in range(6)]
-    cache = BoundedCache(100_000, lambda group: group.nbytes, least=1)
+    cache = BoundedCache[Any](100_000, lambda group: group.nbytes, least=1)
     monkeypatch.setattr(tables, "_groups", cache)
     for shard in shards:
         for place in ((0, 0), (0, 3), (1, 1), (0, 2)):
             assert shard.read(place).columns == rows[4 * place[0] + place[1]]
         assert 40_000 < cache.num_bytes <= 100_000
     assert len(read) == 12  # each group once
-    monkeypatch.setattr(tables, "_groups", BoundedCache(0, lambda group: group.nbytes, least=1))
+    monkeypatch.setattr(tables, "_groups", BoundedCache[Any](0, lambda group: group.nbytes, least=1))
     assert [shards[0].read((1, index)).columns for index in range(4)] == rows[4:]
     assert len(read) == 13
 

@@ -11,12 +11,14 @@ import torch
 
 import sft.stage
 from conf.cli import load_config
-from model.batch import Row, StoredImage
+from model.batch import Row
 from model.corpus.open import inputs_of_sources, open_stream, source_weights
 from model.corpus.stream import Stream
 from model.data.config import LoaderConfig, SourceConfig, StreamConfig, TableConfig
 from model.data.sources import DataFolders
 from model.pretrain.stage import run_stage
+from model.processing.processor import BytePicture, StoredPicture
+from model.supervised import make_train_batch
 from tests.model.corpus import layouts
 
 CAPACITY = 256
@@ -119,6 +121,24 @@ def test_workers_change_nothing(tiny, folder):
     assert found + more == steps_of(stream_of(config(folder), tiny[1]), 0, 9)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_a_step_are_bytes_until_their_micro_batch_is_trained(tiny, folder, workers):
+    """A step of a large recipe would be tens of gigabytes of pixels."""
+    stream = stream_of(config(folder, workers), tiny[1])
+    try:
+        rows = stream.content(0).rows
+        planned = stream._planned[1]
+        following = stream.content(1).rows
+    finally:
+        stream.close()
+    images = [image for row in rows for image in row.images]
+    inputs = make_train_batch(rows, tiny[1]).inputs
+    assert not inputs.is_open
+    pixels = inputs.to(torch.device("cpu")).tiles
+    assert sum(image.nbytes for image in images) * 4 == sum(tiles.nbytes for tiles in pixels) > 0
+    assert planned.num_bytes == sum(image.nbytes for row in following for image in row.images)
+
+
 def test_references_stand_for_the_same_pixels(tiny, folder):
     """Processes that share an update get references: equal ids, and equal pixels once they are opened."""
     here, there = stream_of(config(folder), tiny[1]), stream_of(config(folder), tiny[1].storing_pictures())
@@ -127,9 +147,8 @@ def test_references_stand_for_the_same_pixels(tiny, folder):
         for row, stored in zip(here.content(step).rows, there.content(step).rows, strict=True):
             assert ids_of(row) == ids_of(stored)
             for image, reference in zip(row.images, stored.images, strict=True):
-                assert not isinstance(reference, torch.Tensor) and isinstance(image, torch.Tensor)
-                opened: StoredImage = reference
-                assert opened.shape == image.shape and torch.equal(opened.open(), image)
+                assert isinstance(reference, StoredPicture) and isinstance(image, BytePicture)
+                assert reference.shape == image.shape and torch.equal(reference.open(), image.open())
                 num_images += 1
     assert num_images > 100
 
@@ -163,8 +182,8 @@ def test_names_in_columns_stand_for_the_same_pixels(tiny, tmp_path, ending):
         for row, stored in zip(here.content(0).rows, there.content(0).rows, strict=True):
             assert ids_of(row) == ids_of(stored)
             (image,), (reference,) = row.images, stored.images
-            assert isinstance(image, torch.Tensor) and not isinstance(reference, torch.Tensor)
-            assert torch.equal(reference.open(), image)
+            assert isinstance(reference, StoredPicture) and isinstance(image, BytePicture)
+            assert torch.equal(reference.open(), image.open())
 
 
 def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
