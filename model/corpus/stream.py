@@ -1,7 +1,7 @@
 """The rows of every step from several corpora: mixed, packed, read ahead."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -145,17 +145,31 @@ class Stream:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(self._names, self._mixture.shares, strict=True))
         lines = [line for corpus in self._corpora for line in corpus.described()]
         end = "" if self._mixture.end is None else f"; all sources end after {self._mixture.end} rows"
-        return [*lines, f"data.sources: shares of the rows: {shares}{end}"]
+        lines.append(f"data.sources: shares of the rows: {shares}{end}")
+        visual = self._mean(lambda corpus: corpus.totals["visual"] / len(corpus))
+        if self._opens_images and visual:
+            num_bytes = self._num_bins * self._capacity * visual / self._mean_tokens * self._bytes_each
+            lines.append(
+                f"images of a step: about {num_bytes / 2**20:,.0f} MiB of memory, and at most data.loader.ahead_mib="
+                f"{self._loader.ahead_mib} MiB for steps that are read ahead"
+            )
+        return lines
 
     @property
     def steps_per_pass(self) -> int:
         """Steps after which every row of every source was there once, about: from the mean length of rows."""
-        shares = self._mixture.shares
-        mean = sum(share * one.mean_tokens for share, one in zip(shares, self._corpora, strict=True))
         positions = self._mixture.positions_per_pass
         if self._mixture.end is not None:
             positions = min(positions, self._mixture.end)
-        return max(1, round(positions * mean / (self._num_bins * self._capacity)))
+        return max(1, round(positions * self._mean_tokens / (self._num_bins * self._capacity)))
+
+    @property
+    def _mean_tokens(self) -> float:
+        return self._mean(lambda corpus: corpus.mean_tokens)
+
+    def _mean(self, of: Callable[[Corpus], float]) -> float:
+        """The mean over the rows of the stream of what `of` says of a row of each source, on average."""
+        return sum(share * of(one) for share, one in zip(self._mixture.shares, self._corpora, strict=True))
 
     @property
     def bad_rows(self) -> Sequence[BadRows]:

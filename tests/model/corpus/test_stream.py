@@ -1,6 +1,7 @@
 """Streams of several corpora: the same rows after a restart, for any number of processes, and with damaged images."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -87,6 +88,10 @@ def test_all_kinds_of_files_mix_by_weight(tiny, folder):
         assert sorted(number for one in content.bins for number in one) == list(range(len(content.rows)))
         assert all(sum(content.rows[n].num_tokens for n in one) <= CAPACITY for one in content.bins)
         assert {"pack/waste", "pack/visual_tokens_max_over_mean", "pack/oldest_age"} <= content.metrics.keys()
+    mebibytes = np.mean([sum(image.nbytes for row in one.rows for image in row.images) for one in steps]) / 2**20
+    stream._bytes_each *= 10_000
+    said = re.search(r"images of a step: about (\d+) MiB", stream.described()[-1])
+    assert said and abs(int(said[1]) / (mebibytes * 10_000) - 1) < 0.1
     names = [name for content in steps for name in content.sources]
     for name, share in (("captions", 3 / 7), ("tar", 1 / 7), ("pairs", 1 / 7), ("texts", 2 / 7)):
         assert abs(names.count(name) / len(names) - share) < 0.1
