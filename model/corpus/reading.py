@@ -32,6 +32,11 @@ class RowAddress:
     form: Form
     root: str  # the folder that its images and videos are named from
 
+    @property
+    def group(self) -> tuple[str, int] | None:
+        """What rows that are read together have in common; None for a row that is read alone."""
+        return (self.path, self.place[0]) if open_shard(Path(self.path)).reads_groups else None
+
 
 @dataclass(frozen=True)
 class RowTask:

@@ -207,7 +207,8 @@ class Stream:
             return
         self._submitted.add(step)
         for position in (position for one in self._planned[step].packed.bins for position in one):
-            self._workers.submit((step, position), self._task(self._draws[position]))
+            task = self._task(self._draws[position])
+            self._workers.submit((step, position), task, task.address.group)
 
     def _task(self, draw: Draw) -> RowTask:
         return self._corpora[draw.source].task(draw.row, self._opens_images)

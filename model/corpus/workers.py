@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, islice
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -37,6 +37,8 @@ _TASKS_EACH = 4
 """Tasks that a worker has at once, so that it does not wait for the next one."""
 _MOST_ATTEMPTS = 2
 _ALIGNED = 64
+_LOOKED_THROUGH = 256
+"""Waiting tasks among which a worker finds one that is near those it had."""
 _POLL_S = 0.2
 _START_S = 120.0
 """Seconds that a worker may take to start, in which it imports what it needs, beside its patience."""
@@ -59,7 +61,7 @@ class Workers:
         self._build, self._count, self._patience_s = build, count, patience_s
         self._context = multiprocessing.get_context("spawn")
         self._condition = threading.Condition()
-        self._queue: deque[tuple[Hashable, Any]] = deque()
+        self._queue: deque[tuple[Hashable, Any, int | None]] = deque()  # key, task, number of the worker it is for
         self._attempts: dict[Hashable, int] = {}
         self._results: dict[Hashable, Row | Exception] = {}
         self._wanted: set[Hashable] = set()
@@ -77,12 +79,15 @@ class Workers:
         with self._condition:
             return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
 
-    def submit(self, key: Hashable, task: Any) -> None:
-        """Have a row built. A key may be submitted again after its result was taken."""
+    def submit(self, key: Hashable, task: Any, near: Hashable = None) -> None:
+        """Have a row built. A key may be submitted again after its result was taken.
+
+        Tasks with an equal `near` go to one worker, unless another one would have nothing to do.
+        """
         with self._condition:
             key = (self._generation, key)
             self._wanted.add(key)
-            self._queue.append((key, task))
+            self._queue.append((key, task, None if near is None else hash(near) % self._count))
         self._wake()
 
     def result(self, key: Hashable) -> Row:
@@ -166,7 +171,7 @@ class Workers:
             with self._condition:
                 if not self._queue or len(worker.tasks) >= _TASKS_EACH:
                     return
-                key, task = self._queue.popleft()
+                key, task = self._next_for(worker.number)
                 if key not in self._wanted:
                     continue
             if worker.is_ready and not worker.tasks:
@@ -176,6 +181,14 @@ class Workers:
                 worker.connection.send((key, task))
             except OSError:
                 self._replace(worker, _exit_of(worker.process))
+
+    def _next_for(self, number: int) -> tuple[Hashable, Any]:
+        """Take the first waiting task that a worker may have, or the first one where all are for others."""
+        for at, (key, task, owner) in enumerate(islice(self._queue, _LOOKED_THROUGH)):
+            if owner is None or owner == number:
+                del self._queue[at]
+                return key, task
+        return self._queue.popleft()[:2]
 
     def _receive(self, worker: _Worker) -> None:
         try:
@@ -222,7 +235,7 @@ class Workers:
                 continue
             with self._condition:
                 self._attempts[key] = attempts
-                self._queue.appendleft((key, task))
+                self._queue.appendleft((key, task, None))
         self._begin(worker.number)
 
 

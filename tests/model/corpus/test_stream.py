@@ -215,6 +215,12 @@ def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
     assert len(stream_of(decoded, tiny[1], max_bad_rows=4).bad_rows[0]) == 4
 
 
+def test_rows_of_one_row_group_are_built_by_one_worker(tiny, folder):
+    stream = stream_of(config(folder), tiny[1])
+    groups = [one.task(20, opens_images=True).address.group for one in stream._corpora]
+    assert groups == [None, None, (str(folder / "pairs.parquet"), 1), None]
+
+
 def test_a_stream_that_ends_says_so(tiny, folder):
     sources = {"texts": SourceConfig(["texts.jsonl"], max_epochs=1.0)}
     stream = stream_of(config(folder, sources=sources), tiny[1])

@@ -4,6 +4,7 @@ import os
 import resource
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +45,7 @@ class Builder:
             time.sleep(0.05)
         tiles = [np.full((1 + number % 3, 3, 4, 4), number, np.uint8), np.full((1, 3, 2, 8), 255 - number, np.uint8)]
         images = [BytePicture(one, SETTINGS) for one in tiles[: number % 3]]
-        return Row([1, number], [[2, 3]], images, scored=[np.array([True, False])])
+        return Row([1, number], [[2, os.getpid()]], images, scored=[np.array([True, False])])
 
 
 @pytest.fixture
@@ -114,6 +115,25 @@ def test_errors_of_a_row_and_of_the_program_are_told_apart(workers):
         workers.result("b")
 
 
+def test_tasks_that_are_near_each_other_go_to_one_worker_and_no_worker_idles(workers):
+    def builders(numbers: range, *nears: int) -> list[Counter]:
+        """How many rows each process built of those that share a `near`."""
+        for number in numbers:
+            workers.submit(number, (number, "slow"), near=nears[number % len(nears)])
+        by_near = [Counter() for _ in nears]
+        for number in numbers:
+            by_near[number % len(nears)][workers.result(number).completions[0][1]] += 1
+        return by_near
+
+    while len(builders(range(8), 0)[0]) < 2:  # until both processes are there
+        pass
+    first, second = builders(range(80), 0, 1)
+    assert first.most_common(1)[0][1] >= 30 and second.most_common(1)[0][1] >= 30
+    assert first.most_common(1)[0][0] != second.most_common(1)[0][0]
+    (counts,) = builders(range(40), 0)
+    assert min(counts.values()) >= 10 and len(counts) == 2
+
+
 def test_what_is_forgotten_does_not_come_back(workers):
     for number in range(10):
         workers.submit(number, (number, "slow"))
@@ -163,10 +183,9 @@ def test_rows_hold_no_descriptors_and_their_memory_goes_with_them(workers):
     assert num_mapped() == before
 
 
-@pytest.mark.parametrize("left", [0, 1])
-def test_too_few_descriptors_are_named(workers, left):
+def test_too_few_descriptors_are_named(workers):
     take(workers, {0: (1, "")})
-    with descriptors_below(lowest_free_descriptor() + left):
+    with descriptors_below(lowest_free_descriptor() + 1):
         workers.submit(1, (1, ""))
         with pytest.raises(RuntimeError, match=r"Too many open files; .*ulimit -n"):
             workers.result(1)
