@@ -279,6 +279,7 @@ class TestSettings:
             (["data.sources={a: {paths: [x], kind: other}}"], "kind"),
             (["data.sources={a: {path: [x]}}"], "path"),
             (["data.sources={a: {paths: [x]}}", "data.packing.candidates=0"], "data.packing.candidates"),
+            (["data.loader.patience_s=100"], "patience_s: expected at least 150, because a row with a video may take"),
         ],
     )
     def test_what_contradicts_is_refused(self, arguments, wanted):
