@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 from model.batch import Row
 from model.corpus.corpus import Corpus
@@ -150,7 +151,7 @@ class Stream:
         if self._opens_images and visual:
             num_bytes = self._num_bins * self._capacity * visual / self._mean_tokens * self._bytes_each
             lines.append(
-                f"images of a step: about {num_bytes / 2**20:,.0f} MiB of memory, and at most data.loader.ahead_mib="
+                f"images of a step: about {ceil(num_bytes / 2**20):,} MiB of memory, and at most data.loader.ahead_mib="
                 f"{self._loader.ahead_mib} MiB for steps that are read ahead"
             )
         return lines

@@ -20,6 +20,7 @@ from model.corpus.corpus import Corpus
 from model.corpus.files import open_shard, shard_files
 from model.corpus.index import IndexKind, open_indices
 from model.corpus.lines import JsonLines
+from model.corpus.reading import ChangedRow
 from model.corpus.shard import BLANK, Unit, Withheld
 from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
 from model.data.sources import BoundedCache, DataFolders
@@ -345,10 +346,16 @@ class TestDamage:
     def test_a_file_that_changes_while_it_is_used(self, tiny, tmp_path):
         path = layouts.jsonl(tmp_path / "a.jsonl", [chat(number, "one") for number in range(5)])
         corpus = corpus_of(tiny[1], path)
-        path.write_text(path.read_text().replace("one", "two, three")[: path.stat().st_size])
-        with pytest.raises(ValueError, match=r"keep files as they are|expected"):
-            for number in range(5):
-                corpus.build(number)
+        content = path.read_text()
+        path.write_text(content.replace("one", "fgh"))  # as many bytes, but more tokens
+        tokens = corpus.length(2)
+        wanted = rf"a\.jsonl: expected a row of {tokens} tokens at \(.*\), found {tokens + 1}; keep files as they are"
+        with pytest.raises(ChangedRow, match=wanted):
+            corpus.build(2)
+        path.write_text(content[:-20])
+        assert corpus.build(2).num_tokens == tokens
+        with pytest.raises(ValueError, match=r"a\.jsonl: expected \d+ bytes at \d+, found \d+; the file has changed"):
+            corpus.build(4)
 
 
 def test_opening_many_rows_again_takes_no_reading(tiny, tmp_path):
