@@ -34,7 +34,7 @@ class RowAddress:
 
     @property
     def group(self) -> tuple[str, int] | None:
-        """What rows that are read together have in common; None for a row that is read alone."""
+        """The mark of rows that are read together; None for a row that is read alone."""
         return (self.path, self.place[0]) if open_shard(Path(self.path)).reads_groups else None
 
 

@@ -318,7 +318,7 @@ def _places(sizes: list[int]) -> tuple[list[int], int]:
 
 
 def _advice(error: BaseException) -> str:
-    """What to do about an error of a process that has too many descriptors; empty for other errors."""
+    """The way out where a process has too many descriptors; empty for other errors."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "; raise the number of files that a process may have open: ulimit -n"
     return ""
