@@ -56,7 +56,7 @@ class Example:
 
 def read_example(columns: Mapping[str, Any], form: Form, root: Path) -> Example:
     """`ValueError` for a row in no known shape, with what was found. Images in `Withheld` columns stay that."""
-    image_column, cell = first_of(columns, [form.image] if form.image and not _is_withheld(columns) else _IMAGES)
+    image_column, cell = first_of(columns, _image_columns(columns, form))
     images = [_source(one, root) for one in _images(cell)]
     videos = _videos(columns)
     column = _chat_column(columns, form)
@@ -197,14 +197,19 @@ def _page_text(pages: object) -> str:
 
 
 def _images(cell: object) -> list[Any]:
-    if isinstance(cell, list) and cell and all(isinstance(one, Withheld) for one in cell):
-        return cell
-    return image_sources(cell)
+    return cell if isinstance(cell, list) and _is_withheld(cell) else image_sources(cell)
 
 
-def _is_withheld(columns: Mapping[str, Any]) -> bool:
-    cell = columns.get("images")
-    return isinstance(cell, list) and bool(cell) and isinstance(cell[0], Withheld)
+def _is_withheld(cell: object) -> bool:
+    return isinstance(cell, list) and bool(cell) and all(isinstance(one, Withheld) for one in cell)
+
+
+def _image_columns(columns: Mapping[str, Any], form: Form) -> Sequence[str]:
+    """Where the images may be: one that was not read stands in its whole column, and not in a field of it."""
+    if not form.image:
+        return _IMAGES
+    whole = form.image.partition(".")[0]
+    return [whole if _is_withheld(columns.get(whole)) else form.image]
 
 
 def _source(source: Any, root: Path) -> Any:

@@ -173,7 +173,7 @@ class _Passes:
         self._source, self._key = source, (seed, 2, number)
         self._pass = -1
         self._first = self._stop = 0  # ordinals of the pass that is laid out
-        self._rows: np.ndarray | None = None  # its rows by position; None: the rows themselves
+        self._rows: np.ndarray | None = None  # its rows by place, in the order of the file; None: the rows themselves
         self._places: Callable[[np.ndarray], np.ndarray] = KeyedPermutation(1, 0)  # position in the pass -> place
         self.last = round(source.max_epochs * source.rows_per_pass) if source.max_epochs else None
 
@@ -215,10 +215,13 @@ class _Passes:
     def _lay_out(self, number: int, first: int, rows: np.ndarray | None, size: int) -> None:
         self._pass, self._first, self._stop, self._rows = number, first, first + size, rows
         key, blocks = (*self._key, number), self._source.blocks
-        if blocks is None or rows is not None:  # rows with weights stand elsewhere than in the file
+        if blocks is None or not size:
             self._places = KeyedPermutation(max(1, size), *key)
-        else:
-            self._places = Windows(blocks, key).rows
+            return
+        if rows is not None:
+            stops = np.searchsorted(rows, np.cumsum(blocks))
+            blocks = np.diff(stops, prepend=0)
+        self._places = Windows(blocks[blocks > 0], key).rows
 
 
 class Windows:

@@ -12,7 +12,7 @@ from model.batch import Row
 from model.corpus.encode import Encoded, encode
 from model.corpus.example import Example, Form, read_example
 from model.corpus.files import open_shard
-from model.corpus.shard import Place, Withheld
+from model.corpus.shard import Place
 from model.data.media import Picture, StoredSource, open_image
 from model.data.media_cells import media_parts
 from model.data.media_error import MediaError
@@ -32,6 +32,11 @@ class RowAddress:
     form: Form
     root: str  # the folder that its images and videos are named from
 
+    @property
+    def group(self) -> tuple[str, int] | None:
+        """The mark of rows that are read together; None for a row that is read alone."""
+        return (self.path, self.place[0]) if open_shard(Path(self.path)).reads_groups else None
+
 
 @dataclass(frozen=True)
 class RowTask:
@@ -49,7 +54,7 @@ class ChangedRow(ValueError):
 
 @dataclass(frozen=True)
 class RowPicture(StoredSource):
-    """The image of this number in a row whose images lie inside its file."""
+    """The image of this number in a row whose images lie inside its file, or may."""
 
     address: RowAddress
     number: int
@@ -61,10 +66,11 @@ class RowPicture(StoredSource):
         return self.width, self.height
 
     def open(self) -> Image.Image:
-        pictures = _pictures_at(self.address)
-        if self.number >= len(pictures):
-            raise MediaError(f"{self.address.path}: expected image {self.number + 1} of a row, found {len(pictures)}")
-        return pictures[self.number].open()
+        images = _images_at(self.address)
+        if self.number >= len(images):
+            raise MediaError(f"{self.address.path}: expected image {self.number + 1} of a row, found {len(images)}")
+        image = images[self.number]
+        return open_image(Path(self.address.root), image) if isinstance(image, str) else image.open()
 
 
 @dataclass(frozen=True)
@@ -122,16 +128,13 @@ def _encoded(task: RowTask, processor: Processor) -> Encoded:
 
 def _with_stored_pictures(example: Example, address: RowAddress, sizes: Sequence[Size]) -> Example:
     """The same with references instead of images, in the order in which the index has their sizes."""
-    number = 0
-    left = iter(sizes)
+    left = enumerate(sizes)
 
     def stored(source: Any) -> Any:
-        nonlocal number
-        width, height, _ = next(left, (1, 1, 0))
+        number, (width, height, _) = next(left, (0, (1, 1, 0)))
         if isinstance(source, str):
             return FilePicture(address.root, source, width, height)
-        number += 1
-        return RowPicture(address, number - 1, width, height)
+        return RowPicture(address, number, width, height)
 
     if example.messages is None:
         images = [stored(source) for source in example.images]
@@ -155,14 +158,14 @@ def _example_of_media(raw: RawRow, address: RowAddress) -> Example:
 
 
 _latest = threading.local()
-"""The row whose pictures this thread opened last: several pictures of a row come one after the other."""
+"""The row whose images this thread opened last: several images of a row come one after the other."""
 
 
-def _pictures_at(address: RowAddress) -> list[Picture]:
+def _images_at(address: RowAddress) -> list[Picture | str]:
+    """The images of a row, in order: those inside its file, and names of files."""
     if getattr(_latest, "address", None) != address:
         raw = open_shard(Path(address.path)).read(address.place)
         example = _example_of_media(raw, address)
-        sources = example.images if example.messages is None else [part["image"] for part in _image_parts(example)]
-        _latest.pictures = [one for one in sources if isinstance(one, Picture) and not isinstance(one, Withheld)]
+        _latest.images = example.images if example.messages is None else [p["image"] for p in _image_parts(example)]
         _latest.address = address
-    return _latest.pictures
+    return _latest.images

@@ -1,9 +1,10 @@
 """The rows of every step from several corpora: mixed, packed, read ahead."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from math import ceil
 
 from model.batch import Row
 from model.corpus.corpus import Corpus
@@ -52,15 +53,15 @@ class Stream:
         seed: int,
         opens_images: bool,
     ) -> None:
-        """`num_bins` micro-batches of `capacity` tokens a step. `opens_images`: rows come with pixels, else with
-        references that are opened where they are needed."""
+        """`num_bins` micro-batches of `capacity` tokens a step. `opens_images`: rows come with decoded images as bytes,
+        else with references that are opened where they are needed."""
         self._names, self._corpora = list(corpora), list(corpora.values())
         self._opens_images, self._num_bins, self._capacity = opens_images, num_bins, capacity
         self._mixture = Mixture({name: one.mixed(weights[name]) for name, one in corpora.items()}, seed)
         candidates = packing.candidates * num_bins
         self._packer = StreamPacker(self._length, num_bins, capacity, candidates, packing.max_wait)
-        self._builder, self._loader = _RowBuilder(processor), loader
-        self._bytes_each = 4 * 3 * processor.config.pixels_per_token**2  # memory of the pixels of a visual token
+        self._builder, self._loader = _RowBuilder(processor.keeping_bytes()), loader
+        self._bytes_each = 3 * processor.config.pixels_per_token**2  # memory of the pixels of a visual token, as bytes
         self._submitted: set[int] = set()  # planned steps whose rows are being built
         self._step = 0  # the next one to be given out
         self._planned: dict[int, _Planned] = {}
@@ -146,17 +147,31 @@ class Stream:
         lines = [line for corpus in self._corpora for line in corpus.described()]
         end = "" if self._mixture.end is None else f"; all sources end after {self._mixture.end} rows"
         update = f"data.micro_batches_per_step={self._num_bins} of {self._capacity} tokens at most are an update"
-        return [*lines, f"data.sources: shares of the rows: {shares}{end}; {update}"]
+        lines.append(f"data.sources: shares of the rows: {shares}{end}; {update}")
+        visual = self._mean(lambda corpus: corpus.totals["visual"] / len(corpus))
+        if self._opens_images and visual:
+            num_bytes = self._num_bins * self._capacity * visual / self._mean_tokens * self._bytes_each
+            lines.append(
+                f"images of a step: about {ceil(num_bytes / 2**20):,} MiB of memory, and at most data.loader.ahead_mib="
+                f"{self._loader.ahead_mib} MiB for steps that are read ahead"
+            )
+        return lines
 
     @property
     def steps_per_pass(self) -> int:
         """Steps after which every source has made a pass, about: from the mean length of rows."""
-        shares = self._mixture.shares
-        mean = sum(share * one.mean_tokens for share, one in zip(shares, self._corpora, strict=True))
         positions = self._mixture.positions_per_pass
         if self._mixture.end is not None:
             positions = min(positions, self._mixture.end)
-        return max(1, round(positions * mean / (self._num_bins * self._capacity)))
+        return max(1, round(positions * self._mean_tokens / (self._num_bins * self._capacity)))
+
+    @property
+    def _mean_tokens(self) -> float:
+        return self._mean(lambda corpus: corpus.mean_tokens)
+
+    def _mean(self, of: Callable[[Corpus], float]) -> float:
+        """The mean over the rows of the stream of what `of` says of a row of each source, on average."""
+        return sum(share * of(one) for share, one in zip(self._mixture.shares, self._corpora, strict=True))
 
     @property
     def bad_rows(self) -> Sequence[BadRows]:
@@ -194,7 +209,8 @@ class Stream:
             return
         self._submitted.add(step)
         for position in (position for one in self._planned[step].packed.bins for position in one):
-            self._workers.submit((step, position), self._task(self._draws[position]))
+            task = self._task(self._draws[position])
+            self._workers.submit((step, position), task, task.address.group)
 
     def _task(self, draw: Draw) -> RowTask:
         return self._corpora[draw.source].task(draw.row, self._opens_images)

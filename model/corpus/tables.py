@@ -1,17 +1,28 @@
 """Parquet files and the Arrow files of `datasets` in any order of rows."""
 
-from collections import OrderedDict
+import threading
 from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
-from model.corpus.mixture import Windows
 from model.corpus.shard import Place, Shard, Unit, Withheld
-from model.data.columnar import arrow_batches, parquet_group, parquet_group_sizes, row_of, rows_of
+from model.data.columnar import (
+    arrow_batches,
+    byte_columns,
+    parquet_byte_columns,
+    parquet_group,
+    parquet_group_sizes,
+    row_of,
+    rows_of,
+)
 from model.data.raw_rows import RawRow
+from model.data.sources import BoundedCache
 
-_KEPT_GROUPS = Windows.SIZE + 1
+_KEPT_BYTES = 2 * 2**30
+"""Row groups that a process keeps in memory, of all its files together; the one that was used last always stays."""
 _UNIT_ROWS = 20_000
+_groups = BoundedCache[Any](_KEPT_BYTES, lambda group: group.nbytes, least=1)
+_reading = threading.Lock()
 
 
 def _units(sizes: list[int]) -> list[Unit]:
@@ -25,14 +36,15 @@ def _units(sizes: list[int]) -> list[Unit]:
     return units
 
 
-def _withholding(row: RawRow, num_pictures: int | None) -> RawRow:
+def _withholding(row: RawRow, left_out: list[str], num_pictures: int) -> RawRow:
+    """The row with images that were not read in each of the columns that were left out."""
     if num_pictures:
-        row.columns["images"] = [Withheld() for _ in range(num_pictures)]
+        row.columns.update((name, [Withheld() for _ in range(num_pictures)]) for name in left_out)
     return row
 
 
 class ParquetShard(Shard):
-    """A Parquet file; a place is (row group, row in it). The row groups that were used last are kept in memory."""
+    """A Parquet file; a place is (row group, row in it). Row groups that were used lately are kept in memory."""
 
     reads_groups = True
 
@@ -49,24 +61,19 @@ class ParquetShard(Shard):
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         group, index = place
         row = row_of(self.path, self._group(group, num_pictures is None), index)
-        return _withholding(row, num_pictures)
+        return row if num_pictures is None else _withholding(row, self._byte_columns, num_pictures)
 
     def _group(self, number: int, with_bytes: bool) -> Any:
-        key = number, with_bytes
-        if key not in self._groups:
-            self._groups[key] = parquet_group(self.path, number, with_bytes)
-            if len(self._groups) > _KEPT_GROUPS:
-                self._groups.popitem(last=False)
-        self._groups.move_to_end(key)
-        return self._groups[key]
+        with _reading:  # a thread that opens images reads beside the one that builds rows
+            return _groups.get((self.path, number, with_bytes), lambda: parquet_group(self.path, number, with_bytes))
 
     @cached_property
     def _sizes(self) -> list[int]:
         return parquet_group_sizes(self.path)
 
     @cached_property
-    def _groups(self) -> OrderedDict[tuple[int, bool], Any]:
-        return OrderedDict()
+    def _byte_columns(self) -> list[str]:
+        return parquet_byte_columns(self.path)
 
 
 class ArrowShard(Shard):
@@ -85,7 +92,9 @@ class ArrowShard(Shard):
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         batch, index = place
         row = row_of(self.path, self._batches[batch], index, with_bytes=num_pictures is None)
-        return _withholding(row, num_pictures)
+        return (
+            row if num_pictures is None else _withholding(row, byte_columns(self._batches[batch].schema), num_pictures)
+        )
 
     @cached_property
     def _batches(self) -> list[Any]:

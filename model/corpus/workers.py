@@ -1,27 +1,30 @@
 """Processes that build rows ahead of training. One that ends, or does not answer, is named and replaced.
 
-Pixels come back in memory that both processes map, and are not copied: the worker writes them into an anonymous file in
-memory and sends its descriptor. Results are taken by key, so that their order does not depend on the workers.
+Images come back in memory that both processes map, and are not copied: the worker writes the arrays of a row into an
+anonymous file in memory and sends its descriptor, which is closed once the file is mapped. So rows hold no descriptors,
+and nothing has a name that would stay behind. Results are taken by key, so that their order does not depend on the
+workers.
 """
 
+import errno
 import mmap
 import multiprocessing
 import os
+import pickle
 import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
 from model.batch import Row
 from model.data.media_error import MediaError
@@ -33,6 +36,9 @@ Build = Callable[[Any], Row]
 _TASKS_EACH = 4
 """Tasks that a worker has at once, so that it does not wait for the next one."""
 _MOST_ATTEMPTS = 2
+_ALIGNED = 64
+_LOOKED_THROUGH = 256
+"""Waiting tasks among which a worker finds one that is near those it had."""
 _POLL_S = 0.2
 _START_S = 120.0
 """Seconds that a worker may take to start, in which it imports what it needs, beside its patience."""
@@ -55,7 +61,7 @@ class Workers:
         self._build, self._count, self._patience_s = build, count, patience_s
         self._context = multiprocessing.get_context("spawn")
         self._condition = threading.Condition()
-        self._queue: deque[tuple[Hashable, Any]] = deque()
+        self._queue: deque[tuple[Hashable, Any, int | None]] = deque()  # key, task, number of the worker it is for
         self._attempts: dict[Hashable, int] = {}
         self._results: dict[Hashable, Row | Exception] = {}
         self._wanted: set[Hashable] = set()
@@ -73,12 +79,15 @@ class Workers:
         with self._condition:
             return [worker.process.pid for worker in self._workers if worker.process.pid is not None]
 
-    def submit(self, key: Hashable, task: Any) -> None:
-        """Have a row built. A key may be submitted again after its result was taken."""
+    def submit(self, key: Hashable, task: Any, near: Hashable = None) -> None:
+        """Have a row built. A key may be submitted again after its result was taken.
+
+        Tasks with an equal `near` go to one worker, unless another one would have nothing to do.
+        """
         with self._condition:
             key = (self._generation, key)
             self._wanted.add(key)
-            self._queue.append((key, task))
+            self._queue.append((key, task, None if near is None else hash(near) % self._count))
         self._wake()
 
     def result(self, key: Hashable) -> Row:
@@ -87,7 +96,9 @@ class Workers:
             key = (self._generation, key)
             while key not in self._results:
                 if self._error is not None:
-                    raise RuntimeError("data: the thread that serves the data workers has ended") from self._error
+                    raise RuntimeError(
+                        f"data: the thread that serves the data workers has ended: {self._error}{_advice(self._error)}"
+                    ) from self._error
                 self._condition.wait(_POLL_S)
             self._wanted.discard(key)
             found = self._results.pop(key)
@@ -109,6 +120,9 @@ class Workers:
         self._closing = True
         self._wake()
         self._thread.join(timeout=10.0)
+        if not self._thread.is_alive():
+            os.close(self._wake_read)
+            os.close(self._wake_write)
 
     def _wake(self) -> None:
         os.write(self._wake_write, b"x")
@@ -136,7 +150,6 @@ class Workers:
                 worker.process.kill()
                 worker.process.join()
                 worker.connection.close()
-            os.close(self._wake_read)
 
     def _is_late(self, worker: _Worker) -> bool:
         waited = time.monotonic() - worker.since
@@ -158,7 +171,7 @@ class Workers:
             with self._condition:
                 if not self._queue or len(worker.tasks) >= _TASKS_EACH:
                     return
-                key, task = self._queue.popleft()
+                key, task = self._next_for(worker.number)
                 if key not in self._wanted:
                     continue
             if worker.is_ready and not worker.tasks:
@@ -169,18 +182,28 @@ class Workers:
             except OSError:
                 self._replace(worker, _exit_of(worker.process))
 
+    def _next_for(self, number: int) -> tuple[Hashable, Any]:
+        """Take the first waiting task that a worker may have, or the first one where all are for others."""
+        for at, (key, task, owner) in enumerate(islice(self._queue, _LOOKED_THROUGH)):
+            if owner is None or owner == number:
+                del self._queue[at]
+                return key, task
+        return self._queue.popleft()[:2]
+
     def _receive(self, worker: _Worker) -> None:
         try:
             message = worker.connection.recv()
             if message is None:
                 worker.is_ready, worker.since = True, time.monotonic()
                 return
-            key, row, shapes = message
-            if shapes:
-                row = _with_pixels(row, shapes, reduction.recv_handle(worker.connection))
-        except (EOFError, OSError):
+            key, content, sizes = message
+            memory = _received(worker.connection) if sizes else -1
+        except (EOFError, OSError) as error:
+            if _advice(error):
+                raise
             self._replace(worker, _exit_of(worker.process))
             return
+        row = pickle.loads(content, buffers=_mapped(memory, sizes) if sizes else [])
         worker.tasks.pop(key, None)
         worker.since = time.monotonic()
         self._put(key, row)
@@ -212,7 +235,7 @@ class Workers:
                 continue
             with self._condition:
                 self._attempts[key] = attempts
-                self._queue.appendleft((key, task))
+                self._queue.appendleft((key, task, None))
         self._begin(worker.number)
 
 
@@ -239,11 +262,15 @@ def _work(connection: Connection, build: Build) -> None:
             return
         reach("decode")
         try:
-            row, shapes, memory = _without_pixels(build(task))
+            result = build(task)
         except Exception as error:
-            row, shapes, memory = _sendable(error), [], -1
-        connection.send((key, row, shapes))
-        if memory >= 0:
+            result = _sendable(error)
+        arrays: list[pickle.PickleBuffer] = []
+        content = pickle.dumps(result, protocol=5, buffer_callback=arrays.append)
+        parts = [array.raw() for array in arrays]
+        connection.send((key, content, [part.nbytes for part in parts]))
+        if parts:
+            memory = _written(parts)
             reduction.send_handle(connection, memory, parent)
             os.close(memory)
 
@@ -253,30 +280,45 @@ def _sendable(error: Exception) -> Exception:
     return error if isinstance(error, ValueError) else RuntimeError(f"{type(error).__name__}: {error}")
 
 
-def _without_pixels(row: Row) -> tuple[Row, list[torch.Size], int]:
-    """(the row with no pixels, shape of each image, descriptor of the memory that holds all of them, or -1)."""
-    pixels = [image for image in row.images if isinstance(image, Tensor)]
-    if not pixels or len(pixels) != len(row.images):
-        return row, [], -1
-    memory = os.memfd_create("sailvl2-pixels")
-    size = sum(image.nbytes for image in pixels)
+def _written(parts: list[memoryview]) -> int:
+    """The descriptor of memory that holds these bytes one behind the other, each at a multiple of `_ALIGNED`."""
+    memory = os.memfd_create("sailvl2-row")
+    starts, size = _places([part.nbytes for part in parts])
     os.ftruncate(memory, size)
     with mmap.mmap(memory, size) as mapped:
-        at = 0
-        for image in pixels:
-            target = np.frombuffer(mapped, np.float32, image.numel(), at)
-            np.copyto(target, image.numpy().reshape(-1))
-            at += image.nbytes
-            del target
-    return replace(row, images=()), [image.shape for image in pixels], memory
+        for start, part in zip(starts, parts, strict=True):
+            mapped[start : start + part.nbytes] = part
+    return memory
 
 
-def _with_pixels(row: Row, shapes: list[torch.Size], memory: int) -> Row:
-    """The row with its pixels, in memory that goes when they are used no more."""
-    sizes = [shape.numel() for shape in shapes]
+def _received(connection: Connection) -> int:
+    """The descriptor that a worker sent. `OSError` where this process may open no more, `EOFError` where none comes."""
     try:
-        mapped = mmap.mmap(memory, 4 * sum(sizes))
+        return reduction.recv_handle(connection)
+    except RuntimeError:  # the system delivers what was sent beside a descriptor, but has no room for the descriptor
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE)) from None
+
+
+def _mapped(memory: int, sizes: list[int]) -> list[memoryview]:
+    """The parts that `_written` wrote, in memory that goes when the last of them is used no more."""
+    starts, size = _places(sizes)
+    try:
+        whole = torch.from_file(f"/proc/self/fd/{memory}", shared=True, size=size, dtype=torch.uint8).numpy().data
+    except RuntimeError as error:  # it is mapped through one more descriptor, which is closed at once
+        raise OSError(errno.EMFILE if "open files" in str(error) else errno.ENOMEM, str(error)) from None
     finally:
         os.close(memory)
-    flat = torch.frombuffer(mapped, dtype=torch.float32)
-    return replace(row, images=tuple(part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)))
+    return [whole[start : start + part] for start, part in zip(starts, sizes, strict=True)]
+
+
+def _places(sizes: list[int]) -> tuple[list[int], int]:
+    """(where each part begins, number of all bytes)."""
+    *starts, size = accumulate((-(-size // _ALIGNED) * _ALIGNED for size in sizes), initial=0)
+    return starts, max(1, size)
+
+
+def _advice(error: BaseException) -> str:
+    """The way out where a process has too many descriptors; empty for other errors."""
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        return "; raise the number of files that a process may have open: ulimit -n"
+    return ""

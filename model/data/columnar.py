@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.media import inside
+from model.data.media_cells import VIDEO_COLUMNS
 from model.data.raw_rows import MAX_ROW_BYTES, MAX_ROW_VALUES, RawRow, require_file
 from model.json_values import JsonObject, read_json_object
 
@@ -64,11 +65,19 @@ def parquet_group_sizes(file: Path) -> list[int]:
         return [table.metadata.row_group(number).num_rows for number in range(table.metadata.num_row_groups)]
 
 
+def parquet_byte_columns(file: Path) -> list[str]:
+    """The columns that `parquet_group` leaves out without bytes. `ValueError` for a file that is not whole."""
+    arrow = _pyarrow(file)
+    with _whole(file, "Parquet file"), arrow.parquet.ParquetFile(file) as table:
+        return byte_columns(table.schema_arrow)
+
+
 def parquet_group(file: Path, number: int, with_bytes: bool = True) -> Arrow:
     """A row group of a Parquet file as one batch, with its columns of bytes or without. `ValueError` for damage."""
     arrow = _pyarrow(file)
     with _whole(file, f"Parquet file (row group {number})"), arrow.parquet.ParquetFile(file) as plain:
-        names = None if with_bytes else _without_bytes(plain.schema_arrow)
+        left_out = byte_columns(plain.schema_arrow)
+        names = None if with_bytes else [name for name in plain.schema_arrow.names if name not in left_out]
         repeated = _repeated_columns(plain.metadata)
         with arrow.parquet.ParquetFile(file, read_dictionary=repeated) as table:
             batches = table.read_row_group(number, columns=names).combine_chunks().to_batches()
@@ -96,7 +105,7 @@ def row_of(file: Path, batch: Arrow, index: int, with_bytes: bool = True) -> Raw
     """One row of a record batch, with or without its columns of bytes; its number is 0."""
     row = batch.slice(index, 1)
     if not with_bytes:
-        row = row.select(_without_bytes(row.schema))
+        row = row.drop_columns(byte_columns(row.schema))
     columns = _converted(row)
     return RawRow(file, 0, problem=columns) if isinstance(columns, str) else RawRow(file, 0, _filled(columns))
 
@@ -110,18 +119,18 @@ def _whole(file: Path, kind: str) -> Iterator[None]:
         raise ValueError(f"data: {file}: expected a whole {kind}, found: {error}") from None
 
 
-def _without_bytes(schema: Arrow) -> list[str]:
-    """The columns that hold no bytes, at whatever depth."""
-    kept = []
+def byte_columns(schema: Arrow) -> list[str]:
+    """The columns that hold bytes, at whatever depth. Those of videos are not among them: only names are read there."""
+    found_in = []
     for column in schema:
         waiting, found = [column.type], False
         while waiting:
             kind = waiting.pop()
             found |= "binary" in str(kind).partition("<")[0]
             waiting += [kind.field(index).type for index in range(kind.num_fields)]
-        if not found:
-            kept.append(column.name)
-    return kept
+        if found and column.name not in VIDEO_COLUMNS:
+            found_in.append(column.name)
+    return found_in
 
 
 def saved_files(path: Path) -> list[Path]:

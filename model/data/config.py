@@ -13,6 +13,8 @@ HELD_OUT = "evaluation"
 """Name of the report of held-out rows that cannot be used, beside those of sources."""
 _WITH_SOURCES = ("max_bad_rows",)
 """Settings of tables that hold for streams too."""
+VIDEO_DEADLINE_S = 120.0
+"""Seconds of decoding after which a video is given up."""
 
 
 class ReferenceForm(Enum):
@@ -154,8 +156,8 @@ class LoaderConfig:
     """steps that are read ahead"""
     ahead_mib: int = field(default=4096, metadata=OUTSIDE)
     """memory for pixels of rows that are read ahead, beside those of the step that trains"""
-    patience_s: float = field(default=60.0, metadata=OUTSIDE)
-    """seconds without an answer after which a worker is ended and replaced"""
+    patience_s: float = field(default=300.0, metadata=OUTSIDE)
+    """seconds without a row after which a worker is ended and replaced; more than a video may take"""
     index: str = field(default="", metadata=OUTSIDE)
     """folder of the indices of the files; empty: .sailvl2_index beside each file"""
     decode_all: bool = field(default=False, metadata=OUTSIDE)
@@ -165,8 +167,12 @@ class LoaderConfig:
         for name, least in (("workers", 0), ("ahead", 1), ("ahead_mib", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"data.loader.{name}: expected at least {least}, found {getattr(self, name)}")
-        if not 0 < self.patience_s < float("inf"):
-            raise ValueError(f"data.loader.patience_s: expected above 0, found {self.patience_s}")
+        least = 1.25 * VIDEO_DEADLINE_S
+        if self.workers and not least <= self.patience_s < float("inf"):
+            raise ValueError(
+                f"data.loader.patience_s: expected at least {least:g}, because a row with a video may take "
+                f"{VIDEO_DEADLINE_S:g} seconds, found {self.patience_s:g}"
+            )
 
 
 @dataclass

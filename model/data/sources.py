@@ -215,9 +215,9 @@ def _tables(paths: Sequence[Path]) -> list[Table]:
 class BoundedCache(Generic[Item]):
     """The items that were used last, as many as `capacity` bytes hold."""
 
-    def __init__(self, capacity: int, size: Callable[[Item], int]) -> None:
-        """`size` tells the bytes of an item."""
-        self._capacity, self._size, self.num_bytes = capacity, size, 0
+    def __init__(self, capacity: int, size: Callable[[Item], int], least: int = 0) -> None:
+        """`size` tells the bytes of an item; the `least` items that were used last stay, however large they are."""
+        self._capacity, self._size, self._least, self.num_bytes = capacity, size, least, 0
         self._items: OrderedDict[object, Item] = OrderedDict()
 
     def get(self, key: object, build: Callable[[], Item]) -> Item:
@@ -226,7 +226,7 @@ class BoundedCache(Generic[Item]):
             return self._items[key]
         item = self._items[key] = build()
         self.num_bytes += self._size(item)
-        while self.num_bytes > self._capacity:
+        while self.num_bytes > self._capacity and len(self._items) > self._least:
             self.num_bytes -= self._size(self._items.popitem(last=False)[1])
         return item
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from model.data.config import VIDEO_DEADLINE_S
 from model.data.media import MAX_PIXELS, inside
 from model.data.media_error import MediaError
 
@@ -21,8 +22,6 @@ MAX_VIDEO_FRAMES = 20_000
 """Frames in the file, all of which may have to be decoded to reach the last one that is wanted."""
 MAX_VIDEO_PIXELS = 2**35
 """Frames times their pixels: about ten minutes of 1920 x 1080 at 25 frames a second."""
-
-DEADLINE_SECONDS = 120.0
 
 T = TypeVar("T")
 
@@ -35,11 +34,12 @@ def read_frames(root: Path, name: str, num_frames: int, use: Callable[[Image.Ima
     """
     with _opened(root, name) as (container, stream):
         expected = _count_packets(container, stream, name)
-    used, found = _use_frames(root, name, _middles(expected, num_frames), use)
+    until = time.monotonic() + VIDEO_DEADLINE_S
+    used, found = _use_frames(root, name, _middles(expected, num_frames), use, until)
     if len(used) < num_frames:  # a packet need not show a frame of its own
         if found == 0:
             raise MediaError(f"video {name}: expected at least one frame, found none that decodes")
-        used, found = _use_frames(root, name, _middles(found, num_frames), use)
+        used, found = _use_frames(root, name, _middles(found, num_frames), use, until)
     if len(used) < num_frames:
         raise MediaError(f"video {name}: expected the frames of the first reading, found {found} in the second")
     return used
@@ -65,11 +65,12 @@ def _middles(total: int, num_frames: int) -> list[int]:
     return [(2 * k + 1) * total // (2 * num_frames) for k in range(num_frames)]
 
 
-def _use_frames(root: Path, name: str, wanted: list[int], use: Callable[[Image.Image], T]) -> tuple[list[T], int]:
+def _use_frames(
+    root: Path, name: str, wanted: list[int], use: Callable[[Image.Image], T], until: float
+) -> tuple[list[T], int]:
     """(what `use` returned for the wanted frames, as far as the video goes; number of frames seen)."""
     used: list[T] = []
     seen = 0
-    until = time.monotonic() + DEADLINE_SECONDS
     with _opened(root, name) as (container, stream):
         size = None
         for frame in container.decode(stream):
@@ -83,7 +84,7 @@ def _use_frames(root: Path, name: str, wanted: list[int], use: Callable[[Image.I
             seen += 1
             if time.monotonic() > until:
                 raise MediaError(
-                    f"video {name}: expected one that is decoded within {DEADLINE_SECONDS:g} s, found one that takes "
+                    f"video {name}: expected one that is decoded within {VIDEO_DEADLINE_S:g} s, found one that takes "
                     "longer"
                 )
             _check_total(seen, frame.width * frame.height, name)  # the file's own account may be wrong

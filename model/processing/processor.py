@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.batch import StoredImage
 from model.config import SailVL2Config
 from model.data.media import StoredSource
 from model.data.media_error import MediaError
@@ -41,8 +42,9 @@ from model.padded import PaddedBatch, pad_rows
 from model.processing import chat_template
 from model.processing.messages import ImageSource, Media, Turn, read_turns, require_last_role
 from model.processing.settings import FILE, ProcessorSettings
+from model.processing.tiling import normalised
 from model.processing.tokenizer import THINK_TAGS, TOKENIZER_FILE, Script, Tokenizer
-from model.processing.visuals import Visual, open_visual, plan_visuals
+from model.processing.visuals import Visual, cut_visual, open_visual, plan_visuals
 from model.run.manifest import verify_files
 
 
@@ -99,6 +101,28 @@ class StoredPicture:
             ) from None
 
 
+@dataclass(frozen=True, eq=False)
+class BytePicture:
+    """An image, or a frame of a video, as the bytes of its tiles: a quarter of the memory of its pixels, which are made
+    where they are needed."""
+
+    tiles: np.ndarray  # [tiles, 3, height, width] bytes
+    settings: ProcessorSettings
+
+    @property
+    def shape(self) -> torch.Size:
+        """[tiles, 3, height, width]."""
+        return torch.Size(self.tiles.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.tiles.nbytes
+
+    def open(self) -> Tensor:
+        """Its pixels, the same bits as `Processor.open_images` gives."""
+        return torch.from_numpy(normalised(self.tiles, self.settings.image_mean, self.settings.image_std))
+
+
 _BYTES_OF_STORED = 512
 _latest = threading.local()
 """The file that this thread opened last: the frames of a video come one after the other."""
@@ -128,7 +152,7 @@ class Processor:
         self.tokenizer = tokenizer
         self.settings = settings or ProcessorSettings.from_config(config)
         self.placeholder_id = tokenizer.control[IMAGE_CONTEXT]
-        self._stores_pictures = False
+        self._stores_pictures = self._keeps_bytes = False
         self._known_pictures: set[tuple[str, ImageSource, int]] = set()
 
     @property
@@ -144,6 +168,12 @@ class Processor:
         other = copy.copy(self)
         other._stores_pictures = True
         other._known_pictures = set()
+        return other
+
+    def keeping_bytes(self) -> "Processor":
+        """A processor whose `pictures` are bytes instead of pixels, where they are not references."""
+        other = copy.copy(self)
+        other._keeps_bytes = True
         return other
 
     @classmethod
@@ -317,12 +347,15 @@ class Processor:
         arrays = [array for visual in visuals for array in open_visual(visual, self.settings, root)]
         return tuple(torch.from_numpy(array) for array in arrays)
 
-    def pictures(self, root: Path | None, images: Iterable[Visual | ImageSource]) -> tuple[Tensor | StoredPicture, ...]:
-        """`open_images`; after `storing_pictures`, references to those in files instead of their pixels."""
-        if not self._stores_pictures:
+    def pictures(self, root: Path | None, images: Iterable[Visual | ImageSource]) -> tuple[Tensor | StoredImage, ...]:
+        """`open_images`; after `storing_pictures`, references to those in files instead of their pixels, and after
+        `keeping_bytes` their bytes."""
+        if not self._stores_pictures and not self._keeps_bytes:
             return self.open_images(root, images)
         planned = self._planned(images, root, None)
-        return tuple(picture for visual in planned for picture in self._stored(visual, root))
+        if self._stores_pictures:
+            return tuple(picture for visual in planned for picture in self._stored(visual, root))
+        return tuple(BytePicture(tiles, self.settings) for visual in planned for tiles in cut_visual(visual, root))
 
     def _planned(
         self, images: Iterable[Visual | ImageSource], root: Path | None, max_tiles: int | None

@@ -211,10 +211,17 @@ def own_size(width: int, height: int, step: int, max_steps: int) -> Grid:
     return min(columns, max_steps), min(rows, max_steps)
 
 
-def normalised(tiles: Iterable[Image.Image], mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
-    """[tiles, 3, height, width] float32 of equally large RGB tiles: (value / 255 - mean) / std, all in float32."""
-    array = np.stack([np.asarray(tile, np.uint8) for tile in tiles]).astype(np.float32)
-    array /= np.float32(255)
-    array -= np.asarray(mean, np.float32)
-    array /= np.asarray(std, np.float32)
-    return np.ascontiguousarray(array.transpose(0, 3, 1, 2))
+def stacked(tiles: Iterable[Image.Image]) -> np.ndarray:
+    """[tiles, 3, height, width] bytes of equally large RGB tiles."""
+    return np.ascontiguousarray(np.stack([np.asarray(tile, np.uint8) for tile in tiles]).transpose(0, 3, 1, 2))
+
+
+def normalised(tiles: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """[tiles, 3, height, width] float32 of tiles of bytes: (value / 255 - mean) / std, all in float32."""
+    values = np.arange(256, dtype=np.float32)[None] / np.float32(255)
+    of_byte = (values - np.asarray(mean, np.float32)[:, None]) / np.asarray(std, np.float32)[:, None]  # [3, 256]
+    found = np.empty(tiles.shape, np.float32)
+    for own, pixels in zip(tiles, found, strict=True):
+        for channel, plane in enumerate(own):
+            np.take(of_byte[channel], plane, out=pixels[channel], mode="clip")  # other modes make a copy first
+    return found

@@ -13,7 +13,7 @@ from model.data.media_error import MediaError
 from model.data.video import check_video, read_frames, video_size
 from model.processing.messages import ImageSource, Media
 from model.processing.settings import ProcessorSettings
-from model.processing.tiling import Cutter, Shape, normalised
+from model.processing.tiling import Cutter, Shape, normalised, stacked
 
 
 @dataclass(frozen=True)
@@ -74,15 +74,20 @@ def _tokens_of(shape: Shape, config: SailVL2Config) -> int:
 
 def open_visual(visual: Visual, settings: ProcessorSettings, root: Path | None) -> list[np.ndarray]:
     """Pixels [tiles, 3, height, width] of the image, or of each frame. `MediaError` if it cannot be used."""
+    return [normalised(tiles, settings.image_mean, settings.image_std) for tiles in cut_visual(visual, root)]
+
+
+def cut_visual(visual: Visual, root: Path | None) -> list[np.ndarray]:
+    """The same as bytes, before `normalised`."""
     media = visual.media
     if isinstance(media.source, Image.Image):
-        return [_pixels(as_rgb(media.source), visual, settings)]
+        return [_tiles(as_rgb(media.source), visual)]
     if isinstance(media.source, Picture):
-        return [_pixels(media.source.open(), visual, settings)]
+        return [_tiles(media.source.open(), visual)]
     folder = _folder(media.source, root)
     if media.num_frames:
-        return read_frames(folder, media.source, media.num_frames, lambda frame: _pixels(frame, visual, settings))
-    return [_pixels(open_image(folder, media.source), visual, settings)]
+        return read_frames(folder, media.source, media.num_frames, lambda frame: _tiles(frame, visual))
+    return [_tiles(open_image(folder, media.source), visual)]
 
 
 def check_visuals(root: Path, visuals: Iterable[Visual]) -> None:
@@ -93,7 +98,7 @@ def check_visuals(root: Path, visuals: Iterable[Visual]) -> None:
         check_video(root, name)
 
 
-def _pixels(image: Image.Image, visual: Visual, settings: ProcessorSettings) -> np.ndarray:
+def _tiles(image: Image.Image, visual: Visual) -> np.ndarray:
     tiles = visual.cutter.cut(image)
     found = (len(tiles), tiles[0].height, tiles[0].width)
     if found != visual.shape:
@@ -101,7 +106,7 @@ def _pixels(image: Image.Image, visual: Visual, settings: ProcessorSettings) -> 
             f"image {visual.source!r}: expected the size it had when its prompt was built, for {visual.shape} tiles, "
             f"height and width, found {found}; keep files as they are while they are used"
         )
-    return normalised(tiles, settings.image_mean, settings.image_std)
+    return stacked(tiles)
 
 
 def media_size(media: Media, root: Path | None) -> tuple[int, int]:

@@ -9,18 +9,21 @@ import sys
 import tarfile
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from model.corpus import tables
 from model.corpus.corpus import Corpus
 from model.corpus.files import open_shard, shard_files
 from model.corpus.index import IndexKind, open_indices
 from model.corpus.lines import JsonLines
-from model.corpus.shard import BLANK, Unit
+from model.corpus.reading import ChangedRow
+from model.corpus.shard import BLANK, Unit, Withheld
 from model.data.config import LoaderConfig, SourceConfig, TableConfig, TooLong
-from model.data.sources import DataFolders
+from model.data.sources import BoundedCache, DataFolders
 from tests.model.corpus import layouts
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -94,6 +97,33 @@ def test_long_names_and_folders_of_a_tar(tmp_path):
     rows = list(shard.rows(shard.units()[0]))
     assert [raw.columns["caption"] for _, raw in rows] == ["A", "B", "C"]
     assert all(shard.read(place).columns == raw.columns for place, raw in rows)
+
+
+def test_a_row_without_its_images_keeps_the_names_of_its_videos(tmp_path):
+    video = {"bytes": b"", "path": "clip.mp4"}
+    path = layouts.parquet(
+        tmp_path / "a.parquet", [{"video": video, "image": layouts.struct(), "caption": "A square."}]
+    )
+    columns = open_shard(path).read((0, 0), num_pictures=1).columns
+    assert columns["video"]["path"] == "clip.mp4" and [type(one) for one in columns["image"]] == [Withheld]
+
+
+def test_row_groups_of_many_files_are_kept_within_bytes_of_the_process(tmp_path, monkeypatch):
+    read = []
+    own = tables.parquet_group
+    monkeypatch.setattr(tables, "parquet_group", lambda *arguments: read.append(arguments) or own(*arguments))
+    rows = [chat(number, str(number) * 10_000) for number in range(8)]
+    shards = [tables.ParquetShard(layouts.parquet(tmp_path / f"{number}.parquet", rows, 4)) for number in range(6)]
+    cache = BoundedCache[Any](100_000, lambda group: group.nbytes, least=1)
+    monkeypatch.setattr(tables, "_groups", cache)
+    for shard in shards:
+        for place in ((0, 0), (0, 3), (1, 1), (0, 2)):
+            assert shard.read(place).columns == rows[4 * place[0] + place[1]]
+        assert 40_000 < cache.num_bytes <= 100_000
+    assert len(read) == 12  # each group once
+    monkeypatch.setattr(tables, "_groups", BoundedCache[Any](0, lambda group: group.nbytes, least=1))
+    assert [shards[0].read((1, index)).columns for index in range(4)] == rows[4:]
+    assert len(read) == 13
 
 
 class TestIndex:
@@ -389,10 +419,16 @@ class TestDamage:
     def test_a_file_that_changes_while_it_is_used(self, tiny, tmp_path):
         path = layouts.jsonl(tmp_path / "a.jsonl", [chat(number, "one") for number in range(5)])
         corpus = corpus_of(tiny[1], path)
-        path.write_text(path.read_text().replace("one", "two, three")[: path.stat().st_size])
-        with pytest.raises(ValueError, match=r"keep files as they are|expected"):
-            for number in range(5):
-                corpus.build(number)
+        content = path.read_text()
+        path.write_text(content.replace("one", "fgh"))  # as many bytes, but more tokens
+        tokens = corpus.length(2)
+        wanted = rf"a\.jsonl: expected a row of {tokens} tokens at \(.*\), found {tokens + 1}; keep files as they are"
+        with pytest.raises(ChangedRow, match=wanted):
+            corpus.build(2)
+        path.write_text(content[:-20])
+        assert corpus.build(2).num_tokens == tokens
+        with pytest.raises(ValueError, match=r"a\.jsonl: expected \d+ bytes at \d+, found \d+; the file has changed"):
+            corpus.build(4)
 
 
 def test_opening_many_rows_again_takes_no_reading(tiny, tmp_path):

@@ -51,6 +51,7 @@ def test_a_position_gives_the_same_row_however_it_is_reached():
         "b": MixedSource(90, 1.0, max_epochs=2.0),
         "c": MixedSource(40, 1.0, row_weights=np.linspace(0.0, 3.0, 40)),
         "d": MixedSource(60, 1.0, blocks=np.array([10, 20, 5, 25])),
+        "e": MixedSource(60, 1.0, row_weights=np.linspace(0.0, 2.0, 60), blocks=np.array([10, 20, 5, 25])),
     }
     straight = rows_of(Mixture(sources, 7), 0, 9000)
     for start in (1, 999, 1000, 2500, 8999):
@@ -92,6 +93,23 @@ def test_blocks_of_a_window_are_read_together():
         window = rows[start : start + 100]
         assert len({row // 25 for row in window}) == Windows.SIZE
         assert list(window) != sorted(window)
+
+
+def test_rows_with_weights_are_read_block_by_block_too():
+    weights = np.tile([0.0, 0.5, 1.0, 2.5], 250)
+    weights[200:300] = 0.0  # four blocks that no pass reads
+    source = MixedSource(1000, row_weights=weights, blocks=np.full(40, 25))
+    mixture = Mixture({"a": source}, seed=0)
+    per_pass = round(weights.sum())
+    found = [one[1] for one in rows_of(mixture, 0, 20 * per_pass) if one]
+    counts = Counter(found)
+    assert all(abs(counts[row] - 20 * weight) <= 1 + 20 * weight * 0.05 for row, weight in enumerate(weights))
+    changes, kept = 0, []
+    for row in found[:per_pass]:  # a reader that keeps the blocks of a window
+        if row // 25 not in kept:
+            changes, kept = changes + 1, [*kept, row // 25][-Windows.SIZE :]
+    assert changes <= 40
+    assert found[:per_pass] != sorted(found[:per_pass])
 
 
 def test_a_late_position_costs_no_more_than_an_early_one():

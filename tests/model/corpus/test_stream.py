@@ -1,6 +1,7 @@
 """Streams of several corpora: the same rows after a restart, for any number of processes, and with damaged images."""
 
 import json
+import re
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -8,15 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import sft.stage
 from conf.cli import load_config
-from model.batch import Row, StoredImage
+from model.batch import Row
 from model.corpus.open import inputs_of_sources, open_held_out, open_stream, source_weights
 from model.corpus.stream import Stream
 from model.data.config import LoaderConfig, SourceConfig, StreamConfig, TableConfig
 from model.data.sources import DataFolders
 from model.pretrain.stage import run_stage
+from model.processing.processor import BytePicture, StoredPicture
+from model.supervised import make_train_batch
 from tests.model.corpus import layouts
 
 CAPACITY = 256
@@ -86,6 +90,10 @@ def test_all_kinds_of_files_mix_by_weight(tiny, folder):
         assert sorted(number for one in content.bins for number in one) == list(range(len(content.rows)))
         assert all(sum(content.rows[n].num_tokens for n in one) <= CAPACITY for one in content.bins)
         assert {"pack/waste", "pack/visual_tokens_max_over_mean", "pack/oldest_age"} <= content.metrics.keys()
+    mebibytes = np.mean([sum(image.nbytes for row in one.rows for image in row.images) for one in steps]) / 2**20
+    stream._bytes_each *= 10_000
+    said = re.search(r"images of a step: about (\d+) MiB", stream.described()[-1])
+    assert said and abs(int(said[1]) / (mebibytes * 10_000) - 1) < 0.1
     names = [name for content in steps for name in content.sources]
     for name, share in (("captions", 3 / 7), ("tar", 1 / 7), ("pairs", 1 / 7), ("texts", 2 / 7)):
         assert abs(names.count(name) / len(names) - share) < 0.1
@@ -120,6 +128,24 @@ def test_workers_change_nothing(tiny, folder):
     assert found + more == steps_of(stream_of(config(folder), tiny[1]), 0, 9)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_of_a_step_are_bytes_until_their_micro_batch_is_trained(tiny, folder, workers):
+    """A step of a large recipe would be tens of gigabytes of pixels."""
+    stream = stream_of(config(folder, workers), tiny[1])
+    try:
+        rows = stream.content(0).rows
+        planned = stream._planned[1]
+        following = stream.content(1).rows
+    finally:
+        stream.close()
+    images = [image for row in rows for image in row.images]
+    inputs = make_train_batch(rows, tiny[1]).inputs
+    assert not inputs.is_open
+    pixels = inputs.to(torch.device("cpu")).tiles
+    assert sum(image.nbytes for image in images) * 4 == sum(tiles.nbytes for tiles in pixels) > 0
+    assert planned.num_bytes == sum(image.nbytes for row in following for image in row.images)
+
+
 def test_references_stand_for_the_same_pixels(tiny, folder):
     """Processes that share an update get references: equal ids, and equal pixels once they are opened."""
     here, there = stream_of(config(folder), tiny[1]), stream_of(config(folder), tiny[1].storing_pictures())
@@ -128,11 +154,43 @@ def test_references_stand_for_the_same_pixels(tiny, folder):
         for row, stored in zip(here.content(step).rows, there.content(step).rows, strict=True):
             assert ids_of(row) == ids_of(stored)
             for image, reference in zip(row.images, stored.images, strict=True):
-                assert not isinstance(reference, torch.Tensor) and isinstance(image, torch.Tensor)
-                opened: StoredImage = reference
-                assert opened.shape == image.shape and torch.equal(opened.open(), image)
+                assert isinstance(reference, StoredPicture) and isinstance(image, BytePicture)
+                assert reference.shape == image.shape and torch.equal(reference.open(), image.open())
                 num_images += 1
     assert num_images > 100
+
+
+@pytest.mark.parametrize("ending", ["parquet", "arrow"])
+def test_names_in_columns_stand_for_the_same_pixels(tiny, tmp_path, ending):
+    """Images of columnar files may be names, and structs of bytes and names in which one of the two is null."""
+    import pyarrow.ipc
+    import pyarrow.parquet
+
+    for number in range(6):
+        (tmp_path / f"{number}.png").write_bytes(layouts.picture(number))
+    columns = {
+        "image": [f"{number}.png" for number in range(6)],
+        "structs": [
+            {"bytes": None if number % 2 else layouts.picture(number), "path": f"{(number + number % 2) % 6}.png"}
+            for number in range(6)
+        ],
+        "inside": [{"image": layouts.struct(number)} for number in range(6)],
+    }
+    table = pyarrow.table({**columns, "caption": [f"Square {number}." for number in range(6)]})
+    if ending == "parquet":
+        pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    else:
+        with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as stream:
+            stream.write_table(table)
+    for column in ("image", "structs", "inside.image"):
+        source = SourceConfig([f"rows.{ending}"], image_column=column)
+        data = config(tmp_path, sources={"a": source}, micro_batches_per_step=1)
+        here, there = stream_of(data, tiny[1]), stream_of(data, tiny[1].storing_pictures())
+        for row, stored in zip(here.content(0).rows, there.content(0).rows, strict=True):
+            assert ids_of(row) == ids_of(stored)
+            (image,), (reference,) = row.images, stored.images
+            assert isinstance(reference, StoredPicture) and isinstance(image, BytePicture)
+            assert torch.equal(reference.open(), image.open())
 
 
 def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
@@ -157,6 +215,12 @@ def test_damaged_images_are_named_and_left_out(tiny, folder, tmp_path, capsys):
         steps_of(stream_of(data, tiny[1], max_bad_rows=2), 0, 5)
     decoded = replace(data, loader=LoaderConfig(0, decode_all=True))
     assert len(stream_of(decoded, tiny[1], max_bad_rows=4).bad_rows[0]) == 4
+
+
+def test_rows_of_one_row_group_are_built_by_one_worker(tiny, folder):
+    stream = stream_of(config(folder), tiny[1])
+    groups = [one.task(20, opens_images=True).address.group for one in stream._corpora]
+    assert groups == [None, None, (str(folder / "pairs.parquet"), 1), None]
 
 
 def test_a_stream_that_ends_says_so(tiny, folder):
@@ -239,6 +303,7 @@ class TestSettings:
             ([*SOURCES, "data.max_image_bytes=1"], "data.max_image_bytes: expected none with data.sources, found 1"),
             ([*SOURCES, "evaluation.source=b"], "evaluation.source: expected one of a, found 'b'"),
             (["data.path=x", "evaluation.source=b"], "evaluation.source: expected data.sources beside it"),
+            (["data.loader.patience_s=100"], "patience_s: expected at least 150, because a row with a video may take"),
         ],
     )
     def test_what_contradicts_is_refused(self, arguments, wanted):
@@ -267,9 +332,15 @@ def test_pre_training_on_a_stream_goes_on_to_the_bit(folder, tmp_path):
     mean = np.mean([last[f"loss/{name}"] for name in "ctp"])
     assert abs(mean - last["nll_per_token"]) < 1.0 and last["eval/nll_per_token"] > 0
     assert last["pack/waste"] < 0.05
-    pretrain(folder, tmp_path / "parts", "max_steps=4", f"evaluation.data={folder / 'pairs.parquet'}")
-    again = pretrain(folder, tmp_path / "parts", "max_steps=8", f"evaluation.data={folder / 'pairs.parquet'}")
-    assert [one["loss"] for one in again] == [one["loss"] for one in whole]
+    with_worker = ("data.loader.workers=1", f"evaluation.data={folder / 'pairs.parquet'}")
+    pretrain(folder, tmp_path / "parts", "max_steps=4", *with_worker)
+    again = pretrain(folder, tmp_path / "parts", "max_steps=8", *with_worker)
+    for one in (whole[3], again[3]):  # the first part is evaluated at its end
+        for name in [name for name in one if name.startswith("eval/")]:
+            del one[name]
+    assert again == whole
+    weights, others = (load_file(tmp_path / run / "final" / "model.safetensors") for run in ("whole", "parts"))
+    assert weights.keys() == others.keys() and all(torch.equal(weights[name], others[name]) for name in weights)
     with pytest.raises(ValueError, match="data"):
         pretrain(folder, tmp_path / "parts", "max_steps=9", "run.seed=0", "data.packing.max_wait=3")
 

@@ -1,17 +1,24 @@
 """Processes that build rows: same rows as without them, and what happens when one ends, stops or cannot."""
 
 import os
+import resource
 import signal
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from model.batch import Row
 from model.corpus.workers import Workers
 from model.data.media_error import MediaError
+from model.processing.processor import BytePicture
+from model.processing.settings import ProcessorSettings
+
+SETTINGS = ProcessorSettings(max_tiles=1)
 
 
 class Builder:
@@ -36,8 +43,9 @@ class Builder:
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "slow":
             time.sleep(0.05)
-        pixels = [torch.full((1 + number % 3, 3, 4, 4), float(number)), torch.full((1, 3, 2, 8), float(-number))]
-        return Row([1, number], [[2, 3]], pixels[: number % 3], scored=[np.array([True, False])])
+        tiles = [np.full((1 + number % 3, 3, 4, 4), number, np.uint8), np.full((1, 3, 2, 8), 255 - number, np.uint8)]
+        images = [BytePicture(one, SETTINGS) for one in tiles[: number % 3]]
+        return Row([1, number], [[2, os.getpid()]], images, scored=[np.array([True, False])])
 
 
 @pytest.fixture
@@ -53,12 +61,17 @@ def take(workers: Workers, tasks: dict) -> list[Row]:
     return [workers.result(key) for key in tasks]
 
 
+def tiles_of(row: Row) -> list[np.ndarray]:
+    images = [image for image in row.images if isinstance(image, BytePicture)]
+    assert len(images) == len(row.images)
+    return [image.tiles for image in images]
+
+
 def check(rows: list[Row]) -> None:
     for number, row in enumerate(rows):
         assert row.prefix_ids == [1, number] and row.scored is not None and list(row.scored[0]) == [True, False]
-        wanted = Builder(Path())((number, "")).images
-        assert [image.shape for image in row.images] == [image.shape for image in wanted]
-        assert all(torch.equal(one, other) for one, other in zip(row.images, wanted, strict=True))
+        wanted = tiles_of(Builder(Path())((number, "")))
+        assert all(np.array_equal(one, other) for one, other in zip(tiles_of(row), wanted, strict=True))
 
 
 def test_rows_come_by_their_keys_with_their_pixels(workers):
@@ -102,6 +115,25 @@ def test_errors_of_a_row_and_of_the_program_are_told_apart(workers):
         workers.result("b")
 
 
+def test_tasks_that_are_near_each_other_go_to_one_worker_and_no_worker_idles(workers):
+    def builders(numbers: range, *nears: int) -> list[Counter]:
+        """How many rows each process built of those that share a `near`."""
+        for number in numbers:
+            workers.submit(number, (number, "slow"), near=nears[number % len(nears)])
+        by_near = [Counter() for _ in nears]
+        for number in numbers:
+            by_near[number % len(nears)][workers.result(number).completions[0][1]] += 1
+        return by_near
+
+    while len(builders(range(8), 0)[0]) < 2:  # until both processes are there
+        pass
+    first, second = builders(range(80), 0, 1)
+    assert first.most_common(1)[0][1] >= 30 and second.most_common(1)[0][1] >= 30
+    assert first.most_common(1)[0][0] != second.most_common(1)[0][0]
+    (counts,) = builders(range(40), 0)
+    assert min(counts.values()) >= 10 and len(counts) == 2
+
+
 def test_what_is_forgotten_does_not_come_back(workers):
     for number in range(10):
         workers.submit(number, (number, "slow"))
@@ -115,5 +147,48 @@ def test_pixels_outlive_their_worker(tmp_path):
     workers.submit(0, (2, ""))
     row = workers.result(0)
     workers.close()
-    check([Builder(tmp_path)((0, ""))])
-    assert torch.equal(row.images[0], torch.full((3, 3, 4, 4), 2.0))
+    first, second = tiles_of(row)
+    assert (first.shape, second.shape) == ((3, 3, 4, 4), (1, 3, 2, 8))
+    assert (first == 2).all() and (second == 253).all()
+
+
+def lowest_free_descriptor() -> int:
+    number = os.dup(0)
+    os.close(number)
+    return number
+
+
+@contextmanager
+def descriptors_below(limit: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+
+
+def num_mapped() -> int:
+    return Path("/proc/self/maps").read_text().count("sailvl2-row")
+
+
+def test_rows_hold_no_descriptors_and_their_memory_goes_with_them(workers):
+    take(workers, {-1: (1, "")})
+    before = num_mapped()
+    with descriptors_below(lowest_free_descriptor() + 20):
+        rows = take(workers, {number: (number, "") for number in range(200)})
+    check(rows)
+    assert num_mapped() == before + 200
+    del rows
+    assert num_mapped() == before
+
+
+def test_too_few_descriptors_are_named(workers):
+    take(workers, {0: (1, "")})
+    with descriptors_below(lowest_free_descriptor() + 1):
+        workers.submit(1, (1, ""))
+        with pytest.raises(RuntimeError, match=r"Too many open files; .*ulimit -n"):
+            workers.result(1)
+    workers.submit(2, (1, ""))  # the thread has ended
+    with pytest.raises(RuntimeError, match=r"ulimit -n"):
+        workers.result(2)

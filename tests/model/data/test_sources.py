@@ -203,6 +203,9 @@ def test_the_cache_holds_what_was_used_last_within_its_bytes():
     assert [get(key) for key in (4, 5, 4, 3, 5)] == [4, 5, 4, 3, 5]
     assert built == [4, 5, 3, 5] and cache.num_bytes == 8  # 5 made room for 3, as 4 was used later
     assert get(11) == 11 and cache.num_bytes == 0  # larger than all: built anew each time
+    cache, built = BoundedCache[int](10, lambda item: item, least=1), []
+    assert [get(key) for key in (3, 11, 11, 12, 4, 5)] == [3, 11, 11, 12, 4, 5]
+    assert built == [3, 11, 12, 4, 5] and cache.num_bytes == 9
 
 
 def test_rows_that_broke_later_are_still_counted_after_a_restart(tiny, pictures):

@@ -1,8 +1,10 @@
 """Videos that somebody else supplied: the right frames of the harmless, a clear refusal of the rest, no hang."""
 
 import builtins
+import itertools
 import os
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -168,6 +170,17 @@ class TestRefused:
         monkeypatch.setattr(video, "_count_packets", lambda *_: 30)
         with pytest.raises(MediaError, match="expected at most 9 frames"):
             read_frames(folder, "a.mp4", 1, middle)
+
+    def test_both_readings_of_a_video_share_one_deadline(self, folder, monkeypatch):
+        """A second passes for each frame; where the packets said too much, 30 frames are read twice."""
+        monkeypatch.setattr(video, "time", SimpleNamespace(monotonic=itertools.count().__next__))
+        for num_packets, deadline in ((30, 35.0), (60, 65.0)):
+            monkeypatch.setattr(video, "_count_packets", lambda *_, count=num_packets: count)
+            monkeypatch.setattr(video, "VIDEO_DEADLINE_S", deadline)
+            assert len(read_frames(folder, "a.mp4", 30, middle)) == 30
+        monkeypatch.setattr(video, "VIDEO_DEADLINE_S", 45.0)
+        with pytest.raises(MediaError, match="is decoded within 45 s, found one that takes longer"):
+            read_frames(folder, "a.mp4", 30, middle)
 
     def test_damage_anywhere_gives_frames_or_a_media_error(self, folder, tmp_path):
         """Bytes changed at random and ends cut off: never another exception, which would end a run."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from model.processing.settings import IMAGENET_MEAN, IMAGENET_STD
-from model.processing.tiling import OwnSize, Tiling, candidate_grids, normalised, own_size
+from model.processing.tiling import OwnSize, Tiling, candidate_grids, normalised, own_size, stacked
 
 
 def grids_in_order(low: int, high: int) -> list[tuple[int, int]]:
@@ -169,7 +169,7 @@ class TestCutting:
     def test_normalisation_is_the_published_arithmetic_bit_for_bit(self):
         """ToTensor and Normalize are a division by 255, a subtraction and a division, in float32."""
         values = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-        ours = torch.from_numpy(normalised([Image.fromarray(values)], IMAGENET_MEAN, IMAGENET_STD))
+        ours = torch.from_numpy(normalised(stacked([Image.fromarray(values)]), IMAGENET_MEAN, IMAGENET_STD))
         mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_MEAN, IMAGENET_STD))
         theirs = torch.from_numpy(values).permute(2, 0, 1).to(torch.float32).div(255).sub_(mean).div_(std)
         assert ours.dtype == torch.float32 and ours.is_contiguous() and torch.equal(ours[0], theirs)
