@@ -474,8 +474,8 @@ class AssembleConfig:
     dtype: StoredDtype = StoredDtype.keep
     """number type of the weights that are written; keep: that of the decoder"""
     resolution: Resolution = Resolution.fixed
-    """fixed: cut images into tiles, unless the tower is AnyRes already; any (AnyRes): interpolate the tower's positions to
-    each image's own grid"""
+    """fixed: cut images into tiles, unless the tower is AnyRes already; any (AnyRes): interpolate the tower's positions
+    to each image's own grid"""
 
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")

@@ -206,9 +206,9 @@ class Speed:
     def of(self, rows: Sequence[Row], seconds: float, steps_left: int) -> dict[str, float]:
         """Tokens, visual tokens and 10^12 operations a second of a step that took so long, and what is left.
 
-        `seconds` are those of a step's rows and its update. `time/mfu` is the share of the peak of the GPUs in bfloat16,
-        where that is known. `time/left_s` covers the steps that are left, at the mean of the last 20; evaluations,
-        checkpoints and the export come on top.
+        `seconds` are those of a step's rows and its update. `time/mfu` is the share of the peak of the GPUs in
+        bfloat16, where that is known. `time/left_s` covers the steps that are left, at the mean of the last 20;
+        evaluations, checkpoints and the export come on top.
         """
         self._seconds.append(seconds)
         tiles = [(image.shape[0], image.shape[2] * image.shape[3] // self._squares) for r in rows for image in r.images]

@@ -83,7 +83,7 @@ class LabelledImages:
 
 
 def _held_out(labels: Sequence[str], share: float) -> set[int]:
-    """The rows that test: about this share of all, spread evenly over the classes, of which each keeps a row to train."""
+    """The rows that test: about this share of all, spread over the classes, each of which keeps a row to train."""
     order = sorted(range(len(labels)), key=lambda n: labels[n])
     spare = [n for place, n in enumerate(order) if place and labels[order[place - 1]] == labels[n]]
     count = min(round(share * len(labels)), len(spare))
