@@ -1,7 +1,8 @@
 """A checkpoint from trained towers: `python -m model.assemble vision=DIR language=DIR out=DIR`.
 
 The vision folder holds an AIMv2 (as published by its authors, or as transformers writes it) or the vision tower of a
-SAIL-VL2 checkpoint; the language folder a Qwen3 or Qwen3-MoE with its tokenizer. The adapter starts fresh.
+SAIL-VL2 checkpoint, whose tiles then stay as they are; the language folder a Qwen3 or Qwen3-MoE with its tokenizer, or
+the decoder of a SAIL-VL2 checkpoint. The adapter starts fresh.
 """
 
 import itertools
@@ -93,13 +94,12 @@ def _joined_config(config: AssembleConfig) -> SailVL2Config:
             verify_files(Path(folder), ["config.json"])
     vision_raw, language_raw = read_json_config(Path(config.vision)), read_json_config(Path(config.language))
     vision = vision_section(vision_raw.get("vision_config", vision_raw), f"{config.vision}/config.json")
-    any_resolution = config.resolution is Resolution.any
-    if any_resolution:
-        vision = AnyResVisionConfig(**{"max_patches": AnyResVisionConfig.max_patches, **asdict(vision)})
-    elif isinstance(vision, AnyResVisionConfig):
-        raise ValueError("resolution: expected any for an AnyRes vision tower, found fixed")
     language = language_section(language_raw.get("llm_config", language_raw), f"{config.language}/config.json")
-    tiles = 1 if any_resolution else SailVL2Config.max_dynamic_patch
+    if config.resolution is Resolution.any:
+        vision = AnyResVisionConfig(**{"max_patches": AnyResVisionConfig.max_patches, **asdict(vision)})
+    elif vision_raw.get("model_type") == "sailvl":  # the tower was trained in a model, whose way to cut images it keeps
+        return replace(SailVL2Config.from_folder(Path(config.vision)), language=language)
+    tiles = 1 if isinstance(vision, AnyResVisionConfig) else SailVL2Config.max_dynamic_patch
     return SailVL2Config(vision, language, max_dynamic_patch=tiles, use_thumbnail=tiles > 1)
 
 

@@ -464,9 +464,9 @@ class ExportConfig:
 @dataclass
 class AssembleConfig:
     vision: str = ""
-    """folder of an AIMv2 or SAIL-ViT vision tower"""
+    """folder of an AIMv2 or SAIL-ViT vision tower, or of a SAIL-VL2 checkpoint"""
     language: str = ""
-    """folder of a Qwen3 or Qwen3-MoE decoder, with its tokenizer"""
+    """folder of a Qwen3 or Qwen3-MoE decoder, with its tokenizer, or of a SAIL-VL2 checkpoint"""
     out: str = ""
     """checkpoint folder to write"""
     seed: int = 0
@@ -474,7 +474,8 @@ class AssembleConfig:
     dtype: StoredDtype = StoredDtype.keep
     """number type of the weights that are written; keep: that of the decoder"""
     resolution: Resolution = Resolution.fixed
-    """fixed: cut images into tiles; any (AnyRes): interpolate the tower's positions to each image's own grid"""
+    """fixed: cut images into tiles, unless the tower is AnyRes already; any (AnyRes): interpolate the tower's positions
+    to each image's own grid"""
 
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")

@@ -128,6 +128,7 @@ def train_supervised(
                 totals = engine.accumulate(batches, loss, denominator).total()
                 result = engine.step(search.scale)
             step, settled = engine.step_count, search.settled_step
+            seconds = time.monotonic() - begin  # an evaluation is not part of how fast a run trains
             if search.observe(step, totals["nll"] / num_tokens if result.applied else None):
                 continue
             evaluated = {}
@@ -143,7 +144,7 @@ def train_supervised(
                     "nll_per_token": totals["nll"] / num_tokens,
                     "tokens_above_half": totals["sure"] / num_tokens,
                     "tokens": float(sum(row.num_tokens for row in rows)),
-                    **speed.of(rows, time.monotonic() - begin, config.max_steps - step),
+                    **speed.of(rows, seconds, config.max_steps - step),
                     **content.metrics,
                     **losses_by_source(totals),
                     "learning_rate": result.learning_rate,
@@ -206,7 +207,9 @@ class Speed:
     def of(self, rows: Sequence[Row], seconds: float, steps_left: int) -> dict[str, float]:
         """Tokens, visual tokens and 10^12 operations a second of a step that took so long, and what is left.
 
-        `time/mfu` is the share of the peak of the GPUs in bfloat16, where that is known.
+        `seconds` are those of a step's rows and its update. `time/mfu` is the share of the peak of the GPUs in
+        bfloat16, where that is known. `time/left_s` covers the steps that are left, at the mean of the last 20;
+        evaluations, checkpoints and the export come on top.
         """
         self._seconds.append(seconds)
         tiles = [(image.shape[0], image.shape[2] * image.shape[3] // self._squares) for r in rows for image in r.images]

@@ -3,7 +3,7 @@
 import io
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -108,6 +108,17 @@ def group_table(stages: Sequence[JsonObject]) -> Table:
     for stage in stages:
         found = direct_accuracies(stage)
         table.add_row(stage["name"], f"{stage['seconds']:.0f}", *(shown(found.get(group), ".1%") for group in groups))
+    return table
+
+
+def probe_table(probed: Mapping[str, Mapping[str, float]]) -> Table:
+    """The table of the probes of the vision tower: checkpoint -> figure -> number."""
+    table = Table(title="What the probes measured (a lower distance is nearer)")
+    figures = list(dict.fromkeys(name for found in probed.values() for name in found))
+    for heading in ("stage", *figures):
+        table.add_column(heading.replace("_", " "), justify="left" if heading == "stage" else "right")
+    for stage, found in probed.items():
+        table.add_row(stage, *(shown(found.get(name), ".1%" if name == "top1" else ".4f") for name in figures))
     return table
 
 

@@ -22,7 +22,7 @@ from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
 from rlhf.config import PipelineAction, PipelineConfig
-from rlhf.stages import StagePlan, check_inputs, plan
+from rlhf.stages import StagePlan, check_inputs, check_starts, digests_of, plan
 
 _PATIENCE_SECONDS = STOP_SECONDS + 2.5
 """Seconds after SIGTERM until a stage that did not end by itself is killed."""
@@ -40,6 +40,7 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
         print("\n".join(plan_lines(config, stages, evaluations)))
         return
+    check_starts(config, stages)
     if not config.prepare:
         check_inputs([*stages, *evaluations.values()])
     if config.run.start is not StartMode.fresh:
@@ -83,26 +84,25 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
 def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
     """A finished stage as a record: its command lines without the places of folders, and checksums of the inputs
     that no earlier stage writes."""
-    from model.run.identity import digest_of_files
-
     places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
 
     def without_places(command: Sequence[str]) -> list[str]:
         found = list(command)
         for place in sorted(filter(None, places), key=len, reverse=True):
-            path = re.compile(rf"(?<=['=\[,]){re.escape(str(Path(place)))}(?=['/\],]|$)")  # a value, not part of a word
+            # It has to be a value, and not part of a word.
+            path = re.compile(rf"(?<=['\"=\[,]){re.escape(str(Path(place)))}(?=['\"/\],]|$)")
             found = [path.sub(lambda _, name=places[place]: name, argument) for argument in found]
         return found
 
-    files = dict(stage.files)
+    inputs = digests_of(stage)
     if evaluation:
-        files |= {f"evaluation.{key}": path for key, path in evaluation.files.items()}
+        inputs |= {f"evaluation.{key}": digest for key, digest in digests_of(evaluation).items()}
     return {
         "commands": {
             "stage": without_places(stage.command),
             "evaluation": without_places(evaluation.command) if evaluation else [],
         },
-        "inputs": {key: digest_of_files([path]) for key, path in files.items() if path.exists()},
+        "inputs": inputs,
     }
 
 
@@ -172,7 +172,7 @@ def _finish(
     from rich.console import Console
 
     from model.run.durable import copy_folder
-    from rlhf.console import direct_accuracies, group_table, plot_curves, stage_table
+    from rlhf.console import direct_accuracies, group_table, plot_curves, probe_table, stage_table
 
     reach("pipeline.finish")
     models = [stage.name for stage in stages if stage.writes_model]
@@ -189,11 +189,15 @@ def _finish(
         summary["majority_answer_rate"] = evaluated[-1]["majority_answer_rate"]
     if by_group:
         summary["accuracy"] = by_group
+    if probed := _probed(results):
+        summary["probes"] = probed
     _write(folder / "summary.json", summary)
     console = Console()
     if evaluated:
         majority = summary["majority_answer_rate"]
         console.print(group_table(evaluated) if by_group else stage_table(evaluated, majority))
+    if probed:
+        console.print(probe_table(probed))
     listed = "".join(f"{name}: {path}\n" for name, path in products.items())
     listed += f"{config.note}\n" if config.note else ""
     console.print(f"{listed}total: {total:.0f} s", highlight=False, soft_wrap=True)
@@ -206,6 +210,12 @@ def _finish(
             *look[-1:],
             f"tensorboard --logdir {folder}",
         )
+
+
+def _probed(results: Sequence[JsonObject]) -> JsonObject:
+    """Stage, or folder of another model -> the figures of the probes of the vision tower."""
+    found = {Path(name): figures for result in results for name, figures in result.get("checkpoints", {}).items()}
+    return {path.parent.name if path.name == "final" else str(path): figures for path, figures in found.items()}
 
 
 def _run(title: str, arguments: Sequence[str]) -> None:

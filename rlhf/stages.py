@@ -10,16 +10,22 @@ from typing import Any
 from conf.cli import assign, command_of, entry_of, load_config
 from model.config import StoredDtype
 from model.data.config import StreamConfig
+from model.engine.config import SupervisedConfig
 from model.json_values import JsonObject
+from model.pretrain.config import PretrainConfig
 from rewards.rubric import Rubric
 from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
 
 _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
 _KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}
 _EVALUATE = "evaluate"
+_MEASURES = (_EVALUATE, "probe")  # they write figures, and no model
 _SUPERVISED = ("pretrain", "sft")
-_MERGE = "soup"
-_COMMANDS = (*_SUPERVISED, "rlhf", _MERGE, _EVALUATE)  # entry points that may be stages
+_MERGES = ("soup", "assemble")  # they make one model of several
+_COMMANDS = (*_SUPERVISED, "rlhf", *_MERGES, *_MEASURES)  # entry points that may be stages
+
+_NO_BASE = "{base}"
+"""Stands for the pipeline's base where it has none, which a plan may."""
 
 
 @dataclass(frozen=True)
@@ -35,12 +41,12 @@ class StagePlan:
     writes_model: bool = False
     config: object = None  # the command's own, composed and checked
     report: str = ""  # the paper's figures for this stage, which a plan shows
-    sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> a corpus that must be there, too
+    sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> what else must be there: corpora
 
     @property
     def is_merge(self) -> bool:
         """Whether it makes one model of several: it writes the model whole or not at all, and no run's folder."""
-        return self.entry == _MERGE
+        return self.entry in _MERGES
 
     @property
     def has_run(self) -> bool:
@@ -81,6 +87,28 @@ def _can_import(module: str) -> bool:
         return False
 
 
+def check_starts(config: PipelineConfig, stages: Sequence[StagePlan]) -> None:
+    """`ValueError` for a flavour that cannot be built, a stage that would keep random weights as they are, and an input
+    `@base` without a base."""
+    for stage in stages:
+        if key := next((key for key, path in stage.files.items() if path.parts[:1] == (_NO_BASE,)), ""):
+            raise ValueError(
+                f"{stage.where}.{key}: @base: expected the folder of a model in the pipeline's `base`, found nothing"
+            )
+        if not isinstance(stage.config, PretrainConfig) or stage.config.model is None:
+            continue
+        if frozen := [tower.name for tower in stage.config.engine.freeze]:
+            raise ValueError(
+                f"{stage.where}: engine.freeze: expected no tower with model={stage.config.model.value}, whose weights "
+                f"are random, found [{', '.join(frozen)}]; start from trained towers: base=DIR, a folder that "
+                "python -m model.assemble vision=DIR language=DIR out=DIR makes"
+            )
+        if stage.config.model is config.model:
+            from model.checkpoint import flavour_processor
+
+            flavour_processor(stage.config.model)
+
+
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
@@ -102,43 +130,87 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         raise ValueError(f"stages: expected names of their own, found {name!r}, which is taken; rename the stage")
     entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command", _COMMANDS)
     values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
-    common = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
-    common.append(assign("run.dir", Path(config.run.dir) / name))
-    if config.dtype is not StoredDtype.keep:
-        common.append(f"dtype={config.dtype.value}")
     if start := str(fields.get("from") or ""):
         value, file = _start(config, entry, start, earlier, f"stages.{name}.from")
         values |= value
         files |= {"from": file} if file else {}
-    if entry == _EVALUATE:
-        common = _common_of_evaluation(config, name)
-    elif entry == _MERGE:
-        common = [assign("out", Path(config.run.dir) / name / "final")]
     recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
     own = [str(override) for override in fields.get("overrides") or []]
     own += config.overrides if entry in _SUPERVISED else []
     _refuse_owned(own, f"stages.{name}", [key for key in ("checkpoint", "model") if key in values])
-    overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *common, *own]
+    overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *_common(config, entry, name), *own]
     report = str(fields.get("report") or "")
-    where, writes_model = f"stages.{name}", entry != _EVALUATE
+    where, writes_model = f"stages.{name}", entry not in _MEASURES
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
     checked = _checked(planned)
     return replace(planned, config=checked, sources=_sources(config, checked))
 
 
+def _common(config: PipelineConfig, entry: str, name: str) -> list[str]:
+    """The settings that the pipeline itself gives a command: where it writes, seed, threads, number type."""
+    dtype = [] if config.dtype is StoredDtype.keep else [f"dtype={config.dtype.value}"]
+    if entry in _MEASURES:
+        output = Path(config.run.dir) / "evaluations" / f"{name}.json"
+        number = [f"num_prompts={config.num_eval}"] if config.num_eval and entry == _EVALUATE else []
+        return [assign("output", output), f"seed={config.run.seed}", f"num_threads={config.num_threads}", *number]
+    if entry in _MERGES:
+        fresh = [f"seed={config.run.seed}", *dtype] if entry == "assemble" else []
+        return [assign("out", Path(config.run.dir) / name / "final"), *fresh]
+    settings = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
+    return [*settings, assign("run.dir", Path(config.run.dir) / name), *dtype]
+
+
 def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
-    """The corpora of a supervised stage that no earlier stage writes; of a pattern the folder that it searches."""
-    data: object = getattr(stage, "data", None)
+    """The corpora of a supervised stage, the files beside them and its held-out rows, as far as no earlier stage writes
+    them; of a pattern the folder that it searches."""
     found: dict[str, Path] = {}
-    if not isinstance(data, StreamConfig):
-        return found
+    if isinstance(stage, SupervisedConfig) and stage.evaluation.data:
+        found["evaluation.data"] = Path(stage.evaluation.data)
+    data = _stream_of(stage) or StreamConfig()
+    if data.source_weights:
+        found["data.source_weights"] = Path(data.source_weights)
     for name, source in data.sources.items():
+        key = f"data.sources.{name}"
         for number, pattern in enumerate(source.paths):
             parts = Path(data.folder, pattern).parts
-            path = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))
-            if not path.is_relative_to(config.run.dir):
-                found[f"data.sources.{name}.paths[{number}]"] = path
-    return found
+            found[f"{key}.paths[{number}]"] = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))
+        if source.media:
+            found[f"{key}.media"] = Path(data.folder, source.media)
+        if source.row_weights:
+            found[f"{key}.row_weights"] = Path(source.row_weights)
+    return {key: path for key, path in found.items() if not path.is_relative_to(config.run.dir)}
+
+
+def _stream_of(stage: object) -> StreamConfig | None:
+    """The settings of a stage's corpora, where it reads any."""
+    data: object = getattr(stage, "data", None)
+    return data if isinstance(data, StreamConfig) and data.sources else None
+
+
+def digests_of(stage: StagePlan) -> dict[str, str]:
+    """Checksums of what a stage reads and no earlier stage writes, as far as it is there.
+
+    A corpus stands for its files' sizes and ends, as in the stage's own checkpoints, and not for the folder it lies in.
+    """
+    from model.corpus.open import inputs_of_sources
+    from model.run.identity import digest_of_files
+
+    data, files = _stream_of(stage.config), dict(stage.files)
+    found: dict[str, str] = {}
+    if data is not None:
+        files.pop("inputs.data.folder", None)
+        alone = ("evaluation.data", "data.source_weights")
+        files |= {key: path for key, path in stage.sources.items() if key in alone}
+        for name, source in data.sources.items():
+            key = f"data.sources.{name}"
+            own = [path for one, path in stage.sources.items() if one.startswith(f"{key}.")]
+            is_read = [f"{key}.paths[{number}]" in stage.sources for number in range(len(source.paths))]
+            if all(is_read) and all(path.exists() for path in own):
+                weights = source.row_weights if f"{key}.row_weights" in stage.sources else ""
+                one = {name: replace(source, row_weights=weights)}
+                inputs = inputs_of_sources(replace(data, sources=one, source_weights=""))
+                found |= {key: each.sha256 for key, each in inputs.items()}
+    return found | {key: digest_of_files([path]) for key, path in files.items() if path.exists()}
 
 
 def _refuse_owned(overrides: Sequence[str], where: str, starts: Sequence[str]) -> None:
@@ -166,8 +238,8 @@ def _checked(stage: StagePlan) -> object:
 def _inputs(
     config: PipelineConfig, given: Mapping[str, Any], earlier: Sequence[StagePlan], where: str
 ) -> tuple[JsonObject, dict[str, Path]]:
-    """(key -> value, field -> path that must be there). `@STAGE/...` is in the folder of an earlier stage; other
-    relative paths are in the pipeline's data folder."""
+    """(key -> value, field -> path that must be there). `@STAGE/...` is in the folder of an earlier stage, `@base`
+    is the pipeline's base; other relative paths are in its data folder."""
     values: JsonObject = {}
     files: dict[str, Path] = {}
     for key, value in given.items():
@@ -187,12 +259,14 @@ def _input(config: PipelineConfig, text: object, earlier: Sequence[StagePlan], w
         return Path(config.data) / text, True
     name, _, rest = text[1:].partition("/")
     names = [stage.name for stage in earlier]
-    if name not in names:
+    if name not in (*names, "base"):
         known = ", ".join(names) or "none"
-        raise ValueError(f"{where}: expected @ and an earlier stage ({known}), found {name!r}")
+        raise ValueError(f"{where}: expected @base, or @ and an earlier stage ({known}), found {name!r}")
     if ".." in Path(rest).parts:
         raise ValueError(f"{where}: expected a path in the folder of {name}, found {text!r}")
-    return Path(config.run.dir) / name / rest, False
+    if name != "base":
+        return Path(config.run.dir) / name / rest, False
+    return Path(config.base or _NO_BASE, rest), True
 
 
 def _start(
@@ -220,12 +294,6 @@ def _require_earlier(name: str, earlier: Sequence[StagePlan], where: str) -> Non
         raise ValueError(f"{where}: expected base, a folder, or an earlier stage ({known}), found {name!r}")
 
 
-def _common_of_evaluation(config: PipelineConfig, name: str) -> list[str]:
-    output = Path(config.run.dir) / "evaluations" / f"{name}.json"
-    settings = [assign("output", output), f"seed={config.run.seed}", f"num_threads={config.num_threads}"]
-    return [*settings, f"num_prompts={config.num_eval}"] if config.num_eval else settings
-
-
 def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[str, StagePlan]:
     evaluation = config.evaluation
     if not evaluation.inputs:
@@ -241,7 +309,7 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
         values, files = _inputs(config, evaluation.inputs, stages, "evaluation")
         values["checkpoint"] = Path(config.run.dir) / name / "final"
         overrides = [assign(key, value) for key, value in values.items()]
-        overrides += [*_common_of_evaluation(config, name), *evaluation.overrides]
+        overrides += [*_common(config, _EVALUATE, name), *evaluation.overrides]
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files)
         _checked(planned[name])
     return planned

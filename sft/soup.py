@@ -114,6 +114,8 @@ class Scores:
     def of(self, folder: Path, name: str) -> float:
         """Run the command and print the score. `ValueError` where it fails, or prints no score in its last line."""
         command = [part.replace("{checkpoint}", str(folder)) for part in shlex.split(self._config.evaluate)]
+        if command[0] == "python":  # the one that runs this, whichever comes first in PATH
+            command[0] = sys.executable
         try:
             done = subprocess.run(command, capture_output=True, text=True, check=False)
         except OSError as error:

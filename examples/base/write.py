@@ -1,7 +1,8 @@
 """Write what the base model learns from: `python -m examples.base.write out=DIR [seed=0] [share=1.0]`.
 
-Seven corpora in the layouts of public ones, and two files of held-out prompts. Held out are scans of digits, words,
-colours of pictures, and rows of the tables that charts show; docs/pretraining.md says what that means for each family.
+Seven corpora in the layouts of public ones, two files of held-out prompts, and labelled images for probes. Held out are
+scans of digits, words, colours of pictures, and rows of the tables that charts show; docs/pretraining.md says what that
+means for each family.
 """
 
 import sys
@@ -23,7 +24,7 @@ from examples.written_folder import write_from, write_once
 from model.run.ends import run_command
 
 NUM_TEXTS, NUM_CAPTIONS, NUM_SCANNED, NUM_QUESTIONS, NUM_INSTRUCTIONS, NUM_HARD = 8192, 16384, 24576, 8192, 12288, 8192
-NUM_FRAMES, NUM_TEST, NUM_VALIDATION = 2048, 1024, 256
+NUM_FRAMES, NUM_TEST, NUM_VALIDATION, NUM_LABELLED = 2048, 1024, 256, 1440
 MIN_SHARE, MAX_SHARE = 4 / NUM_VALIDATION, 10.0
 FAMILIES = tuple(Family)
 SHOWN = (Family.digits, Family.words, Family.charts, Family.pictures, Family.words, Family.charts)
@@ -33,13 +34,13 @@ SCANNED = (Family.digits, Family.words, Family.words)
 
 def write(out: Path, seed: int, share: float = 1.0) -> None:
     """Fill `out` with the corpora texts.jsonl, captions.tar, scanned.jsonl, questions.parquet, instructions.jsonl,
-    hard.jsonl and frames.jsonl, the prompts validation.jsonl and test.jsonl, and images/.
+    hard.jsonl and frames.jsonl, the prompts validation.jsonl and test.jsonl, labelled.jsonl, and images/.
 
     `share` scales the number of rows. The folder appears whole or not at all (`write_once`).
     """
     if not MIN_SHARE <= share <= MAX_SHARE:
         raise ValueError(f"share: expected {MIN_SHARE:.4f} to {MAX_SHARE}, found {share}")
-    write_once(out, f"seed {seed} share {share}\n", lambda folder: _fill(folder, seed, share))
+    write_once(out, f"seed {seed} share {share} with labelled images\n", lambda folder: _fill(folder, seed, share))
 
 
 def _fill(folder: Path, seed: int, share: float) -> None:
@@ -63,6 +64,8 @@ def _fill(folder: Path, seed: int, share: float) -> None:
     for number, (split, rows) in enumerate(((Split.validation, NUM_VALIDATION), (Split.test, NUM_TEST))):
         samples = saved(folder, split.value, drawn(7 + number, rows, split=split))
         write_rows(folder / f"{split.value}.jsonl", _prompts(split, samples, _stream(seed, 9 + number)))
+    labelled = saved(folder, "labelled", drawn(11, NUM_LABELLED, (Family.pictures,), Split.test))
+    write_rows(folder / "labelled.jsonl", ({"image": name, "label": sample.shown} for name, sample in labelled))
 
 
 def _stream(seed: int, number: int) -> np.random.Generator:

@@ -1,4 +1,4 @@
-"""Which rows of a stream go into which micro-batch of a step, from their lengths alone (report, section 3.3).
+"""Which rows of a stream go into which micro-batch of a step, from their lengths alone (report, section 5).
 
 Rows wait in a buffer of candidates. A step fills a fixed number of bins with them to the token limit, and gives all
 bins about as many visual tokens: processes that work side by side wait for the one whose vision tower has most to do.

@@ -7,7 +7,7 @@ from model.config import Flavour, SailVL2Config, Tower, flavour_config
 from model.data.config import StreamConfig
 from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
 from rlhf.config import PipelineConfig, RlConfig
-from rlhf.stages import StagePlan
+from rlhf.stages import StagePlan, check_starts
 
 
 def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations: dict[str, StagePlan]) -> list[str]:
@@ -16,7 +16,7 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
     Nothing has to be there for a plan; what is missing is said, because `action=run` refuses it.
     """
     counts = _parameters(config)
-    lines = [_of_model(config, counts)]
+    lines = [_of_model(config, counts, stages)]
     for number, stage in enumerate(stages, 1):
         lines += ["", f"{number}. {stage.name}: python {' '.join(stage.command)}"]
         match stage.config:
@@ -41,11 +41,15 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
     return [*lines, "", f"inputs that no stage writes: {verdict}"]
 
 
-def _of_model(config: PipelineConfig, counts: dict[str, int]) -> str:
+def _of_model(config: PipelineConfig, counts: dict[str, int], stages: Sequence[StagePlan]) -> str:
     known = f", {sum(counts.values()):,} parameters" if counts else ""
     if config.base:
         return f"model: starts from {config.base}{known}"
     if config.model is not None:
+        try:
+            check_starts(config, stages)
+        except ValueError as error:
+            return f"model: shapes of {config.model.value}{known}; action=run refuses to start from it: {error}"
         return f"model: {config.model.value}{known}, built from random weights"
     return "model: what the recipes of the stages say"
 

@@ -33,10 +33,18 @@ def test_every_stage_runs_and_a_finished_path_is_left_alone(tmp_path):
     assert done.returncode == 0, done.stderr[-3000:]
     run = tmp_path / "run"
     summary = json.loads((run / "summary.json").read_text())
-    assert [stage["name"] for stage in summary["stages"]] == [*STAGES, "soup"]
+    order = [*STAGES[:6], "probes", *STAGES[6:], "soup"]
+    assert [stage["name"] for stage in summary["stages"]] == order
     assert set(summary["accuracy"]) == {"digits", "words", "pictures", "charts"}
     assert all(0 <= accuracy <= 1 for accuracy in summary["accuracy"].values()) and summary["total_seconds"] > 0
     assert "What each stage gave: accuracy of direct answers" in done.stdout
+    assert [*summary["probes"]] == ["start", "vit_alignment", "vit_knowledge", "multitask"]
+    for figures in summary["probes"].values():
+        assert 0 <= figures["top1"] <= 1
+        assert all(figures[name] > 0 for name in ("nearest_neighbour", "wasserstein", "mean_distance"))
+    assert "What the probes measured" in done.stdout
+    merged = next(line for line in done.stdout.splitlines() if line.startswith('{"out"'))
+    assert json.loads(merged)["score"] >= max(json.loads(merged)["scores"].values())
     trained = {name: json.loads((run / name / "metrics.jsonl").read_text().splitlines()[-1]) for name in STAGES}
     assert {metrics["step"] for metrics in trained.values()} == {2}
     assert {"loss/captions", "loss/scanned"} <= set(trained["vit_warmup"])

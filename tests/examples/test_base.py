@@ -153,6 +153,11 @@ class TestLayouts:
         assert {len(answer) for answer in answers if answer.isupper()} == {3}
         assert {len(answer) for answer in answers if answer.isdigit()} <= {1, 3}  # 1: the level of a bar
 
+    def test_labelled_images_are_pictures_of_held_out_hues(self, folder):
+        labelled = rows(folder, "labelled")
+        assert len(labelled) == 29 and {row["label"] for row in labelled} <= {*pictures.ICONS}
+        assert all((folder / row["image"]).is_file() for row in labelled)
+
     def test_frames_ask_for_each_of_two_images(self, folder):
         asked = [row["messages"][0]["content"] for row in rows(folder, "frames")]
         assert all(

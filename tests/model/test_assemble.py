@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from model.assemble import assemble
-from model.checkpoint import load_model, save_model
+from model.checkpoint import build_flavour, load_model, save_model
 from model.config import FLAVOUR_FOLDER, AnyResVisionConfig, AssembleConfig, Flavour, Resolution, flavour_config
 from model.sail_vl2 import SailVL2
 
@@ -180,6 +180,19 @@ def test_a_sail_vl2_checkpoint_serves_as_both_sources(tmp_path, tiny):
     assert before.keys() == after.keys()
     for name in before:
         assert torch.equal(before[name], after[name]) == (name not in ("mlp1.1.weight", "mlp1.3.weight")), name
+
+
+@pytest.mark.parametrize("any_resolution", [False, True])
+def test_the_tower_of_a_checkpoint_keeps_its_way_to_cut_images(tmp_path, tiny, any_resolution):
+    model, processor = build_flavour(Flavour.tiny_base, 0)
+    kept, out = tmp_path / "source", tmp_path / "out"
+    save_model(kept, model, processor)
+    resolution = Resolution.any if any_resolution else Resolution.fixed
+    assemble(AssembleConfig(str(kept), str(kept), str(out), resolution=resolution))
+    assemble(AssembleConfig(str(out), str(kept), str(tmp_path / "again")))
+    first, second = (load_model(folder)[0].config for folder in (out, tmp_path / "again"))
+    assert first == second and isinstance(second.vision, AnyResVisionConfig) == any_resolution
+    assert (second.max_dynamic_patch, second.use_thumbnail) == ((1, False) if any_resolution else (2, False))
 
 
 class TestWrongFolders:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -129,6 +130,27 @@ class TestContinuedPretraining:
             run_stage(config(epochs=epochs, run=run, evaluation=HeldOutConfig()), f"epochs: {epochs}")
         weights = [(tmp_path / name / "final/model.safetensors").read_bytes() for name in ("short", "long")]
         assert weights[0] == weights[1] and json.loads((tmp_path / "short/done.json").read_text()) == {"steps": 6}
+
+    def test_the_speed_of_a_step_is_that_of_its_rows_and_its_update(self, config, tmp_path, monkeypatch):
+        """A clock that goes on by 1 when it is read, and by 1,000 in an evaluation."""
+        clock, own = [0.0], HeldOut.evaluate_if_due
+
+        def read() -> float:
+            clock[0] += 1
+            return clock[0]
+
+        def slow(*given):
+            clock[0] += 1000
+            return own(*given)
+
+        monkeypatch.setattr("model.supervised.time", SimpleNamespace(monotonic=read))
+        monkeypatch.setattr(HeldOut, "evaluate_if_due", slow)
+        from model.pretrain.stage import run_stage
+
+        run_stage(config(), "{}")
+        lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+        assert [one["time/left_s"] for one in lines] == [len(lines) - one["step"] for one in lines]
+        assert [one["time/tokens_per_s"] for one in lines] == [one["tokens"] for one in lines]
 
     def test_one_of_model_and_checkpoint(self, config):
         with pytest.raises(ValueError, match=r"model: expected a flavour .* or checkpoint=DIR"):

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from model.pretrain.expert_load import expert_load
 from model.pretrain.probe import probe
 from model.pretrain.probes.affinity import affinity
 from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
+from model.pretrain.probes.labelled import LabelledImages
 from model.pretrain.probes.tower_head import top1
 
 
@@ -120,12 +122,30 @@ def test_expert_load_of_text_and_images_and_the_mix_with_the_highest_entropy(moe
     assert found["best_mix"] == best and f"highest mean entropy: mix {best}" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_every_class_has_a_row_that_trains_and_large_ones_a_row_that_tests(squares, seed):
+    rows = [json.loads(line) for line in squares.read_text().splitlines()]
+    labels = ["rare"] * 1 + ["few"] * 3 + ["many"] * 16 + ["most"] * 20
+    path = squares.parent / f"split_{seed}.jsonl"
+    path.write_text("".join(json.dumps({**row, "label": x}) + "\n" for row, x in zip(rows, labels, strict=False)))
+    found = LabelledImages(ProbeConfig(checkpoints=["m"], data=str(path), seed=seed))
+    assert (len(found.train), len(found.test)) == (32, 8)
+    assert found.classes == ["few", "many", "most", "rare"]
+    tested = Counter(row.label for row in found.test)
+    assert abs(tested["many"] - 3) <= 1 and abs(tested["most"] - 4) <= 1 and tested["rare"] == 0
+    assert not {row.image for row in found.train} & {row.image for row in found.test}
+
+
 def test_what_cannot_be_probed_is_refused(squares, tiny_folder, moe_folder, tmp_path):
     one_class = squares.parent / "one.jsonl"
     one_class.write_text(json.dumps({"image": "0.png", "label": 1}) + "\n")
     given = {"checkpoints": [str(tiny_folder)], "num_threads": 1}
     with pytest.raises(ValueError, match="data: expected at least 2 classes to train on"):
         probe(ProbeConfig(**given, data=str(one_class), test=str(one_class)))
+    lonely = squares.parent / "lonely.jsonl"
+    lonely.write_text("".join(json.dumps({"image": "0.png", "label": n}) + "\n" for n in range(3)))
+    with pytest.raises(ValueError, match=r"data: .* 0 rows to test \(test_share=0\.2\); more rows of each class"):
+        probe(ProbeConfig(**given, data=str(lonely)))
     with pytest.raises(ValueError, match="test: expected classes of the training rows, found '1' besides"):
         probe(ProbeConfig(**given, data=str(squares), test=str(one_class)))
     with pytest.raises(ValueError, match=r"kind: expected a text or an integer, found None"):

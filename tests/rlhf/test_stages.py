@@ -1,5 +1,6 @@
 """Stages of a pipeline from a recipe of one's own: any number, any order, all checked before the first starts."""
 
+import json
 import os
 import shutil
 import signal
@@ -15,7 +16,7 @@ from model.config import Flavour
 from model.run.durable import write_folder
 from model.run.interrupt import Terminated
 from rlhf.planning.stages_shown import plan_lines
-from rlhf.stages import check_inputs, plan
+from rlhf.stages import check_inputs, check_starts, plan
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
 SFT = "{name: b, command: sft.train, from: a, inputs: {data.demonstrations: d.parquet}}"
@@ -189,6 +190,40 @@ class TestStart:
         with pytest.raises(ValueError, match=message):
             planned(tmp_path, stages, rest.strip("{}").replace(", ", "\n"))
 
+    def test_random_weights_are_refused_where_a_stage_would_keep_them_or_nothing_can_build_them(self, tmp_path):
+        frozen = self.FRESH.replace("overrides: [", "overrides: ['engine.freeze=[vision]', ")
+        for stage, model, message in (
+            (
+                frozen,
+                "tiny_base",
+                r"stages\.a: engine\.freeze: .* found \[vision\]; start from trained towers: base=DIR",
+            ),
+            (self.FRESH, "sailvl2_2b", r"model: expected a flavour whose tokenizer .* found sailvl2_2b"),
+        ):
+            config, stages = self.of(tmp_path, stage, f"model: {model}")
+            with pytest.raises(ValueError, match=message):
+                check_starts(config, stages)
+        check_starts(*self.of(tmp_path, self.FRESH, "model: tiny_base"))
+        check_starts(*self.of(tmp_path, frozen, "base: models/mine"))
+
+    def test_the_base_may_be_an_input_of_a_later_stage(self, tmp_path):
+        join = "{name: j, command: model.assemble, inputs: {vision: '@a/final', language: '@base'}}"
+        config, stages = self.of(tmp_path, f"{self.FRESH}\n  - {join}", "base: models/mine\nrun: {seed: 3}")
+        joined = stages[1].config
+        assert (joined.vision, joined.language) == (str(tmp_path / "run/a/final"), "models/mine")
+        assert (joined.out, joined.seed) == (str(tmp_path / "run/j/final"), 3)
+        assert stages[1].is_merge and stages[1].files == {"inputs.language": Path("models/mine")}
+        config, stages = self.of(tmp_path, f"{self.FRESH}\n  - {join}", "model: tiny_base")
+        with pytest.raises(ValueError, match=r"stages\.j\.inputs\.language: @base: .*`base`, found nothing"):
+            check_starts(config, stages)
+
+    @staticmethod
+    def of(tmp_path, stages: str, rest: str):
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"data: {tmp_path / 'data'}\n{rest}\nstages:\n  - {stages}\n")
+        config, _ = load_config("pipeline", [f"recipe={path}", f"run.dir={tmp_path / 'run'}"])
+        return config, plan(config)[0]
+
 
 class TestInputsAndSources:
     def test_an_input_may_be_a_list_of_earlier_stages_and_files(self, tmp_path):
@@ -199,7 +234,7 @@ class TestInputsAndSources:
         assert stages[2].config.data.also == [str(tmp_path / "run/a/x.jsonl"), str(tmp_path / "data/y.jsonl")]
         assert stages[2].files["inputs.data.also[1]"] == tmp_path / "data/y.jsonl"
         assert "inputs.data.also[0]" not in stages[2].files
-        with pytest.raises(ValueError, match=r"stages\.d\.inputs\.data\.also: expected @ and an earlier stage .*'z'"):
+        with pytest.raises(ValueError, match=r"stages\.d\.inputs\.data\.also: expected @base, or @ and an .*'z'"):
             planned(tmp_path, [PRETRAIN, SFT, listed.replace("@a/", "@z/")])
 
     def test_corpora_that_are_not_there_are_named_before_the_first_stage(self, tmp_path):
@@ -217,6 +252,27 @@ class TestInputsAndSources:
             check_inputs(stages)
         (tmp_path / "data" / "more.jsonl").touch()
         check_inputs(stages)
+
+    @pytest.mark.parametrize(
+        ("override", "key"),
+        [
+            ("'data.sources={web: {paths: [w.jsonl], media: absent}}'", r"data\.sources\.web\.media"),
+            ("'data.sources={web: {paths: [w.jsonl], row_weights: absent}}'", r"data\.sources\.web\.row_weights"),
+            ("data.source_weights=absent", r"data\.source_weights"),
+            ("evaluation.data=absent", r"evaluation\.data"),
+        ],
+    )
+    def test_files_beside_the_corpora_are_looked_for_too(self, tmp_path, override, key):
+        overrides = "model=tiny, optimizer.learning_rate=1e-3, data.micro_batches_per_step=1"
+        stage = (
+            f"{{name: a, command: model.pretrain.train, inputs: {{data.folder: .}}, overrides: [{overrides}, "
+            f"'data.sources={{web: {{paths: [w.jsonl]}}}}', {override}]}}"
+        )
+        (tmp_path / "data").mkdir()
+        (tmp_path / "data" / "w.jsonl").touch()
+        stages, _ = planned(tmp_path, [stage])
+        with pytest.raises(ValueError, match=rf"stages\.a\.{key}: .*absent, found none"):
+            check_inputs(stages)
 
     def test_overrides_of_the_pipeline_are_those_of_every_supervised_stage(self, tmp_path):
         stages, _ = planned(tmp_path, [PRETRAIN, SFT, RL], "overrides: [max_steps=7]", "stages.a.max_steps=2")
@@ -238,7 +294,9 @@ class TestPlan:
         config, resolved = load_config("pipeline", [f"recipe={path}"])
         rlhf.pipeline.run_pipeline(config, resolved)
         said = capsys.readouterr().out
-        assert said.startswith("model: tiny_base, 1,621,760 parameters, built from random weights\n")
+        assert said.startswith(
+            "model: shapes of tiny_base, 1,621,760 parameters; action=run refuses to start from it: "
+        )
         assert "1. a: python -m model.pretrain.train" in said and "2. b: python -m sft.train" in said
         assert "adapter alone: 83,200 parameters" in said and "all towers: 1,621,760 parameters" in said
         assert "rate      0.0002, constant" in said and "report    8M samples" in said
@@ -252,6 +310,9 @@ class TestPlan:
         stages, evaluations = plan(config)
         said = "\n".join(plan_lines(config, stages, evaluations))
         names = ["vit_warmup", "vit_alignment", "vit_knowledge", "basic", "multitask"]
+        join = stages.pop(3)
+        assert join.name == "fresh_adapter" and join.config.vision == "runs/base_model/vit_knowledge/final"
+        assert stages[3].config.checkpoint == join.config.out == "runs/base_model/fresh_adapter/final"
         assert [stage.name for stage in stages][:9] == names + [f"sft_phase{number}" for number in (1, 2, 3, 4)]
         rates = [stage.config.optimizer.learning_rate for stage in stages[:4]]
         assert rates == [2e-4, 2e-5, 1e-5, 2e-4]
@@ -270,8 +331,20 @@ class TestPlan:
         assert stages[-1].module == "sft.soup" and not stages[-1].has_run and stages[-1].writes_model
         merged = [f"runs/base_model/sft_phase4{again}/final" for again in ("", "_again")]
         assert (stages[-1].config.checkpoints, stages[-1].config.out) == (merged, "runs/base_model/soup/final")
+        for stage in stages[:5]:
+            images = {"captions", "ocr", "documents", "videos"} & {*stage.config.data.sources}
+            assert {"captions", "ocr"} <= images
+            assert all(stage.config.data.sources[name].template for name in images)
+        assert "model: shapes of sailvl2_2b, 2,419,400,192 parameters; action=run refuses to start from it" in said
         with pytest.raises(ValueError, match=r"stages\.vit_warmup\.inputs\.data\.folder: expected .* found none"):
             check_inputs(stages)
+
+    @pytest.mark.parametrize("seed", [0, 1001, 1010011])
+    @pytest.mark.parametrize("recipe", ["base_model", "base_tiny"])
+    def test_the_models_of_a_soup_have_seeds_of_their_own(self, recipe, seed):
+        config, _ = load_config("pipeline", [f"recipe={recipe}", f"run.seed={seed}", "model=tiny_base"])
+        seeds = {stage.name: stage.config.run.seed for stage in plan(config)[0] if stage.has_run}
+        assert seeds["sft_phase4"] == seed != seeds["sft_phase4_again"]
 
 
 class TestRun:
@@ -322,6 +395,48 @@ class TestRun:
         (tmp_path / "data" / "p.jsonl").write_text("{}\n")
         with pytest.raises(ValueError, match=r"finished stage whose inputs had other content \(inputs\.data\.path\)"):
             run()
+
+    def test_a_finished_stage_refuses_other_corpora_and_no_file_that_it_does_not_read(self, run, tmp_path):
+        stage = (
+            "{name: a, command: model.pretrain.train, inputs: {data.folder: .}, overrides: [model=tiny, "
+            "optimizer.learning_rate=1e-3, data.micro_batches_per_step=1, "
+            "'data.sources={web: {paths: [web]}, top: {paths: [p.jsonl]}}']}"
+        )
+        path = tmp_path / "mine.yaml"
+        path.write_text(path.read_text().replace(PRETRAIN, stage))
+        shard = tmp_path / "data" / "web" / "0.jsonl"
+        shard.parent.mkdir()
+        shard.write_text("{}\n")
+        assert run() == ["stage a"]
+        (tmp_path / "data" / "other.jsonl").write_text("{}\n")
+        assert run() == []
+        shard.write_text("{ }\n")
+        with pytest.raises(ValueError, match=r"inputs had other content \(data\.sources\.web\.paths\)"):
+            run()
+
+    def test_the_figures_of_a_probe_are_in_the_summary_and_on_the_terminal(self, run, tmp_path, capsys, monkeypatch):
+        probe = (
+            "{name: look, command: model.pretrain.probe, inputs: {checkpoints: ['@a/final', '@base'], data: p.jsonl}}"
+        )
+        path = tmp_path / "mine.yaml"
+        path.write_text(f"base: models/mine\n{path.read_text()}  - {probe}\n")
+        (tmp_path / "models").mkdir()
+        own, foreign = str(tmp_path / "run" / "a" / "final"), str(tmp_path / "models")
+        figures = {"top1": 0.5, "nearest_neighbour": 1.25}
+        stage = rlhf.pipeline._run
+
+        def process(title: str, arguments: list[str]) -> None:
+            stage(title, arguments)
+            if title == "stage look":
+                found = {"checkpoints": {own: figures, foreign: {**figures, "top1": 0.25}}}
+                (tmp_path / "run" / "evaluations" / "look.json").write_text(json.dumps(found))
+
+        monkeypatch.setattr(rlhf.pipeline, "_run", process)
+        assert run(f"base={foreign}") == ["stage a", "stage look"]
+        said = " ".join(capsys.readouterr().out.split())
+        assert "What the probes measured" in said and "50.0%" in said and "1.2500" in said
+        probes = json.loads((tmp_path / "run" / "summary.json").read_text())["probes"]
+        assert probes == {"a": figures, foreign: {**figures, "top1": 0.25}}
 
     def test_a_pipeline_that_was_moved_goes_on(self, run, tmp_path):
         run()

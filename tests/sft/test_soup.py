@@ -116,6 +116,15 @@ def test_a_merge_that_scores_worse_than_its_best_parent_is_refused_with_all_scor
     soup(SoupConfig(parents, str(tmp_path / "out_low"), **given, lower_is_better=True, keep_worse=True))
 
 
+def test_python_in_the_command_is_the_one_that_merges(parents, tmp_path, capsys, monkeypatch):
+    (tmp_path / "python").write_text("#!/bin/sh\necho 7\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    command = "python -c 'import sys; print(int(sys.executable == sys.argv[1]))' " + f"{sys.executable} {{checkpoint}}"
+    soup(SoupConfig(parents, str(tmp_path / "out"), evaluate=command))
+    assert json.loads(capsys.readouterr().out.splitlines()[-1])["score"] == 1
+
+
 @pytest.mark.parametrize(
     ("command", "message"),
     [

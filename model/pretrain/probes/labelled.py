@@ -37,14 +37,16 @@ class LabelledImages:
         if config.test:
             self.train, self.test = rows, self._read(Path(config.test))
         else:
-            order = np.random.default_rng(config.seed).permutation(len(rows))
-            held = round(config.test_share * len(rows))
-            self.train, self.test = [rows[n] for n in order[held:]], [rows[n] for n in order[:held]]
+            rows = [rows[n] for n in np.random.default_rng(config.seed).permutation(len(rows))]
+            held = _held_out([row.label for row in rows], config.test_share)
+            self.train = [row for n, row in enumerate(rows) if n not in held]
+            self.test = [rows[n] for n in sorted(held)]
         self.classes = sorted({row.label for row in self.train})
         if len(self.classes) < 2 or not self.test:
             raise ValueError(
                 f"data: expected at least 2 classes to train on and an image to test, found {len(self.classes)} "
                 f"classes in {len(self.train)} rows and {len(self.test)} rows to test"
+                + ("" if config.test else f" (test_share={config.test_share:g}); more rows of each class give both")
             )
         if unknown := sorted({row.label for row in self.test} - {*self.classes}):
             raise ValueError(f"test: expected classes of the training rows, found {unknown[0]!r} besides")
@@ -78,3 +80,11 @@ class LabelledImages:
             raise ValueError(f"image: expected one, found {len(images)}")
         check_images(root, images)
         return LabelledImage(images[0], root, str(label))
+
+
+def _held_out(labels: Sequence[str], share: float) -> set[int]:
+    """The rows that test: about this share of all, spread over the classes, each of which keeps a row to train."""
+    order = sorted(range(len(labels)), key=lambda n: labels[n])
+    spare = [n for place, n in enumerate(order) if place and labels[order[place - 1]] == labels[n]]
+    count = min(round(share * len(labels)), len(spare))
+    return {spare[(2 * number + 1) * len(spare) // (2 * count)] for number in range(count)}
