@@ -109,7 +109,7 @@ class SoupConfig:
             raise ValueError(
                 "evaluate: expected a command for method=greedy, which goes by scores, found nothing; give, for "
                 'example, evaluate="python -m rlhf.evaluate checkpoint={checkpoint} prompts=FILE output=-" '
-                "score=accuracy"
+                "score=modes.think.accuracy"
             )
         if self.evaluate and "{checkpoint}" not in self.evaluate:
             raise ValueError(
