@@ -422,7 +422,7 @@ class TestDamage:
         content = path.read_text()
         path.write_text(content.replace("one", "fgh"))  # as many bytes, but more tokens
         tokens = corpus.length(2)
-        wanted = rf"a\.jsonl: expected a row of {tokens} tokens at \(.*\), found {tokens + 1}; keep files as they are"
+        wanted = rf"a\.jsonl: expected a row of {tokens} tokens at \(.*\), found {tokens + 1}; the file or an image"
         with pytest.raises(ChangedRow, match=wanted):
             corpus.build(2)
         path.write_text(content[:-20])
