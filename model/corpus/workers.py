@@ -35,7 +35,7 @@ Build = Callable[[Any], Row]
 """Task -> row; it is sent to the workers once. `ValueError` for a row that cannot be used."""
 _TASKS_EACH = 4
 """Tasks that a worker has at once, so that it does not wait for the next one."""
-_MOST_ATTEMPTS = 2
+_MOST_ATTEMPTS = 3
 _ALIGNED = 64
 _LOOKED_THROUGH = 256
 """Waiting tasks among which a worker finds one that is near those it had."""

@@ -101,7 +101,7 @@ def test_killed_workers_lose_no_row(workers, capsys):
 def test_a_row_that_ends_its_worker_each_time_is_a_bad_row(workers):
     workers.submit("a", (1, "exit"))
     workers.submit("b", (2, ""))
-    with pytest.raises(MediaError, match="the process that built it ended 2 times: it ended with code 7"):
+    with pytest.raises(MediaError, match="the process that built it ended 3 times: it ended with code 7"):
         workers.result("a")
     assert workers.result("b").prefix_ids == [1, 2]
 
