@@ -61,12 +61,14 @@ def assemble(config: AssembleConfig) -> None:
 
     from model.checkpoint import HEAD, check_names, empty_model, fill, released_tensors, save_model
     from model.processing.processor import Processor
+    from model.processing.settings import ProcessorSettings
     from model.processing.tokenizer import Tokenizer
 
     out = Path(config.out)
     require_new_folder(out, "out")
     shapes = _joined_config(config)
-    processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True))
+    settings = ProcessorSettings.from_folder(Path(config.vision), shapes) if _keeps_cutting(config) else None
+    processor = Processor(shapes, Tokenizer.from_folder(Path(config.language), add_missing=True), settings)
     vision, language = _vision_tensors(Path(config.vision)), _language_tensors(Path(config.language))
     shapes = replace(shapes, language=replace(shapes.language, tie_word_embeddings=language.is_tied(shapes)))
     reach("read")
@@ -97,10 +99,16 @@ def _joined_config(config: AssembleConfig) -> SailVL2Config:
     language = language_section(language_raw.get("llm_config", language_raw), f"{config.language}/config.json")
     if config.resolution is Resolution.any:
         vision = AnyResVisionConfig(**{"max_patches": AnyResVisionConfig.max_patches, **asdict(vision)})
-    elif vision_raw.get("model_type") == "sailvl":  # the tower was trained in a model, whose way to cut images it keeps
+    elif _keeps_cutting(config):
         return replace(SailVL2Config.from_folder(Path(config.vision)), language=language)
     tiles = 1 if isinstance(vision, AnyResVisionConfig) else SailVL2Config.max_dynamic_patch
     return SailVL2Config(vision, language, max_dynamic_patch=tiles, use_thumbnail=tiles > 1)
+
+
+def _keeps_cutting(config: AssembleConfig) -> bool:
+    """Whether the tower was trained in a model, whose way to cut and normalise images it keeps."""
+    from_model = read_json_config(Path(config.vision)).get("model_type") == "sailvl"
+    return from_model and config.resolution is not Resolution.any
 
 
 def _vision_tensors(folder: Path) -> "dict[str, torch.Tensor]":

@@ -25,6 +25,7 @@ from model.engine.source import AdaptedSource, ModelSource
 from model.held_out import HeldOut
 from model.logprobs import TokenScores
 from model.lora.start import inputs_of
+from model.processing.opener import OpenAhead
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.guidance import after_training
@@ -104,6 +105,7 @@ def train_supervised(
     has_routers = isinstance(processor.config.language, MoeLanguageConfig)
     balance_coefficient = config.balance_coefficient if has_routers else 0.0
     sections = {"rows": rows_of_step, "held_out": held_out}
+    ahead = _ImagesAhead(engine, rows_of_step, lambda one: _batches_of(one, config, processor, engine.num_parts))
     speed = Speed(processor.config, config.engine.freeze, engine)
     search = RateSearch(config.adalrs, config.max_steps, run, engine, sections, progress.say)
     search.restore(run.restore(engine))
@@ -121,7 +123,9 @@ def train_supervised(
                 denominator = num_tokens if config.normalisation is Normalisation.tokens else num_samples
             with run.timed("update"):
                 loss: LossFn[TrainBatch] = SourceLosses(sorted(set(content.sources)))
-                batches = _batches_of(content, config, processor, engine.num_parts)
+                batches = ahead.batches(content)
+                if engine.step_count + 1 < config.max_steps:
+                    ahead.look()
                 if balance_coefficient:
                     inputs = [batch.inputs for batch in batches]
                     loss = BalancedLoss.over(loss, engine, inputs, balance_coefficient, denominator)
@@ -147,6 +151,7 @@ def train_supervised(
                     **speed.of(rows, seconds, config.max_steps - step),
                     **content.metrics,
                     **losses_by_source(totals),
+                    **({"time/opening_s": totals["opening_s"] / engine.num_parts} if "opening_s" in totals else {}),
                     "learning_rate": result.learning_rate,
                     "grad_norm": result.grad_norm,
                     "skipped": float(not result.applied),
@@ -157,6 +162,40 @@ def train_supervised(
             )
             progress.advance(step, f"loss {totals['nll'] / num_tokens:.3f}{held_out.shown}")
             search.save_if(run.is_due(step, config.max_steps), step)
+
+
+class _ImagesAhead:
+    """Has the processes of an engine open the images of the next step while they train the present one."""
+
+    def __init__(self, engine: TrainEngine, rows: StepSource, make: Callable[[StepContent], list[TrainBatch]]) -> None:
+        loader = rows.loader
+        self._engine, self._rows, self._make = engine, rows, make
+        self._how = OpenAhead(loader.workers, loader.patience_s, loader.ahead_mib * 2**20) if loader else None
+        self._next: tuple[list[Row], list[TrainBatch]] | None = None
+
+    def batches(self, content: StepContent) -> list[TrainBatch]:
+        """The micro-batches of a step. Their images are begun now, if they were not before."""
+        if self._next is not None and self._next[0] is content.rows:
+            return self._next[1]
+        batches = self._make(content)
+        self._begin(batches)
+        return batches
+
+    def look(self) -> None:
+        """Begin the images of the next step, if its rows are ready."""
+        content = self._rows.following() if self._begins else None
+        self._next = None
+        if content is not None and content.rows:
+            self._next = content.rows, self._make(content)
+            self._begin(self._next[1])
+
+    @property
+    def _begins(self) -> bool:
+        return self._how is not None and self._how.workers > 0 and self._engine.num_parts > 1
+
+    def _begin(self, batches: list[TrainBatch]) -> None:
+        if self._begins and self._how is not None and any(batch.inputs.num_tiles for batch in batches):
+            self._engine.expect(batches, self._how)
 
 
 def _batches_of(

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -214,8 +215,12 @@ def _finish(
 
 def _probed(results: Sequence[JsonObject]) -> JsonObject:
     """Stage, or folder of another model -> the figures of the probes of the vision tower."""
-    found = {Path(name): figures for result in results for name, figures in result.get("checkpoints", {}).items()}
-    return {path.parent.name if path.name == "final" else str(path): figures for path, figures in found.items()}
+    found = [(Path(name), figures) for result in results for name, figures in result.get("checkpoints", {}).items()]
+    short = Counter(path.parent.name for path, _ in found if path.name == "final")
+    return {
+        path.parent.name if path.name == "final" and short[path.parent.name] == 1 else str(path): figures
+        for path, figures in found
+    }
 
 
 def _run(title: str, arguments: Sequence[str]) -> None:

@@ -164,21 +164,26 @@ def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
     """The corpora of a supervised stage, the files beside them and its held-out rows, as far as no earlier stage writes
     them; of a pattern the folder that it searches."""
     found: dict[str, Path] = {}
-    if isinstance(stage, SupervisedConfig) and stage.evaluation.data:
-        found["evaluation.data"] = Path(stage.evaluation.data)
     data = _stream_of(stage) or StreamConfig()
+    if isinstance(stage, SupervisedConfig) and stage.evaluation.data:
+        path = Path(stage.evaluation.data)
+        found["evaluation.data"] = _searched(path) if data.sources else path
     if data.source_weights:
         found["data.source_weights"] = Path(data.source_weights)
     for name, source in data.sources.items():
         key = f"data.sources.{name}"
         for number, pattern in enumerate(source.paths):
-            parts = Path(data.folder, pattern).parts
-            found[f"{key}.paths[{number}]"] = Path(*takewhile(lambda part: not set(part) & set("*?["), parts))
+            found[f"{key}.paths[{number}]"] = _searched(Path(data.folder, pattern))
         if source.media:
             found[f"{key}.media"] = Path(data.folder, source.media)
         if source.row_weights:
             found[f"{key}.row_weights"] = Path(source.row_weights)
     return {key: path for key, path in found.items() if not path.is_relative_to(config.run.dir)}
+
+
+def _searched(pattern: Path) -> Path:
+    """The path itself, or the folder in which a pattern searches."""
+    return Path(*takewhile(lambda part: not set(part) & set("*?["), pattern.parts))
 
 
 def _stream_of(stage: object) -> StreamConfig | None:
@@ -192,15 +197,19 @@ def digests_of(stage: StagePlan) -> dict[str, str]:
 
     A corpus stands for its files' sizes and ends, as in the stage's own checkpoints, and not for the folder it lies in.
     """
+    from model.corpus.files import shard_files
     from model.corpus.open import inputs_of_sources
-    from model.run.identity import digest_of_files
+    from model.run.identity import digest_of_ends, digest_of_files
 
     data, files = _stream_of(stage.config), dict(stage.files)
     found: dict[str, str] = {}
     if data is not None:
         files.pop("inputs.data.folder", None)
-        alone = ("evaluation.data", "data.source_weights")
-        files |= {key: path for key, path in stage.sources.items() if key in alone}
+        files |= {key: path for key, path in stage.sources.items() if key == "data.source_weights"}
+        held_out = stage.sources.get("evaluation.data")
+        if held_out is not None and held_out.exists() and isinstance(stage.config, SupervisedConfig):
+            own = shard_files("evaluation.data", "", [stage.config.evaluation.data])
+            found["evaluation.data"] = digest_of_ends(own)
         for name, source in data.sources.items():
             key = f"data.sources.{name}"
             own = [path for one, path in stage.sources.items() if one.startswith(f"{key}.")]

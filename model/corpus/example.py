@@ -11,7 +11,7 @@ from model.data.config import SourceKind
 from model.data.conversations import assistant_text, conversation, mode_of
 from model.data.media import HeldPicture, Picture, inside
 from model.data.media_cells import VIDEO_COLUMNS, image_sources, media_parts, placed
-from model.data.media_error import MediaError
+from model.data.media_error import MissingFile
 from model.data.raw_rows import check_text
 from model.data.tables import text_list
 from model.interface import Mode
@@ -225,7 +225,7 @@ def _source(source: Any, root: Path) -> Any:
 
 def _require_file(root: Path, name: str, kind: str) -> None:
     if not inside(root, name, kind).is_file():
-        raise MediaError(f"{kind} {inside(root, name, kind)}: expected a file, found none")
+        raise MissingFile(f"{kind} {inside(root, name, kind)}: expected a file, found none", name)
 
 
 def _videos(columns: Mapping[str, Any]) -> list[str]:

@@ -1,8 +1,8 @@
 """The index of a file: where its rows are, and how long. Made once, in parallel, and kept beside the data.
 
 It knows the text tokens of a row and the sizes of its images; how many visual tokens these become, the model decides.
-It is made anew when the file, the tokenizer, or the way of reading changes, and when an image that could not be used
-can be: rows that are bad for their images are looked at again whenever an index is opened.
+It is made anew when the file, the tokenizer, or the way of reading changes, and when an image file that was missing is
+there.
 """
 
 import hashlib
@@ -11,12 +11,14 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -27,7 +29,7 @@ from model.corpus.example import Form
 from model.corpus.files import open_shard
 from model.corpus.reading import example_of
 from model.corpus.shard import BLANK, Place, Unit
-from model.data.media_error import MediaError
+from model.data.media_error import MissingFile, MissingLibrary
 from model.data.raw_rows import RawRow
 from model.processing.processor import Processor
 from model.run.durable import held_lock, write_file
@@ -40,8 +42,8 @@ _ENDS = 1 << 16
 _INLINE_BYTES = 32 * 2**20
 """Files that have fewer bytes together are indexed in this process: others would take longer to start."""
 _SAY_EVERY_S = 5.0
-_MOST_SEEN_AGAIN = 1000
-"""Rows of a file, bad for their images, that are looked at again when its index is opened."""
+_MOST_LOOKED_FOR = 1000
+"""Missing image files of the rows of a file that are looked for again when its index is opened."""
 _ARRAYS = {"place": (2,), "number": (), "ordinal": (), "text_tokens": (), "kept_tokens": (), "num_pictures": ()}
 
 
@@ -65,7 +67,8 @@ class IndexKind:
                 tail = opened.read(_ENDS)
         except OSError as error:
             raise ValueError(f"data: {file}: expected a readable file, found: {error}") from None
-        about = [_VERSION, asdict(self), status.st_size, status.st_mtime_ns, str(file.parent) if is_apart else ""]
+        folder = str(file.parent.resolve()) if is_apart else ""
+        about = [_VERSION, asdict(self), status.st_size, status.st_mtime_ns, folder]
         own = json.dumps(about, default=lambda one: one.value)
         return hashlib.sha256(own.encode() + head + tail).hexdigest()[:24]
 
@@ -76,7 +79,7 @@ class BadRow:
 
     number: int
     reason: str
-    place: Place | None = None  # where it lies, for one that its images made bad
+    missing: str = ""  # name of the image or video file that it lacks
 
 
 @dataclass(frozen=True)
@@ -125,40 +128,22 @@ def open_indices(
     """
     keys = [kind.key(file, bool(folder)) for file in files]
     targets = [_index_path(file, key, folder) for file, key in zip(files, keys, strict=True)]
-    _make_missing(files, targets, kind, processor, num_workers)
-    found = [_read(file, key, target) for file, key, target in zip(files, keys, targets, strict=True)]
-    mended = [number for number, one in enumerate(found) if _has_mended(one, kind, processor)]
-    for number in mended:
-        print(f"data: {files[number]}: images of rows that could not be used can be now", file=sys.stderr, flush=True)
-        _require_writable(targets[number].parent)
-        targets[number].unlink(missing_ok=True)
-    _make_missing([files[n] for n in mended], [targets[n] for n in mended], kind, processor, num_workers)
-    for number in mended:
-        found[number] = _read(files[number], keys[number], targets[number])
-    return found
-
-
-def _make_missing(
-    files: Sequence[Path], targets: Sequence[Path], kind: IndexKind, processor: Processor, num_workers: int
-) -> None:
-    missing = [pair for pair in zip(files, targets, strict=True) if not pair[1].is_file()]
-    for parent in sorted({target.parent for _, target in missing}):
+    pairs = list(zip(files, targets, strict=True))
+    due = [pair for pair in pairs if _is_due(*pair, kind)]
+    for parent in sorted({target.parent for _, target in due}):
         _require_writable(parent)
         with held_lock(parent / ".lock"):
-            own = [(file, target) for file, target in missing if target.parent == parent and not target.is_file()]
-            _make(own, kind, processor, num_workers)
+            _make([one for one in due if one[1].parent == parent and _is_due(*one, kind)], kind, processor, num_workers)
+    return [_read(file, key, target) for (file, target), key in zip(pairs, keys, strict=True)]
 
 
-def _has_mended(index: FileIndex, kind: IndexKind, processor: Processor) -> bool:
-    """Whether a row that its images made bad can be used now."""
-    places = [row.place for row in index.bad if row.place]
-    for place in places[:_MOST_SEEN_AGAIN]:
-        try:
-            _measured(open_shard(index.file).read(place), kind, processor, kind.root or str(index.file.parent))
-        except ValueError:
-            continue
+def _is_due(file: Path, target: Path, kind: IndexKind) -> bool:
+    """Whether a file has no index, or one that misses image files which are there now."""
+    if not target.is_file():
         return True
-    return False
+    root = Path(kind.root or file.parent)
+    missing = [row.missing for row in _about(target).bad if row.missing]
+    return any((root / name).is_file() for name in missing[:_MOST_LOOKED_FOR])
 
 
 def _index_path(file: Path, key: str, folder: str) -> Path:
@@ -232,8 +217,10 @@ def _index_unit(file: Path, unit: Unit, part: Path, kind: IndexKind, processor: 
         num_rows += 1
         try:
             measured, used = _measured(raw, kind, processor, root)
+        except MissingLibrary:
+            raise
         except ValueError as error:
-            bad.append(BadRow(raw.number, str(error), place if isinstance(error, MediaError) else None))
+            bad.append(BadRow(raw.number, str(error), error.name if isinstance(error, MissingFile) else ""))
             continue
         places.append(place)
         numbers.append(raw.number)
@@ -294,12 +281,25 @@ def _write(path: Path, arrays: dict[str, np.ndarray], about: About) -> None:
 
 
 def _load(path: Path) -> tuple[dict[str, np.ndarray], About]:
+    with _opened(path) as file:
+        return {name: file.get_tensor(name) for name in [*_ARRAYS, "sizes"]}, _about_of(file)
+
+
+def _about(path: Path) -> About:
+    with _opened(path) as file:
+        return _about_of(file)
+
+
+def _about_of(file: Any) -> About:
+    about = json.loads(file.metadata()["about"])
+    return About(**{**about, "bad": [BadRow(**row) for row in about["bad"]]})
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
     try:
         with safe_open(str(path), "numpy") as file:
-            about = json.loads(file.metadata()["about"])
-            arrays = {name: file.get_tensor(name) for name in [*_ARRAYS, "sizes"]}
-        bad = [BadRow(row["number"], row["reason"], row["place"] and tuple(row["place"])) for row in about["bad"]]
-        return arrays, About(**{**about, "bad": bad})
+            yield file
     except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise ValueError(f"data: {path}: expected an index, found: {error}; delete it, and it is made anew") from None
 

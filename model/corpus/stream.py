@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import ceil
 
@@ -10,12 +10,12 @@ from model.batch import Row
 from model.corpus.corpus import Corpus
 from model.corpus.mixture import Draw, Mixture
 from model.corpus.reading import ChangedRow, RowTask, build_row
-from model.corpus.workers import Workers
 from model.data.bad_rows import BadRows
 from model.data.config import LoaderConfig, PackingConfig
 from model.data.packing import PackedStep, StreamPacker
 from model.data.sources import StepContent
 from model.processing.processor import Processor
+from model.processing.workers import Workers
 from model.run.identity import Input
 from model.run.state import State
 
@@ -35,6 +35,12 @@ class _Planned:
     packed: PackedStep
     before: State  # the packer's state before this step was packed
     num_bytes: int  # memory of its pixels
+
+
+@dataclass(frozen=True)
+class _Built:
+    content: StepContent
+    bad: list[tuple[Draw, str]]  # rows that cannot be read, and why
 
 
 class Stream:
@@ -65,6 +71,7 @@ class Stream:
         self._submitted: set[int] = set()  # planned steps whose rows are being built
         self._step = 0  # the next one to be given out
         self._planned: dict[int, _Planned] = {}
+        self._built: dict[int, _Built] = {}  # planned steps whose rows were taken from the workers
         self._draws: dict[int, Draw] = {}  # by position, of the rows that wait or are planned
         self._returned: float | None = None
 
@@ -88,22 +95,13 @@ class Stream:
             if held + self._planned[ahead].num_bytes <= self._loader.ahead_mib * 2**20:
                 self._submit(ahead)
         self._submitted.discard(step)
+        built = self._built.pop(step, None) or self._build(step)
         planned = self._planned.pop(step)
-        rows: list[Row] = []
-        sources: list[str] = []
-        bins: list[list[int]] = []
-        for positions in planned.packed.bins:
-            numbers = []
-            for position in positions:
-                draw = self._draws.pop(position)
-                row = self._row(step, draw)
-                if row is not None:
-                    numbers.append(len(rows))
-                    rows.append(row)
-                    sources.append(self._names[draw.source])
-            if numbers:
-                bins.append(numbers)
-        if not rows:
+        for position in (position for one in planned.packed.bins for position in one):
+            del self._draws[position]
+        for draw, reason in built.bad:
+            self._corpora[draw.source].name_bad(draw.row, reason)
+        if not built.content.rows:
             raise ValueError(f"data.sources: no row of step {step + 1} can be used; see the bad rows named above")
         self._step += 1
         now = time.monotonic()
@@ -111,7 +109,23 @@ class Stream:
         if self._returned is not None:
             metrics["data/wait_share"] = (now - begin) / max(now - self._returned, 1e-9)
         self._returned = now
-        return StepContent(rows, bins, sources, metrics)
+        return replace(built.content, metrics=metrics)
+
+    def following(self) -> StepContent | None:
+        """The rows of the step behind the last one that `content` gave, if they are ready; it will give the same."""
+        step = self._step
+        if step not in self._built:
+            if step not in self._submitted:
+                return None
+            positions = (position for one in self._planned[step].packed.bins for position in one)
+            if not self._workers.is_done((step, position) for position in positions):
+                return None
+            self._built[step] = self._build(step)
+        return self._built[step].content
+
+    @property
+    def loader(self) -> LoaderConfig:
+        return self._loader
 
     def state(self) -> State:
         """Data that a checkpoint keeps: what waits in the packer's buffer, by positions of the stream."""
@@ -122,6 +136,7 @@ class Stream:
 
     def restore(self, state: State) -> None:
         self._planned.clear()
+        self._built.clear()
         self._submitted.clear()
         self._draws.clear()
         if "_workers" in self.__dict__:
@@ -215,15 +230,29 @@ class Stream:
     def _task(self, draw: Draw) -> RowTask:
         return self._corpora[draw.source].task(draw.row, self._opens_images)
 
-    def _row(self, step: int, draw: Draw) -> Row | None:
-        """The row of a draw; None for one that cannot be read, which is named."""
-        corpus = self._corpora[draw.source]
-        try:
-            if self._loader.workers:
-                return self._workers.result((step, draw.position))
-            return self._builder(self._task(draw))
-        except ChangedRow:
-            raise
-        except ValueError as error:
-            corpus.name_bad(draw.row, str(error))
-            return None
+    def _build(self, step: int) -> _Built:
+        """Build the rows of a planned step, or wait for them."""
+        rows: list[Row] = []
+        sources: list[str] = []
+        bins: list[list[int]] = []
+        bad: list[tuple[Draw, str]] = []
+        for positions in self._planned[step].packed.bins:
+            numbers = []
+            for draw in map(self._draws.__getitem__, positions):
+                try:
+                    row = self._row(step, draw)
+                except ChangedRow:
+                    raise
+                except ValueError as error:
+                    bad.append((draw, str(error)))
+                    continue
+                numbers.append(len(rows))
+                rows.append(row)
+                sources.append(self._names[draw.source])
+            if numbers:
+                bins.append(numbers)
+        return _Built(StepContent(rows, bins, sources), bad)
+
+    def _row(self, step: int, draw: Draw) -> Row:
+        """The row of a draw. `ValueError` for one that cannot be read."""
+        return self._workers.result((step, draw.position)) if self._loader.workers else self._builder(self._task(draw))

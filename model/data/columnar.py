@@ -120,17 +120,22 @@ def _whole(file: Path, kind: str) -> Iterator[None]:
 
 
 def byte_columns(schema: Arrow) -> list[str]:
-    """The columns that hold bytes, at whatever depth. Those of videos are not among them: only names are read there."""
-    found_in = []
-    for column in schema:
-        waiting, found = [column.type], False
-        while waiting:
-            kind = waiting.pop()
-            found |= "binary" in str(kind).partition("<")[0]
-            waiting += [kind.field(index).type for index in range(kind.num_fields)]
-        if found and column.name not in VIDEO_COLUMNS:
-            found_in.append(column.name)
-    return found_in
+    """The columns of images as bytes: bytes, structs with bytes, and lists of them.
+
+    Those of videos are not among them, because only names are read there, nor messages that hold images.
+    """
+    return [column.name for column in schema if column.name not in VIDEO_COLUMNS and _holds_images(column.type)]
+
+
+def _holds_images(kind: Arrow) -> bool:
+    while "list" in str(kind).partition("<")[0]:
+        kind = kind.value_type
+    return any("binary" in str(one).partition("<")[0] for one in [kind, *_fields(kind)])
+
+
+def _fields(kind: Arrow) -> list[Arrow]:
+    """The types of the fields of a struct."""
+    return [kind.field(index).type for index in range(kind.num_fields)] if str(kind).startswith("struct<") else []
 
 
 def saved_files(path: Path) -> list[Path]:

@@ -220,7 +220,8 @@ class StreamConfig:
             )
 
     def held_out(self, path: str, name: str) -> SourceConfig:
-        """Held-out rows at `path`, read as the source `name` is, or as all are where no name is given and they agree.
+        """Held-out rows at `path`, read as the source `name` is, or as all are where no name is given and they agree;
+        then their images are named from the folder of `path`.
 
         `ValueError` for a name that no source has.
         """
@@ -229,9 +230,9 @@ class StreamConfig:
         if name and name not in self.sources:
             raise ValueError(f"evaluation.source: expected one of {', '.join(self.sources)}, found {name!r}")
         named = [self.sources[name]] if name else [*self.sources.values()]
-        forms = [replace(one, paths=[], weight=1.0, max_epochs=0.0, row_weights="") for one in named]
-        form = forms[0] if forms and all(one == forms[0] for one in forms) else SourceConfig()
-        return replace(form, paths=[path], media=str(Path(self.folder, form.media)) if form.media else "")
+        media = str(Path(self.folder, named[0].media)) if name and named[0].media else ""
+        forms = [replace(one, paths=[path], weight=1.0, max_epochs=0.0, row_weights="", media=media) for one in named]
+        return forms[0] if forms and all(one == forms[0] for one in forms) else SourceConfig(paths=[path])
 
 
 def _default(one: "Field[Any]") -> object:

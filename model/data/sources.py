@@ -11,7 +11,7 @@ from typing import Generic, Protocol, TypeVar
 from model.batch import Row
 from model.data.bad_rows import BadRows
 from model.data.chat_rows import ChatReader
-from model.data.config import TableConfig
+from model.data.config import LoaderConfig, TableConfig
 from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.order import KeyedOrder
@@ -253,6 +253,15 @@ class StepSource(Protocol):
         """Rows of one step. `ValueError` where there are none."""
         ...
 
+    def following(self) -> StepContent | None:
+        """The rows of the step behind the last one that `content` gave, if they are ready; it will give them then."""
+        ...
+
+    @property
+    def loader(self) -> LoaderConfig | None:
+        """How images are read ahead; None where they are not."""
+        ...
+
     def state(self) -> State: ...
 
     def restore(self, state: State) -> None: ...
@@ -320,6 +329,11 @@ class StepRows:
     def content(self, step: int) -> StepContent:
         """The rows of one step, for a supervised loop."""
         return StepContent(self(step))
+
+    def following(self) -> None:
+        """Nothing is read ahead."""
+
+    loader = None
 
     def close(self) -> None:
         pass

@@ -14,7 +14,7 @@ from PIL import Image
 
 from model.data.config import VIDEO_DEADLINE_S
 from model.data.media import MAX_PIXELS, inside
-from model.data.media_error import MediaError
+from model.data.media_error import MediaError, MissingLibrary
 
 CONTAINERS = ("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi")
 MAX_VIDEO_BYTES = 512 * 2**20
@@ -165,7 +165,7 @@ def _library() -> Any:
     try:
         import av
     except ImportError:
-        raise ValueError(
+        raise MissingLibrary(
             "video: expected PyAV to decode it with, found none; install the extra: pip install 'sailvl2-rl[video]'"
         ) from None
     return av

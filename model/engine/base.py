@@ -15,6 +15,7 @@ from torch import Tensor
 from model.batch import Batch, ModelInputs
 from model.config import SailVL2Config, StoredDtype
 from model.logprobs import TokenScores
+from model.processing.opener import OpenAhead
 from model.processing.processor import Processor
 from model.run.manifest import Digests
 from model.run.saving import Writing
@@ -111,6 +112,10 @@ class TrainEngine(Scorer, Protocol):
     @property
     def num_parts(self) -> int:
         """A multiple of this many micro-batches of like cost keeps all processes of the engine busy."""
+        ...
+
+    def expect(self, batches: Sequence[Batch], how: OpenAhead) -> None:
+        """Begin to open the images of micro-batches that `accumulate` will get, where that is done ahead."""
         ...
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:

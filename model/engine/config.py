@@ -209,8 +209,8 @@ class HeldOutConfig:
     data: str = field(default="", metadata=OUTSIDE)
     """held-out rows, in the formats and shapes of the training rows; empty: no evaluation"""
     source: str = ""
-    """with data.sources: the source whose kind, template, columns and media the held-out rows have; empty: those that
-    all sources have, or where they differ none, and rows are told by their columns"""
+    """with data.sources: the source whose kind, template, columns and media the held-out rows have; empty: the kind,
+    template and columns that all sources have, or where they differ none, and rows are told by their columns"""
     every: int = 50
     """updates between evaluations; there is one before the first update and one after the last"""
     num_rows: int = 0

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from model.batch import ModelInputs
+from model.batch import Batch, ModelInputs
 from model.checkpoint import write_checkpoint
 from model.config import StoredDtype
 from model.engine.base import AnyBatch, LossFn, LossSums, ModelShape, StepResult
@@ -25,9 +25,11 @@ from model.engine.config import DeepspeedConfig, EngineConfig, FsdpConfig, Optim
 from model.engine.fsdp import FsdpEngine
 from model.engine.parts import Costs, deal
 from model.engine.ranks import Ranks
+from model.engine.sharded import ShardedEngine
 from model.engine.source import ModelSource
 from model.engine.watch import RankFailure, is_lost_connection
 from model.logprobs import TokenScores
+from model.processing.opener import OpenAhead
 from model.processing.processor import Processor
 from model.run.failpoints import reach
 from model.run.manifest import Digests
@@ -35,7 +37,7 @@ from model.run.manifest import Digests
 if TYPE_CHECKING:
     from model.engine.deepspeed import DeepspeedEngine
 
-_ALONE = ("build", "save", "begin saving", "is saved", "end saving", "check", "load", "sample")
+_ALONE = ("build", "save", "begin saving", "is saved", "end saving", "check", "load", "sample", "expect")
 """Verbs in which no rank waits for another, so that an error of one comes to rank 0 as its answer."""
 
 
@@ -119,6 +121,9 @@ class Lead:
 
     def close(self, exit_code: int) -> None:
         """Let the other ranks end, with this exit code. In the middle of a verb they cannot be asked, and are ended."""
+        for one in self.here.held.values():
+            if isinstance(one, ShardedEngine):
+                one.close()
         if self.is_broken or self.is_waited_for:
             self.ranks.watch.abandon()
             return
@@ -279,6 +284,11 @@ class LeadEngine:
         answers = self.lead.on_all("accumulate", _accumulate, arguments)
         return LossSums(tuple(_in_order([sums.parts for sums in answers], dealt)))
 
+    def expect(self, batches: Sequence[Batch], how: OpenAhead) -> None:
+        dealt = deal([self._costs.of_inputs(batch.inputs) for batch in batches], self.lead.ranks.num_ranks)
+        own = [tuple(batches[number].inputs for number in numbers if number is not None) for numbers in dealt]
+        self.lead.on_all("expect", _expect, [(self._number, inputs, how) for inputs in own])
+
     def step(self, rate_scale: float = 1.0) -> StepResult:
         return self.lead.on_all_alike("step", _step, self._number, rate_scale)[0]
 
@@ -355,6 +365,10 @@ def _build(here: Here, number: int, source: ModelSource, *settings: Any) -> None
 
 def _accumulate(here: Here, number: int, *arguments: Any) -> LossSums:
     return here.held[number].accumulate(*arguments)
+
+
+def _expect(here: Here, number: int, inputs: Sequence[ModelInputs], how: OpenAhead) -> None:
+    here.held[number].expect(inputs, how)
 
 
 def _step(here: Here, number: int, rate_scale: float) -> StepResult:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from model.batch import ModelInputs
+from model.batch import Batch, ModelInputs
 from model.checkpoint import write_checkpoint
 from model.config import AttentionKernel, StoredDtype, Tower
 from model.engine import adapted
@@ -25,6 +25,7 @@ from model.json_values import read_json_object
 from model.logprobs import TokenScores
 from model.lora.adapters import is_adapted, train_adapters_alone
 from model.lora.merge import merged_tensors
+from model.processing.opener import OpenAhead
 from model.processing.processor import Processor
 from model.run.durable import write_stream
 from model.run.manifest import Digests
@@ -107,6 +108,9 @@ class LocalEngine:
     @property
     def step_count(self) -> int:
         return self._updates.step_count
+
+    def expect(self, batches: Sequence[Batch], how: OpenAhead) -> None:
+        """Nothing is begun: rows of one process come with their images."""
 
     def accumulate(self, batches: Sequence[AnyBatch], loss: LossFn[AnyBatch], denominator: float) -> LossSums:
         return LossSums(tuple(self._accumulate(batch.to(self._device), loss, denominator) for batch in batches))

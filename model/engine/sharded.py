@@ -7,6 +7,8 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -22,6 +24,7 @@ from model.engine.updates import UpdateCount, say_other_ranks
 from model.engine.watch import RankFailure, out_of_memory
 from model.json_values import read_json_object
 from model.logprobs import TokenScores
+from model.processing.opener import ImageOpener, OpenAhead
 from model.run.durable import write_stream
 from model.run.failpoints import reach
 from model.run.manifest import Digests
@@ -88,6 +91,7 @@ class ShardedEngine(ABC):
     _scorer: ShardedScorer
     _updates: UpdateCount
     _loss_is_finite: bool
+    _opener: ImageOpener | None = None
 
     @property
     def step_count(self) -> int:
@@ -97,10 +101,20 @@ class ShardedEngine(ABC):
     def shape(self) -> ModelShape:
         return ModelShape(self.model.config, self._dtype, self.ranks.device)
 
+    def expect(self, inputs: Sequence[ModelInputs], how: OpenAhead) -> None:
+        """Begin to open the images of micro-batches of this rank, which `accumulate` will get in this order."""
+        self._opener = self._opener or ImageOpener()
+        self._opener.begin(inputs, how)
+
+    def close(self) -> None:
+        """End the processes that open images."""
+        if self._opener:
+            self._opener.close()
+
     def accumulate(self, part: Part, with_tiles: bool, loss: LossFn, denominator: float) -> LossSums:
         """Add the gradient of this rank's micro-batches. `with_tiles` says that some rank has images."""
         figures = []
-        for number, batch in enumerate(opened_ahead(part)):
+        for number, batch in enumerate(opened_ahead(part, self._opener)):
             self.ranks.watch.marks.at(f"micro-batch {number + 1} of {len(part)}")
             self._before_micro_batch(number + 1 == len(part), with_tiles)
             inputs = self._scorer.fillers.inputs(with_tiles) if batch is None else batch.inputs
@@ -108,6 +122,8 @@ class ShardedEngine(ABC):
                 figure = self._accumulate(batch, inputs, with_tiles, loss, denominator)
             figures += [] if figure is None else [figure]
             reach("accumulate")
+        if self._opener and figures:
+            figures[0] = {**figures[0], **self._opener.take_figures()}
         return LossSums(tuple(figures))
 
     def logprobs(self, inputs: Sequence[ModelInputs | None], with_tiles: bool) -> list[TokenScores]:
@@ -137,6 +153,8 @@ class ShardedEngine(ABC):
     def load(self, folder: Path) -> None:
         """Go on from a saved state that was checked."""
         state = read_json_object(folder / STATE)
+        if self._opener:
+            self._opener.forget()
         self._fill(folder)
         self._updates.restore(state, says=self.ranks.rank == 0)
         if self.ranks.rank == 0:
@@ -213,15 +231,25 @@ class ShardedEngine(ABC):
             layer.register_forward_hook(mark)
 
 
-def opened_ahead(part: Part) -> Iterator[Batch | None]:
-    """The micro-batches with their images open; those of the next one are opened while one is worked on."""
+def opened_ahead(part: Part, opener: ImageOpener | None) -> Iterator[Batch | None]:
+    """The micro-batches with their images open; those of the next one are opened while one is worked on.
+
+    `opener` has those whose images it began to open before.
+    """
     host = torch.device("cpu")
-    with ThreadPoolExecutor(1, "images") as opener:
-        waiting = None
-        for number, batch in enumerate(part):
-            ready = batch.to(host) if batch is not None and waiting is None else waiting.result() if waiting else None
-            following = part[number + 1] if number + 1 < len(part) else None
-            waiting = None if following is None else opener.submit(following.to, host)
+
+    def opened(batch: Batch) -> Batch:
+        if opener is None:
+            return batch.to(host)
+        inputs = opener.opened(batch.inputs)
+        return replace(batch, inputs=inputs).to(host)  # pyright: ignore[reportArgumentType]  (a dataclass)
+
+    with ThreadPoolExecutor(1, "images") as thread:
+        waiting = thread.submit(opened, part[0]) if part and part[0] is not None else None
+        for following in (*part[1:], None):
+            with nullcontext() if opener is None else opener.waiting():
+                ready = None if waiting is None else waiting.result()
+            waiting = None if following is None else thread.submit(opened, following)
             yield ready
 
 

@@ -91,6 +91,10 @@ class StoredPicture:
     def nbytes(self) -> int:
         return _BYTES_OF_STORED
 
+    def bytes_of_all(self) -> "list[BytePicture]":
+        """The image, or all frames of the video, as bytes. `MediaError` where they cannot be read."""
+        return [BytePicture(tiles, self.settings) for tiles in cut_visual(self.visual, Path(self.root))]
+
     def open(self) -> Tensor:
         """Its pixels. `MediaError` names the file and the host where it cannot be read."""
         try:

@@ -197,6 +197,8 @@ def test_a_stream_keeps_its_rows_whatever_the_number_of_processes(data, tmp_path
         assert len(same) == 4 and all(ours[name] == theirs[name] for name in same)
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5)
         assert ours["loss/b"] == pytest.approx(theirs["loss/b"], abs=1e-5)
+    lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert ["time/opening_s" in line for line in lines] == [False, False, True, True, False, False]
 
 
 @pytest.mark.slow

@@ -186,6 +186,7 @@ def test_a_sail_vl2_checkpoint_serves_as_both_sources(tmp_path, tiny):
 def test_the_tower_of_a_checkpoint_keeps_its_way_to_cut_images(tmp_path, tiny, any_resolution):
     model, processor = build_flavour(Flavour.tiny_base, 0)
     kept, out = tmp_path / "source", tmp_path / "out"
+    processor = processor.with_settings(max_tiles=3, image_mean=(0.5, 0.25, 0.5))  # not what its config.json implies
     save_model(kept, model, processor)
     resolution = Resolution.any if any_resolution else Resolution.fixed
     assemble(AssembleConfig(str(kept), str(kept), str(out), resolution=resolution))
@@ -193,6 +194,9 @@ def test_the_tower_of_a_checkpoint_keeps_its_way_to_cut_images(tmp_path, tiny, a
     first, second = (load_model(folder)[0].config for folder in (out, tmp_path / "again"))
     assert first == second and isinstance(second.vision, AnyResVisionConfig) == any_resolution
     assert (second.max_dynamic_patch, second.use_thumbnail) == ((1, False) if any_resolution else (2, False))
+    if not any_resolution:
+        settings = load_model(tmp_path / "again")[1].settings
+        assert settings == processor.settings
 
 
 class TestWrongFolders:

@@ -259,7 +259,7 @@ class TestInputsAndSources:
             ("'data.sources={web: {paths: [w.jsonl], media: absent}}'", r"data\.sources\.web\.media"),
             ("'data.sources={web: {paths: [w.jsonl], row_weights: absent}}'", r"data\.sources\.web\.row_weights"),
             ("data.source_weights=absent", r"data\.source_weights"),
-            ("evaluation.data=absent", r"evaluation\.data"),
+            ("evaluation.data=absent/*.jsonl", r"evaluation\.data"),
         ],
     )
     def test_files_beside_the_corpora_are_looked_for_too(self, tmp_path, override, key):

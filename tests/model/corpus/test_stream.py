@@ -2,6 +2,8 @@
 
 import json
 import re
+import sys
+import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -16,7 +18,7 @@ from conf.cli import load_config
 from model.batch import Row
 from model.corpus.open import inputs_of_sources, open_held_out, open_stream, source_weights
 from model.corpus.stream import Stream
-from model.data.config import LoaderConfig, SourceConfig, StreamConfig, TableConfig
+from model.data.config import LoaderConfig, SourceConfig, SourceKind, StreamConfig, TableConfig
 from model.data.sources import DataFolders
 from model.pretrain.stage import run_stage
 from model.processing.processor import BytePicture, StoredPicture
@@ -146,6 +148,28 @@ def test_images_of_a_step_are_bytes_until_their_micro_batch_is_trained(tiny, fol
     assert planned.num_bytes == sum(image.nbytes for row in following for image in row.images)
 
 
+def test_the_next_step_can_be_looked_at_once_its_rows_are_there(tiny, folder):
+    """Looking changes nothing, and the rows are those that come then."""
+    wanted = steps_of(stream_of(config(folder), tiny[1]), 0, 4)
+    assert stream_of(config(folder), tiny[1]).following() is None
+    stream = stream_of(config(folder, workers=1), tiny[1])
+    try:
+        for step in range(3):
+            stream.content(step)
+            deadline = time.monotonic() + 60
+            while (ahead := stream.following()) is None:
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            state = stream.state()
+        content = stream.content(3)
+        assert content.rows is ahead.rows and [ids_of(row) for row in content.rows] == wanted[3][0]
+        assert content.metrics and not ahead.metrics
+        stream.restore(state)
+        assert steps_of(stream, 3, 4) == wanted[3:]
+    finally:
+        stream.close()
+
+
 def test_references_stand_for_the_same_pixels(tiny, folder):
     """Processes that share an update get references: equal ids, and equal pixels once they are opened."""
     here, there = stream_of(config(folder), tiny[1]), stream_of(config(folder), tiny[1].storing_pictures())
@@ -175,15 +199,24 @@ def test_names_in_columns_stand_for_the_same_pixels(tiny, tmp_path, ending):
             for number in range(6)
         ],
         "inside": [{"image": layouts.struct(number)} for number in range(6)],
+        "messages": [
+            [
+                {"role": "user", "content": [{"type": "image", "image": layouts.struct(number), "text": None}]},
+                {"role": "assistant", "content": [{"type": "text", "image": None, "text": f"Square {number}."}]},
+            ]
+            for number in range(6)
+        ],
     }
-    table = pyarrow.table({**columns, "caption": [f"Square {number}." for number in range(6)]})
+    captions = {"caption": [f"Square {number}." for number in range(6)]}
+    table = pyarrow.table({**columns, **captions})
     if ending == "parquet":
         pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     else:
         with pyarrow.ipc.new_stream(tmp_path / "rows.arrow", table.schema) as stream:
             stream.write_table(table)
-    for column in ("image", "structs", "inside.image"):
-        source = SourceConfig([f"rows.{ending}"], image_column=column)
+    for column in ("image", "structs", "inside.image", "messages"):
+        kind = SourceKind.chat if column == "messages" else SourceKind.document
+        source = SourceConfig([f"rows.{ending}"], image_column="" if column == "messages" else column, kind=kind)
         data = config(tmp_path, sources={"a": source}, micro_batches_per_step=1)
         here, there = stream_of(data, tiny[1]), stream_of(data, tiny[1].storing_pictures())
         for row, stored in zip(here.content(0).rows, there.content(0).rows, strict=True):
@@ -265,6 +298,20 @@ class TestSettings:
             assert (("template" in rows.described()[0]), len(rows)) == (is_chat, 120)
             text = tiny[1].tokenizer.decode(rows.build(0).prefix_ids)
             assert ("What?" in text) is is_chat
+        own = {"c": replace(sources["c"], media="elsewhere")}
+        data = config(folder, sources=own)
+        assert data.held_out("x.jsonl", "").media == "" and data.held_out("x.jsonl", "c").media.endswith("elsewhere")
+
+    def test_a_package_that_is_missing_is_no_fault_of_a_row(self, tiny, tmp_path, monkeypatch):
+        """No index is written then, so that installing it is enough."""
+        (tmp_path / "v.mp4").write_bytes(b"x")
+        row = {"video": "v.mp4", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "a"}]}
+        layouts.jsonl(tmp_path / "a.jsonl", [row])
+        data = config(tmp_path, sources={"a": SourceConfig(["a.jsonl"])})
+        monkeypatch.setitem(sys.modules, "av", None)
+        with pytest.raises(ValueError, match="install the extra"):
+            stream_of(data, tiny[1])
+        assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_weights_of_rows(self, tiny, folder, tmp_path):
         weights = np.zeros(200)

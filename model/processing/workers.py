@@ -1,4 +1,4 @@
-"""Processes that build rows ahead of training. One that ends, or does not answer, is named and replaced.
+"""Processes that build rows, or open images, ahead of training. One that ends, or does not answer, is replaced.
 
 Images come back in memory that both processes map, and are not copied: the worker writes the arrays of a row into an
 anonymous file in memory and sends its descriptor, which is closed once the file is mapped. So rows hold no descriptors,
@@ -16,8 +16,9 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import accumulate, islice
 from multiprocessing import reduction
 from multiprocessing.connection import Connection, wait
@@ -26,17 +27,18 @@ from typing import Any
 
 import torch
 
-from model.batch import Row
 from model.data.media_error import MediaError
 from model.run.failpoints import reach
 from model.run.parent import die_with_parent
 
-Build = Callable[[Any], Row]
-"""Task -> row; it is sent to the workers once. `ValueError` for a row that cannot be used."""
+Build = Callable[[Any], Any]
+"""Task -> what is wanted, mostly a row; it is sent to the workers once. `ValueError` for a task that cannot be done."""
 _TASKS_EACH = 4
 """Tasks that a worker has at once, so that it does not wait for the next one."""
 _MOST_ATTEMPTS = 3
 _ALIGNED = 64
+_SMALL_BYTES = 1 << 15
+"""Arrays below this size are copied into the message."""
 _LOOKED_THROUGH = 256
 """Waiting tasks among which a worker finds one that is near those it had."""
 _POLL_S = 0.2
@@ -63,7 +65,7 @@ class Workers:
         self._condition = threading.Condition()
         self._queue: deque[tuple[Hashable, Any, int | None]] = deque()  # key, task, number of the worker it is for
         self._attempts: dict[Hashable, int] = {}
-        self._results: dict[Hashable, Row | Exception] = {}
+        self._results: dict[Hashable, Any] = {}
         self._wanted: set[Hashable] = set()
         self._generation = 0  # counts the calls of `forget`
         self._error: BaseException | None = None
@@ -90,7 +92,7 @@ class Workers:
             self._queue.append((key, task, None if near is None else hash(near) % self._count))
         self._wake()
 
-    def result(self, key: Hashable) -> Row:
+    def result(self, key: Hashable) -> Any:
         """Wait for a row that was submitted. Raises the error that building it raised."""
         with self._condition:
             key = (self._generation, key)
@@ -105,6 +107,11 @@ class Workers:
         if isinstance(found, Exception):
             raise found
         return found
+
+    def is_done(self, keys: Iterable[Hashable]) -> bool:
+        """Whether `result` would not wait for any of these."""
+        with self._condition:
+            return self._error is not None or all((self._generation, key) in self._results for key in keys)
 
     def forget(self) -> None:
         """Give up all that was submitted and not taken."""
@@ -208,7 +215,7 @@ class Workers:
         worker.since = time.monotonic()
         self._put(key, row)
 
-    def _put(self, key: Hashable, result: Row | Exception) -> None:
+    def _put(self, key: Hashable, result: Any) -> None:
         with self._condition:
             self._attempts.pop(key, None)
             if key in self._wanted:
@@ -266,13 +273,21 @@ def _work(connection: Connection, build: Build) -> None:
         except Exception as error:
             result = _sendable(error)
         arrays: list[pickle.PickleBuffer] = []
-        content = pickle.dumps(result, protocol=5, buffer_callback=arrays.append)
+        content = pickle.dumps(result, protocol=5, buffer_callback=partial(_keeps, arrays))
         parts = [array.raw() for array in arrays]
         connection.send((key, content, [part.nbytes for part in parts]))
         if parts:
             memory = _written(parts)
             reduction.send_handle(connection, memory, parent)
             os.close(memory)
+
+
+def _keeps(arrays: list[pickle.PickleBuffer], array: pickle.PickleBuffer) -> bool:
+    """Whether an array stays in the message: mappings are limited in number, and a small one costs less to copy."""
+    if array.raw().nbytes < _SMALL_BYTES:
+        return True
+    arrays.append(array)
+    return False
 
 
 def _sendable(error: Exception) -> Exception:
@@ -321,4 +336,9 @@ def _advice(error: BaseException) -> str:
     """The way out where a process has too many descriptors; empty for other errors."""
     if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
         return "; raise the number of files that a process may have open: ulimit -n"
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return (
+            "; lower data.loader.ahead_mib or data.loader.ahead, or raise the number of mappings of a process: "
+            "sysctl vm.max_map_count"
+        )
     return ""

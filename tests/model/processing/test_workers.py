@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from model.batch import Row
-from model.corpus.workers import Workers
 from model.data.media_error import MediaError
 from model.processing.processor import BytePicture
 from model.processing.settings import ProcessorSettings
+from model.processing.workers import Workers
 
 SETTINGS = ProcessorSettings(max_tiles=1)
 
@@ -43,7 +43,10 @@ class Builder:
             os.kill(os.getpid(), signal.SIGSTOP)
         if what == "slow":
             time.sleep(0.05)
-        tiles = [np.full((1 + number % 3, 3, 4, 4), number, np.uint8), np.full((1, 3, 2, 8), 255 - number, np.uint8)]
+        tiles = [
+            np.full((1 + number % 3, 3, 128, 128), number, np.uint8),
+            np.full((1, 3, 64, 256), 255 - number, np.uint8),
+        ]
         images = [BytePicture(one, SETTINGS) for one in tiles[: number % 3]]
         return Row([1, number], [[2, os.getpid()]], images, scored=[np.array([True, False])])
 
@@ -148,7 +151,7 @@ def test_pixels_outlive_their_worker(tmp_path):
     row = workers.result(0)
     workers.close()
     first, second = tiles_of(row)
-    assert (first.shape, second.shape) == ((3, 3, 4, 4), (1, 3, 2, 8))
+    assert (first.shape, second.shape) == ((3, 3, 128, 128), (1, 3, 64, 256))
     assert (first == 2).all() and (second == 253).all()
 
 
@@ -178,7 +181,7 @@ def test_rows_hold_no_descriptors_and_their_memory_goes_with_them(workers):
     with descriptors_below(lowest_free_descriptor() + 20):
         rows = take(workers, {number: (number, "") for number in range(200)})
     check(rows)
-    assert num_mapped() == before + 200
+    assert num_mapped() == before + sum(bool(row.images) for row in rows) > 100
     del rows
     assert num_mapped() == before
 
