@@ -7,6 +7,7 @@ from typing import Any
 
 from model.corpus.shard import Place, Shard, Unit, Withheld
 from model.data.columnar import (
+    DamagedFile,
     arrow_batches,
     byte_columns,
     parquet_byte_columns,
@@ -54,9 +55,16 @@ class ParquetShard(Shard):
     def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
         number = 0
         for group in range(unit.start, unit.stop):
-            for index, row in enumerate(rows_of(self.path, parquet_group(self.path, group))):
+            for index, row in enumerate(self._rows_of_group(group)):
                 number += 1
                 yield (group, index), RawRow(row.file, number, row.columns, row.problem)
+
+    def _rows_of_group(self, group: int) -> Iterator[RawRow]:
+        """The rows of a row group; of one that is damaged as many as it should have, without columns."""
+        try:
+            yield from rows_of(self.path, parquet_group(self.path, group))
+        except DamagedFile as error:
+            yield from (RawRow(self.path, number, problem=str(error)) for number in range(1, 1 + self._sizes[group]))
 
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         group, index = place

@@ -52,11 +52,8 @@ class BadRows:
             print(f"bad row: {_named(record)}", file=sys.stderr)
         if self._at_opening:
             where = f"; all are named in {self._report}" if self._report else ""
-            print(
-                f"{len(self)} of {total} rows cannot be used and are skipped; data.max_bad_rows={self._limit:g} allows "
-                f"{self._allowed}{where}",
-                file=sys.stderr,
-            )
+            limit = "" if self._limit >= total else f"; data.max_bad_rows={self._limit:g} allows {self._allowed}"
+            print(f"{len(self)} of {total} rows cannot be used and are skipped{limit}{where}", file=sys.stderr)
 
     def add_later(self, file: Path, number: int, prompt_id: str, reason: str) -> None:
         """Note and name a row whose files turned out to be damaged. `ValueError` past the limit."""

@@ -116,7 +116,14 @@ def _whole(file: Path, kind: str) -> Iterator[None]:
     try:
         yield
     except (arrow.ArrowException, OSError, ValueError) as error:
-        raise ValueError(f"data: {file}: expected a whole {kind}, found: {error}") from None
+        is_unreadable = isinstance(error, OSError) and error.errno is not None  # the system's errors have a number
+        raise (ValueError if is_unreadable else DamagedFile)(
+            f"data: {file}: expected a whole {kind}, found: {error}"
+        ) from None
+
+
+class DamagedFile(ValueError):
+    """The content of a file is not what it should be; reading it worked."""
 
 
 def byte_columns(schema: Arrow) -> list[str]:

@@ -281,14 +281,33 @@ class TestDamage:
             corpus_of(tiny[1], path)
 
     def test_a_broken_row_group(self, tiny, tmp_path):
+        import pyarrow.parquet
+
         rows = [chat(number, f"{number} " * 200) for number in range(40)]
         path = layouts.parquet(tmp_path / "a.parquet", rows, group=10)
         content = bytearray(path.read_bytes())
-        middle = len(content) // 2
-        content[middle : middle + 400] = b"\xff" * 400
+        begin = pyarrow.parquet.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
+        content[begin : begin + 40] = b"\xff" * 40
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a\.parquet: expected a whole Parquet file"):
+        with pytest.raises(ValueError, match=r"a\.parquet:21: .*expected a whole Parquet file \(row group 2\)"):
             corpus_of(tiny[1], path)
+        corpus = corpus_of(tiny[1], path, max_bad_rows=10)
+        assert len(corpus) == 30 and len(corpus.bad_rows) == 10
+        assert [corpus.place_of(number)[1] for number in (0, 19, 20, 29)] == [1, 20, 31, 40]
+        text = tiny[1].tokenizer.decode(corpus.build(20).completions[0])
+        assert text.startswith("30 30")
+
+    def test_a_file_that_the_system_cannot_read_is_no_bad_row(self, tiny, tmp_path, monkeypatch):
+        import pyarrow.parquet
+
+        def fails(*arguments: object, **named: object) -> None:
+            raise OSError(5, "Input/output error")
+
+        path = layouts.parquet(tmp_path / "a.parquet", [chat(number) for number in range(40)], group=10)
+        monkeypatch.setattr(pyarrow.parquet.ParquetFile, "read_row_group", fails)
+        with pytest.raises(ValueError, match="Input/output error"):
+            corpus_of(tiny[1], path, max_bad_rows=39)
+        assert not list(tmp_path.rglob("*.safetensors"))
 
     def test_bombs_and_long_texts_are_bad_rows(self, tiny, tmp_path, capsys):
         Image.new("1", (20_000, 20_000)).save(tmp_path / "bomb.png")
