@@ -283,7 +283,7 @@ class TestDamage:
     def test_a_broken_row_group(self, tiny, tmp_path):
         import pyarrow.parquet
 
-        rows = [chat(number, f"{number} " * 200) for number in range(40)]
+        rows = [chat(number, f"{number} " * 20) for number in range(40)]
         path = layouts.parquet(tmp_path / "a.parquet", rows, group=10)
         content = bytearray(path.read_bytes())
         begin = pyarrow.parquet.ParquetFile(path).metadata.row_group(2).column(0).data_page_offset
