@@ -77,6 +77,12 @@ class Mixture:
         """The first position that has no row nor any behind it; None for a stream that never ends."""
         return None if self._phases[-1].weights.any() else self._phases[-1].first_block * BLOCK
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of the whole stream; None for one that never ends."""
+        lasts = [one.last for one, weight in zip(self._passes, self._weights, strict=True) if weight > 0]
+        return None if None in lasts else sum(last for last in lasts if last is not None)
+
     @cached_property
     def positions_per_pass(self) -> int:
         """Positions after which every source with a weight has made a pass, were no source to end."""

@@ -160,7 +160,8 @@ class Stream:
     def described(self) -> list[str]:
         shares = ", ".join(f"{name} {share:.1%}" for name, share in zip(self._names, self._mixture.shares, strict=True))
         lines = [line for corpus in self._corpora for line in corpus.described()]
-        end = "" if self._mixture.end is None else f"; all sources end after {self._mixture.end} rows"
+        num_rows = self._mixture.num_rows
+        end = "" if num_rows is None else f"; all sources end after {num_rows} rows"
         update = f"data.micro_batches_per_step={self._num_bins} of {self._capacity} tokens at most are an update"
         lines.append(f"data.sources: shares of the rows: {shares}{end}; {update}")
         visual = self._mean(lambda corpus: corpus.totals["visual"] / len(corpus))
@@ -176,8 +177,8 @@ class Stream:
     def steps_per_pass(self) -> int:
         """Steps after which every source has made a pass, about: from the mean length of rows."""
         positions = self._mixture.positions_per_pass
-        if self._mixture.end is not None:
-            positions = min(positions, self._mixture.end)
+        if self._mixture.num_rows is not None:
+            positions = min(positions, self._mixture.num_rows)
         return max(1, round(positions * self._mean_tokens / (self._num_bins * self._capacity)))
 
     @property
@@ -209,10 +210,10 @@ class Stream:
         before = self._packer.state()
         try:
             packed = self._packer.next()
-        except IndexError as error:
+        except IndexError:
             raise ValueError(
-                f"data.sources: all sources end after {error} rows, at step {step}; expected rows for more steps: "
-                "lower max_steps, or raise data.sources.NAME.max_epochs"
+                f"data.sources: all sources end after {self._mixture.num_rows} rows, at step {step + 1}; expected rows "
+                "for more steps: lower max_steps, or raise data.sources.NAME.max_epochs"
             ) from None
         positions = [position for one in packed.bins for position in one]
         visual = sum(self._corpora[d.source].visual_tokens(d.row) for d in map(self._draws.__getitem__, positions))

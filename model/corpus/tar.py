@@ -33,7 +33,10 @@ class TarShard(Shard):
         return [Unit(0, self.path.stat().st_size)]
 
     def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
-        for number, (start, size, members) in enumerate(self._groups(), 1):
+        for number, (start, size, members, problem) in enumerate(self._groups(), 1):
+            if problem:
+                yield (start, size), RawRow(self.path, number, problem=problem)
+                continue
             with self.path.open("rb") as file:
                 yield (start, size), self._row(file, members, number, None)
 
@@ -45,28 +48,48 @@ class TarShard(Shard):
                 members = [_Member(one, start + one.offset_data) for one in archive]
             return self._row(file, members, 0, num_pictures)
 
-    def _groups(self) -> Iterator[tuple[int, int, list["_Member"]]]:
-        """(first byte, number of bytes, members) of each row. `ValueError` for a file that is cut off."""
+    def _groups(self) -> Iterator[tuple[int, int, list["_Member"], str]]:
+        """(first byte, number of bytes, members, why it cannot be used) of each row.
+
+        The last row of a file that is cut off may lack members, and cannot be used. `ValueError` for a damaged header,
+        behind which no row can be found.
+        """
         size = self.path.stat().st_size
         key, start, members = None, 0, []
         with self._named_errors(), tarfile.open(self.path, "r:") as archive:
-            for one in archive:
+            for one in _until_the_end(archive):
                 if one.isdir():
                     continue
-                if one.offset_data + one.size > size:
-                    raise ValueError(
-                        f"member {one.name!r:.80}: {one.size} bytes, of which the file's end cuts off some"
-                    )
                 if members and _key(one.name) != key:
-                    yield start, one.offset - start, members
+                    yield start, one.offset - start, members, ""
                     members = []
                 if not members:
                     key, start = _key(one.name), one.offset
                 members.append(_Member(one, one.offset_data))
                 archive.members = []  # pyright: ignore[reportAttributeAccessIssue]  # else it keeps every header
             end = archive.offset  # pyright: ignore[reportAttributeAccessIssue]
+        cut = self._cut_at(end, size, members)
         if members:
-            yield start, min(end, size) - start, members
+            yield start, min(end, size) - start, members, cut
+        elif cut:
+            raise ValueError(f"data: {self.path}: {cut}")
+
+    def _cut_at(self, end: int, size: int, members: list["_Member"]) -> str:
+        """What is wrong with the end of the file, empty where it ends as a tar file does: with a block of zeros."""
+        with self.path.open("rb") as file:
+            file.seek(end)
+            block = file.read(tarfile.BLOCKSIZE)
+        if len(block) == tarfile.BLOCKSIZE and not (members and members[-1].stop > size):
+            if block.strip(b"\0"):
+                raise ValueError(
+                    f"data: {self.path}: expected the header of a member at byte {end}, found something else; "
+                    f"{size - end} bytes from there on cannot be read: make the file anew"
+                )
+            return ""
+        last = f"behind member {members[-1].name!r:.80}" if members else "at its first byte"
+        if members and members[-1].stop > size:
+            last = f"inside member {members[-1].name!r:.80}"
+        return f"expected a whole tar file, found one that is cut off {last}, without the zeros of its end"
 
     def _row(self, file: IO[bytes], members: list["_Member"], number: int, num_pictures: int | None) -> RawRow:
         try:
@@ -82,12 +105,28 @@ class TarShard(Shard):
             raise ValueError(f"data: {self.path}: expected a whole tar file, found: {error}") from None
 
 
+def _until_the_end(archive: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+    """The members; behind one that is cut off there are none."""
+    found: tarfile.TarInfo | None = None
+    while True:
+        try:
+            following = archive.next()
+        except tarfile.ReadError:
+            if found is None:
+                raise
+            return
+        if following is None:
+            return
+        yield (found := following)
+
+
 class _Member:
     """A file in a tar file."""
 
     def __init__(self, info: tarfile.TarInfo, first: int) -> None:
         self.name, self.size, self.is_file = info.name, info.size, info.isfile()
         self._first = first
+        self.stop = first + info.size
 
     @property
     def ending(self) -> str:

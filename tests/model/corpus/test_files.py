@@ -243,10 +243,39 @@ def corpus_of_count(folder: Path, path: Path, checkpoint: Path) -> float:
 
 class TestDamage:
     def test_a_truncated_tar(self, tiny, tmp_path):
-        path = layouts.tar(tmp_path / "a.tar", [(f"{n}.txt", b"text " * 300) for n in range(9)])
-        path.write_bytes(path.read_bytes()[:7000])
-        with pytest.raises(ValueError, match=r"a\.tar: expected a whole tar file, found: .*end"):
-            corpus_of(tiny[1], path)
+        """Wherever it is cut off: the rows before are whole, the last one is bad, and a cut is never silent."""
+        members = [
+            (f"{n}.{ending}", content)
+            for n in range(9)
+            for ending, content in (("txt", b"text " * 30), ("png", layouts.picture(n)))
+        ]
+        content = layouts.tar(tmp_path / "a.tar", members).read_bytes()
+        for size in (
+            2048 * 3 + 100,
+            2048 * 3 + 600,
+            2048 * 3 + 1024,
+            2048 * 3 + 1100,
+            2048 * 3 + 2000,
+            2048 * 4,
+            2048 * 9,
+        ):
+            path = tmp_path / f"{size}.tar"
+            path.write_bytes(content[:size])
+            rows, last = divmod(size - 1, 2048)
+            rows -= (
+                last < 512
+            )  # of the last row not even a header is whole: then it is the one before that may lack members
+            with pytest.raises(ValueError, match=rf"{size}\.tar:{rows + 1}: expected a whole tar file.* cut off"):
+                corpus_of(tiny[1], path)
+            assert len(corpus_of(tiny[1], path, max_bad_rows=1)) == rows
+        path.write_bytes(content[:200])
+        with pytest.raises(ValueError, match="expected a whole tar file"):
+            corpus_of(tiny[1], path, max_bad_rows=9)
+        damaged = bytearray(content)
+        damaged[2048 * 5 : 2048 * 5 + 200] = b"\xff" * 200
+        path.write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"expected the header of a member at byte 10240.*make the file anew"):
+            corpus_of(tiny[1], path, max_bad_rows=9)
 
     def test_a_compressed_tar(self, tiny, tmp_path):
         path = tmp_path / "a.tar"

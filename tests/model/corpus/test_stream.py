@@ -325,7 +325,7 @@ class TestSettings:
         np.save(tmp_path / "w.npy", weights / 4)  # a pass holds 25 rows
         short = replace(sources["texts"], max_epochs=3.0)
         ends = stream_of(config(folder, sources={"texts": short}), tiny[1])._mixture
-        assert ends.positions_per_pass == 25 and ends.end == 100  # the block in which row 75 is
+        assert ends.positions_per_pass == 25 and ends.num_rows == 75 and ends.end == 100  # its block's end
         np.save(tmp_path / "w.npy", weights)
         for array, wanted in ((np.ones(3), "expected 200 numbers"), (-weights, "finite numbers of 0 or more")):
             np.save(tmp_path / "w.npy", array)
