@@ -75,7 +75,7 @@ class TarShard(Shard):
             raise ValueError(f"data: {self.path}: {cut}")
 
     def _cut_at(self, end: int, size: int, members: list["_Member"]) -> str:
-        """What is wrong with the end of the file, empty where it ends as a tar file does: with a block of zeros."""
+        """A message about the end of the file; empty where it is that of a whole tar file, a block of zeros."""
         with self.path.open("rb") as file:
             file.seek(end)
             block = file.read(tarfile.BLOCKSIZE)
