@@ -168,7 +168,7 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(12))
 def test_rl_survives_a_kill(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
@@ -178,7 +178,7 @@ WRITES = [*SAVES, "append.ledger", "append.evaluations", "append.step_000002", "
 
 
 @pytest.mark.parametrize(
-    "seeds", [range(2), *(pytest.param(range(n, n + 7), marks=pytest.mark.slow) for n in (2, 9))], ids=str
+    "seeds", [range(2), *(pytest.param(range(n, n + 7), marks=pytest.mark.slow) for n in (2,))], ids=str
 )
 @pytest.mark.parametrize(("act", "phases"), [("term", [*RL_PHASES, *SAVES]), ("full", WRITES)])
 def test_rl_survives_sigterm_and_a_full_disk(runner, commands, straight, act, phases, seeds):
