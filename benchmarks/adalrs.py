@@ -34,7 +34,7 @@ BEST = 1.5e-3
 """The best rate of a coarse grid on seed 0, around which the five rates of the benchmark lie."""
 GRID = (BEST / 4, BEST / 2, BEST, 2 * BEST, 4 * BEST)
 STARTS = (BEST / 10, 10 * BEST)
-BASE_STEPS, STEPS, WINDOW, LAST = 1000, 800, 12, 160
+BASE_STEPS, STEPS, WINDOW, LAST = 1000, 400, 12, 80
 SHARE = 0.25
 
 
