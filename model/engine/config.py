@@ -220,6 +220,8 @@ class HeldOutConfig:
         for name, least in (("every", 1), ("num_rows", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
+        if self.source and not self.data:
+            raise ValueError(f"evaluation.source: expected evaluation.data beside it, found {self.source!r} alone")
 
 
 @dataclass

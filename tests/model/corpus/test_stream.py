@@ -348,8 +348,9 @@ class TestSettings:
             (["data.sources={evaluation: {paths: [x]}}", "data.micro_batches_per_step=2"], "expected another name"),
             ([*SOURCES, "data.mixture={a: 1}"], "data.mixture: expected none with data.sources, found {'a': 1}"),
             ([*SOURCES, "data.max_image_bytes=1"], "data.max_image_bytes: expected none with data.sources, found 1"),
-            ([*SOURCES, "evaluation.source=b"], "evaluation.source: expected one of a, found 'b'"),
-            (["data.path=x", "evaluation.source=b"], "evaluation.source: expected data.sources beside it"),
+            ([*SOURCES, "evaluation.source=a"], "evaluation.source: expected evaluation.data beside it, found 'a'"),
+            ([*SOURCES, "evaluation.data=x", "evaluation.source=b"], "evaluation.source: expected one of a, found 'b'"),
+            (["data.path=x", "evaluation.data=x", "evaluation.source=b"], "expected data.sources beside it, found 'b'"),
             (["data.loader.patience_s=100"], "patience_s: expected at least 150, because a row with a video may take"),
         ],
     )
