@@ -51,7 +51,7 @@ def module(name: str, arguments: list[str]) -> None:
 
 def longcot_checkpoint(folder: Path, data: Path, seed: int) -> Path:
     """Made by the first two stages of the quickstart's pipeline, if it is not there."""
-    from rlhf.stages import plan
+    from rlhf.planning.stages import plan
 
     checkpoint = folder / "longcot_sft" / "final"
     if not checkpoint.exists():

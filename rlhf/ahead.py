@@ -19,7 +19,7 @@ from torch import Tensor
 
 from model.run.state import State
 from rlhf.collect import Collected, Collector, book
-from rlhf.ledger import Ledger
+from rlhf.drawing.ledger import Ledger
 from rollouts.rollout import MOMENT, RolloutRequest, RolloutWorker
 from rollouts.weights.sync import sync_weights
 

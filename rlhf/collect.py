@@ -17,9 +17,9 @@ from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig
-from rlhf.draws import DrawOrder
-from rlhf.kept import restore_group, stored_group
-from rlhf.ledger import Ledger
+from rlhf.drawing.draws import DrawOrder
+from rlhf.drawing.kept import restore_group, stored_group
+from rlhf.drawing.ledger import Ledger
 from rlhf.prompts import PromptSet, Task
 from rlhf.rewarding import name_failures, score_groups
 from rlhf.trajectory import Group

@@ -16,7 +16,7 @@ from model.processing.tokenizer import Tokenizer
 from rewards.answers import parse_completion
 from rlhf.algorithms.loss_metrics import GAP_POSITIONS
 from rlhf.collect import Collected
-from rlhf.ledger import Ledger
+from rlhf.drawing.ledger import Ledger
 from rlhf.trajectory import Group, Trajectory
 from rlhf.update import UpdateResult
 from rollouts.records import RolloutContext, StoredRollout, name_within

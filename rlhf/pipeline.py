@@ -23,7 +23,7 @@ from model.run.guidance import IN_PIPELINE, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
 from rlhf.config import PipelineAction, PipelineConfig
-from rlhf.stages import StagePlan, check_inputs, check_starts, digests_of, plan
+from rlhf.planning.stages import StagePlan, check_inputs, check_starts, digests_of, plan
 
 _PATIENCE_SECONDS = STOP_SECONDS + 2.5
 """Seconds after SIGTERM until a stage that did not end by itself is killed."""

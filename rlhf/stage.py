@@ -21,8 +21,8 @@ from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
-from rlhf.inputs import inputs_of, known_inputs
-from rlhf.limits import checked, describe, describe_replay
+from rlhf.planning.inputs import inputs_of, known_inputs
+from rlhf.planning.limits import checked, describe, describe_replay
 from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train

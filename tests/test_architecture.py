@@ -60,7 +60,7 @@ ENTRY_POINTS = {
     "rlhf.estimate",
     "rollouts.generate",
     "rlhf.pipeline",
-    "rlhf.stages",  # the pipeline's: it composes the configs of the stages
+    "rlhf.planning.stages",  # the pipeline's: it composes the configs of the stages
 }
 """These, and no others, import conf: its cli module."""
 

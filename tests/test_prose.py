@@ -319,7 +319,7 @@ def write_generated_parts() -> None:
 def test_the_recipe_in_the_documents_is_planned(tmp_path):
     """docs/pipeline.md: every stage's and evaluation's command line composes."""
     from conf.cli import load_config
-    from rlhf.stages import plan
+    from rlhf.planning.stages import plan
 
     text = (ROOT / "docs" / "pipeline.md").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(re.findall(r"```yaml\n(.*?)```", text, re.DOTALL)[0])

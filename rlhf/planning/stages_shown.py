@@ -7,7 +7,7 @@ from model.config import Flavour, SailVL2Config, Tower, flavour_config
 from model.data.config import StreamConfig
 from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
 from rlhf.config import PipelineConfig, RlConfig
-from rlhf.stages import StagePlan, check_starts
+from rlhf.planning.stages import StagePlan, check_starts
 
 
 def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations: dict[str, StagePlan]) -> list[str]:

@@ -35,9 +35,9 @@ from rlhf.collect import Collected
 from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
-from rlhf.draws import DrawOrder
-from rlhf.inputs import inputs_of, known_inputs
-from rlhf.limits import checked, describe
+from rlhf.drawing.draws import DrawOrder
+from rlhf.planning.inputs import inputs_of, known_inputs
+from rlhf.planning.limits import checked, describe
 from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
 from rlhf.rewarding import score_groups

@@ -11,7 +11,7 @@ import conf.cli
 from conf.cli import load_config
 from conf.schema import ENTRIES, GROUPS
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, AlgorithmConfig
-from rlhf.stages import plan
+from rlhf.planning.stages import plan
 
 CONF = conf.cli.ROOT / "conf"
 RECIPES = [(path.parts[-3], path.stem) for path in sorted(CONF.glob("*/recipe/*.yaml"))]

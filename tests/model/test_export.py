@@ -108,7 +108,7 @@ def test_every_command_that_writes_a_model_has_the_key_dtype(entry):
 
 
 def test_a_pipeline_hands_dtype_to_its_stages():
-    from rlhf.stages import plan
+    from rlhf.planning.stages import plan
 
     config, _ = load_config("pipeline", ["recipe=quickstart", "dtype=float16"])
     stages, evaluations = plan(config)

@@ -9,7 +9,7 @@ from model.run.printable import printable
 from model.run.progress import StageProgress
 from rlhf.collect import Collected
 from rlhf.console import StepReporter, plot_curves, stage_table
-from rlhf.ledger import Ledger
+from rlhf.drawing.ledger import Ledger
 from rlhf.metrics import LossTotals, step_metrics
 from tests.rlhf.groups import group
 

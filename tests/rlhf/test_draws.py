@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from rlhf.config import Curriculum
-from rlhf.draws import DrawOrder
+from rlhf.drawing.draws import DrawOrder
 
 IDS = [f"p{i}" for i in range(12)]
 

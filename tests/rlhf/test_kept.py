@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from model.processing.processor import PromptTokens
-from rlhf.kept import restore_group, stored_group
+from rlhf.drawing.kept import restore_group, stored_group
 from rlhf.prompts import Task
 from rollouts.routes import Routes
 from tests.rlhf.groups import group

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rlhf.ledger import Ledger
+from rlhf.drawing.ledger import Ledger
 
 
 def test_draws_are_counted_from_zero_and_end_in_draw_order():

@@ -10,7 +10,7 @@ from model.engine.base import LossSums, StepResult
 from model.processing.tokenizer import Tokenizer
 from rewards.result import RewardResult
 from rlhf.collect import Collected
-from rlhf.ledger import Ledger
+from rlhf.drawing.ledger import Ledger
 from rlhf.metrics import LossTotals, reward_metrics, step_metrics, stored_rollouts
 from rlhf.update import UpdateResult
 from rollouts.records import StoredRollout

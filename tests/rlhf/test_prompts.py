@@ -20,7 +20,7 @@ from rlhf.algorithms.config import DapoConfig
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.collect import Collector
 from rlhf.config import DataConfig, TrainerConfig
-from rlhf.draws import DrawOrder
+from rlhf.drawing.draws import DrawOrder
 from rlhf.evaluation.evaluator import evaluate_modes
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig, VllmRolloutConfig

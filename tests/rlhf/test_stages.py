@@ -16,7 +16,7 @@ from model.config import Flavour
 from model.run.durable import write_folder
 from model.run.interrupt import Terminated
 from rlhf.planning.stages_shown import plan_lines
-from rlhf.stages import check_inputs, check_starts, plan
+from rlhf.planning.stages import check_inputs, check_starts, plan
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
 SFT = "{name: b, command: sft.train, from: a, inputs: {data.demonstrations: d.parquet}}"

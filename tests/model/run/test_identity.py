@@ -99,7 +99,7 @@ class TestIdentity:
 
 def test_functions_are_known_by_name_and_source_not_by_place(tmp_path):
     from conf.cli import load_config
-    from rlhf.inputs import inputs_of
+    from rlhf.planning.inputs import inputs_of
 
     (tmp_path / "model").mkdir()
     for folder in ("a", "b"):

@@ -27,7 +27,7 @@ from rewards.config import RewardConfig, WeightCheck
 from rewards.result import RewardInput
 from rewards.rubric import Rubric
 from rlhf.algorithms.registry import build_algorithm
-from rlhf.draws import DrawOrder
+from rlhf.drawing.draws import DrawOrder
 from rlhf.prompts import PromptSet
 from rlhf.stage import run_stage
 from rlhf.trl.reward import trl_reward
