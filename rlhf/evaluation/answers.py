@@ -127,5 +127,6 @@ def _answered(
         "finish_reason": rollout.finish_reason.value,
         "obeys": answer.obeys,
         **({"extraction": answer.extraction} if answer.extraction else {}),
+        **({"unit": str(prompt.meta["unit"])} if prompt.meta.get("unit") else {}),
     }
     return answer, line

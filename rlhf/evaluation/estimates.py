@@ -2,7 +2,7 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,48 +52,58 @@ class Difference:
     num_worse: int
 
 
-def paired_difference(first: Sequence[float], second: Sequence[float], seed: int = 0) -> Difference:
-    """Compare scores of the same questions, in the same order. `ValueError` for nothing, or other lengths."""
+def paired_difference(
+    first: Sequence[float], second: Sequence[float], units: Sequence[Hashable] | None = None, seed: int = 0
+) -> Difference:
+    """Compare scores of the same questions, in the same order. `ValueError` for nothing, or other lengths.
+
+    `units`: for each question what belongs together, such as the questions about one image; units are resampled whole,
+    because their questions are not independent. None: every question is one.
+    """
     if len(first) != len(second) or not first:
         raise ValueError(f"expected scores of the same questions, found {len(first)} and {len(second)}")
     deltas = np.asarray(second, float) - np.asarray(first, float)
+    _, places = np.unique([str(one) for one in units] if units else np.arange(len(deltas)), return_inverse=True)
+    sums, counts = np.bincount(places, deltas), np.bincount(places)
     better, worse = int((deltas > 0).sum()), int((deltas < 0).sum())
-    are_binary = set(first) | set(second) <= {0.0, 1.0}
-    p_value = _mcnemar(better, worse) if are_binary else _sign_flips(deltas, seed)
+    are_binary = set(first) | set(second) <= {0.0, 1.0} and len(sums) == len(deltas)
     return Difference(
         len(deltas),
         float(np.mean(first)),
         float(np.mean(second)),
         float(deltas.mean()),
-        bootstrap_interval(deltas, seed),
-        p_value,
+        bootstrap_interval(sums, counts, seed),
+        _mcnemar(better, worse) if are_binary else _sign_flips(sums, seed),
         "McNemar, exact" if are_binary else f"{NUM_RESAMPLES:,} sign flips",
         better,
         worse,
     )
 
 
-def bootstrap_interval(values: "Sequence[float] | np.ndarray", seed: int = 0) -> tuple[float, float]:
-    """The 95 % interval of a mean, by resampling the values.
+def bootstrap_interval(
+    sums: "Sequence[float] | np.ndarray", counts: "Sequence[int] | np.ndarray | None" = None, seed: int = 0
+) -> tuple[float, float]:
+    """The 95 % interval of a mean, by resampling units; `sums` and `counts` are those of the values of each unit.
 
-    Percentiles are taken further out by what a percentile interval is too narrow with few values (Hesterberg 2015,
-    arXiv 1411.5279, section 5.3). Where all values are equal, resampling shows no spread: then the interval reaches as
-    far as one value of a whole unit in either direction could have been missed with a chance of 2.5 %.
+    Percentiles are taken further out by what a percentile interval is too narrow with few units (Hesterberg 2015,
+    arXiv 1411.5279, section 5.3). Where all units are equal, resampling shows no spread: then the interval reaches as
+    far as a unit that differs by 1 could have been missed with a chance of 2.5 %.
     """
-    found = np.asarray(values, float)
-    count = len(found)
-    if (found == found[0]).all():
+    totals = np.asarray(sums, float)
+    sizes = np.ones(len(totals)) if counts is None else np.asarray(counts, float)
+    count, means = len(totals), totals / sizes
+    if (means == means[0]).all():
         unseen = 1 - ((1 - LEVEL) / 2) ** (1 / count)
-        return float(max(-1.0, found[0] - unseen)), float(min(1.0, found[0] + unseen))
+        return float(max(-1.0, means[0] - unseen)), float(min(1.0, means[0] + unseen))
     quantile = stats.t.ppf((1 + LEVEL) / 2, count - 1) * math.sqrt(count / (count - 1))
     tail = float(stats.norm.cdf(-quantile))
     rng = np.random.default_rng(seed)
-    portion = max(1, 10_000_000 // count)  # resamples at once, so that memory stays bounded
-    means = [
-        found[rng.integers(0, count, (min(portion, NUM_RESAMPLES - start), count))].mean(axis=1)
-        for start in range(0, NUM_RESAMPLES, portion)
-    ]
-    low, high = np.quantile(np.concatenate(means), [tail, 1 - tail])
+    portion = max(1, 4_000_000 // count)  # resamples at once, so that memory stays bounded
+    found: list[np.ndarray] = []
+    for start in range(0, NUM_RESAMPLES, portion):
+        drawn = rng.integers(0, count, (min(portion, NUM_RESAMPLES - start), count))
+        found.append(totals[drawn].sum(axis=1) / sizes[drawn].sum(axis=1))
+    low, high = np.quantile(np.concatenate(found), [tail, 1 - tail])
     return float(low), float(high)
 
 
@@ -102,12 +112,12 @@ def _mcnemar(better: int, worse: int) -> float:
     return float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
 
 
-def _sign_flips(deltas: np.ndarray, seed: int) -> float:
-    """The share of random signs under which the mean is at least as far from 0."""
+def _sign_flips(sums: np.ndarray, seed: int) -> float:
+    """The share of random signs of the units' sums under which the total is at least as far from 0."""
     rng = np.random.default_rng([seed, 1])
-    observed, count, extreme = abs(float(deltas.mean())), len(deltas), 0
-    portion = max(1, 10_000_000 // count)
+    observed, count, extreme = abs(float(sums.sum())), len(sums), 0
+    portion = max(1, 4_000_000 // count)
     for start in range(0, NUM_RESAMPLES, portion):
         signs = rng.choice((-1.0, 1.0), (min(portion, NUM_RESAMPLES - start), count))
-        extreme += int((np.abs((signs * deltas).mean(axis=1)) >= observed - 1e-12).sum())
+        extreme += int((np.abs(signs @ sums) >= observed - 1e-9).sum())
     return (extreme + 1) / (NUM_RESAMPLES + 1)

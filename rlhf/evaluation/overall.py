@@ -176,6 +176,31 @@ def _mean(values: Sequence[float]) -> float:
     return 100 * sum(values) / len(values)
 
 
+_UNITS = {"mme": "image_path", "amber": "image_path", "pope": "image_path", "worst_of_variants": "qid", "wemath": "ID"}
+"""Score -> the column whose values name what belongs together."""
+
+
+def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) -> str:
+    """What a row belongs to whose answers are not independent: a question in several orders, an image, a problem.
+
+    Empty where a row is alone. `ordinal`: the number of the row, from 0.
+    """
+    if score == "circular":
+        return columns.get("g_index") or str(int(index) % 1_000_000)
+    if score == "fours":
+        return str(ordinal // 4)
+    if score == "hallusionbench":
+        return "_".join([columns.get("l2-category", ""), *_places(index, 3)])
+    names = {
+        "mme": "image_path",
+        "amber": "image_path",
+        "pope": "image_path",
+        "worst_of_variants": "qid",
+        "wemath": "ID",
+    }
+    return columns.get(names.get(score, ""), "")
+
+
 SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {
     "accuracy": accuracy,
     "mean": accuracy,

@@ -18,6 +18,7 @@ from model.json_values import JsonObject
 from model.run.durable import write_file
 from model.run.identity import MediaDigest
 from rlhf.evaluation.benchmarks import Benchmark, Catalogue, Form
+from rlhf.evaluation.overall import unit_of
 from rlhf.evaluation.rules import Question, as_list
 
 _ABSENT = {"", "#N/A", "#NA", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "<NA>"}
@@ -128,6 +129,7 @@ def write_prompts(
             "messages": [{"role": "user", "content": parts}],
             "reference": found.question.answer,
             "dataset": benchmark.name,
+            "unit": unit_of(benchmark.score, found.index, found.question.columns, total - 1),
         }
         lines.append(json.dumps(row))
     if not total:

@@ -18,7 +18,7 @@ from rlhf.evaluation.benchmarks import Benchmark, Catalogue, catalogue, with_for
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.evaluation.figures import figures, result_of
 from rlhf.evaluation.judging import BY_JUDGE, BY_NONE, BY_RULE, FAILED, BenchmarkJudge, judge_prompt
-from rlhf.evaluation.overall import Judged, figure_of
+from rlhf.evaluation.overall import Judged, figure_of, unit_of
 from rlhf.evaluation.protocol import Protocol, code_version, sampling_of
 from rlhf.evaluation.questions import Asked, table_of, write_prompts
 from rollouts.config import RolloutConfig
@@ -212,7 +212,7 @@ def judged_predictions(
     results = one.judge.results([(index, predictions[index]) for index in one.order])
     answers: list[Answer] = []
     lines: list[JsonObject] = []
-    for index, result in zip(one.order, results, strict=True):
+    for ordinal, (index, result) in enumerate(zip(one.order, results, strict=True)):
         answer = Answer(
             prompt_id=index,
             dataset=one.benchmark.name,
@@ -245,6 +245,7 @@ def judged_predictions(
                 "score": answer.score,
                 "reason": result.reason,
                 "extraction": answer.extraction,
+                "unit": unit_of(one.benchmark.score, index, question.question.columns, ordinal),
             }
         )
     return answers, lines

@@ -14,7 +14,7 @@ from PIL import Image
 from conf.cli import load_config
 from rlhf.evaluation import asking
 from rlhf.evaluation.benchmarks import Judging, catalogue, with_forms
-from rlhf.evaluation.questions import asked_rows, write_prompts
+from rlhf.evaluation.questions import Asked, asked_rows, write_prompts
 from rlhf.evaluation.stage import evaluate_folder
 
 
@@ -177,6 +177,7 @@ def judge():
     class Stub(BaseHTTPRequestHandler):
         reply = '{"right": true}'
         asked: list = []  # noqa: RUF012
+        keys: tuple[str, ...] = ()
 
         def do_POST(self):
             Stub.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
@@ -236,7 +237,7 @@ def test_wordings_of_a_user_replace_ours_and_change_the_protocol(tables, tmp_pat
     own = tmp_path / "forms.yaml"
     own.write_text('choice: {text: "Q: {question}{options}\\nLetter:"}\n')
     (_, first), *_ = asked_rows(mmstar, with_forms(catalogue(), str(own)), tables)
-    assert first.text == "Q: Which 0?\nA. cat\nB. dog\nLetter:"
+    assert isinstance(first, Asked) and first.text == "Q: Which 0?\nA. cat\nB. dog\nLetter:"
     own.write_text("choice: {text: 'Q: {question}'}\n")
     with pytest.raises(ValueError, match=r"choice: expected texts that hold \{options\}"):
         with_forms(catalogue(), str(own))

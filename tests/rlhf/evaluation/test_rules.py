@@ -36,7 +36,7 @@ def test_figures_are_those_of_vlmevalkit():
             Judged(
                 row["index"],
                 row,
-                values.get(row["score"]) if row["score"] in values else float(row["score"]),
+                values[row["score"]] if row["score"] in values else float(row["score"]),
                 row.get("extracted"),
             )
             for row in case["rows"]
