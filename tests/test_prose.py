@@ -283,6 +283,16 @@ def table_of_libraries() -> str:
     return "".join(f"| `{library}` | {listed(files)} |\n" for library, files in sorted(rules()["OPTIONAL"].items()))
 
 
+def table_of_benchmarks() -> str:
+    from rlhf.evaluation.benchmarks import catalogue
+
+    cells = [
+        (one.name, f"{one.file}.tsv", one.rule, one.score, one.judge.value, str(one.tiles), one.proven)
+        for one in catalogue().benchmarks.values()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
 def listed(names: Iterable[str]) -> str:
     """Names of code in backticks, in the order of a list or sorted."""
     ordered = names if isinstance(names, list) else sorted(names)
@@ -295,6 +305,7 @@ GENERATED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "files": ("README.md", r"(## Find your way\n.*?```text\n)(.*?)(?=```)", tree),
     "rooms": ("docs/architecture.md", TABLE.format("room"), table_of_rooms),
     "sub-rooms": ("docs/architecture.md", TABLE.format("sub-room"), table_of_sub_rooms),
+    "benchmarks": ("docs/benchmarks.md", TABLE.format("name"), table_of_benchmarks),
     "libraries": ("docs/architecture.md", TABLE.format("library"), table_of_libraries),
 }
 """Parts of documents that a program writes: the document, a pattern whose second group is the part, its maker."""

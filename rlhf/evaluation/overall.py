@@ -191,14 +191,7 @@ def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) ->
         return str(ordinal // 4)
     if score == "hallusionbench":
         return "_".join([columns.get("l2-category", ""), *_places(index, 3)])
-    names = {
-        "mme": "image_path",
-        "amber": "image_path",
-        "pope": "image_path",
-        "worst_of_variants": "qid",
-        "wemath": "ID",
-    }
-    return columns.get(names.get(score, ""), "")
+    return columns.get(_UNITS.get(score, ""), "")
 
 
 SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {
