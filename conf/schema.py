@@ -10,6 +10,7 @@ from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
 from rlhf.planning.config import EstimateConfig
+from rlhf.reporting.config import ReportPageConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 
@@ -21,6 +22,7 @@ ENTRIES: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
+    "report": ReportPageConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
@@ -38,6 +40,7 @@ MODULES: dict[str, str] = {
     "evaluate": "rlhf.evaluate",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
+    "report": "rlhf.report",
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",
