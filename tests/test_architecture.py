@@ -78,6 +78,7 @@ OPTIONAL = {
     "wandb": ["model/run/shown/hosted_tracker.py"],
     "trackio": ["model/run/shown/hosted_tracker.py"],
     "jinja2": ["rlhf/reporting/page.py"],
+    "playwright": ["benchmarks/report_pictures.py"],
     "pyarrow": ["model/data/columnar.py", "examples/base/corpora.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],

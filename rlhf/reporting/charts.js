@@ -39,7 +39,7 @@
     const steps = lines.flatMap((line) => [line.steps[0], line.steps[line.steps.length - 1]]);
     let low = all.reduce((a, b) => Math.min(a, b), Infinity), high = all.reduce((a, b) => Math.max(a, b), -Infinity);
     const first = Math.min(...steps), last = Math.max(...steps);
-    if (low >= 0 && low < high * 0.5) low = 0;
+    if (low >= 0 && (low < high * 0.5 || low === high)) low = 0;
     if (high === low) { high += Math.abs(high) * 0.1 || 1; low -= Math.abs(low) * 0.1; }
     const x = (step) => LEFT + (last > first ? (step - first) / (last - first) : 0.5) * (W - LEFT - RIGHT);
     const y = (value) => H - BOTTOM - ((value - low) / (high - low)) * (H - TOP - BOTTOM);

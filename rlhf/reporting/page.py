@@ -29,6 +29,7 @@ from rlhf.reporting.figures import (
     phases,
 )
 from rlhf.reporting.run_data import FolderData, RunData, read_folder
+from rlhf.reporting.state import Session
 
 _EVALUATED = (
     *("accuracy", "interval", "reward", "format_rate", "mean_length", "cut_off_share", "unscorable_share"),
@@ -189,7 +190,8 @@ def _bars(folder: FolderData, run: RunData, seconds: float | None) -> list[_Bar]
     return [_Bar(100 * before / total, 100 * seconds / total)]
 
 
-def _ends(run: RunData, session: object) -> tuple[float, float]:
+def _ends(run: RunData, session: Session) -> tuple[float, float]:
+    """When a session began and ended; one that did not say its end was last seen when it wrote its figures."""
     begin, end = session.begin, session.end
     if end is None:
         path = run.folder / "metrics.jsonl"

@@ -156,7 +156,7 @@
     pair("answer", one.answer === null ? "(none found)" : one.answer);
     pair("reference", prompt.reference);
     pair("reward", shown(columns.reward[n]));
-    index.parts.forEach((name, k) => { if (one.parts[k] !== undefined) pair(name, shown(one.parts[k])); });
+    index.parts.forEach((name, k) => { if (one.parts[k] !== undefined) pair(`reward/${name}`, shown(one.parts[k])); });
     if (columns.group[n] !== null) pair("advantage", columns.advantage[n] === null ? "did not train" : shown(columns.advantage[n]));
     if (status && status !== "ok") pair("status", status);
     const completion = make("div", {}, make("h3", {}, "completion"));

@@ -40,7 +40,7 @@ class Presentation:
         """`report`: None where the run writes no report."""
         self.history = History(folder)
         self.trackers = trackers_of(trackers, folder, _settings(resolved_config), self.history.say)
-        self._metrics = folder / METRICS
+        self._folder = folder
         self._report = ReportProcess(folder, report or ReportConfig(enabled=False), self.history)
 
     def start(self, step: int, lines: Sequence[State] = ()) -> None:
@@ -65,7 +65,9 @@ class Presentation:
 
     @property
     def _has_figures(self) -> bool:
-        return self._metrics.is_file() and self._metrics.stat().st_size > 0
+        """Whether the run, or a stage of the pipeline, has come past its first step."""
+        found = [self._folder / METRICS, *self._folder.glob(f"*/{METRICS}")]
+        return any(path.is_file() and path.stat().st_size for path in found)
 
     def end(self) -> None:
         """All is done: close the trackers, say so, and write the report."""
