@@ -137,6 +137,6 @@
   });
   tabs.hidden = stages.length < 2;
   if (!stages.length) { byId("curves-note").textContent = "No stage has begun."; byId("more-box").hidden = true; return; }
-  const withFalls = stages.findLastIndex((stage) => stage.falls.length), withSteps = stages.findLastIndex((stage) => stage.steps.length);
-  draw(Math.max(0, withFalls >= 0 ? withFalls : withSteps));
+  const ofRl = stages.findLastIndex((stage) => stage.values.reward), withSteps = stages.findLastIndex((stage) => stage.steps.length);
+  draw(Math.max(0, ofRl >= 0 ? ofRl : withSteps));
 })();
