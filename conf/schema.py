@@ -11,6 +11,7 @@ from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.config import EstimateConfig
+from rlhf.reporting.config import ReportPageConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 
@@ -22,6 +23,7 @@ ENTRIES: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
+    "report": ReportPageConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
@@ -39,6 +41,7 @@ MODULES: dict[str, str] = {
     "evaluate": "rlhf.evaluate",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
+    "report": "rlhf.report",
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",

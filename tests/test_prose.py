@@ -30,7 +30,7 @@ LONGEST_LINE = 160
 HEADLESS = re.compile(r"(of|what|whose|whoever|for others)\b", re.IGNORECASE)
 """A comment that begins so has no subject, or is the end of a sentence that stands elsewhere."""
 
-SECTIONS = ("algorithm", "trainer", "rollouts", "reward", "data", "engine", "optimizer", "evaluation", "run")
+SECTIONS = ("algorithm", "trainer", "rollouts", "reward", "data", "engine", "optimizer", "evaluation", "run", "report")
 """Sections of the configuration: a dotted name that begins with one of them is a key."""
 
 RESERVED = ("model/engine/deepspeed.py",)

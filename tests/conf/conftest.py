@@ -19,6 +19,7 @@ REQUIRED = {
     "evaluate": ["checkpoint=c", "prompts=p"],
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": ["recipe=quickstart"],
+    "report": ["run=r"],
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],
     "chat": ["checkpoint=c"],
