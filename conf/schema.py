@@ -3,6 +3,7 @@
 from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.data.convert.config import ConvertConfig
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
@@ -21,6 +22,7 @@ ENTRIES: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
+    "convert": ConvertConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
@@ -38,6 +40,7 @@ MODULES: dict[str, str] = {
     "evaluate": "rlhf.evaluate",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
+    "convert": "model.data.convert",
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",

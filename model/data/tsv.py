@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -190,11 +190,7 @@ def _columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
     """Question with its lettered options, the images' bytes or names, and every other cell."""
     columns: JsonObject = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
     if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
-        hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
-        listed = "".join(f"{key}. {text}\n" for key, text in options.items())
-        columns["question"] = (
-            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}One of these is right: give its letter."
-        )
+        columns["question"] = choice_question(cells.get("question", ""), options, cells.get("hint", ""))
         columns["options"] = options
     image = columns.pop("image", "")
     names = columns.pop("image_path", "")
@@ -205,6 +201,13 @@ def _columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
     elif names:
         columns["images"] = _listed(names)
     return columns
+
+
+def choice_question(question: str, options: Mapping[str, str], hint: str = "") -> str:
+    """A question that shows its options, a letter and a text each, and asks for the letter."""
+    before = f"Hint: {hint}\n" if hint else ""
+    listed = "".join(f"{key}. {text}\n" for key, text in options.items())
+    return f"{before}Question: {question}\nOptions:\n{listed}One of these is right: give its letter."
 
 
 def _listed(cell: str) -> list[str]:
