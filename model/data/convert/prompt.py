@@ -37,7 +37,7 @@ class Converted:
     verifier: str  # a name in the registry of rewards
     images: Sequence[object] = ()  # cells: bytes, structs of `datasets`, or names of files
     options: Mapping[str, str] = field(default_factory=dict)  # letter -> text
-    columns: JsonObject = field(default_factory=dict)  # what else is known of the row
+    columns: JsonObject = field(default_factory=dict)  # further columns of the row
 
 
 def text_of(row: Mapping[str, object], name: str) -> str:
