@@ -160,7 +160,7 @@ def _line(row: JsonObject) -> bytes:
 
 
 def _overrides(config: ConvertConfig, verifiers: Mapping[str, int]) -> list[str]:
-    """What a run on these prompts is told about rewards."""
+    """The settings of rewards of a run on these prompts."""
     data_set, used = SETS[config.dataset], sorted(verifiers)
     if len(data_set.verifiers) == 1:
         return [f"reward.verifier={used[0]}"] if used else []
