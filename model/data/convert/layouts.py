@@ -9,6 +9,7 @@ from model.data.convert.prompt import (
     Converted,
     LeftOut,
     answer_of,
+    is_choice,
     judged,
     kept,
     lettered,
@@ -73,16 +74,11 @@ def _mm_eureka(row: Row) -> Converted:
 def _letter_or_mathematics(question: str, row: Row, images: Sequence[object], *columns: str) -> Converted:
     answer = untagged(answer_of(row, "answer"))
     options = options_in(question)
-    is_letter = answer in options
     text = question_text(question, len(images))
-    return Converted(
-        text,
-        answer,
-        "choice" if is_letter else "math",
-        images,
-        options if is_letter else {},
-        {**kept(row, *columns), **_source_id(row)},
-    )
+    known = {**kept(row, *columns), **_source_id(row)}
+    if is_choice(answer, options):
+        return Converted(text, answer, "choice", images, options, known)
+    return Converted(text, answer, "math", images, {}, known)
 
 
 def _asked(conversation: object) -> tuple[str, list[object]]:

@@ -124,6 +124,9 @@ def judged(question: str, answer: str) -> tuple[str, str, dict[str, str]]:
     letter = _LETTER.fullmatch(answer) or _LETTER_AND_TEXT.fullmatch(answer)
     if options and letter and letter[1] in options:
         return "choice", letter[1], options
+    named = [key for key, text in options.items() if text.casefold() == answer.casefold()]
+    if len(named) == 1:  # the text of an option, although the question asks for letters
+        return "choice", named[0], options
     if found := _YES_OR_NO.fullmatch(answer):
         return "boolean", found[1].lower(), {}
     if is_mathematical(answer):
@@ -131,6 +134,13 @@ def judged(question: str, answer: str) -> tuple[str, str, dict[str, str]]:
     if len(answer) <= _MOST_CHARACTERS and len(answer.split()) <= _MOST_WORDS:
         return "exact", answer, {}
     raise LeftOut("the answer is a sentence")
+
+
+def is_choice(answer: str, options: Mapping[str, str]) -> bool:
+    """Tell whether an answer is a letter, of those that are listed if any are, or several of the listed ones."""
+    if len(answer) == 1:
+        return answer in (options or string.ascii_uppercase[:8])
+    return bool(options) and answer.isalpha() and set(answer) <= options.keys()
 
 
 def is_mathematical(answer: str) -> bool:

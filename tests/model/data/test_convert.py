@@ -16,7 +16,7 @@ from conf.cli import load_config
 from model.corpus.lines import placed_items
 from model.data.convert.config import DATA_SETS, ConvertConfig
 from model.data.convert.layouts import SETS
-from model.data.convert.prompt import LeftOut, judged, options_in, question_text
+from model.data.convert.prompt import LeftOut, is_choice, judged, options_in, question_text
 from model.data.convert.write import convert
 from model.interface import Mode
 from rewards.result import Claim
@@ -123,6 +123,17 @@ def test_the_printed_overrides_train(tmp_path):
     rl, _ = load_config("rlhf", ["checkpoint=c", "run.dir=r", *shlex.split(given)])
     rows = rows_of(tmp_path / "out" / "train.jsonl")
     assert rl.reward.datasets == {row["dataset"]: row["verifier"] for row in rows}
+
+
+def test_a_folder_that_datasets_saved_has_its_splits(tmp_path):
+    from datasets import Dataset, DatasetDict
+
+    row = {"image": None, "question": "Which?", "choices": ["cat", "dog"], "answer": 1, "hint": ""}
+    saved = DatasetDict(train=Dataset.from_list([row, row]), test=Dataset.from_list([row]))
+    saved.save_to_disk(tmp_path / "source")
+    out = converted(tmp_path, "scienceqa", tmp_path / "source")
+    assert [row["id"] for row in rows_of(out / "train.jsonl")] == ["scienceqa-train-1", "scienceqa-train-2"]
+    assert [row["reference"] for row in rows_of(out / "test.jsonl")] == ["B"]
 
 
 class TestImages:
@@ -289,10 +300,16 @@ class TestQuestions:
             *((text, "boolean") for text in ("Yes", "no.")),
             ("B", "choice"),
             ("(B) two", "choice"),
+            ("Two", "choice"),  # the text of an option
         ],
     )
     def test_the_verifier_follows_from_the_answer(self, answer, verifier):
         assert judged("Q?\nA. one\nB. two", answer)[0] == verifier
+
+    def test_letters_alone_are_choices(self):
+        options = {"A": "one", "B": "two"}
+        assert is_choice("B", options) and is_choice("AB", options) and is_choice("D", {})
+        assert not (is_choice("C", options) or is_choice("AB", {}) or is_choice("x", {}) or is_choice("12", options))
 
     def test_a_sentence_is_left_out(self):
         with pytest.raises(LeftOut):
