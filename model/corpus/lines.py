@@ -16,6 +16,7 @@ from model.data.tsv import header_of, placed_rows, row_of_bytes
 
 _UNIT_BYTES = 32 * 2**20
 _ARRAY_CHUNK = 2**20
+_GAP = re.compile(r"[ \t\r\n,]*")
 _LONGEST_KEY = 256  # bytes of a key and what may stand between it and its list
 
 
@@ -118,31 +119,35 @@ def _array_items(path: Path, key: str) -> Iterator[tuple[int, bytes]]:
         at = _start_of_list(path, file, key) if key else _start_of_text(file)
         file.seek(at)
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        buffer = text.read(_ARRAY_CHUNK)
+        buffer, position = text.read(_ARRAY_CHUNK), 1
         if not buffer.startswith("["):
             raise ValueError(f"data: {path}: expected a list of objects, found {buffer[:40]!r}; JSONL ends in .jsonl")
-        buffer, at = buffer[1:], at + 1
+        at += 1
         while True:
-            stripped = buffer.lstrip(" \t\r\n,")
-            at += len(buffer) - len(stripped)
-            if stripped.startswith("]"):
+            gap = _GAP.match(buffer, position)
+            begin = gap.end() if gap else position
+            at, position = at + begin - position, begin
+            if buffer.startswith("]", position):
                 return
             try:
-                _, end = decoder.raw_decode(stripped)
-                is_whole = end < len(stripped)
+                _, end = decoder.raw_decode(buffer, position)
+                is_whole = end < len(buffer)
             except ValueError:
                 is_whole, end = False, 0
+            except RecursionError:
+                raise ValueError(f"data: {path}: expected JSON objects, found some nested too deeply at {at}") from None
             if is_whole:
-                content = stripped[:end].encode()
+                content = buffer[position:end].encode()
                 yield at, content
-                buffer, at = stripped[end:], at + len(content)
+                at, position = at + len(content), end
                 continue
-            more = text.read(max(_ARRAY_CHUNK, len(stripped)))
-            if not more or len(stripped) > MAX_ROW_BYTES:
+            left = len(buffer) - position
+            more = text.read(max(_ARRAY_CHUNK, left))
+            if not more or left > MAX_ROW_BYTES:
                 raise ValueError(
                     f"data: {path}: expected JSON objects up to a closing bracket, found other text at {at}"
                 )
-            buffer = stripped + more
+            buffer, position = buffer[position:] + more, 0
 
 
 def _start_of_text(file: IO[bytes]) -> int:

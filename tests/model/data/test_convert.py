@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -256,6 +257,23 @@ def test_rows_of_a_list_deep_in_a_large_object_come_one_by_one(tmp_path):
         assert [row.columns for _, row in rows] == [{"n": 1}, {"n": "é]"}]
         content = path.read_bytes()
         assert [json.loads(content[start : start + size]) for (start, size), _ in rows] == [{"n": 1}, {"n": "é]"}]
+
+
+def test_a_list_is_never_in_memory_as_a_whole(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text(json.dumps([{"n": n, "text": "x" * 1000} for n in range(20_000)]))
+    tracemalloc.start()
+    assert sum(1 for _ in placed_items(path)) == 20_000
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < path.stat().st_size / 2  # a chunk as bytes, as text, and joined with the rest of the one before
+
+
+def test_a_list_that_is_nested_too_deeply_is_refused(tmp_path):
+    path = tmp_path / "x.json"
+    path.write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"x.json: expected JSON objects, found some nested too deeply at 1"):
+        list(placed_items(path))
 
 
 class TestQuestions:
