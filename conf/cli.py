@@ -151,10 +151,11 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from conf.schema import RECIPES_OF, register
+    from conf.schema import RECIPES_OF, SHORT_KEYS, register
 
     register()
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
+    plain = [_spelled_out(one, SHORT_KEYS.get(entry, {})) for one in plain]
     GlobalHydra.instance().clear()
     try:
         with (
@@ -177,6 +178,12 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
             return composed
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+def _spelled_out(override: str, keys: Mapping[str, str]) -> str:
+    """An override with its whole key, where it has a short one."""
+    key, equals, value = override.partition("=")
+    return f"{keys[key]}={value}" if equals and key in keys else override
 
 
 def version_text() -> str:

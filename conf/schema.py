@@ -9,7 +9,8 @@ from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
 from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
-from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
+from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.config import EstimateConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
@@ -71,6 +72,9 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
     "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
+
+SHORT_KEYS = {"evaluate": {"data": "data.folder"}}
+"""Entry point -> short key -> the key that it stands for. `data=FOLDER` cannot be mistaken for a group of choices."""
 
 RECIPES_OF = {"estimate": "rlhf"}
 """Entry point -> the one whose recipes it takes."""

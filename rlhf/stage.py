@@ -21,9 +21,9 @@ from rlhf.config import RlConfig, TrlTrainerConfig
 from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
+from rlhf.mismatch import MismatchWatch
 from rlhf.planning.inputs import inputs_of, known_inputs
 from rlhf.planning.limits import checked, describe, describe_replay
-from rlhf.mismatch import MismatchWatch
 from rlhf.prompts import PromptSet, open_prompts
 from rlhf.trainer import Parts, train
 from rlhf.update import Policy

@@ -151,7 +151,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
     "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
     "rewards functions": (
-        "rewards.custom rewards.judge rewards.endpoint rewards.http_post rewards.reward_model",
+        "rewards.custom rewards.judge rewards.chat_endpoint rewards.endpoint rewards.http_post rewards.reward_model",
         {"rewards base", "rewards verifiers"},
     ),
     "rewards sandbox": (

@@ -36,9 +36,9 @@ from rlhf.config import RlConfig
 from rlhf.console import StepReporter
 from rlhf.doctor import Doctor
 from rlhf.drawing.draws import DrawOrder
+from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.planning.inputs import inputs_of, known_inputs
 from rlhf.planning.limits import checked, describe
-from rlhf.metrics import reward_metrics, stored_rollouts
 from rlhf.prompts import PromptSet, Task, open_prompts
 from rlhf.rewarding import score_groups
 from rlhf.trajectory import Group
