@@ -3,6 +3,7 @@
 from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.data.convert.config import ConvertConfig
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
@@ -24,6 +25,7 @@ ENTRIES: dict[str, type] = {
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
     "report": ReportPageConfig,
+    "convert": ConvertConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
@@ -42,6 +44,7 @@ MODULES: dict[str, str] = {
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
     "report": "rlhf.report",
+    "convert": "model.data.convert",
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",

@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -195,11 +195,7 @@ def _columns(cells: dict[str, str], shared: dict[str, str], as_chat: bool = True
         key: value for key, value in cells.items() if not as_chat or key not in string.ascii_uppercase
     }
     if as_chat and (options := {key: cells[key] for key in string.ascii_uppercase if key in cells}):
-        hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
-        listed = "".join(f"{key}. {text}\n" for key, text in options.items())
-        columns["question"] = (
-            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}One of these is right: give its letter."
-        )
+        columns["question"] = choice_question(cells.get("question", ""), options, cells.get("hint", ""))
         columns["options"] = options
     image = columns.pop("image", "")
     names = columns.pop("image_path", "") if as_chat else columns.get("image_path", "")
@@ -210,6 +206,13 @@ def _columns(cells: dict[str, str], shared: dict[str, str], as_chat: bool = True
     elif names:
         columns["images"] = _listed(names)
     return columns
+
+
+def choice_question(question: str, options: Mapping[str, str], hint: str = "") -> str:
+    """A question that shows its options, a letter and a text each, and asks for the letter."""
+    before = f"Hint: {hint}\n" if hint else ""
+    listed = "".join(f"{key}. {text}\n" for key, text in options.items())
+    return f"{before}Question: {question}\nOptions:\n{listed}One of these is right: give its letter."
 
 
 def _listed(cell: str) -> list[str]:
