@@ -37,7 +37,7 @@ def evaluation_lines(name: str, result: JsonObject) -> list[str]:
 
 
 def _both_modes(result: JsonObject) -> list[str]:
-    """What is said below the table: pass@k, whether the mode is obeyed, overthinking, and the protocols."""
+    """Lines below the table: pass@k, whether the mode is obeyed, overthinking, and the protocols."""
     lines = []
     if at_k := {name: value for name, value in result.items() if name.startswith(("pass_at_", "majority_at_"))}:
         lines.append("  ".join(f"{name.replace('_at_', '@')} {shown(value, '.1%')}" for name, value in at_k.items()))
