@@ -38,7 +38,11 @@ class Algorithm(Generic[Config]):
 
     def __init_subclass__(cls) -> None:
         bases = [base for base in cls.__bases__ if issubclass(base, Algorithm)]
-        replaced = any(cls.objective is not base.objective or cls.loss is not base.loss for base in bases)
+        replaced = any(
+            getattr(cls, name) is not getattr(base, name)
+            for base in bases
+            for name in ("objective", "token_objective", "loss")
+        )
         if replaced and "advantage_scales_objective" not in vars(cls):
             cls.advantage_scales_objective = False
 
@@ -119,6 +123,10 @@ class Algorithm(Generic[Config]):
         config = self.config
         return clipped_objective(log_ratio, advantages, config.clip_low, config.clip_high, config.dual_clip)
 
+    def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
+        """As `objective`, for algorithms that look at whole sequences or at the micro-batch."""
+        return self.objective(log_ratio, policy_logprobs, batch.advantages)
+
     def loss(self, scores: TokenScores, batch: PolicyBatch) -> tuple[Tensor, dict[str, float]]:
         """Sum of the loss over the micro-batch; without stored old log-probs the ratio is exactly 1."""
         config, mask = self.config, batch.loss_mask
@@ -128,7 +136,7 @@ class Algorithm(Generic[Config]):
         weights = correction_weights(
             old, batch.rollout_logprobs, mask, batch.sequence, config.correction.rule, config.correction.cap
         )
-        objective = self.objective(log_ratios, policy, batch.advantages)
+        objective = self.token_objective(log_ratios, policy, batch)
         if objective.shape != policy.shape:
             raise ValueError(
                 f"objective: expected [N] = {list(policy.shape)}, a number for each token, found "

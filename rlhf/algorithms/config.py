@@ -326,6 +326,115 @@ class ReinforcePpConfig(AlgorithmConfig):
     kl: KlConfig = field(default_factory=lambda: KlConfig(0.01, KlEstimator.k1, KlPlace.reward))
 
 
+def _refuse_dual_clip(config: AlgorithmConfig, because: str) -> None:
+    if config.dual_clip:
+        raise ValueError(
+            f"algorithm.dual_clip: expected 0 with algorithm={config.name}, found {config.dual_clip}; {because}"
+        )
+
+
+@dataclass
+class SapoConfig(AlgorithmConfig):
+    """SAPO (arXiv 2511.20347): a sigmoid gate in place of the clip, steeper for negative advantages; mean per sequence.
+
+    `clip_low` and `clip_high` bound nothing; they only say which tokens count as far off in the metrics.
+    """
+
+    name: str = "sapo"
+    normalisation: LossNormalisation = LossNormalisation.sequences
+    gate_positive: float = 1.0
+    """steepness of the gate at tokens with a positive advantage"""
+    gate_negative: float = 1.05
+    """steepness of the gate at other tokens; above gate_positive they lose their weight sooner"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_dual_clip(self, "its gate bounds the ratio already")
+        for name in ("gate_positive", "gate_negative"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"algorithm.{name}: expected a number above 0, found {getattr(self, name)}")
+
+
+@dataclass
+class GmpoConfig(AlgorithmConfig):
+    """GMPO (arXiv 2507.20673): the geometric mean of a sequence's token ratios, each clipped to exp(-0.4) .. exp(0.4).
+
+    Its bounds are `clip_low` and `clip_high` of the logarithm of the ratio, not of the ratio.
+    """
+
+    name: str = "gmpo"
+    clip_low: float = 0.4
+    clip_high: float = 0.4
+    normalisation: LossNormalisation = LossNormalisation.sequences
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_dual_clip(self, "it clips every token on its own")
+        if self.ratio_level is not RatioLevel.token or self.normalisation is not LossNormalisation.sequences:
+            raise ValueError(
+                "algorithm.ratio_level, algorithm.normalisation: expected token and sequences with algorithm=gmpo, "
+                f"which takes the mean itself, found {self.ratio_level.value} and {self.normalisation.value}"
+            )
+
+
+@dataclass
+class ClipCovConfig(AlgorithmConfig):
+    """Clip-Cov (arXiv 2505.22617): a few tokens whose probability and advantage go together most lose their gradient,
+    which keeps the entropy up.
+
+    Covariances are taken over a micro-batch.
+    """
+
+    name: str = "clip_cov"
+    share: float = 2e-4
+    """share of the trained tokens that lose their gradient, at least one"""
+    least_covariance: float = 1.0
+    """tokens below are never chosen"""
+    most_covariance: float = 5.0
+    """tokens above are never chosen"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _check_share(self, self.share)
+        if not self.least_covariance < self.most_covariance:
+            raise ValueError(
+                f"algorithm.least_covariance, algorithm.most_covariance: expected the first to be less, found "
+                f"{self.least_covariance} and {self.most_covariance}"
+            )
+
+
+@dataclass
+class KlCovConfig(AlgorithmConfig):
+    """KL-Cov (arXiv 2505.22617): no clip, and a distance to the old policy for the few tokens whose probability and
+    advantage go together most, which keeps the entropy up.
+
+    Covariances are taken over a micro-batch. The share is the paper's for 7B; for 32B it takes 2e-4.
+    """
+
+    name: str = "kl_cov"
+    share: float = 2e-3
+    """share of the trained tokens that are held back, at least one"""
+    strength: float = 1.0
+    """weight of |ln(policy / old)| at these tokens"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _refuse_dual_clip(self, "it has no clip")
+        _check_share(self, self.share)
+        if not 0 <= self.strength < float("inf"):
+            raise ValueError(f"algorithm.strength: expected 0 or more, found {self.strength}")
+
+
+def _check_share(config: AlgorithmConfig, share: float) -> None:
+    if not 0 < share <= 1:
+        raise ValueError(f"algorithm.share: expected above 0 and at most 1, found {share}")
+    if config.ratio_level is not RatioLevel.token:
+        raise ValueError(
+            f"algorithm.ratio_level: expected token with algorithm={config.name}, which chooses tokens, found "
+            f"{config.ratio_level.value}"
+        )
+
+
 @dataclass
 class CustomConfig(AlgorithmConfig):
     """A class of your own in a file of your own; docs/algorithms.md."""
@@ -352,5 +461,9 @@ ALGORITHM_CONFIGS: dict[str, type[AlgorithmConfig]] = {
     "cispo": CispoConfig,
     "rloo": RlooConfig,
     "reinforce_pp": ReinforcePpConfig,
+    "sapo": SapoConfig,
+    "gmpo": GmpoConfig,
+    "clip_cov": ClipCovConfig,
+    "kl_cov": KlCovConfig,
 }
 """The choices of `algorithm=NAME`, beside `algorithm=custom`."""

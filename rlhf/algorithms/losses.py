@@ -56,6 +56,43 @@ def detached_clip_objective(
     return ratio.clamp(1.0 - clip_low, 1.0 + clip_high) * advantages * policy
 
 
+def gated_objective(log_ratio: Tensor, advantages: Tensor, positive: float, negative: float) -> Tensor:
+    """A * 4 / t * sigmoid(t * (ratio - 1)), t = `positive` where A > 0, else `negative` (SAPO, arXiv 2511.20347).
+
+    At ratio 1 its gradient is that of ratio * A; away from 1 it fades.
+    """
+    ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+    steepness = torch.where(advantages > 0, positive, negative)
+    return advantages * 4.0 / steepness * torch.sigmoid(steepness * (ratio - 1.0))
+
+
+def geometric_objective(
+    log_ratio: Tensor, advantages: Tensor, loss_mask: Tensor, sequence: Tensor, clip_low: float, clip_high: float
+) -> Tensor:
+    """A * exp(mean of the clipped log ratios of the sequence), at each of its tokens (GMPO, arXiv 2507.20673).
+
+    A log ratio is clipped at `clip_high` where A > 0 and at -`clip_low` where A < 0, so that clipping never makes the
+    objective larger.
+    """
+    bounded = torch.where(advantages > 0, log_ratio.clamp(max=clip_high), log_ratio.clamp(min=-clip_low))
+    lengths = sequence_sums(loss_mask.to(log_ratio.dtype), sequence).clamp(min=1.0)
+    mean = sequence_sums(torch.where(loss_mask, bounded, 0.0), sequence) / lengths
+    return mean.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * advantages
+
+
+@torch.no_grad()
+def token_covariances(policy: Tensor, advantages: Tensor, loss_mask: Tensor) -> Tensor:
+    """(ln p - mean) * (A - mean) at trained tokens [N], the means over them; minus infinity at others.
+
+    What a token adds to the covariance that drives the entropy down (arXiv 2505.22617, equation 8).
+    """
+    found = torch.full_like(policy, -torch.inf)
+    if loss_mask.any():
+        logprobs, values = policy[loss_mask], advantages[loss_mask]
+        found[loss_mask] = (logprobs - logprobs.mean()) * (values - values.mean())
+    return found
+
+
 def kl_estimate(policy: Tensor, other: Tensor, loss_mask: Tensor, estimator: KlEstimator) -> Tensor:
     """Per-token estimate of KL(policy, other) at tokens that the policy drew; 0 where `loss_mask` is False.
 

@@ -2,13 +2,31 @@
 
 import importlib.util
 import sys
+import zlib
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.algorithms.config import ALGORITHM_CONFIGS, AlgorithmConfig, CispoConfig, CustomConfig
-from rlhf.algorithms.losses import detached_clip_objective
+from rlhf.algorithms.config import (
+    ALGORITHM_CONFIGS,
+    AlgorithmConfig,
+    CispoConfig,
+    ClipCovConfig,
+    CustomConfig,
+    GmpoConfig,
+    KlCovConfig,
+    SapoConfig,
+)
+from rlhf.algorithms.losses import (
+    MAX_LOG_RATIO,
+    detached_clip_objective,
+    gated_objective,
+    geometric_objective,
+    token_covariances,
+)
+from rlhf.trajectory import PolicyBatch
 
 
 class Cispo(Algorithm[CispoConfig]):
@@ -22,7 +40,65 @@ class Cispo(Algorithm[CispoConfig]):
         return detached_clip_objective(log_ratio, policy_logprobs, advantages, config.clip_low, config.clip_high)
 
 
-CLASSES: dict[str, type[Algorithm]] = {"cispo": Cispo}
+class Sapo(Algorithm[SapoConfig]):
+    """SAPO: a gate fades the gradient of tokens whose ratio is far from 1."""
+
+    advantage_scales_objective = True
+
+    def objective(self, log_ratio: Tensor, policy_logprobs: Tensor, advantages: Tensor) -> Tensor:
+        return gated_objective(log_ratio, advantages, self.config.gate_positive, self.config.gate_negative)
+
+
+class Gmpo(Algorithm[GmpoConfig]):
+    """GMPO: one ratio for a sequence, the geometric mean of its tokens' clipped ones."""
+
+    advantage_scales_objective = True
+
+    def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
+        config = self.config
+        return geometric_objective(
+            log_ratio, batch.advantages, batch.loss_mask, batch.sequence, config.clip_low, config.clip_high
+        )
+
+
+class ClipCov(Algorithm[ClipCovConfig]):
+    """Clip-Cov: the chosen tokens lose their gradient."""
+
+    def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
+        config = self.config
+        objective = self.objective(log_ratio, policy_logprobs, batch.advantages)
+        covariances = token_covariances(policy_logprobs, batch.advantages, batch.loss_mask)
+        inside = (covariances > config.least_covariance) & (covariances < config.most_covariance)
+        places = inside.nonzero()[:, 0]
+        count = max(1, int(config.share * int(batch.loss_mask.sum())))
+        # Which of them are chosen is drawn by a generator that the batch itself seeds, so that it is drawn again alike.
+        seed = zlib.crc32(batch.rollout_logprobs.detach().float().cpu().numpy().tobytes())
+        order = torch.randperm(len(places), generator=torch.Generator().manual_seed(seed)).to(places.device)
+        keeps = torch.ones_like(inside)
+        keeps[places[order[:count]]] = False
+        return torch.where(keeps, objective, 0.0)
+
+
+class KlCov(Algorithm[KlCovConfig]):
+    """KL-Cov: the chosen tokens are held near the old policy."""
+
+    def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
+        config = self.config
+        objective = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * batch.advantages
+        covariances = token_covariances(policy_logprobs, batch.advantages, batch.loss_mask)
+        count = min(max(1, int(config.share * int(batch.loss_mask.sum()))), int(batch.loss_mask.sum()))
+        held = torch.zeros_like(batch.loss_mask)
+        held[covariances.topk(count).indices] = True
+        return objective - torch.where(held, config.strength * log_ratio.abs(), 0.0)
+
+
+CLASSES: dict[str, type[Algorithm]] = {
+    "cispo": Cispo,
+    "sapo": Sapo,
+    "gmpo": Gmpo,
+    "clip_cov": ClipCov,
+    "kl_cov": KlCov,
+}
 """Classes of the bundles that are more than their config."""
 
 

@@ -22,6 +22,7 @@ from rlhf.algorithms.config import (
     LossNormalisation,
     RatioLevel,
 )
+from rlhf.algorithms.registry import CLASSES
 from rlhf.config import Curriculum, RlConfig, TrlTrainerConfig
 
 _LOSS_TYPES = {
@@ -151,6 +152,11 @@ def _grpo_arguments(algorithm: AlgorithmConfig) -> dict[str, Any]:
 
 
 def _check_grpo(algorithm: AlgorithmConfig) -> None:
+    if algorithm.name in CLASSES and algorithm.name != "cispo":
+        raise ValueError(
+            f"algorithm: trainer=trl runs grpo, dr_grpo, dapo, gspo, cispo and rloo, found {algorithm.name}; set "
+            "trainer=sailvl2"
+        )
     _expect("algorithm.advantage_scale", algorithm.advantage_scale, *_SCALES)
     _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token, RatioLevel.sequence)
     if algorithm.kl.coefficient:

@@ -33,7 +33,7 @@ SPREAD = ["algorithm=grpo", "algorithm.group_size=1"]
         (
             "rlhf",
             ["algorithm=zebra"],
-            ["algorithm", "no choice 'zebra'", "expected one of cispo, custom, dapo, dr_grpo, grpo"],
+            ["algorithm", "no choice 'zebra'", "expected one of cispo, clip_cov, custom, dapo, dr_grpo"],
         ),
         ("rlhf", ["recipe=quickstrat"], ["recipe", "no choice 'quickstrat'", "'quickstart'"]),
         ("evaluate", ["recipe=quickstart"], ["recipe", "no such key"]),

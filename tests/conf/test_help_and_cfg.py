@@ -45,7 +45,7 @@ def test_help_shows_the_entry_points_own_defaults(run):
         "algorithm.overlong.buffer: int | null = null",
         "run.extend: bool = false",
         "recipe=quickstart",
-        "algorithm=cispo|custom|dapo|dr_grpo|grpo|gspo|reinforce_pp|rloo",
+        "algorithm=cispo|clip_cov|custom|dapo|dr_grpo|gmpo|grpo|gspo|kl_cov|reinforce_pp|rloo|sapo",
     ):
         assert line in shown
     assert "run.dir: str = 'runs/sft'" in run("sft", "-h").out

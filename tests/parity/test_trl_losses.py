@@ -72,6 +72,7 @@ def trl_loss(trainer_class, tensors: Tensors, ratio: torch.Tensor | None = None,
         sync_gradients=True,
     )
     args = SimpleNamespace(delta=settings.pop("delta", None), use_bias_correction_kl=False, steps_per_generation=1)
+    args.sapo_temperature_pos, args.sapo_temperature_neg = 1.0, 1.05  # the defaults of its config
     trainer = SimpleNamespace(
         _get_per_token_logps_and_entropies=lambda *a, **k: (policy, entropy, None),
         _metrics={"train": defaultdict(list)},
@@ -177,6 +178,7 @@ CASES = {
         },
     ),
     "cispo": (replace(BUNDLES["cispo"](), clip_high=0.3), {"loss_type": "cispo", "epsilon_high": 1.3}),
+    "sapo": (BUNDLES["sapo"](), {"loss_type": "sapo"}),
 }
 
 

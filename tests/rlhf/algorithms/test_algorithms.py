@@ -294,7 +294,7 @@ def test_the_share_of_tokens_without_an_advantage_is_shown():
 
 
 def test_unknown_algorithm_names_the_known():
-    with pytest.raises(ValueError, match=r"expected one of \['cispo', 'dapo', 'dr_grpo'.*found 'ppo'"):
+    with pytest.raises(ValueError, match=r"expected one of \['cispo', 'clip_cov', 'dapo', 'dr_grpo'.*found 'ppo'"):
         build_algorithm(AlgorithmConfig(name="ppo"), LIMIT)
 
 
@@ -423,3 +423,54 @@ def test_kl_to_the_reference_starts_at_zero_and_then_pulls_back(tiny, sampled):
 )  # fmt: skip
 def test_answers_that_a_verifier_grades_differently_have_spread(values, reason):
     assert DAPO.drop_reason(make_group([result(value) for value in values])) == reason
+
+
+def by_covariance(config: AlgorithmConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """(objective, its gradient by log ratio) of four tokens of which the first goes together with its advantage most."""
+    algorithm = build_algorithm(config, LIMIT)
+    mask = torch.ones(4, dtype=torch.bool)
+    batch = PolicyBatch.__new__(PolicyBatch)
+    for name, value in {
+        "loss_mask": mask,
+        "advantages": torch.tensor([3.0, 1.0, -1.0, -3.0], dtype=torch.float64),
+        "rollout_logprobs": torch.zeros(4),
+        "sequence": torch.zeros(4, dtype=torch.long),
+    }.items():
+        object.__setattr__(batch, name, value)
+    logs = torch.full((4,), 0.1, dtype=torch.float64, requires_grad=True)
+    policy = torch.tensor([-0.1, -2.0, -2.0, -2.0], dtype=torch.float64)
+    objective = algorithm.token_objective(logs, policy, batch)
+    (gradient,) = torch.autograd.grad(objective.sum(), logs)
+    return objective, gradient
+
+
+def test_clip_cov_takes_the_gradient_of_the_chosen_tokens_alone():
+    _, gradient = by_covariance(ALGORITHM_CONFIGS["clip_cov"]())  # covariances 4.3, -0.5, 0.5, 1.4
+    ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
+    plain = [3 * ratio, ratio, -ratio, -3 * ratio]
+    changed = [place for place in range(4) if gradient[place].item() != pytest.approx(plain[place])]
+    assert len(changed) == 1 and changed[0] in (0, 3) and gradient[changed[0]] == 0
+    assert by_covariance(ALGORITHM_CONFIGS["clip_cov"]())[1].tolist() == gradient.tolist(), "drawn again alike"
+
+
+def test_kl_cov_holds_the_chosen_token_near_the_old_policy():
+    objective, gradient = by_covariance(replace(ALGORITHM_CONFIGS["kl_cov"](), strength=2.0))
+    ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
+    assert objective.tolist() == pytest.approx([3 * ratio - 0.2, ratio, -ratio, -3 * ratio])
+    assert gradient.tolist() == pytest.approx([3 * ratio - 2.0, ratio, -ratio, -3 * ratio])
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("sapo", {"gate_negative": 0.0}, "algorithm.gate_negative: expected a number above 0"),
+        ("sapo", {"dual_clip": 3.0}, "algorithm.dual_clip: expected 0 with algorithm=sapo"),
+        ("gmpo", {"normalisation": LossNormalisation.tokens}, "expected token and sequences with algorithm=gmpo"),
+        ("clip_cov", {"share": 0.0}, "algorithm.share: expected above 0 and at most 1"),
+        ("clip_cov", {"most_covariance": 0.5}, "expected the first to be less"),
+        ("kl_cov", {"strength": -1.0}, "algorithm.strength: expected 0 or more"),
+    ],
+)
+def test_settings_of_the_newer_algorithms_are_checked(name, settings, message):
+    with pytest.raises(ValueError, match=message):
+        ALGORITHM_CONFIGS[name](**settings)

@@ -10,9 +10,12 @@ from rlhf.algorithms.losses import (
     clipped_objective,
     correction_weights,
     detached_clip_objective,
+    gated_objective,
+    geometric_objective,
     kl_estimate,
     log_ratio,
     sequence_sums,
+    token_covariances,
 )
 
 ALL = torch.tensor([True] * 5)
@@ -138,3 +141,35 @@ def test_correction_has_no_gradient():
     old = doubles(-1.0).requires_grad_()
     weights = correction_weights(old, doubles(-2.0), ALL[:1], torch.tensor([0]), Correction.token_truncate, 9.0)
     assert not weights.requires_grad
+
+
+def test_the_gate_of_sapo_by_hand():
+    """At ratio 1 the gradient is that of ratio * A; far away it fades, sooner for negative advantages."""
+    logs = doubles(1, 1, 3, 3).log().requires_grad_()
+    objective = gated_objective(logs, doubles(2, -2, 2, -2), 1.0, 2.0)
+    sigmoid = [1 / (1 + math.exp(-x)) for x in (0, 0, 2, 4)]
+    assert objective.tolist() == pytest.approx([8 * sigmoid[0], -4 * sigmoid[1], 8 * sigmoid[2], -4 * sigmoid[3]])
+    objective.sum().backward()
+    assert logs.grad is not None
+    slopes = [4 * s * (1 - s) for s in sigmoid]  # 1 at ratio 1
+    assert logs.grad.tolist() == pytest.approx([2 * slopes[0], -2 * slopes[1], 6 * slopes[2], -6 * slopes[3]])
+
+
+def test_the_geometric_mean_of_gmpo_by_hand():
+    """Two sequences; the third token does not train. Bounds of the log ratio: 0.4 above for A > 0, -0.4 for A < 0."""
+    logs = doubles(0.6, -0.2, 9, -0.9, 0.3).requires_grad_()
+    mask, sequence = torch.tensor([True, True, False, True, True]), torch.tensor([0, 0, 0, 1, 1])
+    objective = geometric_objective(logs, doubles(2, 2, 2, -1, -1), mask, sequence, 0.4, 0.4)
+    first, second = math.exp((0.4 - 0.2) / 2), math.exp((-0.4 + 0.3) / 2)
+    assert objective[mask].tolist() == pytest.approx([2 * first, 2 * first, -second, -second])
+    (objective * mask).sum().backward()
+    assert logs.grad is not None
+    # Clipped tokens have no gradient; the others get that of their sequence's ratio, once for each of its two tokens.
+    assert logs.grad.tolist() == pytest.approx([0, 2 * first, 0, 0, -second])
+
+
+def test_covariances_are_over_trained_tokens_alone():
+    mask = torch.tensor([True, False, True])
+    found = token_covariances(doubles(-1, -50, -3), doubles(2, 9, 0), mask)
+    assert found.tolist() == [1.0, -math.inf, 1.0]
+    assert token_covariances(doubles(-1), doubles(1), torch.tensor([False])).tolist() == [-math.inf]
