@@ -7,6 +7,7 @@ fit into memory beside a training.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Choice:
     problems: list[str]
 
     def entries(self) -> Iterator[Entry]:
-        """Read the chosen lines again."""
+        """Read the chosen lines again. Those that are no longer there, because a run went back, are passed over."""
         for number, source in enumerate(self.sources):
             own = [place for place in self.places if place.source == number]
             if not own:
@@ -69,7 +70,8 @@ class Choice:
             with source.file.open("rb") as file:
                 for place in own:
                     file.seek(place.offset)
-                    yield entry_of(file.readline(), source.file, place.number)
+                    with suppress(ValueError):
+                        yield entry_of(file.readline(), source.file, place.number)
 
 
 def choose(sources: Sequence[Source], max_bytes: int, first_steps: Collection[tuple[str, int]] = ()) -> Choice:

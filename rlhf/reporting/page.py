@@ -11,7 +11,8 @@ from pathlib import Path
 
 import jinja2
 
-from model.json_values import JsonObject
+from model.json_values import JsonObject, refuse_special_file
+from model.run.printable import printable, without_passwords
 from rlhf.reporting.blocks import Browser, browser_of, json_in_html
 from rlhf.reporting.choice import RULE, Choice, Source, choose
 from rlhf.reporting.config import ReportPageConfig
@@ -36,6 +37,8 @@ _EVALUATED = (
     "num_prompts",
 )
 """Figures of an evaluation's mode that are shown. An older result may lack some."""
+_BEGINNING = b"<!DOCTYPE html>"
+_MOST_PROBLEMS = 20
 _MIB = 2**20
 _TEXT_SHARE = 0.65
 """Share of the room for rollouts that their texts may take; images take the rest, and what texts leave."""
@@ -94,9 +97,17 @@ def write_report(config: ReportPageConfig) -> tuple[Path, Browser]:
     out = Path(config.out).expanduser() if config.out else folder.path / "report.html"
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"out: expected a file name in a folder that is there, found {out}")
+    if out.exists() and not _is_page(out):
+        raise ValueError(f"out: expected a new file, or an earlier report, found another file at {out}")
     html, browser = page_of(folder, other, config)
     write_file(out, html.encode("utf-8", "replace"))
     return out, browser
+
+
+def _is_page(path: Path) -> bool:
+    refuse_special_file(path)
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConfig) -> tuple[str, Browser]:
@@ -118,7 +129,7 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
         evaluations=_evaluation_rows(folder, other),
         rl=[stage for stage in stages if stage.funnel],
         falling=[stage for stage in stages if stage.falls],
-        problems=[*folder.problems, *(other.problems if other else []), *choice.problems],
+        problems=_few([*folder.problems, *(other.problems if other else []), *choice.problems]),
         notes=_notes(choice, browser),
         browser=browser,
         reasons=REASONS,
@@ -256,6 +267,13 @@ def _notes(choice: Choice, browser: Browser) -> list[str]:
     return notes
 
 
+def _few(problems: Sequence[str]) -> list[str]:
+    """The first problems, each cut to a readable length, and how many more there are."""
+    more = len(problems) - _MOST_PROBLEMS
+    shown = [printable(problem, 500) for problem in problems[:_MOST_PROBLEMS]]
+    return shown + ([f"{more} more files could not be read as a whole"] if more > 0 else [])
+
+
 def _num_settings(stages: Sequence[_Stage]) -> int:
     """Lines of settings and differences, for an estimate of the page's size."""
     return sum(len(stage.run.settings) + len(stage.differences) + 40 for stage in stages)
@@ -274,7 +292,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "share": share, "number": number}
+    environment.filters |= {"masked": without_passwords, "duration": duration, "share": share, "number": number}
     return environment.from_string(_asset("page.html"))
 
 

@@ -208,8 +208,30 @@ class TestFolders:
 
     def test_the_place_of_the_page_is_checked(self, tmp_path, monkeypatch, capsys):
         write_run(tmp_path / "run", steps=1)
+        monkeypatch.setattr("sys.argv", ["rlhf.report", f"run={tmp_path}/run", f"out={tmp_path}/run/media/0.png"])
+        assert main() == 2 and "expected a new file, or an earlier report, found another" in capsys.readouterr().err
         monkeypatch.setattr("sys.argv", ["rlhf.report", f"run={tmp_path}/run", f"out={tmp_path}/no/where.html"])
         assert main() == 2 and "out: expected a file name in a folder that is there" in capsys.readouterr().err
+
+
+def test_names_of_images_that_are_no_paths_and_passwords_in_settings(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    lines = [json.loads(line) for line in (folder / "rollouts/step_000001.jsonl").read_text().splitlines()]
+    write_lines(
+        folder / "rollouts/step_000001.jsonl", [{**line, "images": ["x" * 5000, ".", "/dev/null"]} for line in lines]
+    )
+    (folder / "config.yaml").write_text("judge: https://me:secret@host/v1\n")
+    html, _, browser = page(folder)
+    assert browser.num_shown == 16 and browser.num_images == 0 and browser.num_images_unreadable == 3
+    assert "https://***@host/v1" in html and "secret" not in html
+
+
+def test_lines_that_vanish_between_both_readings_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    file = folder / "rollouts/step_000001.jsonl"
+    choice = choose([Source("run", file)], 10**6)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:5])[:-9])
+    assert len(list(choice.entries())) == 4
 
 
 def test_the_largest_falls_are_told_with_the_mean_before(tmp_path):
