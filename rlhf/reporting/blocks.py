@@ -39,6 +39,11 @@ class Browser:
     num_images_left_out: int = 0
     num_images_unreadable: int = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(len(text.encode("utf-8", "replace")) for text in self.blocks.values())
+
 
 def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
     """The blocks of the chosen rollouts. Images take what the texts leave of `max_bytes`."""

@@ -14,7 +14,7 @@ import jinja2
 from model.json_values import JsonObject, refuse_special_file
 from model.run.printable import printable, without_passwords
 from rlhf.reporting.blocks import Browser, browser_of, json_in_html
-from rlhf.reporting.choice import RULE, Choice, Source, choose
+from rlhf.reporting.choice import RULE, Choice, Found, Source, find
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.reporting.figures import (
     FALL_WINDOW,
@@ -42,6 +42,8 @@ _MOST_PROBLEMS = 20
 _MIB = 2**20
 _TEXT_SHARE = 0.65
 """Share of the room for rollouts that their texts may take; images take the rest, and what texts leave."""
+_FULL = 0.9
+"""Share of the room from which on it counts as used."""
 _SCRIPTS = ("start.js", "charts.js", "rollouts.js")
 
 REASONS = {
@@ -116,10 +118,8 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
     pairs = [(stage.run, _partner(stage.run, folder, other)) for stage in stages]
     charts = json_in_html([_figures(run, partner, other.name if other else "") for run, partner in pairs])
     room = int(config.max_mib * _MIB) - len(charts.encode()) - _size_of_assets() - 400 * _num_settings(stages)
-    sources = sources_of(folder)
     falls = {(stage.run.name, fall.step) for stage in stages for fall in stage.falls}
-    choice = choose(sources, int(max(room, 0) * _TEXT_SHARE), falls)
-    browser = browser_of(choice, config.image_pixels, max(room, 0))
+    choice, browser = _fitting(find(sources_of(folder)), falls, config.image_pixels, max(room, 0))
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     html = _template().render(
         folder=folder,
@@ -141,6 +141,18 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return html, browser
+
+
+def _fitting(found: Found, first_steps: set[tuple[str, int]], image_pixels: int, room: int) -> tuple[Choice, Browser]:
+    """The rollouts and images that fit into so many bytes. Where images leave much of it, a second choice takes as many
+    more rollouts as their bytes so far allow."""
+    budget = int(room * _TEXT_SHARE)
+    choice = found.choose(budget, first_steps)
+    browser = browser_of(choice, image_pixels, room)
+    if browser.num_shown < browser.num_found and browser.size < _FULL * room:
+        choice = found.choose(int(budget * _FULL * room / max(browser.size, 1)), first_steps)
+        browser = browser_of(choice, image_pixels, room)
+    return choice, browser
 
 
 def sources_of(folder: FolderData) -> list[Source]:
