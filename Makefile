@@ -12,13 +12,14 @@ IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and 'expected P
 # Processes that tests run in, side by side.
 WORKERS ?= 2
 
-.PHONY: help install core quickstart smoke base base-smoke test test-slow check clean
+.PHONY: help install core quickstart smoke base base-smoke test test-slow check docs clean
 
 help:
 	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
 	@echo "make base [ARGS='KEY=VALUE ...']        the whole pre-training path in miniature (25 minutes on 2 cores)"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
+	@echo "make docs                               the pages as a site in build/site, offline, warnings are errors"
 	@echo "make clean                              remove .venv and caches (runs/ and data/ stay)"
 
 core: $(VENV)/.core
@@ -74,6 +75,10 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_architecture.py tests/test_prose.py
+
+# The variable turns off a remark of mkdocs-material about its successor.
+docs: $(VENV)/.dev
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis

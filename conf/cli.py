@@ -45,9 +45,10 @@ class UsageError(ValueError):
     """A command line or config file that cannot be used; the message says what to do."""
 
 
-def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]) -> int:
+def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], first: str = "") -> int:
     """Parse the command line of an entry point and run it; returns the exit code.
 
+    `first`: the key that a first word without `=` stands for.
     0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (docs/pipeline.md
     lists them; a failed stage's own) ends with it and its message; others raise.
     """
@@ -61,7 +62,10 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None])
             return USER_ERROR
         raise
 
-    return run_command(lambda: _launch(entry, schema, run, sys.argv[1:]))
+    arguments = sys.argv[1:]
+    if first and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
+        arguments[0] = f"{first}={arguments[0]}"
+    return run_command(lambda: _launch(entry, schema, run, arguments))
 
 
 def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], arguments: Sequence[str]) -> int:
@@ -150,10 +154,11 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from conf.schema import RECIPES_OF, register
+    from conf.schema import RECIPES_OF, SHORT_KEYS, register
 
     register()
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
+    plain = [_spelled_out(one, SHORT_KEYS.get(entry, {})) for one in plain]
     GlobalHydra.instance().clear()
     try:
         with (
@@ -176,6 +181,12 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
             return composed
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+def _spelled_out(override: str, keys: Mapping[str, str]) -> str:
+    """An override with its whole key, where it has a short one."""
+    key, equals, value = override.partition("=")
+    return f"{keys[key]}={value}" if equals and key in keys else override
 
 
 def version_text() -> str:

@@ -21,6 +21,7 @@ EXAMPLES: dict[str, str] = {
     "generate": "checkpoint=DIR prompts=FILE out=completions.jsonl",
     "pipeline": "recipe=quickstart run.dir=runs/quickstart",
     "report": "run=runs/quickstart out=report.html",
+    "convert": "geometry3k source=FOLDER out=DIR",
     "describe": "model=sailvl2_2b",
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
@@ -32,6 +33,7 @@ EXAMPLES: dict[str, str] = {
 """Entry point -> the arguments of a typical command."""
 
 _SHORT = """
+    dataset source max_bad_rows
     checkpoint prompts output out model vision language mode modes image question base dtype device engine.device
     data.path data.demonstrations data.prompts data.rollouts
     data.question_column data.reference_column data.image_column

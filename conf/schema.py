@@ -3,12 +3,14 @@
 from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.data.convert.config import ConvertConfig
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
 from model.pretrain.config import PretrainConfig
 from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
-from rlhf.config import TRAINER_CONFIGS, EvaluateConfig, PipelineConfig, RlConfig
+from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
+from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.config import EstimateConfig
 from rlhf.reporting.config import ReportPageConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
@@ -23,6 +25,7 @@ ENTRIES: dict[str, type] = {
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
     "report": ReportPageConfig,
+    "convert": ConvertConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
     "chat": ChatConfig,
@@ -41,6 +44,7 @@ MODULES: dict[str, str] = {
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
     "report": "rlhf.report",
+    "convert": "model.data.convert",
     "describe": "model.describe",
     "assemble": "model.assemble",
     "chat": "model.chat",
@@ -71,6 +75,9 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
     "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
+
+SHORT_KEYS = {"evaluate": {"data": "data.folder"}}
+"""Entry point -> short key -> the key that it stands for. `data=FOLDER` cannot be mistaken for a group of choices."""
 
 RECIPES_OF = {"estimate": "rlhf"}
 """Entry point -> the one whose recipes it takes."""

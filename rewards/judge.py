@@ -11,18 +11,11 @@ import base64
 import hashlib
 import json
 import mimetypes
-import os
-import random
 import secrets
-import threading
-import time
-from http.client import HTTPException
 from pathlib import Path
-from typing import Any
-from urllib.error import HTTPError
 
+from rewards.chat_endpoint import JudgeError, ask, keep_reply, kept_reply
 from rewards.endpoint import Endpoint, read_endpoint
-from rewards.http_post import post
 from rewards.result import RewardInput
 from rewards.verifiers.verifier import parse_json
 
@@ -44,15 +37,8 @@ _SCHEMA = {
     "required": ["marker", *CHECKS],
     "additionalProperties": False,
 }
-_MAX_REPLY_BYTES = 1 << 20
 _MAX_IMAGE_BYTES = 20 << 20
 _MAX_TEXT = 100_000  # characters; longer completions are not sent and are unscorable
-_TRANSIENT = (408, 409, 425, 429, 500, 502, 503, 504)
-
-
-class JudgeError(RuntimeError):
-    """The judge gave no usable verdict."""
-
 
 _endpoints: dict[str, Endpoint] = {}
 
@@ -83,9 +69,9 @@ def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
     marker = secrets.token_hex(8)
     content = _content(completion, marker)
     key = _cache_key(endpoint, content, marker)
-    cached = _read_cache(endpoint, key)
-    if cached is not None:
-        return cached
+    cached = kept_reply(endpoint.cache, key)
+    if cached is not None and all(type(cached.get(name)) is bool for name in CHECKS):
+        return {name: cached[name] for name in CHECKS}
     listed = "\n".join(f"- `{name}`: {meaning}." for name, meaning in CHECKS.items())
     payload = {
         "model": endpoint.model,
@@ -99,8 +85,8 @@ def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
             "json_schema": {"name": "verdict", "strict": True, "schema": _SCHEMA},
         },
     }
-    verdict = _ask(endpoint, payload, marker)
-    _write_cache(endpoint, key, verdict)
+    verdict = ask(endpoint, payload, lambda text: _read_verdict(text, marker))
+    keep_reply(endpoint.cache, key, verdict)
     return verdict
 
 
@@ -124,43 +110,11 @@ def _image(path: Path) -> dict[str, object]:
     return {"type": "image_url", "image_url": {"url": f"data:{kind};base64,{data}"}}
 
 
-def _ask(endpoint: Endpoint, payload: dict[str, object], marker: str) -> dict[str, bool]:
-    """Ask for one verdict, and ask again after failures that may pass; the waits double, with jitter."""
-    endpoint.key()
-    problem = ""
-    for attempt in range(endpoint.retries + 1):
-        if attempt:
-            print(
-                f"no verdict from {endpoint.base_url}: {endpoint.without_key(problem)}; request {attempt + 1} follows"
-            )
-            time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
-        endpoint.limiter.wait(endpoint.requests_per_minute)
-        try:
-            return _read_verdict(_post(endpoint, payload), marker)
-        except HTTPError as error:
-            problem = f"HTTP status {error.code}"
-            if error.code not in _TRANSIENT:
-                break
-        except (OSError, HTTPException, ValueError, JudgeError) as error:
-            problem = f"{type(error).__name__}: {error}"
-    raise JudgeError(
-        endpoint.without_key(f"judge {endpoint.model}: no verdict after {attempt + 1} requests: {problem}")
-    )
-
-
-def _post(endpoint: Endpoint, payload: dict[str, object]) -> bytes:
-    headers = {"Content-Type": "application/json"}
-    if key := endpoint.key():
-        headers["Authorization"] = f"Bearer {key}"
-    url = endpoint.base_url.rstrip("/") + "/chat/completions"
-    return post(url, json.dumps(payload).encode(), headers, endpoint.request_seconds, _MAX_REPLY_BYTES)
-
-
-def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
+def _read_verdict(text: str, marker: str) -> dict[str, bool]:
     """Return the checks of a reply. `JudgeError` unless it keeps the schema and carries this request's marker."""
     try:
-        verdict = parse_json(_content_of(parse_json(body.decode())))
-    except (ValueError, KeyError, IndexError, TypeError):
+        verdict = parse_json(text)
+    except ValueError:
         raise JudgeError("expected one JSON verdict in the reply, found something else") from None
     if not isinstance(verdict, dict) or set(verdict) != {"marker", *CHECKS} or verdict["marker"] != marker:
         raise JudgeError("expected a verdict with the request's marker and the three checks, found another")
@@ -169,32 +123,7 @@ def _read_verdict(body: bytes, marker: str) -> dict[str, bool]:
     return {name: verdict[name] for name in CHECKS}
 
 
-def _content_of(reply: Any) -> str:
-    return reply["choices"][0]["message"]["content"]
-
-
 def _cache_key(endpoint: Endpoint, content: list[dict[str, object]], marker: str) -> str:
     """Return a hash of everything that the verdict depends on, without the random marker."""
     said = json.dumps([endpoint.base_url, endpoint.model, CHECKS, _INSTRUCTIONS, content]).replace(marker, "")
     return hashlib.sha256(said.encode()).hexdigest()
-
-
-def _read_cache(endpoint: Endpoint, key: str) -> dict[str, bool] | None:
-    file = Path(endpoint.cache) / f"{key}.json"
-    if not endpoint.cache or not file.is_file():
-        return None
-    try:
-        verdict: Any = parse_json(file.read_text(encoding="utf-8"))
-        return {name: verdict[name] for name in CHECKS} if all(type(verdict[n]) is bool for n in CHECKS) else None
-    except (ValueError, KeyError, TypeError):
-        return None  # the file is torn or another program's: ask again
-
-
-def _write_cache(endpoint: Endpoint, key: str, verdict: dict[str, bool]) -> None:
-    if not endpoint.cache:
-        return
-    folder = Path(endpoint.cache)
-    folder.mkdir(parents=True, exist_ok=True)
-    scratch = folder / f".{key}.{os.getpid()}.{threading.get_ident()}"
-    scratch.write_text(json.dumps(verdict), encoding="utf-8")
-    scratch.replace(folder / f"{key}.json")

@@ -7,7 +7,7 @@ from typing import Self
 
 from model.config import Flavour, StoredDtype
 from model.data.config import ChatTableConfig
-from model.engine.config import Device, EngineConfig, OptimizerConfig, require_fitting
+from model.engine.config import EngineConfig, OptimizerConfig, require_fitting
 from model.json_values import JsonObject, member
 from model.lora.config import AdapterConfig
 from model.run.config import OUTSIDE, ReportConfig, RunConfig
@@ -251,50 +251,6 @@ class RlConfig:
         """Optimizer updates of a full step."""
         rollouts = self.trainer.groups_per_step * self.algorithm.group_size
         return self.trainer.passes * math.ceil(rollouts / self.trainer.mini_batch_size)
-
-
-@dataclass
-class EvaluateConfig:
-    checkpoint: str = ""
-    """folder of the model to evaluate"""
-    prompts: str = ""
-    """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
-    output: str = ""
-    """NAME.json for the result; every answer stands beside it in NAME.answers.jsonl, and images that prompts hold as
-    bytes in NAME.media. Empty: a summary is printed and nothing is kept; -: the result is printed as JSON to stdout,
-    and all else to stderr"""
-    modes: list[EvaluationMode] = field(default_factory=lambda: list(EvaluationMode))
-    """how every prompt is answered, one after the other"""
-    num_prompts: int = 0
-    """use the first so many rows; 0 uses all"""
-    num_samples: int = 1
-    """sampled thinking completions per prompt; with several, pass@k is reported too"""
-    group_by: str = ""
-    """column whose values split the accuracies: each value gets its own; empty: none"""
-    seed: int = 0
-    """seed of the sampled evaluation"""
-    num_threads: int = 2
-    """CPU threads inside an operation"""
-    device: Device = Device.auto
-    """where to run: the GPU if there is one, in bfloat16, or what is named"""
-    rollouts: RolloutConfig = field(default_factory=RolloutConfig)
-    reward: RewardConfig = field(default_factory=RewardConfig)
-    data: DataConfig = field(default_factory=DataConfig)
-
-    def __post_init__(self) -> None:
-        self.device = member(Device, self.device, "device")
-        for name in ("checkpoint", "prompts"):
-            if not getattr(self, name):
-                raise ValueError(f"{name}: expected a path, found nothing")
-        self.modes = [member(EvaluationMode, mode, "modes") for mode in self.modes]
-        if not self.modes or len(set(self.modes)) < len(self.modes):
-            found = ", ".join(mode.value for mode in self.modes) or "none"
-            raise ValueError(
-                f"modes: expected some of {', '.join(mode.value for mode in EvaluationMode)}, each once, found {found}"
-            )
-        for name, least in (("num_prompts", 0), ("num_samples", 1), ("seed", 0), ("num_threads", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")
 
 
 @dataclass

@@ -3,7 +3,7 @@
 import sys
 
 from conf.cli import launch
-from rlhf.config import EvaluateConfig
+from rlhf.evaluation.config import EvaluateConfig
 
 
 def run(config: EvaluateConfig, resolved: str) -> None:

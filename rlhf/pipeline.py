@@ -23,7 +23,7 @@ from model.run.failpoints import reach
 from model.run.guidance import IN_PIPELINE, REPORT, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
-from rlhf.config import PipelineAction, PipelineConfig
+from rlhf.config import EvaluationMode, PipelineAction, PipelineConfig
 from rlhf.planning.stages import StagePlan, check_inputs, check_starts, digests_of, plan
 
 if TYPE_CHECKING:
@@ -163,7 +163,7 @@ def _refuse_other_settings(config: PipelineConfig, stage: StagePlan, evaluation:
 def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> None:
     """Delete what an earlier pipeline left in the folder, and nothing else. `ValueError`, before anything is deleted,
     where `kept` folders, or files that no stage wrote, are in the way."""
-    from model.run.durable import refuse_foreign_files
+    from model.run.durable import delete_if_empty, refuse_foreign_files
     from model.run.folder import MARK
     from model.run.ownership import clear_media, clear_run, delete_written
 
@@ -185,6 +185,9 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
         for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
+        for mode in EvaluationMode:
+            (folder / "evaluations" / f"{stage.name}.responses" / f"prompts.{mode.value}.jsonl").unlink(missing_ok=True)
+        delete_if_empty(folder / "evaluations" / f"{stage.name}.responses")
     if (folder / "export").is_dir():
         delete_written(folder / "export")
     for name in ("summary.json", "curves.png", "elapsed.json"):

@@ -1,7 +1,7 @@
 """The RL data set: prompts of one or several files, checked when it is opened, ready as ids and pixels when drawn."""
 
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,15 +83,18 @@ class PromptSet(TableSource[PromptRow]):
         folders: DataFolders | None = None,
         key: str = "prompts",
         needs_reference: bool = True,
+        max_tiles: Callable[[int], int] | None = None,
     ) -> None:
-        """A prompt that is longer than `rollouts` allows, or has more images, is a bad row, and so is one without a
+        """`max_tiles`: the cap of tiles of each image of a prompt that has so many; None: the processor's own.
+
+        A prompt that is longer than `rollouts` allows, or has more images, is a bad row, and so is one without a
         reference where rewards need it.
 
         `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
         """
         self._data = data or DataConfig()
         self._processor, self._mode, self._rollouts = processor, mode, rollouts
-        self._needs_reference = needs_reference
+        self._needs_reference, self._max_tiles = needs_reference, max_tiles
         self._visual_tokens = array("q")  # one a row, counted when the row was opened
         self._checked: set[tuple[Path, ImageSource, int]] = set()  # images and videos whose headers were read
         super().__init__(key, [Path(path), *map(Path, self._data.also)], self._data, folders or DataFolders())
@@ -111,7 +114,7 @@ class PromptSet(TableSource[PromptRow]):
         prompt = Prompt(row.id, row.messages, reference, row.meta)
         most = self._rollouts.max_prompt_tokens
         self._processor.refuse_long(texts_of(prompt.messages), most, "rollouts.max_prompt_tokens")
-        tokens = self._processor.prompt(prompt.messages, row.asked_in(self._mode), row.root)
+        tokens = self._tokens(prompt, row.asked_in(self._mode), row.root)
         self._rollouts.check_length(prompt.id, len(tokens.ids))
         self._rollouts.check_images(prompt.id, tokens.placeholder_ids.count(self._processor.placeholder_id))
         places = [(row.root, visual.source, visual.media.num_frames) for visual in tokens.images]
@@ -151,6 +154,10 @@ class PromptSet(TableSource[PromptRow]):
         """The prompt asked in another mode than it was opened for; without thinking it takes no more tokens."""
         return self._in_mode(self.index_of(prompt_id), mode or self._mode)
 
+    def _tokens(self, prompt: Prompt, mode: Mode, root: Path) -> PromptTokens:
+        cap = self._max_tiles(_num_images(prompt)) if self._max_tiles else None
+        return self._processor.prompt(prompt.messages, mode, root, cap)
+
     def _row_weights(self) -> list[float]:
         known = {row.dataset for row in self.items}
         if unknown := sorted(self._data.weights.keys() - known):
@@ -169,13 +176,18 @@ class PromptSet(TableSource[PromptRow]):
     def _decoded(self, index: int, mode: Mode) -> Task:
         row = self.items[index]
         asked = mode if row.adds_instruction else Mode.direct
-        tokens = self._processor.prompt(row.prompt.messages, asked, row.root)
+        tokens = self._tokens(row.prompt, asked, row.root)
         if _num_visual_tokens(tokens) != self._visual_tokens[index]:
             raise MediaError(
                 f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "
                 f"{_num_visual_tokens(tokens)}; keep files as they are while they are used"
             )
         return Task(row.prompt, tokens, self._processor.pictures(row.root, tokens.images), row.root)
+
+
+def _num_images(prompt: Prompt) -> int:
+    contents = [message["content"] for message in prompt.messages if isinstance(message.get("content"), list)]
+    return sum(part.get("type") in ("image", "image_url") for content in contents for part in content)
 
 
 def _num_visual_tokens(tokens: PromptTokens) -> int:

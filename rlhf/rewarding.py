@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from typing import Protocol
 
 from model.engine.base import NonFiniteError
 from model.processing.tokenizer import Tokenizer
@@ -18,6 +19,14 @@ SAMPLER_FAILED = {
     FinishReason.error: RewardResult(None, {}, Status.unscorable, "the sampler's numbers were not finite"),
     FinishReason.deadline: RewardResult(None, {}, Status.unscorable, "the sampler was not done in rollouts.deadline_s"),
 }
+
+
+class Scoring(Protocol):
+    """Gives every completion its reward, as a `Rubric` does."""
+
+    def score(self, inputs: Sequence[RewardInput]) -> list[RewardResult]:
+        """One result for each input, in order."""
+        ...
 
 
 class SamplerTooSlow(RuntimeError):
@@ -51,15 +60,15 @@ def name_failures(rollouts: Sequence[list[Rollout]], num_before: int = 0) -> int
 
 
 def reward(
-    tasks: Sequence[Task], rollouts: Sequence[list[Rollout]], rubric: Rubric, tokenizer: Tokenizer
+    tasks: Sequence[Task], rollouts: Sequence[list[Rollout]], scoring: Scoring, tokenizer: Tokenizer
 ) -> list[list[tuple[Rollout, RewardResult]]]:
-    """Every rollout of every task with its reward, in one call of the rubric.
+    """Every rollout of every task with its reward, in one call of `scoring`.
 
     Rollouts that the sampler failed at are unscorable.
     """
     pairs = [(task, rollout) for task, group in zip(tasks, rollouts, strict=True) for rollout in group]
     inputs = [reward_input(task, r, tokenizer) for task, r in pairs if not r.finish_reason.is_failure]
-    results = iter(rubric.score(inputs) if inputs else [])
+    results = iter(scoring.score(inputs) if inputs else [])
     return [[(r, SAMPLER_FAILED.get(r.finish_reason) or next(results)) for r in group] for group in rollouts]
 
 

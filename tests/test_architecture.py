@@ -48,6 +48,7 @@ and a full disk alike."""
 ENTRY_POINTS = {
     "model.assemble",
     "model.chat",
+    "model.data.convert.__main__",
     "model.describe",
     "model.export",
     "model.pretrain.expert_load",
@@ -96,6 +97,10 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         "model.data.look",
         {"model json", "model types", "model batch", "model run", "model data", "model processing", "model corpus"}
         | {"model checkpoint"},
+    ),
+    "model convert": (
+        "model.data.convert.*",
+        {"model json", "model types", "model batch", "model run", "model data", "model corpus"},
     ),
     "model data": ("model.data.*", {"model json", "model types", "model batch", "model run"}),
     "model processing": (
@@ -151,7 +156,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
     "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
     "rewards functions": (
-        "rewards.custom rewards.judge rewards.endpoint rewards.http_post rewards.reward_model",
+        "rewards.custom rewards.judge rewards.chat_endpoint rewards.endpoint rewards.http_post rewards.reward_model",
         {"rewards base", "rewards verifiers"},
     ),
     "rewards sandbox": (

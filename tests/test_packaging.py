@@ -55,7 +55,9 @@ def test_wheel_holds_every_source_and_data_file_of_the_rooms_and_no_other(wheel)
         path.relative_to(ROOT).as_posix()
         for room in ROOMS
         for path in (ROOT / room).rglob("*")
-        if path.is_file() and "__pycache__" not in path.parts and path.suffix != ".ipynb"  # notebooks are to be read
+        if path.is_file()
+        and "__pycache__" not in path.parts
+        and path.suffix not in (".ipynb", ".md")  # they are to be read
     }
     assert names == wanted
     assert {

@@ -20,7 +20,8 @@ ROOMS = ("model", "sft", "rewards", "rollouts", "rlhf", "curation", "sailvl2_rl"
 CODE = sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py") if "__pycache__" not in path.parts)
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "DESIGN.md")),
-    *sorted((ROOT / "docs").glob("*.md")),
+    ROOT / "examples" / "geo3k" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
     *sorted((ROOT / "benchmarks").glob("*.md")),
 ]
 LOGS = ("DESIGN.md",)
@@ -200,13 +201,13 @@ class TestDocuments:
         modules = {module for command in commands(document) for module in re.findall(r"-m ([\w.]+)", command)}
         assert not [name for name in modules if name.partition(".")[0] in ROOMS and not module_exists(name)]
 
-    def test_commands_compose(self, document):
-        """What a document shows is accepted, key by key, by the entry point that it calls."""
+    def test_commands_in_sentences_compose(self, document):
+        """They are accepted, key by key, by the entry point that they call; `tests/docs` looks at code blocks."""
         from conf.cli import load_config
         from conf.schema import MODULES
 
         entries = {module: entry for entry, module in MODULES.items()}
-        for command in commands(document):
+        for command in (span for _, span in code_spans(document) if "python -m " in span):
             words = shlex.split(command.split("python -m ", 1)[1])
             overrides = [word for word in words[1:] if "=" in word and "[" not in word.partition("=")[0]]
             if words[0] in entries and overrides and not re.search(r"\bFILE\b|\.\.\.|recipe=my/|recipe=NAME", command):
@@ -283,6 +284,16 @@ def table_of_libraries() -> str:
     return "".join(f"| `{library}` | {listed(files)} |\n" for library, files in sorted(rules()["OPTIONAL"].items()))
 
 
+def table_of_benchmarks() -> str:
+    from rlhf.evaluation.benchmarks import catalogue
+
+    cells = [
+        (one.name, f"{one.file}.tsv", one.rule, one.score, one.judge.value, str(one.tiles), one.proven)
+        for one in catalogue().benchmarks.values()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
 def listed(names: Iterable[str]) -> str:
     """Names of code in backticks, in the order of a list or sorted."""
     ordered = names if isinstance(names, list) else sorted(names)
@@ -295,6 +306,7 @@ GENERATED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "files": ("README.md", r"(## Find your way\n.*?```text\n)(.*?)(?=```)", tree),
     "rooms": ("docs/architecture.md", TABLE.format("room"), table_of_rooms),
     "sub-rooms": ("docs/architecture.md", TABLE.format("sub-room"), table_of_sub_rooms),
+    "benchmarks": ("docs/benchmarks.md", TABLE.format("name"), table_of_benchmarks),
     "libraries": ("docs/architecture.md", TABLE.format("library"), table_of_libraries),
 }
 """Parts of documents that a program writes: the document, a pattern whose second group is the part, its maker."""

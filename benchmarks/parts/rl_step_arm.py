@@ -15,7 +15,8 @@ os.environ.setdefault("GOMP_SPINCOUNT", "1000")  # as our entry points set it, f
 from conf.cli import load_config
 from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
-from rlhf.config import EvaluateConfig, RlConfig
+from rlhf.config import RlConfig
+from rlhf.evaluation.config import EvaluateConfig
 
 TIMED = ("collect", "prepare", "update", "sync")  # our phases that count; evaluation, logs and checkpoints do not
 CURVE = ("accuracy_think", "accuracy_think_sampled")

@@ -3,9 +3,11 @@
 import codecs
 import io
 import json
+import re
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
+from typing import IO
 
 from model.corpus.shard import BLANK, Place, Shard, Unit
 from model.data.jsonl import columns_of_line, placed_lines
@@ -14,6 +16,8 @@ from model.data.tsv import header_of, placed_rows, row_of_bytes
 
 _UNIT_BYTES = 32 * 2**20
 _ARRAY_CHUNK = 2**20
+_GAP = re.compile(r"[ \t\r\n,]*")
+_LONGEST_KEY = 256  # bytes of a key and what may stand between it and its list
 
 
 def bytes_at(path: Path, place: Place) -> bytes:
@@ -80,14 +84,22 @@ class JsonArray(Shard):
         return [Unit(0, self.path.stat().st_size)]
 
     def rows(self, unit: Unit) -> Iterator[tuple[Place, RawRow]]:
-        try:
-            for number, (start, content) in enumerate(_array_items(self.path), 1):
-                yield (start, len(content)), _row_of_json(self.path, content, number)
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(f"data: {self.path}: expected a readable JSON file in UTF-8, found: {error}") from None
+        return placed_items(self.path)
 
     def read(self, place: Place, num_pictures: int | None = None) -> RawRow:
         return _row_of_json(self.path, bytes_at(self.path, place), 0)
+
+
+def placed_items(path: Path, key: str = "") -> Iterator[tuple[Place, RawRow]]:
+    """(place, row) of every object in a JSON file that is one list, or in the list behind the first `"key": [` of it.
+
+    `ValueError` for a file that cannot be read, has no such list, or is cut off.
+    """
+    try:
+        for number, (start, content) in enumerate(_array_items(path, key), 1):
+            yield (start, len(content)), _row_of_json(path, content, number)
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"data: {path}: expected a readable JSON file in UTF-8, found: {error}") from None
 
 
 def _row_of_json(path: Path, content: bytes, number: int) -> RawRow:
@@ -97,39 +109,61 @@ def _row_of_json(path: Path, content: bytes, number: int) -> RawRow:
         return RawRow(path, number, problem=str(error))
 
 
-def _array_items(path: Path) -> Iterator[tuple[int, bytes]]:
+def _array_items(path: Path, key: str) -> Iterator[tuple[int, bytes]]:
     """(first byte, bytes) of every item of a JSON list, of which never more than one item and one chunk is in memory.
 
     `ValueError` for a file that is no list, or is cut off.
     """
     decoder = json.JSONDecoder(parse_float=str, parse_int=str)  # only the end of each item is wanted
     with path.open("rb") as file:
-        head = file.read(_ARRAY_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
-        at = file.tell() - len(head)
+        at = _start_of_list(path, file, key) if key else _start_of_text(file)
         file.seek(at)
         text = io.TextIOWrapper(file, encoding="utf-8", newline="")
-        buffer = text.read(_ARRAY_CHUNK)
+        buffer, position = text.read(_ARRAY_CHUNK), 1
         if not buffer.startswith("["):
             raise ValueError(f"data: {path}: expected a list of objects, found {buffer[:40]!r}; JSONL ends in .jsonl")
-        buffer, at = buffer[1:], at + 1
+        at += 1
         while True:
-            stripped = buffer.lstrip(" \t\r\n,")
-            at += len(buffer) - len(stripped)
-            if stripped.startswith("]"):
+            gap = _GAP.match(buffer, position)
+            begin = gap.end() if gap else position
+            at, position = at + begin - position, begin
+            if buffer.startswith("]", position):
                 return
             try:
-                _, end = decoder.raw_decode(stripped)
-                is_whole = end < len(stripped)
+                _, end = decoder.raw_decode(buffer, position)
+                is_whole = end < len(buffer)
             except ValueError:
                 is_whole, end = False, 0
+            except RecursionError:
+                raise ValueError(f"data: {path}: expected JSON objects, found some nested too deeply at {at}") from None
             if is_whole:
-                content = stripped[:end].encode()
+                content = buffer[position:end].encode()
                 yield at, content
-                buffer, at = stripped[end:], at + len(content)
+                at, position = at + len(content), end
                 continue
-            more = text.read(max(_ARRAY_CHUNK, len(stripped)))
-            if not more or len(stripped) > MAX_ROW_BYTES:
+            left = len(buffer) - position
+            more = text.read(max(_ARRAY_CHUNK, left))
+            if not more or left > MAX_ROW_BYTES:
                 raise ValueError(
                     f"data: {path}: expected JSON objects up to a closing bracket, found other text at {at}"
                 )
-            buffer = stripped + more
+            buffer, position = buffer[position:] + more, 0
+
+
+def _start_of_text(file: IO[bytes]) -> int:
+    head = file.read(_ARRAY_CHUNK).removeprefix(codecs.BOM_UTF8).lstrip()
+    return file.tell() - len(head)
+
+
+def _start_of_list(path: Path, file: IO[bytes], key: str) -> int:
+    """The place of the bracket behind the first `"key": [`."""
+    pattern = re.compile(rb'"' + re.escape(key.encode()) + rb'"\s*:\s*\[')
+    before, kept = 0, b""
+    while chunk := file.read(_ARRAY_CHUNK):
+        kept += chunk
+        if found := pattern.search(kept):
+            return before + found.end() - 1
+        left = kept[-_LONGEST_KEY:]
+        before += len(kept) - len(left)
+        kept = left
+    raise ValueError(f'data: {path}: expected an object with the list "{key}", found none')

@@ -21,11 +21,11 @@ class BadRows:
     that a checkpoint keeps.
     """
 
-    def __init__(self, limit: float, report: Path | None = None) -> None:
-        """`limit`: a share of all rows below 1, a number of rows from 1 on. `report`: JSONL file that names them all,
-        always what is known now.
+    def __init__(self, limit: float, report: Path | None = None, key: str = "data.max_bad_rows") -> None:
+        """`limit`: a share of all rows below 1, a number of rows from 1 on; `key` is its setting. `report`: JSONL file
+        that names them all, always what is known now.
         """
-        self._limit, self._report = limit, report
+        self._limit, self._report, self._key = limit, report, key
         self._total = 0
         self._at_opening: list[JsonObject] = []
         self._later: dict[str, JsonObject] = {}  # by id
@@ -52,7 +52,7 @@ class BadRows:
             print(f"bad row: {_named(record)}", file=sys.stderr)
         if self._at_opening:
             where = f"; all are named in {self._report}" if self._report else ""
-            limit = "" if self._limit >= total else f"; data.max_bad_rows={self._limit:g} allows {self._allowed}"
+            limit = "" if self._limit >= total else f"; {self._key}={self._limit:g} allows {self._allowed}"
             print(f"{len(self)} of {total} rows cannot be used and are skipped{limit}{where}", file=sys.stderr)
 
     def add_later(self, file: Path, number: int, prompt_id: str, reason: str) -> None:
@@ -83,8 +83,7 @@ class BadRows:
         where = f"; all are named in {self._report}" if self._report else ""
         raise ValueError(
             f"data: {_named(first)}{more}. {len(self)} of {self._total} rows cannot be used, "
-            f"data.max_bad_rows={self._limit:g} allows {self._allowed}{where}; mend or remove them, or raise "
-            "data.max_bad_rows"
+            f"{self._key}={self._limit:g} allows {self._allowed}{where}; mend or remove them, or raise {self._key}"
         )
 
     def _write(self) -> None:

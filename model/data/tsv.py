@@ -6,7 +6,7 @@ import csv
 import io
 import itertools
 import string
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
@@ -21,8 +21,11 @@ _END = "\0end of the table"
 """A line behind the last one: where it does not come back as a row, an open quotation mark has taken it in."""
 
 
-def tsv_rows(path: Path) -> Iterator[RawRow]:
-    """Cells that are empty count as absent. `ValueError` for a file that cannot be read as a table."""
+def tsv_rows(path: Path, as_chat: bool = True) -> Iterator[RawRow]:
+    """Cells that are empty count as absent. `ValueError` for a file that cannot be read as a table.
+
+    `as_chat` makes a question of hint, question and options; without it all cells but the image stay as they are.
+    """
     wanted = {
         image for _, _, cells in _cells(path) if isinstance(cells, dict) and _is_reference(image := _image(cells))
     }
@@ -39,7 +42,7 @@ def tsv_rows(path: Path) -> Iterator[RawRow]:
             yield RawRow(path, number, problem=cells)
             continue
         try:
-            yield RawRow(path, number, _columns(cells, shared))
+            yield RawRow(path, number, _columns(cells, shared, as_chat))
         except ValueError as error:
             yield RawRow(path, number, problem=str(error))
 
@@ -186,18 +189,16 @@ def _is_reference(cell: str) -> bool:
     return 0 < len(cell) <= _LONGEST_REFERENCE
 
 
-def _columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
+def _columns(cells: dict[str, str], shared: dict[str, str], as_chat: bool = True) -> JsonObject:
     """Question with its lettered options, the images' bytes or names, and every other cell."""
-    columns: JsonObject = {key: value for key, value in cells.items() if key not in string.ascii_uppercase}
-    if options := {key: cells[key] for key in string.ascii_uppercase if key in cells}:
-        hint = f"Hint: {cells['hint']}\n" if "hint" in cells else ""
-        listed = "".join(f"{key}. {text}\n" for key, text in options.items())
-        columns["question"] = (
-            f"{hint}Question: {cells.get('question', '')}\nOptions:\n{listed}One of these is right: give its letter."
-        )
+    columns: JsonObject = {
+        key: value for key, value in cells.items() if not as_chat or key not in string.ascii_uppercase
+    }
+    if as_chat and (options := {key: cells[key] for key in string.ascii_uppercase if key in cells}):
+        columns["question"] = choice_question(cells.get("question", ""), options, cells.get("hint", ""))
         columns["options"] = options
     image = columns.pop("image", "")
-    names = columns.pop("image_path", "")
+    names = columns.pop("image_path", "") if as_chat else columns.get("image_path", "")
     if _is_reference(image) and image not in shared:
         raise ValueError(f"image: expected base64, or the index of a row that has an image, found {image!r}")
     if image:
@@ -205,6 +206,13 @@ def _columns(cells: dict[str, str], shared: dict[str, str]) -> JsonObject:
     elif names:
         columns["images"] = _listed(names)
     return columns
+
+
+def choice_question(question: str, options: Mapping[str, str], hint: str = "") -> str:
+    """A question that shows its options, a letter and a text each, and asks for the letter."""
+    before = f"Hint: {hint}\n" if hint else ""
+    listed = "".join(f"{key}. {text}\n" for key, text in options.items())
+    return f"{before}Question: {question}\nOptions:\n{listed}One of these is right: give its letter."
 
 
 def _listed(cell: str) -> list[str]:

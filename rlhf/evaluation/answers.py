@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
 from model.run.failpoints import reach
-from rewards.answers import parse_completion
+from rewards.answers import THINK_END, THINK_START, parse_completion
 from rewards.result import RewardResult
-from rewards.rubric import Rubric
 from rlhf.config import EvaluationMode
+from rlhf.evaluation.responses import Responses
 from rlhf.prompts import Task
-from rlhf.rewarding import name_failures, reward
+from rlhf.rewarding import Scoring, name_failures, reward
 from rollouts.rollout import FinishReason, Rollout, RolloutWorker, generate, question_of
 
 FORMAT = 1
@@ -31,6 +31,15 @@ class Answer:
     formatted: float | None  # the format part
     num_tokens: int
     is_cut_off: bool  # the token limit came before the end of the turn
+    answer: str | None = None  # the answer that was judged
+    has_tags: bool = False  # a think tag stands in it
+    has_thought: bool = False  # a think block that closes has text in it
+    extraction: str = ""  # who found the answer of a benchmark: rule, judge, none, or failed
+
+    @property
+    def obeys(self) -> bool:
+        """Whether it thinks if it was asked to, and has no think tag if it was not."""
+        return self.has_thought if self.mode.thinks else not self.has_tags
 
     @property
     def is_unscorable(self) -> bool:
@@ -48,21 +57,30 @@ def ask(
     tasks: Sequence[Task],
     mode: EvaluationMode,
     worker: RolloutWorker,
-    rubric: Rubric,
+    scoring: Scoring,
     tokenizer: Tokenizer,
     num_samples: int = 1,
     first_group_index: int = 0,
+    responses: Responses | None = None,
 ) -> list[tuple[Answer, JsonObject]]:
-    """Put every task, `num_samples` completions each, or one greedy one. (answer, its line) of each completion."""
+    """Put every task, `num_samples` completions each, or one greedy one. (answer, its line) of each completion.
+
+    Completions that `responses` keeps are not asked again.
+    """
     count = num_samples if mode.is_sampled else 1
-    numbered = enumerate(tasks, first_group_index)
+    numbered = list(enumerate(tasks, first_group_index))
     reach("ask")
-    rollouts = generate(worker, [task.request(number, count, not mode.is_sampled) for number, task in numbered])
-    name_failures(rollouts)
+
+    def sampled() -> list[list[Rollout]]:
+        found = generate(worker, [task.request(number, count, not mode.is_sampled) for number, task in numbered])
+        name_failures(found)
+        return found
+
+    rollouts = sampled() if responses is None else responses.rollouts(first_group_index, tasks, sampled)
     reach("score")
     return [
         _answered(task, mode, rollout, result, tokenizer)
-        for task, group in zip(tasks, reward(tasks, rollouts, rubric, tokenizer), strict=True)
+        for task, group in zip(tasks, reward(tasks, rollouts, scoring, tokenizer), strict=True)
         for rollout, result in group
     ]
 
@@ -71,6 +89,8 @@ def _answered(
     task: Task, mode: EvaluationMode, rollout: Rollout, result: RewardResult, tokenizer: Tokenizer
 ) -> tuple[Answer, JsonObject]:
     prompt = task.prompt
+    text = tokenizer.decode(rollout.completion_ids)
+    thinking = parse_completion(text).thinking
     answer = Answer(
         prompt_id=prompt.id,
         dataset=str(prompt.meta.get("dataset", prompt.meta.get("data_source", ""))),
@@ -81,9 +101,12 @@ def _answered(
         formatted=result.parts.get("format"),
         num_tokens=len(rollout.completion_ids),
         is_cut_off=rollout.finish_reason is FinishReason.length,
+        answer=result.answer,
+        has_tags=THINK_START in text or THINK_END in text,
+        has_thought=THINK_END in text and bool(thinking.strip()),
+        extraction=getattr(result, "extraction", ""),
     )
-    text = tokenizer.decode(rollout.completion_ids)
-    line = {
+    line: JsonObject = {
         "format": FORMAT,
         "id": prompt.id,
         "dataset": answer.dataset,
@@ -92,7 +115,7 @@ def _answered(
         "question": question_of(prompt.messages),
         "images": task.paths,
         "completion": text,
-        "thinking": parse_completion(text).thinking,
+        "thinking": thinking,
         "answer": result.answer,
         "reference": prompt.reference,
         "verdict": answer.verdict,
@@ -102,5 +125,8 @@ def _answered(
         "cut_off": answer.is_cut_off,
         "num_tokens": answer.num_tokens,
         "finish_reason": rollout.finish_reason.value,
+        "obeys": answer.obeys,
+        **({"extraction": answer.extraction} if answer.extraction else {}),
+        **({"unit": str(prompt.meta["unit"])} if prompt.meta.get("unit") else {}),
     }
     return answer, line

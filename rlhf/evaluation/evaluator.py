@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from model.config import StoredDtype
 from model.engine.base import TrainEngine
@@ -15,7 +15,9 @@ from rewards.rubric import Rubric
 from rlhf.config import EvaluationConfig, EvaluationMode
 from rlhf.evaluation.answers import Answer, ask
 from rlhf.evaluation.figures import result_of
+from rlhf.evaluation.responses import Responses
 from rlhf.prompts import PromptSet
+from rlhf.rewarding import Scoring
 from rollouts.rollout import Prompt, RolloutWorker
 
 FIRST_GROUP_INDEX = 2**40
@@ -24,7 +26,7 @@ FIRST_GROUP_INDEX = 2**40
 _OF_GROUPS = ("accuracy_think", "accuracy_direct", "score_think", "score_direct")
 _OF_METRICS = ("accuracy", "score", "reward", "pass", "format", "mean", "num")  # how figures of metrics.jsonl begin
 
-PORTION = 128
+PORTION = 64
 """Prompts whose pixels are held at once."""
 
 
@@ -32,7 +34,7 @@ def evaluate_modes(
     prompts: PromptSet,
     count: int,
     worker: RolloutWorker,
-    rubric: Rubric,
+    scoring: Scoring,
     processor: Processor,
     num_samples: int = 1,
     first_group_index: int = 0,
@@ -52,13 +54,34 @@ def evaluate_modes(
     """
     if group_by and not any(group_by in row.prompt.meta for row in prompts.items):
         raise ValueError(f"evaluation.group_by: expected a column of the prompts, found no row with {group_by!r}")
+    asked, answers = answers_of(prompts, count, worker, scoring, processor, num_samples, first_group_index, modes, keep)
+    return result_of(asked, answers, num_samples, group_by)
+
+
+def answers_of(
+    prompts: PromptSet,
+    count: int,
+    worker: RolloutWorker,
+    scoring: Scoring,
+    processor: Processor,
+    num_samples: int = 1,
+    first_group_index: int = 0,
+    modes: Sequence[EvaluationMode] = tuple(EvaluationMode),
+    keep: Callable[[Sequence[JsonObject]], None] = lambda lines: None,
+    responses: Mapping[EvaluationMode, Responses] | None = None,
+) -> tuple[list[Prompt], dict[EvaluationMode, list[Answer]]]:
+    """(what was asked, the answers of each mode), portion by portion; see `evaluate_modes`.
+
+    Completions that `responses` keeps are not asked again.
+    """
     asked: list[Prompt] = []
     answers: dict[EvaluationMode, list[Answer]] = {mode: [] for mode in modes}
     for tasks in prompts.portions(count, PORTION):
         index = first_group_index + len(asked)
         for mode, found in answers.items():
             put = [prompts.by_id(task.prompt.id, Mode.direct) for task in tasks] if not mode.thinks else tasks
-            pairs = ask(put, mode, worker, rubric, processor.tokenizer, num_samples, index)
+            kept = responses[mode] if responses else None
+            pairs = ask(put, mode, worker, scoring, processor.tokenizer, num_samples, index, kept)
             found += [answer for answer, _ in pairs]
             keep([line for _, line in pairs])
         asked += [task.prompt for task in tasks]
@@ -67,7 +90,7 @@ def evaluate_modes(
     everything = [one for found in answers.values() for one in found]
     if all(one.is_unscorable for one in everything):
         raise ValueError(f"evaluation: none of {len(everything)} completions could be scored")
-    return result_of(asked, answers, num_samples, group_by)
+    return asked, answers
 
 
 class Evaluator:

@@ -7,9 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from model.json_values import JsonObject
 from rlhf.config import EvaluationMode
 from rlhf.evaluation.answers import Answer
+from rlhf.evaluation.estimates import majority_at_k, pass_at_k
 from rollouts.rollout import Prompt
 
 INTERVAL = "Wilson score interval, 95 %, over prompts"
+OVERTHINKING = 5
+"""Thinking an answer that is right without takes so many times the tokens before it counts as overthinking."""
 _Z = 1.959964  # the 97.5 % point of the normal distribution
 
 
@@ -31,13 +34,27 @@ def accuracy(answers: Sequence[Answer]) -> float | None:
     return mean([float(one.right) for one in answers if one.right is not None])
 
 
-def pass_at_k(answers: Sequence[Answer]) -> float | None:
-    """Share of prompts with a right completion among theirs, of those with a judged one; None without any."""
-    found: dict[str, bool] = {}
+def shares_at_k(answers: Sequence[Answer]) -> JsonObject:
+    """`pass_at_K` for K = 1, 2, 4, ... and all samples, without bias, and `majority_at_K` of all, means over prompts.
+
+    A prompt counts for K where as many of its samples were judged. Empty where prompts have one sample.
+    """
+    by_prompt: dict[str, list[Answer]] = {}
     for one in answers:
-        if one.right is not None:
-            found[one.prompt_id] = found.get(one.prompt_id, False) or one.right
-    return mean([float(right) for right in found.values()])
+        by_prompt.setdefault(one.prompt_id, []).append(one)
+    count = max(map(len, by_prompt.values()), default=0)
+    if count < 2:
+        return {}
+    judged = [[one for one in own if one.right is not None] for own in by_prompt.values()]
+    sizes = sorted({2**power for power in range(count.bit_length()) if 2**power < count} | {count})
+    found: JsonObject = {
+        f"pass_at_{k}": mean(
+            [pass_at_k(len(own), sum(one.right is True for one in own), k) for own in judged if len(own) >= k]
+        )
+        for k in sizes
+    }
+    votes = [majority_at_k([(one.answer, one.right is True) for one in own]) for own in judged if len(own) == count]
+    return {**found, f"majority_at_{count}": mean(votes)}
 
 
 def figures(answers: Sequence[Answer]) -> JsonObject:
@@ -52,6 +69,8 @@ def figures(answers: Sequence[Answer]) -> JsonObject:
         "mean_length": mean([one.num_tokens for one in answers]),
         "cut_off_share": mean([float(one.is_cut_off) for one in answers]),
         "unscorable_share": mean([float(one.is_unscorable) for one in answers]),
+        "mode_obedience": mean([float(one.obeys) for one in answers]),
+        "empty_think_share": mean([float(one.has_tags and not one.has_thought) for one in answers]),
         "num_prompts": len({one.prompt_id for one in answers}),
         "num_completions": len(answers),
     }
@@ -71,7 +90,9 @@ def result_of(
     for name in ("accuracy", "score", "reward"):
         result |= {f"{name}_{mode}": found[name] for mode, found in by_mode.items()}
     if num_samples > 1 and EvaluationMode.think_sampled in answers:
-        result[f"pass_at_{num_samples}"] = pass_at_k(answers[EvaluationMode.think_sampled])
+        result |= shares_at_k(answers[EvaluationMode.think_sampled])
+    result |= {f"mode_obedience_{mode}": found["mode_obedience"] for mode, found in by_mode.items()}
+    result |= _overthinking(answers)
     thinking = next((found for mode, found in by_mode.items() if mode != EvaluationMode.direct.value), None)
     result |= {
         "format_rate": thinking["format_rate"] if thinking else None,
@@ -88,6 +109,16 @@ def result_of(
         members = {prompt.id: str(prompt.meta.get(group_by, "")) for prompt in asked}
         result["by_group"] = _by_group(asked, answers, members)
     return result
+
+
+def _overthinking(answers: Mapping[EvaluationMode, Sequence[Answer]]) -> JsonObject:
+    """The share of the questions that are answered right directly, but with many more tokens thinking."""
+    if not {EvaluationMode.think, EvaluationMode.direct} <= answers.keys():
+        return {}
+    thinking = {one.prompt_id: one.num_tokens for one in answers[EvaluationMode.think]}
+    easy = [one for one in answers[EvaluationMode.direct] if one.right and one.prompt_id in thinking]
+    longer = [float(thinking[one.prompt_id] > OVERTHINKING * one.num_tokens) for one in easy]
+    return {"overthinking_share": mean(longer), "overthinking_factor": OVERTHINKING}
 
 
 def _split(

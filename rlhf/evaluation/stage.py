@@ -1,80 +1,33 @@
-"""The evaluation of one checkpoint: from its folder and a file of prompts to a result, and to a file of answers."""
+"""The command `python -m rlhf.evaluate`: a result that is already there is read, any other is made and kept.
 
+This module loads no model, so that a second call with nothing changed is answered at once.
+"""
+
+import hashlib
 import json
-import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from tempfile import TemporaryFile
+from tempfile import TemporaryDirectory, TemporaryFile
 
-from model.checkpoint import load_model, load_processor
-from model.data.sources import DataFolders
-from model.engine.config import ComputeDtype
-from model.engine.device import pick_device, pick_dtype, prepare_cpu
-from model.interface import Mode
+from model.data.chat_rows import ChatReader
+from model.data.media_store import MediaStore
+from model.data.tables import Table
 from model.json_values import JsonObject, parse_json, read_json_object
-from model.run.durable import OUT_OF_SPACE, STAGING_SUFFIX, write_file
-from model.run.progress import StageProgress
-from rewards.rubric import Rubric
-from rlhf.config import EvaluateConfig
-from rlhf.console import evaluation_lines
-from rlhf.evaluation.evaluator import evaluate_modes
-from rlhf.prompts import PromptSet
-from rollouts.build import build_worker
-from rollouts.records import name_within
-from rollouts.weights.sync import fill_worker
+from model.run.durable import OUT_OF_SPACE
+from model.run.identity import code_input, digest_of_ends, digest_of_files
+from rlhf.evaluation.config import EvaluateConfig
+from rlhf.evaluation.lines import evaluation_lines, suite_lines
 
 TO_STDOUT = "-"
 """The value of `output` that prints the result as JSON."""
 
 
-def evaluate_folder(config: EvaluateConfig) -> JsonObject:
-    """Load `config.checkpoint`, evaluate it, and write the result and the answers where `config.output` says."""
-    config.rollouts.require_packages()
-    output = Path(config.output) if config.output not in ("", TO_STDOUT) else None
-    if output:
-        check_output(output)
-    prepare_cpu(config.num_threads)
-    checkpoint = Path(config.checkpoint)
-    processor = load_processor(checkpoint)
-    rollout_config = config.rollouts.within(processor.config.language.max_position_embeddings)
-    needs_reference = config.reward.has_answers
-    # A line of the answers names its images, and those that came as bytes have to be there afterwards.
-    folders = DataFolders(media=output.with_name(f"{output.stem}.media") if output else None)
-    table = Path(config.prompts)
-    prompts = PromptSet(
-        table, processor, Mode.think, rollout_config, config.data, folders, needs_reference=needs_reference
-    )
-    model, _ = load_model(checkpoint)
-    count = min(config.num_prompts or len(prompts), len(prompts))
-    total = sum(count * (config.num_samples if mode.is_sampled else 1) for mode in config.modes)
-    with Rubric(config.reward) as rubric, _kept(output) as keep:
-        rubric.check_datasets(row.prompt.meta for row in prompts.items)
-        rubric.check_functions()
-        device = pick_device(config.device)
-        model = model.to(device, pick_dtype(ComputeDtype.auto, device))
-        with (
-            closing(build_worker(model, processor, rollout_config, config.seed)) as worker,
-            StageProgress("evaluate", total, sys.stderr if config.output == TO_STDOUT else None) as progress,
-        ):
-            fill_worker(worker, model)
-            done = 0
-
-            def keep_and_show(lines: Sequence[JsonObject]) -> None:
-                nonlocal done
-                keep(lines)
-                done += len(lines)
-                progress.advance(done, f"completions; {lines[-1]['mode']}" if lines else "")
-
-            samples, group_by, modes = config.num_samples, config.group_by, config.modes
-            result = evaluate_modes(
-                prompts, count, worker, rubric, processor, samples, 0, group_by, modes, keep_and_show
-            )
-    result["max_completion_tokens"] = rollout_config.max_completion_tokens
-    if output:
-        write_file(output, json.dumps(result, indent=2).encode())
-    return result
+def output_of(config: EvaluateConfig) -> Path | None:
+    """The file of the result, None where none is kept."""
+    return Path(config.output) if config.output not in ("", TO_STDOUT) else None
 
 
 def answers_file(output: Path) -> Path:
@@ -82,27 +35,9 @@ def answers_file(output: Path) -> Path:
     return output.with_name(f"{output.stem}.answers.jsonl")
 
 
-@contextmanager
-def _kept(output: Path | None) -> Iterator[Callable[[Sequence[JsonObject]], None]]:
-    """Write lines to the file of answers, which takes its name when all of them are there."""
-    if output is None:
-        yield lambda lines: None
-        return
-    path = answers_file(output)
-    staging = path.with_name(path.name + STAGING_SUFFIX)
-    try:
-        with staging.open("w", encoding="utf-8") as file:
-            yield lambda lines: file.writelines(json.dumps(_within(output.parent, line)) + "\n" for line in lines)
-        os.replace(staging, path)
-    except ValueError:  # no result can be made of the answers, which show why
-        os.replace(staging, path)
-        raise
-    finally:
-        staging.unlink(missing_ok=True)
-
-
-def _within(folder: Path, line: JsonObject) -> JsonObject:
-    return {**line, "images": [name_within(folder, image) for image in line["images"]]}
+def benchmark_folder(output: Path) -> Path:
+    """The folder beside a result that holds the prompts of benchmarks and their images."""
+    return output.with_name(f"{output.stem}.benchmarks")
 
 
 def check_output(output: Path) -> None:
@@ -144,6 +79,83 @@ def _is_answers(path: Path) -> bool:
         return False
 
 
+@dataclass(frozen=True)
+class Keys:
+    """Hashes of all that a result depends on, and of all that completions depend on whatever is made of them."""
+
+    result: str = ""
+    completions: str = ""
+
+
+_ONLY_JUDGING = ("output", "modes", "num_prompts", "group_by", "reward", "judge")
+"""Settings that completions do not depend on, or that are looked at beside the key."""
+
+
+def keys_of(config: EvaluateConfig) -> Keys:
+    """The keys of an evaluation: settings, checkpoint, data with its images, and the code.
+
+    `ValueError` for inputs that cannot be read; what else is wrong with them is found when they are used.
+    """
+    settings = asdict(config)
+    try:
+        named = [text for text in (config.checkpoint, config.data.forms, config.data.predictions) if text]
+        inputs = "".join(digest_of_files([Path(text)]) for text in named)
+    except OSError as error:
+        raise ValueError(f"checkpoint, data: expected files that can be read, found: {error}") from None
+    inputs += _digest_of_prompts(config) + code_input().sha256
+    kept = {name: value for name, value in settings.items() if name not in _ONLY_JUDGING}
+    del settings["output"]
+    texts = (json.dumps(one, sort_keys=True, default=str) + inputs for one in (settings, kept))
+    return Keys(*(hashlib.sha256(text.encode()).hexdigest() for text in texts))
+
+
+def _digest_of_prompts(config: EvaluateConfig) -> str:
+    """A checksum over the tables and the images and videos that their rows name."""
+    if config.benchmarks:
+        from rlhf.evaluation.benchmarks import catalogue
+        from rlhf.evaluation.questions import media_digest, table_of
+
+        chosen = catalogue().chosen(config.benchmarks)
+        folder = Path(config.data.folder)
+        tables = [table_of(one, folder) for one in chosen]
+        return digest_of_ends(tables) + "".join(media_digest(one, folder) for one in chosen)
+    paths = [Path(config.prompts), *map(Path, config.data.also)]
+    tables = [Table(path) for path in paths]
+    found = digest_of_ends(file for table in tables for file in table.files)
+    with TemporaryDirectory() as scratch:
+        reader = ChatReader(config.data, MediaStore(Path(scratch)))
+        for table in tables:
+            for ordinal, raw in enumerate(table.rows(), 1):
+                with suppress(ValueError):  # a row that cannot be used is counted and named when it is asked
+                    reader.read(raw, table, ordinal)
+    return found + reader.digest.finish()
+
+
+def kept_result(output: Path, key: str) -> JsonObject | None:
+    """The result at `output` if it is of this key and its answers are there."""
+    try:
+        result = read_json_object(output)
+    except (OSError, ValueError):
+        return None
+    return result if result.get("key") == key and answers_file(output).is_file() else None
+
+
+def evaluate_folder(config: EvaluateConfig) -> JsonObject:
+    """The result of an evaluation, read where it is kept and nothing changed, else made and kept; see `output`."""
+    config.rollouts.require_packages()
+    output = output_of(config)
+    keys = Keys()
+    if output:
+        check_output(output)
+        keys = keys_of(config)
+        if (kept := kept_result(output, keys.result)) is not None:
+            print(f"{output} is there already, of the same checkpoint, data, settings and code; it is read")
+            return kept
+    from rlhf.evaluation.asking import evaluate
+
+    return evaluate(config, output, keys)
+
+
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
     """Print a table for people, and where the result and the answers are; with output=- the result as JSON instead.
 
@@ -151,7 +163,7 @@ def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
     """
     result = evaluate_folder(config)
     out = sys.stderr if config.output == TO_STDOUT else sys.stdout
-    print("\n".join(evaluation_lines(config.checkpoint, result)), file=out)
+    print("\n".join(_lines(config, result)), file=out)
     if config.output == TO_STDOUT:
         print(json.dumps(result))
     elif config.output:
@@ -161,3 +173,9 @@ def run_evaluation(config: EvaluateConfig, resolved: str) -> None:
         print("nothing is kept; output=FILE.json keeps the result and every answer, output=- prints the result as JSON")
         if not sys.stdout.isatty():  # a program reads it
             print(json.dumps(result))
+
+
+def _lines(config: EvaluateConfig, result: JsonObject) -> Sequence[str]:
+    if config.benchmarks:
+        return suite_lines(config.checkpoint or config.data.predictions, result)
+    return evaluation_lines(config.checkpoint, result)

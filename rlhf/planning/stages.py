@@ -15,7 +15,8 @@ from model.json_values import JsonObject
 from model.pretrain.config import PretrainConfig
 from model.run.config import RunConfig
 from rewards.rubric import Rubric
-from rlhf.config import EvaluateConfig, PipelineConfig, RlConfig
+from rlhf.config import PipelineConfig, RlConfig
+from rlhf.evaluation.config import EvaluateConfig
 
 _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
 _KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}

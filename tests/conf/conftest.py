@@ -20,6 +20,7 @@ REQUIRED = {
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": ["recipe=quickstart"],
     "report": ["run=r"],
+    "convert": ["dataset=geometry3k", "source=s", "out=o"],
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],
     "chat": ["checkpoint=c"],

@@ -18,6 +18,7 @@ import pytest
 
 from model.run.durable import STAGING_SUFFIX
 from tests.e2e.conftest import Runner
+from tests.model.data import published
 
 TIMES = re.compile(rb'"(?:time/\w+|(?:total_)?seconds)": [\d.e+-]+|[\d.]+ ms\b')
 PHASES = {
@@ -31,6 +32,7 @@ PHASES = {
     "assemble": {"read": 1, "filled": 1, "save.begin": 1, "bytes": 1_000_000, "save.file": 5, "save.before_rename": 1},
     "chat": {"load": 1, "token": 5},
     "describe": {"count": 1},
+    "convert": {"read": 6, "media": 5, "bytes": 500, "save.file": 2, "save.before_rename": 1},
 }
 """Command -> its failpoints, in the order in which it reaches them, and how often it surely does."""
 FAST = {
@@ -42,6 +44,7 @@ FAST = {
     "assemble": ["save.file:2:term", "save.before_rename:1"],
     "chat": ["token:2:term"],
     "describe": ["count:1:term"],
+    "convert": ["media:2:full", "save.before_rename:1"],
 }
 PIPELINE_POINTS = [
     *("file.before_rename:1:full", "pipeline.wait:2", "pipeline.wait:3:term", "update:1:term", "save.begin:1:full"),
@@ -85,6 +88,8 @@ def commands(tiny_folder: Path, digits_folder: Path, prompts: Path, tmp_path_fac
     chat = [f"checkpoint={tiny_folder}", "question=What is it?", "max_completion_tokens=6"]
     score = ["--verifier", "math", "--input", str(completions), "--workers", "1", "--output"]
     check = ["numeric", "--data", str(completions), "--rows", "40", "--probe-rows", "2"]
+    published.geometry3k(folder / "geometry3k", repeats=3)
+    convert = ["geometry3k", f"source={folder / 'geometry3k'}"]
     towers = [f"vision={tiny_folder}", f"language={tiny_folder}"]
     return {
         "generate": Command("rollouts.generate", lambda out: [*model, "num_samples=2", f"out={out / 'out.jsonl'}"]),
@@ -95,6 +100,7 @@ def commands(tiny_folder: Path, digits_folder: Path, prompts: Path, tmp_path_fac
         "assemble": Command("model.assemble", lambda out: [*towers, f"out={out / 'model'}"]),
         "chat": Command("model.chat", lambda out: chat, prints=True),
         "describe": Command("model.describe", lambda out: ["model=tiny"], prints=True),
+        "convert": Command("model.data.convert", lambda out: [*convert, f"out={out / 'prompts'}"]),
         "pipeline": Command("rlhf.pipeline", lambda out: [f"recipe={recipe}", f"run.dir={out / 'run'}"]),
     }
 

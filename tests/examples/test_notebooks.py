@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,3 +51,12 @@ def test_the_notebook_about_rewards_runs(tmp_path):
     said = run(ROOT / "examples" / "notebooks" / "own_reward.ipynb", tmp_path)
     assert "{'share_of_digits': 0.4545" in said and "\n2 {'reward" in said
     assert (tmp_path / "runs" / "notebook" / "rl" / "final" / "config.json").is_file()
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_whole_run_learns(tmp_path):
+    """Half of the answers or more come right, of one in four by chance; other CPUs round in another way."""
+    said = run(ROOT / "examples" / "notebooks" / "whole_run.ipynb", tmp_path)
+    before, after = map(int, re.search(r"right before RL: (\d+) of 32, after: (\d+) of 32", said).groups())
+    assert after > before
+    assert "think_sampled" in said and (tmp_path / "runs" / "notebook" / "whole" / "test.answers.jsonl").is_file()

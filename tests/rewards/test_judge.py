@@ -66,7 +66,7 @@ def verdict(checks=GOOD, **changes):
 
 @pytest.fixture
 def ask(stub, monkeypatch):
-    monkeypatch.setattr("rewards.judge.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("rewards.chat_endpoint.time.sleep", lambda seconds: None)
 
     def run(item, replies, **settings):
         stub.replies[:] = replies
@@ -151,7 +151,7 @@ def test_a_broken_connection_is_asked_again(ask, stub, make_input, monkeypatch, 
             raise failures.pop()
         return send(*request)
 
-    monkeypatch.setattr("rewards.judge.post", flaky)
+    monkeypatch.setattr("rewards.chat_endpoint.post", flaky)
     assert ask(make_input(RIGHT), [verdict()]) == GOOD and len(stub.asked) == 1
 
 
@@ -195,7 +195,8 @@ def test_verdicts_are_kept_and_failures_are_not(ask, stub, make_input, tmp_path)
 def test_key_is_sent_and_never_said(ask, stub, make_input, monkeypatch):
     monkeypatch.setenv("JUDGE_KEY", "sk-secret-123")
     monkeypatch.setattr(
-        "rewards.judge._post", lambda endpoint, payload: (_ for _ in ()).throw(OSError("sk-secret-123 was refused"))
+        "rewards.chat_endpoint._post",
+        lambda endpoint, payload: (_ for _ in ()).throw(OSError("sk-secret-123 was refused")),
     )
     with pytest.raises(JudgeError) as error:
         ask(make_input(RIGHT), [verdict()], api_key_env="JUDGE_KEY", retries=0)

@@ -15,8 +15,8 @@ from conf.cli import load_config
 from model.config import Flavour
 from model.run.durable import write_folder
 from model.run.interrupt import Terminated
-from rlhf.planning.stages_shown import plan_lines
 from rlhf.planning.stages import check_inputs, check_starts, plan
+from rlhf.planning.stages_shown import plan_lines
 
 PRETRAIN = "{name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}"
 SFT = "{name: b, command: sft.train, from: a, inputs: {data.demonstrations: d.parquet}}"

@@ -3,9 +3,9 @@
 import pytest
 
 from rlhf.config import EvaluationMode
-from rlhf.console import evaluation_lines
 from rlhf.evaluation.answers import Answer
 from rlhf.evaluation.figures import figures, result_of, wilson
+from rlhf.evaluation.lines import evaluation_lines
 from rollouts.rollout import Prompt
 
 THINK, SAMPLED, DIRECT = EvaluationMode
@@ -58,10 +58,13 @@ def test_data_sets_modes_and_groups_stand_apart():
     asked = [Prompt("p", [], "1", {"family": "x"}), Prompt("q", [], "1", {"family": "y"})]
     answers = {
         THINK: [answer("p", True), answer("q", False, dataset="b")],
-        SAMPLED: [answer("p", True, SAMPLED), answer("p", False, SAMPLED), answer("q", False, SAMPLED, dataset="b")],
+        SAMPLED: [
+            *(answer("p", right, SAMPLED) for right in (True, False)),
+            *(answer("q", False, SAMPLED, dataset="b") for _ in range(2)),
+        ],
     }
     result = result_of(asked, answers, num_samples=2, group_by="family")
-    assert (result["accuracy_think"], result["accuracy_think_sampled"], result["pass_at_2"]) == (0.5, 1 / 3, 0.5)
+    assert (result["accuracy_think"], result["accuracy_think_sampled"], result["pass_at_2"]) == (0.5, 1 / 4, 0.5)
     assert "accuracy_direct" not in result and result["majority_answer_rate"] == 1.0
     assert (
         result["by_dataset"]["a"]["think"]["accuracy"] == 1.0 and result["by_dataset"]["b"]["think"]["accuracy"] == 0.0

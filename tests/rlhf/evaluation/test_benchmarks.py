@@ -1,0 +1,289 @@
+"""Benchmarks from VLMEvalKit's tables: asked, judged, kept, interrupted, and stored predictions."""
+
+import base64
+import csv
+import io
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from conf.cli import load_config
+from rlhf.evaluation import asking
+from rlhf.evaluation.benchmarks import Judging, catalogue, with_forms
+from rlhf.evaluation.questions import Asked, asked_rows, write_prompts
+from rlhf.evaluation.stage import evaluate_folder
+
+
+def picture(shade: int) -> str:
+    content = io.BytesIO()
+    Image.new("RGB", (24, 24), (shade, 90, 40)).save(content, "PNG")
+    return base64.b64encode(content.getvalue()).decode()
+
+
+def write_tsv(path: Path, rows: list[dict[str, object]]) -> None:
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, names, delimiter="\t")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def tables(tmp_path) -> Path:
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    options = {"A": "cat", "B": "dog", "C": "None"}
+    write_tsv(
+        folder / "MMStar.tsv",
+        [
+            {
+                "index": n,
+                "image": picture(n),
+                "question": f"Which {n}?",
+                **options,
+                "answer": "AB"[n % 2],
+                "category": "c",
+            }
+            for n in range(4)
+        ],
+    )
+    write_tsv(
+        folder / "ChartQA_TEST.tsv",
+        [{"index": n, "image": picture(9), "question": "How many?", "answer": str(10 * n)} for n in range(1, 4)],
+    )
+    write_tsv(
+        folder / "MathVerse_MINI.tsv",
+        [{"index": 5, "image": picture(9), "question": "How many?", "answer": "4"}],
+    )
+    return folder
+
+
+@pytest.fixture
+def command(tiny_folder, tables, tmp_path):
+    def run(*overrides: str, output: str = "result.json") -> dict:
+        fixed = [f"checkpoint={tiny_folder}", f"data={tables}", "num_threads=1", "rollouts.max_completion_tokens=5"]
+        config, _ = load_config("evaluate", [*fixed, f"output={tmp_path / output}", *overrides])
+        return evaluate_folder(config)
+
+    return run
+
+
+def test_a_checkpoint_is_measured_in_both_modes_and_every_figure_has_its_protocol(command, tmp_path, capsys):
+    result = command("benchmarks=[mmstar,chartqa]", "modes=[think,direct]")
+    assert result["benchmarks"].keys() == {"mmstar", "chartqa"} and result["num_eval"] == 7
+    found = result["benchmarks"]["mmstar"]
+    assert found["num_questions"] == 4 and found["num_unread"] == 0
+    assert found["modes"]["think"]["figure"] == found["modes"]["think"]["accuracy"] * 100
+    ids = {own["protocol"] for one in result["benchmarks"].values() for own in one["modes"].values()}
+    assert len(ids) == 4 and all(len(one) == 12 for one in ids)
+    assert sum(found["modes"]["direct"]["extraction"].values()) == 1
+    assert result["averages"]["OpenCompass"]["missing"][0] == "mmbench_v11"
+    lines = [json.loads(line) for line in (tmp_path / "result.answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 14 and {line["dataset"] for line in lines} == {"mmstar", "chartqa"}
+    assert all((tmp_path / name).is_file() for line in lines for name in line["images"])
+    assert "None" not in lines[0]["question"], "VLMEvalKit's reader takes such a cell for nothing"
+    capsys.readouterr()
+    assert command("benchmarks=[mmstar,chartqa]", "modes=[think,direct]") == result
+    assert "is there already" in capsys.readouterr().out
+
+
+def test_a_second_call_asks_no_model_and_a_changed_table_does(command, tables, monkeypatch):
+    first = command("benchmarks=[mmstar]", "modes=[direct]")
+    with monkeypatch.context() as patch:
+        patch.setattr(asking, "load_model", lambda *_: pytest.fail("the result is there"))
+        assert command("benchmarks=[mmstar]", "modes=[direct]") == first
+    text = (tables / "MMStar.tsv").read_text()
+    (tables / "MMStar.tsv").write_text(text.replace("Which 0?", "Which one?"))
+    changed = command("benchmarks=[mmstar]", "modes=[direct]")
+    assert changed["key"] != first["key"]
+    ids = [one["benchmarks"]["mmstar"]["modes"]["direct"]["protocol"] for one in (first, changed)]
+    assert ids[0] != ids[1]
+
+
+class Interrupted(Exception):
+    pass
+
+
+INSTANTS = [(name, count) for name in ("ask", "response", "score") for count in range(1, 8)]
+"""21 instants: before completions are asked, before they are kept, before they are scored, of each portion."""
+
+
+@pytest.mark.parametrize(
+    "instants", [[("ask", 3), ("response", 2)], pytest.param(INSTANTS, marks=pytest.mark.slow)], ids=["two", "all"]
+)
+def test_an_interrupted_evaluation_gives_the_same_result_and_asks_only_what_is_missing(
+    command, tmp_path, monkeypatch, instants
+):
+    monkeypatch.setattr("rlhf.evaluation.evaluator.PORTION", 2)
+    names = ("benchmarks=[mmstar,chartqa]", "modes=[think_sampled,direct]", "num_samples=2")
+    whole = command(*names, output="whole.json")
+    for number, (wanted, count) in enumerate(instants):
+        reached: list[str] = []
+
+        def reach(name: str, wanted=wanted, count=count, reached=reached) -> None:
+            reached.append(name)
+            if name == wanted and reached.count(name) == count:
+                raise Interrupted
+
+        with monkeypatch.context() as patch:
+            for module in ("answers", "responses"):
+                patch.setattr(f"rlhf.evaluation.{module}.reach", reach)
+            with pytest.raises(Interrupted):
+                command(*names, output=f"{number}.json")
+        assert not (tmp_path / f"{number}.json").exists()
+        kept = sum(len(path.read_text().splitlines()) - 1 for path in (tmp_path / f"{number}.responses").iterdir())
+        assert kept == (count if wanted == "score" else count - 1), (wanted, count)
+        again = command(*names, output=f"{number}.json")
+        assert again == whole, (wanted, count)
+        answers = [(tmp_path / f"{name}.answers.jsonl").read_text() for name in ("whole", number)]
+        assert answers[1] == answers[0].replace("whole.benchmarks", f"{number}.benchmarks")
+
+
+def test_a_row_that_cannot_be_read_is_counted_and_named_and_never_wrong(command, tables, capsys):
+    rows = [
+        {"index": n, "image": image, "question": "How many?", "answer": answer}
+        for n, (image, answer) in enumerate([(picture(1), "3"), ("A" * 400, "4"), (picture(3), ""), (picture(4), "5")])
+    ]
+    write_tsv(tables / "ChartQA_TEST.tsv", rows)
+    result = command("benchmarks=[chartqa]", "modes=[direct]", "data.max_bad_rows=2")
+    found = result["benchmarks"]["chartqa"]
+    assert (found["num_questions"], found["num_unread"]) == (2, 2)
+    assert found["modes"]["direct"]["num_prompts"] == 2
+    said = capsys.readouterr().err
+    assert "ChartQA_TEST.tsv:3: answer: expected a text, found nothing" in said and "2 of 4 rows cannot be used" in said
+    with pytest.raises(ValueError, match=r"2 of 4 rows cannot be used, data\.max_bad_rows=0\.01 allows 0"):
+        command("benchmarks=[chartqa]", "modes=[direct]", output="strict.json")
+
+
+def test_a_benchmark_that_needs_a_judge_is_refused_by_name_without_one(command):
+    with pytest.raises(ValueError, match="benchmarks: mathverse: expected a judge"):
+        command("benchmarks=[chartqa,mathverse]")
+    with pytest.raises(ValueError, match="mm_ifeval: not available: MM-IFEval checks written constraints"):
+        command("benchmarks=[mm_ifeval]")
+    with pytest.raises(ValueError, match="found 'mmsta'; did you mean 'mmstar'"):
+        command("benchmarks=[mmsta]")
+    with pytest.raises(ValueError, match=r"docvqa: expected VLMEvalKit's table .*DocVQA_VAL.tsv"):
+        command("benchmarks=[docvqa]")
+
+
+@pytest.fixture
+def judge():
+    """A judge whose `reply` is given to every request; it keeps what it was asked."""
+
+    class Stub(BaseHTTPRequestHandler):
+        reply = '{"right": true}'
+        asked: list = []  # noqa: RUF012
+        keys: tuple[str, ...] = ()
+
+        def do_POST(self):
+            Stub.asked.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(json.dumps({"choices": [{"message": {"content": Stub.reply}}]}).encode())
+
+        def log_message(self, *_):
+            pass
+
+    Stub.asked = []
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Stub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    Stub.keys = (
+        f"judge.base_url=http://127.0.0.1:{server.server_port}/v1", "judge.model=m", "judge.retries=0",
+        "judge.requests_per_minute=100000",
+    )  # fmt: skip
+    yield Stub
+    server.shutdown()
+
+
+def predictions(path: Path, *texts: str, first: int = 0) -> str:
+    rows = [{"index": index, "prediction": text} for index, text in enumerate(texts, first)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return f"data.predictions={path}"
+
+
+def test_stored_predictions_are_scored_without_a_checkpoint(command, tmp_path, judge):
+    stored = predictions(tmp_path / "model_MMStar.jsonl", "A", "The answer is B", "dog", "I see nothing")
+    common = ("checkpoint=''", "benchmarks=[mmstar]", "modes=[direct]", stored)
+    found = command(*common)["benchmarks"]["mmstar"]["modes"]["direct"]
+    assert found["figure"] == 50.0
+    assert found["extraction"] == {"rule": 0.75, "judge": 0.0, "none": 0.25, "failed": 0.0}
+    judge.reply = 'I think {"option": "B"}'
+    judged = command(*common, *judge.keys)["benchmarks"]["mmstar"]["modes"]["direct"]
+    assert judged["figure"] == 75.0 and judged["extraction"]["judge"] == 0.25
+    assert judged["protocol"] != found["protocol"] and len(judge.asked) == 1
+    sent = json.loads(judge.asked[0]["messages"][1]["content"])
+    assert sent["answer"] == "I see nothing" and sent["options"] == {"A": "cat", "B": "dog"}
+    with pytest.raises(ValueError, match=r"expected a prediction for each of 4 questions, found none for 3: 1, 2, 3"):
+        command(*common[:3], predictions(tmp_path / "few.jsonl", "A"))
+
+
+def test_a_judge_that_fails_makes_an_answer_neither_right_nor_wrong(command, tmp_path, judge):
+    stored = predictions(tmp_path / "p.jsonl", "four", first=5)
+    common = ("checkpoint=''", "benchmarks=[mathverse]", "modes=[think]", stored, *judge.keys)
+    judge.reply = "no verdict"
+    with_failure = command(*common)["benchmarks"]["mathverse"]["modes"]["think"]
+    assert with_failure["figure"] is None and with_failure["accuracy"] is None
+    assert with_failure["extraction"]["failed"] == 1.0 and with_failure["unscorable_share"] == 1.0
+    judge.reply = '{"right": true}'
+    assert command(*common, output="b.json")["benchmarks"]["mathverse"]["modes"]["think"]["figure"] == 100.0
+
+
+def test_wordings_of_a_user_replace_ours_and_change_the_protocol(tables, tmp_path):
+    mmstar = catalogue().benchmarks["mmstar"]
+    own = tmp_path / "forms.yaml"
+    own.write_text('choice: {text: "Q: {question}{options}\\nLetter:"}\n')
+    (_, first), *_ = asked_rows(mmstar, with_forms(catalogue(), str(own)), tables)
+    assert isinstance(first, Asked) and first.text == "Q: Which 0?\nA. cat\nB. dog\nLetter:"
+    own.write_text("choice: {text: 'Q: {question}'}\n")
+    with pytest.raises(ValueError, match=r"choice: expected texts that hold \{options\}"):
+        with_forms(catalogue(), str(own))
+    own.write_text("chioce: {text: '{question}'}\n")
+    with pytest.raises(ValueError, match=r"data\.forms: .*found 'chioce'"):
+        with_forms(catalogue(), str(own))
+
+
+def test_chinese_questions_several_images_and_open_questions_have_their_form(tmp_path):
+    rows = [
+        {
+            "index": 1,
+            "image": picture(1),
+            "question": "哪个?",
+            "A": "猫",
+            "B": "狗",
+            "answer": "B",
+            "split": "validation",
+        },
+        {
+            "index": 2,
+            "image": f"['{picture(1)}', '{picture(2)}']",
+            "question": "Which <image>?",
+            "A": "x",
+            "B": "y",
+            "answer": "A",
+        },
+        {"index": 3, "image": picture(3), "question": "How many?", "answer": "42", "split": "validation"},
+    ]
+    write_tsv(tmp_path / "MMMU_DEV_VAL.tsv", rows)
+    mmmu = catalogue().benchmarks["mmmu"]
+    asked, left_out = write_prompts(mmmu, catalogue(), tmp_path, tmp_path / "out" / "mmmu.jsonl", 0)
+    assert left_out == 0 and "只回答正确选项的字母" in asked["1"].text
+    assert asked["3"].question.options == {"A": "42", "B": "Other Answers"} and asked["3"].question.answer == "A"
+    lines = [json.loads(line) for line in (tmp_path / "out" / "mmmu.jsonl").read_text().splitlines()]
+    parts = lines[1]["messages"][0]["content"]
+    assert [part["type"] for part in parts].count("image") == 2
+    said = "".join(part.get("text", "*") for part in parts)
+    assert said.startswith("Image-1: *\nImage-2: *\nWhich Image-1?\nA. x\nB. y")
+    assert mmmu.tiles_of(1) == 12 and mmmu.tiles_of(20) == 3 and mmmu.tiles_of(100) == 1
+
+
+def test_every_benchmark_of_the_catalogue_is_whole():
+    known = catalogue()
+    assert {"mmbench_v11", "mme", "hallusionbench", "refcoco", "mathvista", "video_mme"} <= known.benchmarks.keys()
+    for one in known.benchmarks.values():
+        assert one.proven in ("nothing", "rule", "rule and score")
+        assert one.rule != "none" or one.judge is Judging.needed, "an answer has to be judged by something"
+    assert all(name in {*known.benchmarks, *known.unsupported} for names in known.averages.values() for name in names)
