@@ -4,6 +4,7 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from model.json_values import JsonObject
 from rewards.data_rows import image_of
@@ -38,6 +39,11 @@ class Browser:
     num_images_left_out: int = 0
     num_images_unreadable: int = 0
 
+    @property
+    def size(self) -> int:
+        """Bytes of all blocks."""
+        return sum(len(text.encode("utf-8", "replace")) for text in self.blocks.values())
+
 
 def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
     """The blocks of the chosen rollouts. Images take what the texts leave of `max_bytes`."""
@@ -48,7 +54,7 @@ def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
     images_of: list[list[str]] = []
     stage_of = {source.file: source.stage for source in choice.sources}
     parts: dict[str, int] = {}
-    found = Browser(num_shown=len(choice.places), num_found=choice.num_found)
+    found = Browser(num_found=choice.num_found)
     block: list[list[object]] = []
     size = 0
 
@@ -64,7 +70,7 @@ def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
         if key not in prompts:
             prompts[key] = len(prompts)
             table.append([prompt[name] for name in ("id", "q", "ref", "set")])
-            images_of.append([image_of(name, entry.file) for name in prompt["img"]])
+            images_of.append([_path(name, entry.file) for name in prompt["img"]])
         values = (
             stages[stage_of[entry.file]],
             entry.step,
@@ -85,6 +91,7 @@ def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
             end_block()
     if block:
         end_block()
+    found.num_shown = len(columns["step"])
     pictures = Pictures(longest_side, max_bytes - size - 64 * len(columns["step"]))
     for row, paths in zip(table, images_of, strict=True):
         row.append([pictures.add(path) for path in paths])
@@ -101,6 +108,14 @@ def browser_of(choice: Choice, longest_side: int, max_bytes: int) -> Browser:
 
 
 _COLUMNS = ("stage", "step", "group", "sample", "reward", "advantage", "verdict", "drop", "mode", "status", "prompt")
+
+
+def _path(name: str, file: Path) -> str:
+    """The path of an image that a line of a file names; the name itself where the system takes it for no path."""
+    try:
+        return image_of(name, file)
+    except OSError:  # a name that is too long
+        return name
 
 
 def json_in_html(value: object) -> str:

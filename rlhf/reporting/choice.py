@@ -7,6 +7,7 @@ fit into memory beside a training.
 import hashlib
 import json
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,7 +62,7 @@ class Choice:
     problems: list[str]
 
     def entries(self) -> Iterator[Entry]:
-        """Read the chosen lines again."""
+        """Read the chosen lines again. Those that are no longer there, because a run went back, are passed over."""
         for number, source in enumerate(self.sources):
             own = [place for place in self.places if place.source == number]
             if not own:
@@ -69,12 +70,28 @@ class Choice:
             with source.file.open("rb") as file:
                 for place in own:
                     file.seek(place.offset)
-                    yield entry_of(file.readline(), source.file, place.number)
+                    with suppress(ValueError):
+                        yield entry_of(file.readline(), source.file, place.number)
 
 
-def choose(sources: Sequence[Source], max_bytes: int, first_steps: Collection[tuple[str, int]] = ()) -> Choice:
-    """The rollouts of these files that fit into so many bytes of a page. `first_steps` are (stage, step) pairs that
-    come first where not all of them fit."""
+@dataclass(frozen=True)
+class Found:
+    """All lines of the files that were read."""
+
+    sources: list[Source]
+    places: list[Place]
+    num_files_unread: int
+    problems: list[str]
+
+    def choose(self, max_bytes: int, first_steps: Collection[tuple[str, int]] = ()) -> Choice:
+        """The rollouts that fit into so many bytes of a page. `first_steps` are (stage, step) pairs that come first
+        where not all of them fit."""
+        chosen = _within(self.places, max_bytes, first_steps)
+        return Choice(self.sources, chosen, len(self.places), self.num_files_unread, self.problems)
+
+
+def find(sources: Sequence[Source]) -> Found:
+    """Read the files for the first time. What cannot be read is a problem to say."""
     read, num_unread = _readable(sources)
     problems: list[str] = []
     places: list[Place] = []
@@ -83,8 +100,7 @@ def choose(sources: Sequence[Source], max_bytes: int, first_steps: Collection[tu
             places += _places(number, source)
         except (OSError, ValueError) as error:
             problems.append(f"{error}; the lines behind it are not in this page")
-    chosen = _within(places, max_bytes, first_steps)
-    return Choice(list(read), chosen, len(places), num_unread, problems)
+    return Found(read, places, num_unread, problems)
 
 
 def _readable(sources: Sequence[Source]) -> tuple[list[Source], int]:

@@ -133,13 +133,15 @@ def funnel(run: RunData) -> list[tuple[str, int]]:
 
 
 def phases(metrics: Sequence[JsonObject]) -> list[tuple[str, float]]:
-    """(phase, seconds in all) of the timed phases of a run's steps, the longest first."""
+    """(phase, seconds in all) of the timed phases of a run's steps, the longest first. What is less than a thousandth
+    of all of them is left out."""
     totals: dict[str, float] = {}
     for name in ("collect", "prepare", "update", "sync", "evaluate", "data"):
         values = [row[f"time/{name}"] for row in metrics if is_number(row.get(f"time/{name}"))]
         if total := float(sum(values)):
             totals[name] = total
-    return sorted(totals.items(), key=lambda pair: -pair[1])
+    least = sum(totals.values()) / 1000
+    return sorted(((name, total) for name, total in totals.items() if total > least), key=lambda pair: -pair[1])
 
 
 def differences(here: Mapping[str, object], there: Mapping[str, object]) -> list[Difference]:

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import jinja2
 
-from model.json_values import JsonObject
+from model.json_values import JsonObject, refuse_special_file
+from model.run.printable import printable, without_passwords
 from rlhf.reporting.blocks import Browser, browser_of, json_in_html
-from rlhf.reporting.choice import RULE, Choice, Source, choose
+from rlhf.reporting.choice import RULE, Choice, Found, Source, find
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.reporting.figures import (
     FALL_WINDOW,
@@ -36,9 +37,13 @@ _EVALUATED = (
     "num_prompts",
 )
 """Figures of an evaluation's mode that are shown. An older result may lack some."""
+_BEGINNING = b"<!DOCTYPE html>"
+_MOST_PROBLEMS = 20
 _MIB = 2**20
 _TEXT_SHARE = 0.65
 """Share of the room for rollouts that their texts may take; images take the rest, and what texts leave."""
+_FULL = 0.9
+"""Share of the room from which on it counts as used."""
 _SCRIPTS = ("start.js", "charts.js", "rollouts.js")
 
 REASONS = {
@@ -94,9 +99,17 @@ def write_report(config: ReportPageConfig) -> tuple[Path, Browser]:
     out = Path(config.out).expanduser() if config.out else folder.path / "report.html"
     if out.is_dir() or not out.parent.is_dir():
         raise ValueError(f"out: expected a file name in a folder that is there, found {out}")
+    if out.exists() and not _is_page(out):
+        raise ValueError(f"out: expected a new file, or an earlier report, found another file at {out}")
     html, browser = page_of(folder, other, config)
     write_file(out, html.encode("utf-8", "replace"))
     return out, browser
+
+
+def _is_page(path: Path) -> bool:
+    refuse_special_file(path)
+    with path.open("rb") as file:
+        return file.read(len(_BEGINNING)) == _BEGINNING
 
 
 def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConfig) -> tuple[str, Browser]:
@@ -105,10 +118,8 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
     pairs = [(stage.run, _partner(stage.run, folder, other)) for stage in stages]
     charts = json_in_html([_figures(run, partner, other.name if other else "") for run, partner in pairs])
     room = int(config.max_mib * _MIB) - len(charts.encode()) - _size_of_assets() - 400 * _num_settings(stages)
-    sources = sources_of(folder)
     falls = {(stage.run.name, fall.step) for stage in stages for fall in stage.falls}
-    choice = choose(sources, int(max(room, 0) * _TEXT_SHARE), falls)
-    browser = browser_of(choice, config.image_pixels, max(room, 0))
+    choice, browser = _fitting(find(sources_of(folder)), falls, config.image_pixels, max(room, 0))
     script = "\n".join(_asset(name) for name in _SCRIPTS)
     html = _template().render(
         folder=folder,
@@ -118,7 +129,7 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
         evaluations=_evaluation_rows(folder, other),
         rl=[stage for stage in stages if stage.funnel],
         falling=[stage for stage in stages if stage.falls],
-        problems=[*folder.problems, *(other.problems if other else []), *choice.problems],
+        problems=_few([*folder.problems, *(other.problems if other else []), *choice.problems]),
         notes=_notes(choice, browser),
         browser=browser,
         reasons=REASONS,
@@ -130,6 +141,18 @@ def page_of(folder: FolderData, other: FolderData | None, config: ReportPageConf
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
     return html, browser
+
+
+def _fitting(found: Found, first_steps: set[tuple[str, int]], image_pixels: int, room: int) -> tuple[Choice, Browser]:
+    """The rollouts and images that fit into so many bytes. Where images leave much of it, a second choice takes as many
+    more rollouts as their bytes so far allow."""
+    budget = int(room * _TEXT_SHARE)
+    choice = found.choose(budget, first_steps)
+    browser = browser_of(choice, image_pixels, room)
+    if browser.num_shown < browser.num_found and browser.size < _FULL * room:
+        choice = found.choose(int(budget * _FULL * room / max(browser.size, 1)), first_steps)
+        browser = browser_of(choice, image_pixels, room)
+    return choice, browser
 
 
 def sources_of(folder: FolderData) -> list[Source]:
@@ -256,6 +279,13 @@ def _notes(choice: Choice, browser: Browser) -> list[str]:
     return notes
 
 
+def _few(problems: Sequence[str]) -> list[str]:
+    """The first problems, each cut to a readable length, and how many more there are."""
+    more = len(problems) - _MOST_PROBLEMS
+    shown = [printable(problem, 500) for problem in problems[:_MOST_PROBLEMS]]
+    return shown + ([f"{more} more files could not be read as a whole"] if more > 0 else [])
+
+
 def _num_settings(stages: Sequence[_Stage]) -> int:
     """Lines of settings and differences, for an estimate of the page's size."""
     return sum(len(stage.run.settings) + len(stage.differences) + 40 for stage in stages)
@@ -274,7 +304,7 @@ def _template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {"duration": duration, "share": share, "number": number}
+    environment.filters |= {"masked": without_passwords, "duration": duration, "share": share, "number": number}
     return environment.from_string(_asset("page.html"))
 
 

@@ -93,7 +93,8 @@ def _stage_names(config: JsonObject) -> list[str]:
     stages = config.get("stages")
     if not isinstance(stages, list):
         return []
-    return [str(stage["name"]) for stage in stages if isinstance(stage, dict) and stage.get("name")]
+    names = [str(stage["name"]) for stage in stages if isinstance(stage, dict) and stage.get("name")]
+    return [name for name in names if Path(name).name == name]  # a folder elsewhere is no stage of this pipeline
 
 
 def _results(path: Path, names: list[str], problems: list[str]) -> tuple[dict[str, JsonObject], dict[str, float]]:

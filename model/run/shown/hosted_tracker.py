@@ -67,7 +67,7 @@ class HostedTracker:
         if self._run is None:
             module, place = self._module(), self._folder.resolve()
             group = f"{place.parent.name}/{place.name}".strip("/")
-            own = {"project": PROJECT, "embed": False}
+            own = {"project": PROJECT, "embed": False, "auto_log_cpu": False, "auto_log_gpu": False}
             if self._name is TrackerName.wandb:
                 _require_key(module)
                 # Output of the terminal is the run's own; figures of the machine are in metrics.jsonl.

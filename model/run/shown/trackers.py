@@ -147,7 +147,8 @@ class Trackers:
                     file=sys.stderr,
                     flush=True,
                 )
-                self._note("tracker_failed", tracker=name, error=said)
+                with suppress(OSError):
+                    self._note("tracker_failed", tracker=name, error=said)
                 with suppress(Exception):
                     tracker.close()
 

@@ -9,7 +9,7 @@ from PIL import Image
 
 from rlhf.report import main
 from rlhf.reporting.blocks import json_in_html
-from rlhf.reporting.choice import LONGEST, Source, choose, record_of
+from rlhf.reporting.choice import LONGEST, Source, find, record_of
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.reporting.figures import curves, differences, funnel, largest_falls
 from rlhf.reporting.page import write_report
@@ -127,7 +127,7 @@ def test_a_page_says_how_many_rollouts_and_images_it_leaves_out_and_keeps_each_s
 def test_the_steps_of_falls_come_first(tmp_path):
     folder = write_run(tmp_path / "run", steps=40, words=300, images=False)
     sources = [Source("run", file) for file in sorted((folder / "rollouts").glob("*"))]
-    few = choose(sources, 30_000, {("run", FALL)})
+    few = find(sources).choose(30_000, {("run", FALL)})
     assert {entry.step for entry in few.entries()} >= {FALL} and 0 < len(few.places) < 40
 
 
@@ -150,7 +150,7 @@ def test_a_long_completion_keeps_its_head_its_tail_and_its_thought_folded(tmp_pa
         "parts": {},
     }
     write_lines(tmp_path / "step_000001.jsonl", [line])
-    (entry,) = choose([Source("a", tmp_path / "step_000001.jsonl")], 10**6).entries()
+    (entry,) = find([Source("a", tmp_path / "step_000001.jsonl")]).choose(10**6).entries()
     text, span, *_, left_out = record_of(entry, {})
     assert isinstance(text, str) and isinstance(span, list) and isinstance(left_out, int)
     assert len(text) < LONGEST + 100 and left_out > 30_000 and f"{left_out} characters are left out" in text
@@ -208,8 +208,30 @@ class TestFolders:
 
     def test_the_place_of_the_page_is_checked(self, tmp_path, monkeypatch, capsys):
         write_run(tmp_path / "run", steps=1)
+        monkeypatch.setattr("sys.argv", ["rlhf.report", f"run={tmp_path}/run", f"out={tmp_path}/run/media/0.png"])
+        assert main() == 2 and "expected a new file, or an earlier report, found another" in capsys.readouterr().err
         monkeypatch.setattr("sys.argv", ["rlhf.report", f"run={tmp_path}/run", f"out={tmp_path}/no/where.html"])
         assert main() == 2 and "out: expected a file name in a folder that is there" in capsys.readouterr().err
+
+
+def test_names_of_images_that_are_no_paths_and_passwords_in_settings(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    lines = [json.loads(line) for line in (folder / "rollouts/step_000001.jsonl").read_text().splitlines()]
+    write_lines(
+        folder / "rollouts/step_000001.jsonl", [{**line, "images": ["x" * 5000, ".", "/dev/null"]} for line in lines]
+    )
+    (folder / "config.yaml").write_text("judge: https://me:secret@host/v1\n")
+    html, _, browser = page(folder)
+    assert browser.num_shown == 16 and browser.num_images == 0 and browser.num_images_unreadable == 3
+    assert "https://***@host/v1" in html and "secret" not in html
+
+
+def test_lines_that_vanish_between_both_readings_are_passed_over(tmp_path):
+    folder = write_run(tmp_path / "run", steps=1)
+    file = folder / "rollouts/step_000001.jsonl"
+    choice = find([Source("run", file)]).choose(10**6)
+    file.write_bytes(b"".join(file.read_bytes().splitlines(keepends=True)[:5])[:-9])
+    assert len(list(choice.entries())) == 4
 
 
 def test_the_largest_falls_are_told_with_the_mean_before(tmp_path):
