@@ -21,8 +21,8 @@ from conf.cli import load_config
 from rewards.result import RewardInput, RewardResult
 from rewards.rubric import Rubric
 from rlhf import stage as rl_stage
-from rlhf.evaluation.config import EvaluateConfig
 from rlhf.evaluation import stage as evaluation_stage
+from rlhf.evaluation.config import EvaluateConfig
 from sft import stage as sft_stage
 
 

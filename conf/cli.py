@@ -33,6 +33,8 @@ _EXTRAS = {
     "ray": ("ray",),
     "vllm": ("vllm",),
     "deepspeed": ("deepspeed",),
+    "wandb": ("wandb",),
+    "trackio": ("trackio",),
 }
 """Extra of our distribution -> the packages that come with it."""
 
@@ -114,8 +116,9 @@ def _after_interrupt(schema: type) -> str:
 
 
 def _without_passwords(text: str) -> str:
-    """Mask what stands before the @ of an address."""
-    return re.sub(r"(://)[^/\s'\"]*@", r"\1***@", text)
+    from model.run.printable import without_passwords
+
+    return without_passwords(text)
 
 
 def _missing(error: ModuleNotFoundError) -> str:
@@ -249,15 +252,9 @@ def command_of(entry: str) -> str:
 
 def assign(key: str, value: object) -> str:
     """`key=value` as an override, quoted so that any text survives Hydra's grammar: spaces, commas, brackets."""
-    if isinstance(value, list):
-        return f"{key}=[{','.join(_quoted(item) for item in value)}]"
-    return f"{key}={_quoted(value)}"
+    from model.run.printable import override
 
-
-def _quoted(value: object) -> str:
-    # Hydra takes a backslash for itself unless a quote follows; then every backslash before it needs another.
-    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(value))
-    return f"'{text}'"
+    return override(key, value)
 
 
 def check_packages() -> None:

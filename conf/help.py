@@ -20,6 +20,7 @@ EXAMPLES: dict[str, str] = {
     "evaluate": "checkpoint=DIR prompts=FILE output=result.json",
     "generate": "checkpoint=DIR prompts=FILE out=completions.jsonl",
     "pipeline": "recipe=quickstart run.dir=runs/quickstart",
+    "report": "run=runs/quickstart out=report.html",
     "convert": "geometry3k source=FOLDER out=DIR",
     "describe": "model=sailvl2_2b",
     "assemble": "vision=DIR language=DIR out=DIR",
@@ -40,7 +41,8 @@ _SHORT = """
     max_steps epochs batch_size num_prompts num_samples reward.verifier reward.functions
     rollouts.max_prompt_tokens rollouts.max_completion_tokens algorithm.group_size trainer.max_steps
     trainer.groups_per_step optimizer.learning_rate evaluation.prompts evaluation.every
-    run.dir run.seed run.start run.save_every
+    run.dir run.seed run.start run.save_every run.trackers report.every
+    run also max_mib
 """
 """Keys of the short form."""
 

@@ -14,6 +14,7 @@ from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.config import EstimateConfig
+from rlhf.reporting.config import ReportPageConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 
@@ -25,6 +26,7 @@ ENTRIES: dict[str, type] = {
     "evaluate": EvaluateConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
+    "report": ReportPageConfig,
     "convert": ConvertConfig,
     "describe": DescribeConfig,
     "assemble": AssembleConfig,
@@ -43,6 +45,7 @@ MODULES: dict[str, str] = {
     "evaluate": "rlhf.evaluate",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
+    "report": "rlhf.report",
     "convert": "model.data.convert",
     "describe": "model.describe",
     "assemble": "model.assemble",

@@ -59,7 +59,7 @@ def run_supervised(
         processor = processor.storing_pictures()
     tables = {**tables, "evaluation.data": config.evaluation.data}
     inputs = {**(inputs or {}), **inputs_of(config.adapter)}
-    with RunFolder(config.run, resolved, outside_keys(config)) as run:
+    with RunFolder(config.run, resolved, outside_keys(config), config.report) as run:
         if run.already_complete(lambda: {**input_of_tables(tables), **inputs}):
             return after_training(run.folder)
         folders = DataFolders(run.folder / "media", run.folder / "bad_rows.jsonl")

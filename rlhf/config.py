@@ -10,7 +10,7 @@ from model.data.config import ChatTableConfig
 from model.engine.config import EngineConfig, OptimizerConfig, require_fitting
 from model.json_values import JsonObject, member
 from model.lora.config import AdapterConfig
-from model.run.config import OUTSIDE, RunConfig
+from model.run.config import OUTSIDE, ReportConfig, RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
 from rollouts.config import RolloutConfig
@@ -201,6 +201,7 @@ class RlConfig:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     data: DataConfig = field(default_factory=DataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=OUTSIDE)
 
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")
@@ -278,6 +279,7 @@ class PipelineConfig:
     action: PipelineAction = field(default=PipelineAction.run, metadata=OUTSIDE)
     """run, or plan: print every stage's command, rate, trainable towers, lengths and inputs, and start nothing"""
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=OUTSIDE)
     stages: list[JsonObject] = field(default_factory=list)
     """the processes to run, in this order; each has name, command, from, recipe, inputs, overrides"""
     evaluation: PipelineEvaluationConfig = field(default_factory=PipelineEvaluationConfig)

@@ -24,6 +24,10 @@ class StepReporter:
     def __init__(self, progress: StageProgress, tokenizer: Tokenizer, show_every: int) -> None:
         self._progress, self._tokenizer, self._show_every = progress, tokenizer, show_every
 
+    def shows(self, step: int) -> bool:
+        """Whether rollouts of a step are shown: a line here, and some in the trackers."""
+        return step % self._show_every == 0
+
     def show(self, step: int, metrics: dict[str, float], collected: Collected, seconds: float) -> None:
         line = (
             f"reward {shown(metrics['reward'], '.3f')}  accuracy {shown(metrics['accuracy'], '.3f')}  "
@@ -33,7 +37,7 @@ class StepReporter:
         )
         self._progress.say(f"step {step:4d}  {line}")
         self._progress.advance(step, "")
-        if step % self._show_every == 0 and collected.sampled:
+        if self.shows(step) and collected.sampled:
             group = collected.sampled[step % len(collected.sampled)]
             trajectory = group.trajectories[0]
             text = self._tokenizer.decode(trajectory.rollout.completion_ids)

@@ -12,18 +12,29 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from model.json_values import JsonObject
 from model.run.config import StartMode
 from model.run.failpoints import reach
-from model.run.guidance import IN_PIPELINE, say_result
+from model.run.guidance import IN_PIPELINE, REPORT, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
-from rlhf.config import PipelineAction, PipelineConfig
+from rlhf.config import EvaluationMode, PipelineAction, PipelineConfig
 from rlhf.planning.stages import StagePlan, check_inputs, check_starts, digests_of, plan
+
+if TYPE_CHECKING:
+    from model.run.folder import RunFolder
+    from model.run.shown.presentation import Presentation
+
+_SHOWS = ("run.trackers=", "report.")
+"""How overrides of a stage begin that say where it is shown, and change nothing of what it does."""
+
+_LOOK_SECONDS = 5.0
+"""Seconds between two looks how far a stage is, for the report while it runs."""
 
 _PATIENCE_SECONDS = STOP_SECONDS + 2.5
 """Seconds after SIGTERM until a stage that did not end by itself is killed."""
@@ -47,8 +58,9 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
     if config.run.start is not StartMode.fresh:
         for stage in stages:
             _refuse_other_settings(config, stage, evaluations.get(stage.name))
-    with RunFolder(config.run, resolved, outside_keys(config)) as run:
+    with RunFolder(config.run, resolved, outside_keys(config), config.report) as run:
         folder = run.folder
+        run.presentation.start(0)
         if config.run.start is StartMode.fresh:
             _clear(folder, stages, [config.base, config.data])
         earlier = _read(folder / "elapsed.json").get("seconds", 0.0)
@@ -58,13 +70,31 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         check_inputs([*stages, *evaluations.values()])
         results = []
         for stage in stages:
-            results.append({"name": stage.name, **_run_and_evaluate(config, stage, evaluations.get(stage.name))})
+            look = _looker(folder / stage.name, stage.name, run.presentation)
+            results.append({"name": stage.name, **_run_and_evaluate(config, stage, evaluations.get(stage.name), look)})
             _write(folder / "elapsed.json", {"seconds": earlier + time.time() - begin})
-        _finish(config, folder, stages, results, earlier, begin)
+        _finish(config, run, stages, results, earlier, begin)
 
 
-def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
-    """Run what is not there yet; the stage's seconds and the evaluation's result."""
+def _looker(stage: Path, name: str, presentation: "Presentation") -> Callable[[], None]:
+    """Tells the pipeline's report, a few times a minute at most, how far a stage has come."""
+    from model.run.logs import last_line
+
+    seen: list[float] = [time.monotonic()]
+
+    def look() -> None:
+        if time.monotonic() > seen[0] + _LOOK_SECONDS:
+            seen[0] = time.monotonic()
+            line = last_line(stage / "metrics.jsonl")
+            presentation.look(line["step"] if line else 0, name)
+
+    return look
+
+
+def _run_and_evaluate(
+    config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None, look: Callable[[], None]
+) -> JsonObject:
+    """Run what is not there yet; the stage's seconds and the evaluation's result. `look` is called meanwhile."""
     folder = Path(config.run.dir)
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
@@ -73,7 +103,7 @@ def _run_and_evaluate(config: PipelineConfig, stage: StagePlan, evaluation: Stag
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
         if not (stage.is_merge and product.exists()):  # a restart finds the merged model, which is whole
-            _run(f"stage {stage.name}", stage.command)
+            _run(f"stage {stage.name}", stage.command, look)
         reach("pipeline.stage")
         if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
             _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
@@ -88,7 +118,7 @@ def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | No
     places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
 
     def without_places(command: Sequence[str]) -> list[str]:
-        found = list(command)
+        found = [argument for argument in command if not argument.startswith(_SHOWS)]
         for place in sorted(filter(None, places), key=len, reverse=True):
             # It has to be a value, and not part of a word.
             path = re.compile(rf"(?<=['\"=\[,]){re.escape(str(Path(place)))}(?=['\"/\],]|$)")
@@ -133,7 +163,7 @@ def _refuse_other_settings(config: PipelineConfig, stage: StagePlan, evaluation:
 def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> None:
     """Delete what an earlier pipeline left in the folder, and nothing else. `ValueError`, before anything is deleted,
     where `kept` folders, or files that no stage wrote, are in the way."""
-    from model.run.durable import refuse_foreign_files
+    from model.run.durable import delete_if_empty, refuse_foreign_files
     from model.run.folder import MARK
     from model.run.ownership import clear_media, clear_run, delete_written
 
@@ -155,6 +185,9 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
         for ending in ("json", "seconds.json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
+        for mode in EvaluationMode:
+            (folder / "evaluations" / f"{stage.name}.responses" / f"prompts.{mode.value}.jsonl").unlink(missing_ok=True)
+        delete_if_empty(folder / "evaluations" / f"{stage.name}.responses")
     if (folder / "export").is_dir():
         delete_written(folder / "export")
     for name in ("summary.json", "curves.png", "elapsed.json"):
@@ -163,19 +196,20 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
 
 def _finish(
     config: PipelineConfig,
-    folder: Path,
+    run: "RunFolder",
     stages: Sequence[StagePlan],
     results: Sequence[JsonObject],
     earlier: float,
     begin: float,
 ) -> None:
-    """Write the summary, the curves and the export, and print where they are."""
+    """Write the summary, the curves, the export and the report, and print where they are."""
     from rich.console import Console
 
     from model.run.durable import copy_folder
     from rlhf.console import direct_accuracies, group_table, plot_curves, probe_table, stage_table
 
     reach("pipeline.finish")
+    folder = run.folder
     models = [stage.name for stage in stages if stage.writes_model]
     products = {"summary": folder / "summary.json"}
     if models:
@@ -193,6 +227,9 @@ def _finish(
     if probed := _probed(results):
         summary["probes"] = probed
     _write(folder / "summary.json", summary)
+    run.presentation.end()
+    if (report := folder / REPORT).is_file():
+        products |= {"report": report}
     console = Console()
     if evaluated:
         majority = summary["majority_answer_rate"]
@@ -223,8 +260,8 @@ def _probed(results: Sequence[JsonObject]) -> JsonObject:
     }
 
 
-def _run(title: str, arguments: Sequence[str]) -> None:
-    """A Python process with these arguments. `StageFailed` if it ends with an error.
+def _run(title: str, arguments: Sequence[str], look: Callable[[], None] = lambda: None) -> None:
+    """A Python process with these arguments. `StageFailed` if it ends with an error. `look` is called while it runs.
 
     SIGTERM is passed on: a stage saves its state and ends. One that does not is killed. Ctrl-C is passed on as SIGTERM,
     and the second one kills the stage. `Terminated` afterwards, whatever the process made of it.
@@ -238,6 +275,7 @@ def _run(title: str, arguments: Sequence[str]) -> None:
         with subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_begin_stage) as stage:
             told = 0.0
             while (code := _wait(stage)) is None:
+                look()
                 if asked and not told:
                     stage.terminate()
                     told = time.monotonic()

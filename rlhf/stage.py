@@ -58,7 +58,7 @@ def _run(config: RlConfig, resolved: str, rubric_class: type[Rubric], lead: "Lea
     config, algorithm = checked(config, processor)
     with rubric_class(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings
-        with RunFolder(config.run, resolved, outside_keys(config)) as run:
+        with RunFolder(config.run, resolved, outside_keys(config), config.report) as run:
             if run.already_complete(lambda: known_inputs(config)):
                 return after_training(run.folder, is_rl=True)
             prompts, held_out = open_prompts(config, processor, run.folder)

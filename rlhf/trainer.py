@@ -12,6 +12,7 @@ from rlhf.doctor import Doctor
 from rlhf.evaluation.evaluator import Evaluator
 from rlhf.metrics import LossTotals, step_metrics, stored_rollouts
 from rlhf.mismatch import MismatchWatch
+from rlhf.shown import samples_of
 from rlhf.update import Policy, prepare, update, with_reference
 
 
@@ -68,6 +69,8 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
             stored = stored_rollouts(collected, tokenizer, run.folder, groups)
             run.append(f"rollouts/step_{step:06d}.jsonl", step, stored)
             parts.reporter.show(step, metrics, collected, run.seconds)
+            if parts.reporter.shows(step):
+                run.show(step, lambda stored=stored: samples_of(stored, run.folder))
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})
             state = sections_of(step, sections)

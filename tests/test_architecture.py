@@ -61,6 +61,7 @@ ENTRY_POINTS = {
     "rlhf.estimate",
     "rollouts.generate",
     "rlhf.pipeline",
+    "rlhf.report",
     "rlhf.planning.stages",  # the pipeline's: it composes the configs of the stages
 }
 """These, and no others, import conf: its cli module."""
@@ -75,6 +76,10 @@ OPTIONAL = {
     "trl": ["*/trl_trainer.py", "benchmarks/*"],
     "flash_attn": ["benchmarks/*"],
     "textual": ["rlhf/look/app.py"],
+    "wandb": ["model/run/shown/hosted_tracker.py"],
+    "trackio": ["model/run/shown/hosted_tracker.py"],
+    "jinja2": ["rlhf/reporting/page.py"],
+    "playwright": ["benchmarks/report_pictures.py"],
     "pyarrow": ["model/data/columnar.py", "examples/base/corpora.py", "benchmarks/*"],
     "av": ["model/data/video.py", "benchmarks/*"],
     "hydra": ["conf/*"],
@@ -171,6 +176,8 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
         {"rollouts base", "rollouts weights"},
     ),
     "rollouts pool": ("rollouts.pool.*", {"rollouts base", "rollouts weights", "rollouts samplers"}),
+    "rlhf reading": ("rlhf.look.entries", set()),
+    "rlhf reporting": ("rlhf.reporting.*", {"rlhf reading"}),
     "rlhf algorithms": ("rlhf.algorithms.*", {"rlhf trajectory"}),
     "rlhf trajectory": ("rlhf.trajectory", set()),
 }

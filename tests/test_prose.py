@@ -31,7 +31,7 @@ LONGEST_LINE = 160
 HEADLESS = re.compile(r"(of|what|whose|whoever|for others)\b", re.IGNORECASE)
 """A comment that begins so has no subject, or is the end of a sentence that stands elsewhere."""
 
-SECTIONS = ("algorithm", "trainer", "rollouts", "reward", "data", "engine", "optimizer", "evaluation", "run")
+SECTIONS = ("algorithm", "trainer", "rollouts", "reward", "data", "engine", "optimizer", "evaluation", "run", "report")
 """Sections of the configuration: a dotted name that begins with one of them is a key."""
 
 RESERVED = ("model/engine/deepspeed.py",)
@@ -284,6 +284,16 @@ def table_of_libraries() -> str:
     return "".join(f"| `{library}` | {listed(files)} |\n" for library, files in sorted(rules()["OPTIONAL"].items()))
 
 
+def table_of_benchmarks() -> str:
+    from rlhf.evaluation.benchmarks import catalogue
+
+    cells = [
+        (one.name, f"{one.file}.tsv", one.rule, one.score, one.judge.value, str(one.tiles), one.proven)
+        for one in catalogue().benchmarks.values()
+    ]
+    return "".join(f"| {' | '.join(row)} |\n" for row in cells)
+
+
 def listed(names: Iterable[str]) -> str:
     """Names of code in backticks, in the order of a list or sorted."""
     ordered = names if isinstance(names, list) else sorted(names)
@@ -296,6 +306,7 @@ GENERATED: dict[str, tuple[str, str, Callable[[], str]]] = {
     "files": ("README.md", r"(## Find your way\n.*?```text\n)(.*?)(?=```)", tree),
     "rooms": ("docs/architecture.md", TABLE.format("room"), table_of_rooms),
     "sub-rooms": ("docs/architecture.md", TABLE.format("sub-room"), table_of_sub_rooms),
+    "benchmarks": ("docs/benchmarks.md", TABLE.format("name"), table_of_benchmarks),
     "libraries": ("docs/architecture.md", TABLE.format("library"), table_of_libraries),
 }
 """Parts of documents that a program writes: the document, a pattern whose second group is the part, its maker."""

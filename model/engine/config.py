@@ -7,7 +7,7 @@ from enum import Enum
 from model.config import AttentionKernel, Device, StoredDtype, Tower
 from model.json_values import member
 from model.lora.config import AdapterConfig
-from model.run.config import OUTSIDE, RunConfig
+from model.run.config import OUTSIDE, ReportConfig, RunConfig
 
 
 class Schedule(Enum):
@@ -297,6 +297,7 @@ class SupervisedConfig:
     evaluation: HeldOutConfig = field(default_factory=HeldOutConfig)
     adalrs: AdaLrsConfig = field(default_factory=AdaLrsConfig)
     run: RunConfig = field(default_factory=RunConfig)
+    report: ReportConfig = field(default_factory=ReportConfig, metadata=OUTSIDE)
 
     def __post_init__(self) -> None:
         self.normalisation = member(Normalisation, self.normalisation, "normalisation")

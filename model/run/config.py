@@ -1,5 +1,6 @@
 """Settings of a run's folder, shared by every training entry point."""
 
+import importlib.util
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -15,6 +16,28 @@ class StartMode(Enum):
 
     resume = "resume"
     fresh = "fresh"
+
+
+class TrackerName(Enum):
+    """Where figures and some completions are shown while a run goes on; docs/report.md."""
+
+    tensorboard = "tensorboard"
+    wandb = "wandb"
+    trackio = "trackio"
+
+
+@dataclass
+class ReportConfig:
+    """The report of a run: RUN/report.html, which docs/report.md shows."""
+
+    enabled: bool = True
+    """write RUN/report.html when the run or the pipeline ends; a stage of a pipeline is in the pipeline's report"""
+    every: int = 0
+    """steps after which it is written anew while the run goes on, in a process of its own; 0: only at the end"""
+
+    def __post_init__(self) -> None:
+        if self.every < 0:
+            raise ValueError(f"report.every: expected 0 or more, found {self.every}")
 
 
 @dataclass
@@ -40,7 +63,19 @@ class RunConfig:
     stop_seconds: float = field(default=STOP_SECONDS, metadata=OUTSIDE)
     """seconds after SIGTERM in which the step may be ended and saved; then it is given up"""
 
+    trackers: list[TrackerName] = field(default_factory=lambda: [TrackerName.tensorboard], metadata=OUTSIDE)
+    """where figures and some completions are shown: tensorboard (RUN/events), wandb, trackio; none with []"""
+
     def __post_init__(self) -> None:
+        self.trackers = [member(TrackerName, name, "run.trackers") for name in self.trackers]
+        if len(set(self.trackers)) < len(self.trackers):
+            raise ValueError(f"run.trackers: expected each once, found {', '.join(one.value for one in self.trackers)}")
+        for tracker in self.trackers:
+            if tracker is not TrackerName.tensorboard and not _is_installed(tracker.value):
+                raise ValueError(
+                    f"run.trackers: {tracker.value}: expected the package {tracker.value}, found none; "
+                    f"pip install 'sailvl2-rl[{tracker.value}]'"
+                )
         self.start = member(StartMode, self.start, "run.start")
         if self.seed < 0:
             raise ValueError(f"run.seed: expected 0 or more, found {self.seed}")
@@ -51,3 +86,9 @@ class RunConfig:
         for name in ("save_every", "keep_checkpoints"):
             if getattr(self, name) < 1:
                 raise ValueError(f"run.{name}: expected at least 1, found {getattr(self, name)}")
+
+
+def _is_installed(package: str) -> bool:
+    """Whether a package can be imported. A folder of its name without modules, as trackers leave one, is none."""
+    spec = importlib.util.find_spec(package)
+    return spec is not None and spec.origin is not None

@@ -51,6 +51,22 @@ def run_command(command: Callable[[], int]) -> int:
         return OutOfSpace.exit_code
 
 
+def exit_code_of(error: object) -> int:
+    """The exit code with which a command ends that this error ends; 0 for None."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return _INTERRUPTED
+    if isinstance(error, BrokenPipeError):
+        return _PIPE_CLOSED
+    if isinstance(error, OSError) and error.errno in OUT_OF_SPACE:
+        return OutOfSpace.exit_code
+    own = getattr(error, "exit_code", getattr(error, "code", None))
+    if isinstance(own, int):
+        return own
+    return _USER_ERROR if isinstance(error, ValueError | ModuleNotFoundError) else 1
+
+
 def _has_lost_its_reader(stream: TextIO) -> bool:
     """Tell whether a stream is a pipe whose other end is closed."""
     poll = select.poll()

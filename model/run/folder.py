@@ -7,13 +7,14 @@ import os
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol
 
 from model.json_values import read_json_object
-from model.run.config import RunConfig, StartMode
+from model.run.checkpoint_state import STATE, state_bytes, verified_state
+from model.run.config import ReportConfig, RunConfig, StartMode
 from model.run.durable import (
     OUT_OF_SPACE,
     STAGING_SUFFIX,
@@ -28,14 +29,15 @@ from model.run.durable import (
 from model.run.failpoints import reach
 from model.run.identity import Identity, Input, code_input, listed, settings_of
 from model.run.interrupt import CONTINUES, CleanStop, StopSignal
-from model.run.logs import EventFiles, Log, cut_lines, num_lines, read_lines
-from model.run.manifest import DamagedFolder, Digests, Manifest
+from model.run.logs import Log, cut_lines, num_lines, read_lines
+from model.run.manifest import DamagedFolder, Digests
 from model.run.ownership import LOGS, METRICS, MODELS, clear_refused, clear_run, delete_leftovers, holds_nothing
 from model.run.printable import printable
 from model.run.saving import BackgroundFolder, Writing
+from model.run.shown.presentation import Presentation
+from model.run.shown.trackers import Sample
 from model.run.state import State
 
-STATE = "state.json"
 MARK = "run.json"
 """The file that says that a folder is a run's, and which run it is."""
 _FORMAT = 1
@@ -66,11 +68,18 @@ class RunFolder:
     refused.
     """
 
-    def __init__(self, config: RunConfig, resolved_config: str, outside: Iterable[str] = ("run",)) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        resolved_config: str,
+        outside: Iterable[str] = ("run",),
+        report: ReportConfig | None = None,
+    ) -> None:
         """Lock the folder and write the config.
 
-        `outside`: dotted keys that are no part of what a run is, as `outside_keys` gives them. `ValueError` if the
-        folder is held, holds other things than a run, or a run with other settings, which are named.
+        `outside`: dotted keys that are no part of what a run is, as `outside_keys` gives them. `report`: None where no
+        report is written. `ValueError` if the folder is held, holds other things than a run, or a run with other
+        settings, which are named.
         """
         self.config = config
         self.folder = Path(config.dir)
@@ -101,7 +110,7 @@ class RunFolder:
         self._logs: dict[str, Log] = {}
         self._saving: tuple[BackgroundFolder, State] | None = None
         self.exporter: Callable[[Path], None] | None = None  # writes the present model to a folder
-        self._events = EventFiles(self.folder / "events")
+        self.presentation = Presentation(self.folder, config.trackers, resolved_config, report)
         self._times: dict[str, float] = {}
         if not self.is_done:
             with self.space_for("config.yaml"):
@@ -120,6 +129,7 @@ class RunFolder:
         for log in self._logs.values():
             with suppress(OSError):
                 log.close()
+        self.presentation.leave(error)
         evaluated = _size(self.folder / "evaluations.jsonl") > 0  # before the first step; it may have taken long
         if isinstance(error, ValueError) and self._is_new and not self._has_begun() and not evaluated:
             with suppress(OSError):
@@ -196,7 +206,7 @@ class RunFolder:
         rejected = []
         for folder in found:
             try:
-                state = _verified_state(folder)
+                state = verified_state(folder)
             except DamagedFolder as error:
                 rejected.append(f"{folder.name}: {printable(str(error).replace(f'{folder}/', ''))}")
                 print(f"checkpoint rejected: {rejected[-1]}", file=sys.stderr)
@@ -264,11 +274,11 @@ class RunFolder:
             return
         (folder, whole), self._saving = self._saving, None
         with self.space_for(f"the checkpoint of step {whole['step']}"):
-            folder.publish(lambda digests: {STATE: _state_bytes(whole, digests)})
+            folder.publish(lambda digests: {STATE: state_bytes(whole, digests)})
             self._prune()
 
     def _with_state(self, digests: Digests, staging: Path, whole: State) -> Digests:
-        return {**digests, STATE: write_stream(staging / STATE, [_state_bytes(whole, digests)])}
+        return {**digests, STATE: write_stream(staging / STATE, [state_bytes(whole, digests)])}
 
     @contextmanager
     def saved_on_stop(self, engine: Saves, state: Callable[[], State]) -> Iterator[StopSignal]:
@@ -297,8 +307,8 @@ class RunFolder:
             for log in self._logs.values():
                 log.append([])
                 log.refuse_loss()
-            self._events.close()
             write_file(self.folder / "done.json", json.dumps(summary, indent=2).encode())
+            self.presentation.end()
 
     def is_due(self, step: int, last: int) -> bool:
         return step % self.config.save_every == 0 or step == last
@@ -314,7 +324,7 @@ class RunFolder:
         with self.space_for(METRICS):
             self._log(METRICS).append([json.dumps({"step": step, **written}) + "\n"])
         with self.space_for("events"):
-            self._events.write(step, written)
+            self.presentation.log(step, written)
         reach("log")
         if self._saving is not None and self._saving[0].is_ready:
             self.end_saving()
@@ -328,6 +338,11 @@ class RunFolder:
             if file not in LOGS:
                 log.close()
         reach(f"append.{Path(file).stem}")
+
+    def show(self, step: int, samples: Callable[[], Sequence[Sample]]) -> None:
+        """Show some completions of a step, where a tracker takes them."""
+        with self.space_for("events"):
+            self.presentation.show(step, samples)
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
@@ -458,34 +473,7 @@ class RunFolder:
                     file=sys.stderr,
                 )
         self._log(METRICS)
-        self._events.write_anew(read_lines(self.folder / METRICS))
-
-
-def _state_bytes(whole: State, digests: Digests) -> bytes:
-    """Content of the file with a checkpoint's state, which also lists the engine's files."""
-    return json.dumps({**whole, "files": sorted(digests)}).encode()
-
-
-def _verified_state(folder: Path) -> State:
-    """The state of a checkpoint whose files are all as they were written. `DamagedFolder` otherwise."""
-    manifest = Manifest.read(folder)
-    manifest.require([STATE])
-    manifest.verify()
-    try:
-        state = read_json_object(folder / STATE)
-        files, step, counts = state["files"], int(state["step"]), state["logs"]
-        if not isinstance(files, list) or not isinstance(counts, dict):
-            raise ValueError("files that are no list, or logs that are no numbers of lines")
-        if not all(isinstance(name, str) for name in files) or not all(isinstance(n, int) for n in counts.values()):
-            raise ValueError("files that are no names, or logs that are no numbers of lines")
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DamagedFolder(
-            f"{folder / STATE}: expected step, files and logs as this version writes them, found: {error!r}"
-        ) from None
-    manifest.require(files)
-    if folder.name != f"step_{step:08d}":
-        raise DamagedFolder(f"{folder / STATE}: expected the state of {folder.name}, found that of step {step}")
-    return state
+        self.presentation.start(step, read_lines(self.folder / METRICS))
 
 
 def _size(path: Path) -> int:

@@ -3,9 +3,9 @@
 import json
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from model.json_values import parse_json
 from model.run.durable import write_file
@@ -74,38 +74,6 @@ class Log:
         self._file = self.path.open("ab+")
 
 
-class EventFiles:
-    """The figures of metrics.jsonl once more, as TensorBoard reads them."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        self._writer: Any = None
-
-    def write(self, step: int, metrics: Mapping[str, float | None]) -> None:
-        """Add the figures of one step."""
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._folder))
-        for name, value in metrics.items():
-            if isinstance(value, int | float):
-                self._writer.add_scalar(name, value, step)
-
-    def write_anew(self, lines: Iterable[State]) -> None:
-        """Replace all files by what lines of metrics.jsonl say. It happens where a run goes on from a checkpoint."""
-        self.close()
-        for file in self._folder.glob("events.out.tfevents.*"):
-            file.unlink()
-        for metrics in lines:
-            self.write(metrics.pop("step"), metrics)
-
-    def close(self) -> None:
-        """End the file that is open; `write` begins another."""
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-
-
 def _is_device(path: Path) -> bool:
     return path.exists() and not path.is_file()
 
@@ -125,6 +93,16 @@ def _step_of(line: bytes) -> float:
     except (ValueError, KeyError, TypeError, IndexError):
         step = None
     return step if isinstance(step, int) and not isinstance(step, bool) else float("inf")
+
+
+def last_line(path: Path) -> State | None:
+    """The last whole line of a log that holds a step, as far as its last MiB tells; None without any."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - (1 << 20)))
+        lines = [line for line in file.read().splitlines(keepends=True)[-3:] if _step_of(line) < float("inf")]
+    return json.loads(lines[-1]) if lines else None
 
 
 def num_lines(path: Path) -> int:

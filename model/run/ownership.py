@@ -25,7 +25,10 @@ _OWN = (
     "bad_rows_*.jsonl",
     "rollouts/step_??????.jsonl",
     "media/*",
+    "events/rollouts/events.out.tfevents.*",
     "events/events.out.tfevents.*",
+    "events.jsonl",
+    "report.html",
     METRICS,
     "config.yaml",
 )
@@ -46,7 +49,7 @@ def clear_run(folder: Path) -> None:
             else:
                 path.unlink(missing_ok=True)
     delete_leftovers(folder)
-    for name in ("checkpoints", "exports", "rollouts", "media", "events"):
+    for name in ("checkpoints", "exports", "rollouts", "media", "events/rollouts", "events"):
         delete_if_empty(folder / name)
 
 

@@ -1,5 +1,6 @@
 """Text that comes from data or a model, as one harmless line on a terminal."""
 
+import re
 from collections.abc import Collection
 
 _MOST_NAMES = 5
@@ -30,3 +31,22 @@ def names(ids: Collection[str]) -> str:
 def message(error: BaseException) -> str:
     """The text of an error, line by line, without control characters and with lines of a readable length."""
     return "\n".join(printable(line, _LONGEST_LINE) for line in str(error).split("\n"))
+
+
+def without_passwords(text: str) -> str:
+    """Mask what stands before the @ of an address."""
+    return re.sub(r"(://)[^/\s'\"]*@", r"\1***@", text)
+
+
+def override(key: str, value: object) -> str:
+    """`key=value` on a command line of ours, quoted so that any text survives Hydra's grammar: spaces, commas,
+    brackets."""
+    if isinstance(value, list):
+        return f"{key}=[{','.join(_quoted(item) for item in value)}]"
+    return f"{key}={_quoted(value)}"
+
+
+def _quoted(value: object) -> str:
+    # Hydra takes a backslash for itself unless a quote follows; then every backslash before it needs another.
+    text = re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + match[2].replace("'", "\\'"), str(value))
+    return f"'{text}'"

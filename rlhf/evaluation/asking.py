@@ -28,7 +28,7 @@ from rlhf.evaluation.figures import result_of
 from rlhf.evaluation.judging import endpoint_of
 from rlhf.evaluation.protocol import Protocol, code_version, sampling_of
 from rlhf.evaluation.responses import Responses
-from rlhf.evaluation.stage import TO_STDOUT, answers_file, benchmark_folder
+from rlhf.evaluation.stage import TO_STDOUT, Keys, answers_file, benchmark_folder
 from rlhf.evaluation.suite import (
     OpenBenchmark,
     averages_of,
@@ -52,8 +52,8 @@ KeepLines = Callable[[Sequence[JsonObject]], None]
 class Asking:
     """A checkpoint that answers prompts: its processor, its sampler, and what is kept while it answers."""
 
-    def __init__(self, config: EvaluateConfig, output: Path | None, processor: Processor, key: str) -> None:
-        self.config, self.output, self.processor, self._key = config, output, processor, key
+    def __init__(self, config: EvaluateConfig, output: Path | None, processor: Processor, keys: Keys) -> None:
+        self.config, self.output, self.processor, self._key = config, output, processor, keys.completions
         self.rollouts: RolloutConfig = config.rollouts.within(processor.config.language.max_position_embeddings)
 
     @contextmanager
@@ -77,7 +77,8 @@ class Asking:
             key = hashlib.sha256(f"{self._key} {name} {json.dumps(sampling)}".encode()).hexdigest()
             found[mode] = Responses(folder / f"{name}.{mode.value}.jsonl", key)
         if kept := sum(one.num_kept for one in found.values()):
-            print(f"{name}: {kept} completions of an interrupted evaluation are kept and not asked again")
+            out = sys.stderr if self.config.output == TO_STDOUT else sys.stdout
+            print(f"{name}: {kept} completions of an earlier evaluation are kept and not asked again", file=out)
         return found
 
     def num_completions(self, count: int) -> int:
@@ -85,20 +86,20 @@ class Asking:
         return sum(count * (self.config.num_samples if mode.is_sampled else 1) for mode in self.config.modes)
 
 
-def evaluate(config: EvaluateConfig, output: Path | None, key: str) -> JsonObject:
-    """Make the result, and write it and the answers where `output` says. `key` says what the result depends on."""
+def evaluate(config: EvaluateConfig, output: Path | None, keys: Keys) -> JsonObject:
+    """Make the result, and write it and the answers where `output` says. `keys` say what they depend on."""
     prepare_cpu(config.num_threads)
     with _kept(output) as keep:
-        result = _suite(config, output, key, keep) if config.benchmarks else _prompts(config, output, key, keep)
-    content = json.dumps({"key": key, **result} if output else result, indent=2)
+        result = _suite(config, output, keys, keep) if config.benchmarks else _prompts(config, output, keys, keep)
+    content = json.dumps({"key": keys.result, **result} if output else result, indent=2)
     if output:
         write_file(output, content.encode())
     return parse_json(content)  # the same whether it was made now or is read
 
 
-def _prompts(config: EvaluateConfig, output: Path | None, key: str, keep: KeepLines) -> JsonObject:
+def _prompts(config: EvaluateConfig, output: Path | None, keys: Keys, keep: KeepLines) -> JsonObject:
     """The result of a file of prompts."""
-    asking = Asking(config, output, load_processor(Path(config.checkpoint)), key)
+    asking = Asking(config, output, load_processor(Path(config.checkpoint)), keys)
     # A line of the answers names its images, and those that came as bytes have to be there afterwards.
     folders = DataFolders(media=output.with_name(f"{output.stem}.media") if output else None)
     needs_reference = config.reward.has_answers
@@ -157,7 +158,7 @@ def _protocols(config: EvaluateConfig, asking: Asking, prompts: PromptSet) -> di
     }
 
 
-def _suite(config: EvaluateConfig, output: Path | None, key: str, keep: KeepLines) -> JsonObject:
+def _suite(config: EvaluateConfig, output: Path | None, keys: Keys, keep: KeepLines) -> JsonObject:
     """The result of benchmarks."""
     endpoint = endpoint_of(config.judge, output.with_name(f"{output.stem}.verdicts") if output else None)
     with TemporaryDirectory() as scratch:
@@ -166,7 +167,7 @@ def _suite(config: EvaluateConfig, output: Path | None, key: str, keep: KeepLine
         if config.data.predictions:
             results = _judged(config, opened, keep)
         else:
-            results = _asked(config, opened, folder, Asking(config, output, _processor(config), key), keep)
+            results = _asked(config, opened, folder, Asking(config, output, _processor(config), keys), keep)
     num_eval = sum(found["num_questions"] for found in results.values())
     return {"num_eval": num_eval, "benchmarks": results, "averages": averages_of(results, config.modes)}
 

@@ -30,8 +30,28 @@ def evaluation_lines(name: str, result: JsonObject) -> list[str]:
                 shown(found["mean_length"], ".1f"),
             )
             lines.append("  ".join([f"  {mode:13}", *map(str.rjust, cells, _WIDTHS)]))
+    lines += _both_modes(result)
     if any((found["cut_off_share"] or 0) >= 0.5 for found in result["modes"].values()):
         lines.append(f"half of a mode and more is cut off at {most} tokens; raise rollouts.max_completion_tokens")
+    return lines
+
+
+def _both_modes(result: JsonObject) -> list[str]:
+    """Lines below the table: pass@k, whether the mode is obeyed, overthinking, and the protocols."""
+    lines = []
+    if at_k := {name: value for name, value in result.items() if name.startswith(("pass_at_", "majority_at_"))}:
+        lines.append("  ".join(f"{name.replace('_at_', '@')} {shown(value, '.1%')}" for name, value in at_k.items()))
+    obeyed = {mode: found.get("mode_obedience") for mode, found in result["modes"].items()}
+    if any(value is not None for value in obeyed.values()):
+        shares = ", ".join(f"{mode} {shown(value, '.1%')}" for mode, value in obeyed.items())
+        lines.append(f"does as the mode asks (thinks, or writes no think tag): {shares}")
+    if result.get("overthinking_share") is not None:
+        lines.append(
+            f"right directly, but more than {result['overthinking_factor']} times the tokens thinking: "
+            f"{result['overthinking_share']:.1%}"
+        )
+    if ids := {mode: found["protocol"] for mode, found in result["modes"].items() if "protocol" in found}:
+        lines.append("protocol: " + ", ".join(f"{mode} {one}" for mode, one in ids.items()))
     return lines
 
 

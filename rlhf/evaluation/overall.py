@@ -12,7 +12,7 @@ class Judged:
     index: str
     columns: Mapping[str, str]
     score: float  # from 0 to 1; 1 is right
-    answer: str | None = None  # what the rule or the judge took for the answer
+    answer: str | None = None  # the answer as the rule or the judge found it
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ _UNITS = {"mme": "image_path", "amber": "image_path", "pope": "image_path", "wor
 
 
 def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) -> str:
-    """What a row belongs to whose answers are not independent: a question in several orders, an image, a problem.
+    """Name the unit of a row whose answers are not independent of others': a question, an image, a problem.
 
     Empty where a row is alone. `ordinal`: the number of the row, from 0.
     """
@@ -191,14 +191,7 @@ def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) ->
         return str(ordinal // 4)
     if score == "hallusionbench":
         return "_".join([columns.get("l2-category", ""), *_places(index, 3)])
-    names = {
-        "mme": "image_path",
-        "amber": "image_path",
-        "pope": "image_path",
-        "worst_of_variants": "qid",
-        "wemath": "ID",
-    }
-    return columns.get(names.get(score, ""), "")
+    return columns.get(_UNITS.get(score, ""), "")
 
 
 SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {

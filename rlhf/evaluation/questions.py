@@ -69,7 +69,7 @@ def _missing(columns: Mapping[str, str], benchmark: Benchmark) -> list[str]:
 
 
 def _asked(columns: Mapping[str, str], benchmark: Benchmark, form: Form, free: Form) -> Asked | str:
-    """What a row asks; a text says why it cannot be used."""
+    """Return what a row asks; a text says why it cannot be used."""
     for name in ("index", "question", benchmark.answer_column):
         if not columns.get(name):
             return f"{name}: expected a text, found nothing"

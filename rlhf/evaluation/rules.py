@@ -20,7 +20,7 @@ REFUSED = "Z"
 
 @dataclass(frozen=True)
 class Question:
-    """What a rule may look at beside the prediction."""
+    """All that a rule may look at beside the prediction."""
 
     answer: str
     options: Mapping[str, str] = field(default_factory=dict)  # letter -> text, in order
@@ -29,7 +29,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Ruling:
-    """What a rule made of a prediction. `score` is None where the rule finds no answer in it."""
+    """The finding of a rule about a prediction. `score` is None where the rule finds no answer in it."""
 
     score: float | None  # from 0 to 1; 1 is right
     answer: str | None  # the answer that was found
@@ -50,7 +50,7 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-_API_FAILED = "Failed to obtain answer via API"  # what stands in VLMEvalKit's files for a prediction that never came
+_API_FAILED = "Failed to obtain answer via API"  # stands in VLMEvalKit's files for a prediction that never came
 
 
 def infer_option(prediction: str, options: Mapping[str, str]) -> str | None:

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
 
@@ -79,25 +79,34 @@ def _is_answers(path: Path) -> bool:
         return False
 
 
-def key_of(config: EvaluateConfig) -> str:
-    """A hash of all that a result depends on: settings, checkpoint, data with its images, and the code.
+@dataclass(frozen=True)
+class Keys:
+    """Hashes of all that a result depends on, and of all that completions depend on whatever is made of them."""
+
+    result: str = ""
+    completions: str = ""
+
+
+_ONLY_JUDGING = ("output", "modes", "num_prompts", "group_by", "reward", "judge")
+"""Settings that completions do not depend on, or that are looked at beside the key."""
+
+
+def keys_of(config: EvaluateConfig) -> Keys:
+    """The keys of an evaluation: settings, checkpoint, data with its images, and the code.
 
     `ValueError` for inputs that cannot be read; what else is wrong with them is found when they are used.
     """
     settings = asdict(config)
-    del settings["output"]
-    total = hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode())
     try:
-        if config.checkpoint:
-            total.update(digest_of_files([Path(config.checkpoint)]).encode())
-        for text in (config.data.forms, config.data.predictions):
-            if text:
-                total.update(digest_of_files([Path(text)]).encode())
+        named = [text for text in (config.checkpoint, config.data.forms, config.data.predictions) if text]
+        inputs = "".join(digest_of_files([Path(text)]) for text in named)
     except OSError as error:
         raise ValueError(f"checkpoint, data: expected files that can be read, found: {error}") from None
-    total.update(_digest_of_prompts(config).encode())
-    total.update(code_input().sha256.encode())
-    return total.hexdigest()
+    inputs += _digest_of_prompts(config) + code_input().sha256
+    kept = {name: value for name, value in settings.items() if name not in _ONLY_JUDGING}
+    del settings["output"]
+    texts = (json.dumps(one, sort_keys=True, default=str) + inputs for one in (settings, kept))
+    return Keys(*(hashlib.sha256(text.encode()).hexdigest() for text in texts))
 
 
 def _digest_of_prompts(config: EvaluateConfig) -> str:
@@ -135,16 +144,16 @@ def evaluate_folder(config: EvaluateConfig) -> JsonObject:
     """The result of an evaluation, read where it is kept and nothing changed, else made and kept; see `output`."""
     config.rollouts.require_packages()
     output = output_of(config)
-    key = ""
+    keys = Keys()
     if output:
         check_output(output)
-        key = key_of(config)
-        if (kept := kept_result(output, key)) is not None:
+        keys = keys_of(config)
+        if (kept := kept_result(output, keys.result)) is not None:
             print(f"{output} is there already, of the same checkpoint, data, settings and code; it is read")
             return kept
     from rlhf.evaluation.asking import evaluate
 
-    return evaluate(config, output, key)
+    return evaluate(config, output, keys)
 
 
 def run_evaluation(config: EvaluateConfig, resolved: str) -> None:

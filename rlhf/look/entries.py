@@ -61,6 +61,15 @@ class Entry:
         return self._value("completion", str) or self._value("text", str) or ""
 
     @property
+    def thinking(self) -> str:
+        """The part of the completion that is its thought, where the file says it."""
+        return self._value("thinking", str) or ""
+
+    @property
+    def status(self) -> str:
+        return self._scored("status", str) or ""
+
+    @property
     def is_judged(self) -> bool:
         """Whether a run, an evaluation or `rewards.score` judged it. Else `answer`, `reward` and `value` are columns of
         the prompt's row."""
@@ -179,9 +188,14 @@ def entries(files: Sequence[Path], filters: Filters | None = None) -> Iterator[E
             for number, line in enumerate(lines, 1):
                 if not line.endswith(b"\n"):
                     continue
-                entry = Entry(file, number, _record(line, f"{file}: line {number}"))
+                entry = entry_of(line, file, number)
                 if filters is None or filters.match(entry):
                     yield entry
+
+
+def entry_of(line: bytes, file: Path, number: int) -> Entry:
+    """The entry that a line of a file says. `ValueError`, with its place, for one that is none."""
+    return Entry(file, number, _record(line, f"{file}: line {number}"))
 
 
 def _record(line: bytes, where: str) -> JsonObject:

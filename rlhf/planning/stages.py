@@ -13,6 +13,7 @@ from model.data.config import StreamConfig
 from model.engine.config import SupervisedConfig
 from model.json_values import JsonObject
 from model.pretrain.config import PretrainConfig
+from model.run.config import RunConfig
 from rewards.rubric import Rubric
 from rlhf.config import PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
@@ -158,6 +159,8 @@ def _common(config: PipelineConfig, entry: str, name: str) -> list[str]:
         fresh = [f"seed={config.run.seed}", *dtype] if entry == "assemble" else []
         return [assign("out", Path(config.run.dir) / name / "final"), *fresh]
     settings = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
+    if config.run.trackers != RunConfig(dir="default").trackers:
+        settings.append(f"run.trackers=[{','.join(one.value for one in config.run.trackers)}]")
     return [*settings, assign("run.dir", Path(config.run.dir) / name), *dtype]
 
 

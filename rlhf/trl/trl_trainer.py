@@ -41,6 +41,7 @@ from rlhf.planning.inputs import inputs_of, known_inputs
 from rlhf.planning.limits import checked, describe
 from rlhf.prompts import PromptSet, Task, open_prompts
 from rlhf.rewarding import score_groups
+from rlhf.shown import samples_of
 from rlhf.trajectory import Group
 from rlhf.trl.reward import finish_reason
 from rlhf.trl.settings import switched_off, trl_arguments, updates_per_step, uses_rloo
@@ -54,7 +55,7 @@ def run_with_trl(config: RlConfig, resolved: str, rubric_class: type[Rubric] | N
     config, algorithm = checked(config, processor)
     with (rubric_class or Rubric)(config.reward) as rubric:
         rubric.check_functions()  # before the run's folder keeps the settings
-        with RunFolder(config.run, resolved, outside_keys(config)) as run:
+        with RunFolder(config.run, resolved, outside_keys(config), config.report) as run:
             if run.already_complete(lambda: known_inputs(config)):
                 return after_training(run.folder, is_rl=True)
             _begin(run)
@@ -261,6 +262,8 @@ class StepRecorder(TrainerCallback):
         self._run.append(f"rollouts/step_{step:06d}.jsonl", step, stored)
         metrics |= self._doctor.look(step, metrics, collected)
         self._reporter.show(step, metrics, collected, now - self._began)
+        if self._reporter.shows(step):
+            self._run.show(step, lambda: samples_of(stored, self._run.folder))
         self._run.log(step, metrics)
 
 

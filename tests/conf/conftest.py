@@ -19,6 +19,7 @@ REQUIRED = {
     "evaluate": ["checkpoint=c", "prompts=p"],
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": ["recipe=quickstart"],
+    "report": ["run=r"],
     "convert": ["dataset=geometry3k", "source=s", "out=o"],
     "describe": [],
     "assemble": ["vision=v", "language=l", "out=o"],

@@ -142,8 +142,10 @@ def finish(runner: Runner, command: Command, folder: Path) -> dict[str, bytes]:
 
 
 def files(folder: Path) -> dict[str, bytes]:
-    """The event files of TensorBoard say nothing that metrics.jsonl does not, and bear a time in their names."""
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.parent.name != "events"]
+    """The event files of TensorBoard say nothing that other files do not, and events.jsonl tells of the interruptions
+    themselves."""
+    shows = {"events", "events.jsonl"}
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and shows.isdisjoint(path.parts)]
     return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 

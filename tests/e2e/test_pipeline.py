@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -29,8 +30,8 @@ def command(folder: Path, *extra: str) -> list[str]:
     return [sys.executable, "-m", "rlhf.pipeline", *arguments]
 
 
-def launch(arguments: list[str], **changes) -> subprocess.CompletedProcess:
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+def launch(arguments: list[str], writes_report: bool = False, **changes) -> subprocess.CompletedProcess:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "SAILVL2_REPORT": str(int(writes_report))}
     return subprocess.run(arguments, cwd=ROOT, env=environment, capture_output=True, text=True, **changes)
 
 
@@ -46,7 +47,7 @@ def finished(tmp_path_factory) -> Path:
     process.send_signal(signal.SIGKILL)
     process.wait()
     first = (folder / "run" / "pretrain" / "done.json").stat().st_mtime_ns
-    done = launch(command(folder))
+    done = launch(command(folder), writes_report=True)
     assert done.returncode == 0, done.stderr[-3000:]
     assert (folder / "run" / "pretrain" / "done.json").stat().st_mtime_ns == first  # finished stages are not run again
     for stage in ("pretrain", "longcot_sft", "rl", "think_fusion"):
@@ -73,6 +74,19 @@ def test_summary_and_products(finished):
     ):
         assert (run / "rl" / name).exists(), name
     assert list((run / "rl" / "events").glob("events.out.tfevents.*"))
+
+
+def test_the_report_holds_all_stages_and_says_that_one_process_was_killed(finished):
+    run = finished / "run"
+    page = (run / "report.html").read_text()
+    index = json.loads(re.findall(r'id="index">(.*?)</script>', page)[0])
+    assert set(index["stages"]) == {"pretrain", "longcot_sft", "rl", "think_fusion"}  # answers of evaluations count
+    assert set(index["modes"]) == {"training", "think", "think_sampled", "direct"}
+    assert page.count("data:image/png;base64,") > 8
+    assert not list(run.glob("*/report.html"))  # the pipeline's holds them
+    events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
+    assert [event["event"] for event in events] == ["started", "started", "ended"]
+    assert list((run / "rl" / "events" / "rollouts").glob("events.out.tfevents.*.step_00000001"))
 
 
 def test_stored_rollouts_and_ledger_agree(finished):
