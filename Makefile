@@ -68,7 +68,8 @@ test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -m "slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu and not alone" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not gpu and alone" $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

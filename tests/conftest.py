@@ -73,3 +73,15 @@ def easy_prompts(tmp_path) -> Path:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
+
+
+ALONE = ("e2e/test_chaos.py", "e2e/test_ray_cluster.py", "e2e/test_torchrun.py", "e2e/test_launch.py", "rollouts/")
+ALONE += ("rewards/test_time_limits.py", "parity/test_engine_contract.py", "rlhf/reporting/test_browser.py")
+"""Tests with limits of time of their own, or that use all cores: when they are slow, no other runs beside them."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        path = item.path.relative_to(Path(__file__).parent).as_posix()
+        if path.startswith(ALONE):
+            item.add_marker(pytest.mark.alone)

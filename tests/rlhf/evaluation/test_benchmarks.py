@@ -4,9 +4,12 @@ import base64
 import csv
 import io
 import json
+import os
+import signal
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -16,6 +19,9 @@ from rlhf.evaluation import asking
 from rlhf.evaluation.benchmarks import Judging, catalogue, with_forms
 from rlhf.evaluation.questions import Asked, asked_rows, write_prompts
 from rlhf.evaluation.stage import evaluate_folder
+from tests.conftest import require_extra
+from tests.model.data.test_video import write_video
+from tests.rollouts.pool.test_worker_pool import members
 
 
 def picture(shade: int) -> str:
@@ -287,3 +293,44 @@ def test_every_benchmark_of_the_catalogue_is_whole():
         assert one.proven in ("nothing", "rule", "rule and score")
         assert one.rule != "none" or one.judge is Judging.needed, "an answer has to be judged by something"
     assert all(name in {*known.benchmarks, *known.unsupported} for names in known.averages.values() for name in names)
+
+
+@pytest.mark.slow
+def test_a_killed_sampler_of_a_pool_costs_nothing(command, monkeypatch, capsys):
+    monkeypatch.setattr("rlhf.evaluation.evaluator.PORTION", 2)
+    names = ("benchmarks=[mmstar,chartqa]", "modes=[think_sampled,direct]", "num_samples=2")
+    pool = ("rollouts.pool.placement=process", "rollouts.pool.workers=2")
+    whole = command(*names, output="whole.json")
+    workers: list[Any] = []
+    build = asking.build_worker
+    monkeypatch.setattr(asking, "build_worker", lambda *given: workers.append(build(*given)) or workers[-1])
+    reached: list[str] = []
+
+    def reach(name: str) -> None:
+        reached.append(name)
+        if name == "ask" and reached.count("ask") in (2, 4):
+            os.kill(members(workers[0])[0].process.pid, signal.SIGKILL)
+
+    monkeypatch.setattr("rlhf.evaluation.answers.reach", reach)
+    killed = command(*names, *pool)
+    assert "killed by signal 9" in capsys.readouterr().err
+    for name in whole["benchmarks"]:
+        for mode, own in whole["benchmarks"][name]["modes"].items():
+            assert killed["benchmarks"][name]["modes"][mode] == own
+
+
+def test_a_video_benchmark_reads_sixteen_frames_of_one_tile(tmp_path, tiny_folder):
+    require_extra("video", "av")
+    (tmp_path / "Video-MME").mkdir()
+    write_video(tmp_path / "Video-MME" / "x.mp4")
+    candidates = "['A. a cat', 'B. a dog']"
+    rows = [
+        {"index": 1, "video": "x", "video_path": "x.mp4", "question": "What?", "candidates": candidates, "answer": "B"}
+    ]
+    write_tsv(tmp_path / "Video-MME.tsv", rows)
+    limits = ["num_threads=1", "rollouts.max_completion_tokens=3", "modes=[direct]", "data.max_bad_rows=0"]
+    fixed = [f"checkpoint={tiny_folder}", f"data={tmp_path}", f"output={tmp_path / 'r.json'}", *limits]
+    result = evaluate_folder(load_config("evaluate", ["benchmarks=[video_mme]", *fixed])[0])
+    assert result["benchmarks"]["video_mme"]["num_questions"] == 1
+    (line,) = [json.loads(line) for line in (tmp_path / "r.answers.jsonl").read_text().splitlines()]
+    assert "A. a cat\nB. a dog" in line["question"] and line["images"][0].endswith("x.mp4")
