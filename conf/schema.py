@@ -1,5 +1,7 @@
 """The typed schema of every entry point, registered with Hydra. YAML may only set what stands here."""
 
+from functools import cache
+
 from hydra.core.config_store import ConfigStore
 
 from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
@@ -86,6 +88,7 @@ NAMED = (CustomConfig,)
 """The choices whose `name` is a setting; any other `GROUP.name` only says what the group chose."""
 
 
+@cache
 def register() -> None:
     """Make the schemas known; calling it again changes nothing."""
     store = ConfigStore.instance()

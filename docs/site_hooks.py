@@ -41,6 +41,22 @@ DOCSTRINGS = {
 """Page of the reference -> its title and the modules whose docstrings it shows."""
 
 
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Fill the parts of the navigation whose pages are made here."""
+    from conf.schema import ENTRIES
+
+    made = {
+        "Settings by command": [f"{COMMANDS}/{entry}.md" for entry in ENTRIES],
+        "Docstrings": [f"reference/{name}.md" for name in DOCSTRINGS],
+    }
+    for part in config.nav or []:
+        for items in part.values():
+            for item in items if isinstance(items, list) else []:
+                if isinstance(item, dict):
+                    item.update({title: pages for title, pages in made.items() if title in item})
+    return config
+
+
 def on_files(files: Files, config: MkDocsConfig) -> Files:
     """Add the pages that are made here, and copies of the files that documents link to."""
     for name in OUTSIDE:
