@@ -261,7 +261,8 @@ def test_only_completions_that_add_nothing_are_silent():
     silent = {
         name for name, config in ALGORITHM_CONFIGS.items() if build_algorithm(config(), 8).zero_advantage_is_silent
     }
-    assert silent == {"dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp"}  # grpo has a KL in its loss
+    expected = {"dr_grpo", "dapo", "gspo", "cispo", "rloo", "reinforce_pp", "sapo", "gmpo"}
+    assert silent == expected  # grpo has a KL in its loss; clip_cov and kl_cov choose tokens among all
     assert not build_algorithm(DapoConfig(entropy_coefficient=0.01), 8).zero_advantage_is_silent
     group = make_group([result(1), result(0), result(1)])
     values = [{"advantage": 0.0}, {"advantage": float("nan")}, {"token_advantages": [0.0, 0.0]}]
