@@ -334,6 +334,19 @@ def _refuse_dual_clip(config: AlgorithmConfig, because: str) -> None:
 
 
 @dataclass
+class GateConfig:
+    positive: float = 1.0
+    """steepness of the gate at tokens with a positive advantage"""
+    negative: float = 1.05
+    """steepness of the gate at other tokens; above `positive` they lose their weight sooner"""
+
+    def __post_init__(self) -> None:
+        for name in ("positive", "negative"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"algorithm.gate.{name}: expected a number above 0, found {getattr(self, name)}")
+
+
+@dataclass
 class SapoConfig(AlgorithmConfig):
     """SAPO (arXiv 2511.20347): a sigmoid gate in place of the clip, steeper for negative advantages; mean per sequence.
 
@@ -342,17 +355,11 @@ class SapoConfig(AlgorithmConfig):
 
     name: str = "sapo"
     normalisation: LossNormalisation = LossNormalisation.sequences
-    gate_positive: float = 1.0
-    """steepness of the gate at tokens with a positive advantage"""
-    gate_negative: float = 1.05
-    """steepness of the gate at other tokens; above gate_positive they lose their weight sooner"""
+    gate: GateConfig = field(default_factory=GateConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_dual_clip(self, "its gate bounds the ratio already")
-        for name in ("gate_positive", "gate_negative"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"algorithm.{name}: expected a number above 0, found {getattr(self, name)}")
 
 
 @dataclass
@@ -378,56 +385,60 @@ class GmpoConfig(AlgorithmConfig):
 
 
 @dataclass
-class ClipCovConfig(AlgorithmConfig):
-    """Clip-Cov (arXiv 2505.22617): a few tokens whose probability and advantage go together most lose their gradient,
-    which keeps the entropy up.
+class CovarianceConfig:
+    """How tokens are chosen whose probability and advantage go together; covariances are taken over a micro-batch."""
 
-    Covariances are taken over a micro-batch.
+    share: float = 2e-4
+    """share of the trained tokens that are chosen, at least one"""
+    least: float = 1.0
+    """clip_cov: tokens of a smaller covariance are never chosen"""
+    most: float = 5.0
+    """clip_cov: tokens of a larger covariance are never chosen"""
+    strength: float = 1.0
+    """kl_cov: weight of |ln(policy / old)| at the chosen tokens"""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share <= 1:
+            raise ValueError(f"algorithm.covariance.share: expected above 0 and at most 1, found {self.share}")
+        if not self.least < self.most:
+            raise ValueError(
+                f"algorithm.covariance.least, algorithm.covariance.most: expected the first to be less, found "
+                f"{self.least} and {self.most}"
+            )
+        if not 0 <= self.strength < float("inf"):
+            raise ValueError(f"algorithm.covariance.strength: expected 0 or more, found {self.strength}")
+
+
+@dataclass
+class ClipCovConfig(AlgorithmConfig):
+    """Clip-Cov (arXiv 2505.22617): a few of the tokens whose probability and advantage go together most lose their
+    gradient, which keeps the entropy up.
     """
 
     name: str = "clip_cov"
-    share: float = 2e-4
-    """share of the trained tokens that lose their gradient, at least one"""
-    least_covariance: float = 1.0
-    """tokens below are never chosen"""
-    most_covariance: float = 5.0
-    """tokens above are never chosen"""
+    covariance: CovarianceConfig = field(default_factory=CovarianceConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _check_share(self, self.share)
-        if not self.least_covariance < self.most_covariance:
-            raise ValueError(
-                f"algorithm.least_covariance, algorithm.most_covariance: expected the first to be less, found "
-                f"{self.least_covariance} and {self.most_covariance}"
-            )
+        _require_tokens(self)
 
 
 @dataclass
 class KlCovConfig(AlgorithmConfig):
     """KL-Cov (arXiv 2505.22617): no clip, and a distance to the old policy for the few tokens whose probability and
-    advantage go together most, which keeps the entropy up.
-
-    Covariances are taken over a micro-batch. The share is the paper's for 7B; for 32B it takes 2e-4.
+    advantage go together most, which keeps the entropy up. The share is the paper's for 7B; for 32B it takes 2e-4.
     """
 
     name: str = "kl_cov"
-    share: float = 2e-3
-    """share of the trained tokens that are held back, at least one"""
-    strength: float = 1.0
-    """weight of |ln(policy / old)| at these tokens"""
+    covariance: CovarianceConfig = field(default_factory=lambda: CovarianceConfig(share=2e-3))
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _refuse_dual_clip(self, "it has no clip")
-        _check_share(self, self.share)
-        if not 0 <= self.strength < float("inf"):
-            raise ValueError(f"algorithm.strength: expected 0 or more, found {self.strength}")
+        _require_tokens(self)
 
 
-def _check_share(config: AlgorithmConfig, share: float) -> None:
-    if not 0 < share <= 1:
-        raise ValueError(f"algorithm.share: expected above 0 and at most 1, found {share}")
+def _require_tokens(config: AlgorithmConfig) -> None:
     if config.ratio_level is not RatioLevel.token:
         raise ValueError(
             f"algorithm.ratio_level: expected token with algorithm={config.name}, which chooses tokens, found "

@@ -46,7 +46,7 @@ class Sapo(Algorithm[SapoConfig]):
     advantage_scales_objective = True
 
     def objective(self, log_ratio: Tensor, policy_logprobs: Tensor, advantages: Tensor) -> Tensor:
-        return gated_objective(log_ratio, advantages, self.config.gate_positive, self.config.gate_negative)
+        return gated_objective(log_ratio, advantages, self.config.gate.positive, self.config.gate.negative)
 
 
 class Gmpo(Algorithm[GmpoConfig]):
@@ -65,10 +65,10 @@ class ClipCov(Algorithm[ClipCovConfig]):
     """Clip-Cov: the chosen tokens lose their gradient."""
 
     def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
-        config = self.config
+        config = self.config.covariance
         objective = self.objective(log_ratio, policy_logprobs, batch.advantages)
         covariances = token_covariances(policy_logprobs, batch.advantages, batch.loss_mask)
-        inside = (covariances > config.least_covariance) & (covariances < config.most_covariance)
+        inside = (covariances > config.least) & (covariances < config.most)
         places = inside.nonzero()[:, 0]
         count = max(1, int(config.share * int(batch.loss_mask.sum())))
         # Which of them are chosen is drawn by a generator that the batch itself seeds, so that it is drawn again alike.
@@ -83,7 +83,7 @@ class KlCov(Algorithm[KlCovConfig]):
     """KL-Cov: the chosen tokens are held near the old policy."""
 
     def token_objective(self, log_ratio: Tensor, policy_logprobs: Tensor, batch: PolicyBatch) -> Tensor:
-        config = self.config
+        config = self.config.covariance
         objective = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp() * batch.advantages
         covariances = token_covariances(policy_logprobs, batch.advantages, batch.loss_mask)
         count = min(max(1, int(config.share * int(batch.loss_mask.sum()))), int(batch.loss_mask.sum()))

@@ -20,11 +20,15 @@ from rlhf.algorithms.config import (
     CispoConfig,
     Correction,
     CorrectionConfig,
+    CovarianceConfig,
     CustomConfig,
     DapoConfig,
+    GateConfig,
+    GmpoConfig,
     GroupFilter,
     GrpoConfig,
     KlConfig,
+    KlCovConfig,
     KlEstimator,
     KlPlace,
     LossNormalisation,
@@ -33,6 +37,7 @@ from rlhf.algorithms.config import (
     RatioLevel,
     ReinforcePpConfig,
     RlooConfig,
+    SapoConfig,
 )
 from rlhf.algorithms.filters import with_advantage
 from rlhf.algorithms.registry import build_algorithm
@@ -455,23 +460,30 @@ def test_clip_cov_takes_the_gradient_of_the_chosen_tokens_alone():
 
 
 def test_kl_cov_holds_the_chosen_token_near_the_old_policy():
-    objective, gradient = by_covariance(replace(ALGORITHM_CONFIGS["kl_cov"](), strength=2.0))
+    objective, gradient = by_covariance(KlCovConfig(covariance=CovarianceConfig(strength=2.0)))
     ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
     assert objective.tolist() == pytest.approx([3 * ratio - 0.2, ratio, -ratio, -3 * ratio])
     assert gradient.tolist() == pytest.approx([3 * ratio - 2.0, ratio, -ratio, -3 * ratio])
 
 
 @pytest.mark.parametrize(
-    ("name", "settings", "message"),
+    ("make", "message"),
     [
-        ("sapo", {"gate_negative": 0.0}, "algorithm.gate_negative: expected a number above 0"),
-        ("sapo", {"dual_clip": 3.0}, "algorithm.dual_clip: expected 0 with algorithm=sapo"),
-        ("gmpo", {"normalisation": LossNormalisation.tokens}, "expected token and sequences with algorithm=gmpo"),
-        ("clip_cov", {"share": 0.0}, "algorithm.share: expected above 0 and at most 1"),
-        ("clip_cov", {"most_covariance": 0.5}, "expected the first to be less"),
-        ("kl_cov", {"strength": -1.0}, "algorithm.strength: expected 0 or more"),
+        (lambda: GateConfig(negative=0.0), "algorithm.gate.negative: expected a number above 0"),
+        (lambda: SapoConfig(dual_clip=3.0), "algorithm.dual_clip: expected 0 with algorithm=sapo"),
+        (
+            lambda: GmpoConfig(normalisation=LossNormalisation.tokens),
+            "expected token and sequences with algorithm=gmpo",
+        ),
+        (lambda: CovarianceConfig(share=0.0), "algorithm.covariance.share: expected above 0 and at most 1"),
+        (lambda: CovarianceConfig(most=0.5), "expected the first to be less"),
+        (lambda: CovarianceConfig(strength=-1.0), "algorithm.covariance.strength: expected 0 or more"),
+        (
+            lambda: KlCovConfig(ratio_level=RatioLevel.sequence, normalisation=LossNormalisation.sequences),
+            "algorithm.ratio_level: expected token with algorithm=kl_cov",
+        ),
     ],
 )
-def test_settings_of_the_newer_algorithms_are_checked(name, settings, message):
+def test_settings_of_the_newer_algorithms_are_checked(make, message):
     with pytest.raises(ValueError, match=message):
-        ALGORITHM_CONFIGS[name](**settings)
+        make()
