@@ -68,10 +68,10 @@ def suite_lines(checkpoint: str, result: JsonObject) -> list[str]:
     lines.append("  ".join([f"  {'benchmark':24} {'mode':13}", *map(str.rjust, heading, widths)]))
     for name, found in result["benchmarks"].items():
         for mode, own in found["modes"].items():
-            interval = own["interval"]
+            interval = own["figure_interval"]
             cells = (
                 "-" if own["figure"] is None else f"{own['figure']:.2f}",
-                "-" if interval is None else "{:.1%} - {:.1%}".format(*interval),
+                "-" if interval is None else "{:.2f} - {:.2f}".format(*interval),
                 f"{own['extraction'].get('rule', 0.0):.1%}",
                 f"{own['extraction'].get('failed', 0.0):.1%}",
                 "-" if own["cut_off_share"] is None else f"{own['cut_off_share']:.1%}",

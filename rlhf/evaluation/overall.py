@@ -13,6 +13,7 @@ class Judged:
     columns: Mapping[str, str]
     score: float  # from 0 to 1; 1 is right
     answer: str | None = None  # the answer as the rule or the judge found it
+    unit: str = ""  # what the row belongs to together with others (`unit_of`)
 
 
 @dataclass(frozen=True)
@@ -113,8 +114,8 @@ def amber(rows: Sequence[Judged]) -> Figure:
 
 
 def fours(rows: Sequence[Judged]) -> Figure:
-    """Four rows in turn are one question, right if all are (CRPE)."""
-    whole = [rows[start : start + 4] for start in range(0, len(rows) - 3, 4)]
+    """Four rows in turn, which are one unit, are one question, right if all are (CRPE). Others are left out."""
+    whole = [four for four in _grouped(rows, lambda row: row.unit).values() if len(four) == 4]
     groups = [Judged(four[0].index, four[-1].columns, min(row.score for row in four)) for four in whole]
     return accuracy(groups) if groups else Figure(None)
 
@@ -183,14 +184,16 @@ _UNITS = {"mme": "image_path", "amber": "image_path", "pope": "image_path", "wor
 def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) -> str:
     """Name the unit of a row whose answers are not independent of others': a question, an image, a problem.
 
-    Empty where a row is alone. `ordinal`: the number of the row, from 0.
+    Empty where a row is alone. `ordinal`: the number of the row, from 0. `ValueError` for an index of another form.
     """
     if score == "circular":
+        if not index.isdecimal():
+            raise ValueError(f"index: expected a whole number, found {index!r:.80}")
         return columns.get("g_index") or str(int(index) % 1_000_000)
     if score == "fours":
         return str(ordinal // 4)
     if score == "hallusionbench":
-        return "_".join([columns.get("l2-category", ""), *_places(index, 3)])
+        return "_".join([columns.get("l2-category", ""), *_places(index, 3, 4, 5)[:1]])
     return columns.get(_UNITS.get(score, ""), "")
 
 
@@ -208,6 +211,28 @@ SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {
     "wemath": wemath,
 }
 """The figures by name, as `benchmarks.yaml` names them. Each is given at least one row; see `figure_of`."""
+
+
+ALL_RIGHT = ("circular", "fours", "hallusionbench", "mme", "wemath", "worst_of_variants")
+"""Figures to which several rows count as one, so that a unit with an answer that nobody judged has no value."""
+
+
+def means_of(score: str, rows: Sequence[Judged]) -> tuple[list[float], list[int]] | None:
+    """(sums, numbers) of the values of each unit whose mean is the figure, each from 0 to 1; None for other figures."""
+    units: dict[str, list[Judged]] = {}
+    for number, row in enumerate(rows):
+        units.setdefault(row.unit or f"row {number}", []).append(row)
+    if score in ("accuracy", "mean"):
+        return [sum(row.score for row in own) for own in units.values()], [len(own) for own in units.values()]
+    whole: dict[str, Callable[[str, list[Judged]], bool]] = {
+        "circular": lambda name, own: any(row.index == name for row in own),
+        "fours": lambda name, own: len(own) == 4,
+        "worst_of_variants": lambda name, own: True,
+    }
+    if score not in whole:
+        return None
+    counted = [min(row.score for row in own) for name, own in units.items() if whole[score](name, own)]
+    return counted, [1] * len(counted)
 
 
 def figure_of(score: str, rows: Sequence[Judged]) -> Figure:

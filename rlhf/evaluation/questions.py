@@ -5,7 +5,8 @@ import os
 import re
 import shutil
 import string
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from model.data.bad_rows import BadRows
 from model.data.media_error import MediaError
 from model.data.media_store import MediaStore
 from model.data.raw_rows import RawRow
-from model.data.tsv import tsv_rows
+from model.data.tsv import header_of, tsv_rows
 from model.json_values import JsonObject
 from model.run.durable import write_file
 from model.run.identity import MediaDigest
@@ -21,11 +22,16 @@ from rlhf.evaluation.benchmarks import Benchmark, Catalogue, Form
 from rlhf.evaluation.overall import unit_of
 from rlhf.evaluation.rules import Question, as_list
 
-_ABSENT = {"", "#N/A", "#NA", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null", "<NA>"}
+_ABSENT = {
+    *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
+    *("NULL", "NaN", "None", "n/a", "nan", "null"),
+}
 """Cells that pandas, which VLMEvalKit reads tables with, takes for nothing."""
 _LETTERED = re.compile(r"^\(?([A-Z])[.):]\s*")
 _IMAGE_MARK = "<image>"
-_OPEN_OPTIONS = ("A", "Other Answers")  # how VLMEvalKit makes a choice of MMMU's open questions
+_WITH_OPEN_QUESTIONS = ("mmmu",)  # VLMEvalKit makes choices of their questions without options, and of no others
+_OTHER_ANSWERS = "Other Answers"
+_SPLIT_ENDS = {"val": "val", "test": "test", "testa": "testA", "testb": "testB"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +41,7 @@ class Asked:
     index: str
     question: Question
     text: str  # the question as it was put
+    unit: str = ""  # what the row belongs to together with others, such as an image; empty: the row is alone
 
 
 def table_of(benchmark: Benchmark, folder: Path) -> Path:
@@ -50,42 +57,100 @@ def table_of(benchmark: Benchmark, folder: Path) -> Path:
 
 
 def asked_rows(benchmark: Benchmark, catalogue: Catalogue, folder: Path) -> Iterator[tuple[RawRow, Asked | str]]:
-    """Each row with what it asks, or why it cannot be used. `ValueError` for a table without the columns."""
+    """Each row with what it asks, or why it cannot be used. `ValueError` for a table without the columns.
+
+    As in VLMEvalKit, rows of other splits are left out, and so are rows without an image in a table of images.
+    """
     path = table_of(benchmark, folder)
     form = catalogue.forms[benchmark.form]
     free = catalogue.forms.get("choice_free", form)
+    header = header_of(path)
+    if missing := _missing(header, benchmark):
+        raise ValueError(f"data.folder: {path}: expected columns {', '.join(missing)}, found {', '.join(header)}")
+    num_without_image = 0
     for raw in tsv_rows(path, as_chat=False):
         if raw.problem:
             yield raw, raw.problem
             continue
         columns = {name: cell for name, cell in raw.columns.items() if isinstance(cell, str)}
-        if raw.number == 1 and (missing := _missing(columns, benchmark)):
-            raise ValueError(f"data.folder: {path}: expected columns {', '.join(missing)}, found {', '.join(columns)}")
-        yield raw, _asked(columns, benchmark, form, free)
+        if benchmark.split and "split" in header and columns.get("split") != benchmark.split:
+            continue
+        if _holds_images(benchmark, header) and not raw.columns.get("images"):
+            num_without_image += 1
+            continue
+        yield raw, _asked(columns, benchmark, form, free, raw.number - 1)
+    if num_without_image:
+        print(f"{path}: {num_without_image} rows without an image are left out, as VLMEvalKit does", file=sys.stderr)
 
 
-def _missing(columns: Mapping[str, str], benchmark: Benchmark) -> list[str]:
-    return [name for name in ("index", "question", benchmark.answer_column) if name not in columns]
+def _holds_images(benchmark: Benchmark, header: Sequence[str]) -> bool:
+    """Whether the table holds the images of its questions, instead of naming their files or videos."""
+    return not benchmark.frames and "image" in header
 
 
-def _asked(columns: Mapping[str, str], benchmark: Benchmark, form: Form, free: Form) -> Asked | str:
+def _missing(header: Sequence[str], benchmark: Benchmark) -> list[str]:
+    missing = [name for name in ("index", "question", benchmark.answer_column) if name not in header]
+    if not benchmark.frames and not {"image", "image_path"} & set(header):
+        missing.append("image or image_path")
+    return missing
+
+
+def _asked(columns: dict[str, str], benchmark: Benchmark, form: Form, free: Form, ordinal: int) -> Asked | str:
     """Return what a row asks; a text says why it cannot be used."""
     for name in ("index", "question", benchmark.answer_column):
         if not columns.get(name):
             return f"{name}: expected a text, found nothing"
+    index = columns["index"]
+    if benchmark.score == "splits":  # an index is there once in each split only
+        columns["split"] = columns.get("split") or _split_of(columns.get("category", "")) or benchmark.file
+        index = f"{columns['split']}_{index}"
     options = _options(columns)
-    answer = columns[benchmark.answer_column]
     asked = columns["question"]
     if benchmark.form == "choice" and columns.get("hint", "") not in _ABSENT:
         asked = f"{columns['hint']}\n{asked}"
     text = (form if options or benchmark.form != "choice" else free).filled(asked, options)
-    if benchmark.rule == "choice":
-        if not options:
-            letter, other = _OPEN_OPTIONS
-            options = {letter: answer, "B": other}
-        if answer not in options:  # an open question's answer is its option A
-            answer = "A" if len(answer) > 1 or answer not in string.ascii_uppercase else answer
-    return Asked(columns["index"], Question(answer, options, columns), text)
+    try:
+        answer, options = _right_answer(columns, options, benchmark)
+        unit = unit_of(benchmark.score, index, columns, ordinal)
+    except ValueError as error:
+        return str(error)
+    return Asked(index, Question(answer, options, columns), text, unit)
+
+
+def _right_answer(
+    columns: Mapping[str, str], options: dict[str, str], benchmark: Benchmark
+) -> tuple[str, dict[str, str]]:
+    """(the answer as the rule compares it, the options). `ValueError` for one that no prediction can equal."""
+    name = benchmark.answer_column
+    answer = columns[name]
+    said = {"yes_no": answer, "yes_no_any_case": answer.capitalize()}.get(benchmark.rule)
+    if said not in (None, "Yes", "No"):
+        raise ValueError(f"{name}: expected Yes or No, found {answer!r:.80}")
+    if benchmark.rule != "choice":
+        return answer, options
+    is_letter = len(answer) == 1 and answer in string.ascii_uppercase
+    if not options and benchmark.name in _WITH_OPEN_QUESTIONS:
+        return answer if is_letter else "A", {"A": answer, "B": _OTHER_ANSWERS}
+    if not options:
+        raise ValueError("A, B: expected the texts of options, in columns of their own or in candidates, found none")
+    if is_letter:
+        return answer, options
+    texts = as_list(columns.get("candidates", ""))
+    named = [letter for letter, text in zip(string.ascii_uppercase, texts, strict=False) if text == answer]
+    named = named or [letter for letter, text in options.items() if text == answer]
+    if not named and (match := _LETTERED.match(answer)) and match[1] in options:
+        named = [match[1]]
+    if len(named) != 1:
+        raise ValueError(f"{name}: expected the letter or the text of one option, found {answer!r:.80}")
+    return named[0], options
+
+
+def _split_of(category: str) -> str:
+    """Return the split that a category of RefCOCO names: RefCOCO+_testA for "RefCOCO+ testA"."""
+    name, _, rest = category.strip().partition(" ")
+    plain = re.sub(r"[\s_-]+", "", rest.lower())
+    end = _SPLIT_ENDS.get(plain, rest.strip().replace(" ", "_").replace("-", "_"))
+    return f"{name}_{end}" if end else name
 
 
 def _options(columns: Mapping[str, str]) -> dict[str, str]:
@@ -129,7 +194,7 @@ def write_prompts(
             "messages": [{"role": "user", "content": parts}],
             "reference": found.question.answer,
             "dataset": benchmark.name,
-            "unit": unit_of(benchmark.score, found.index, found.question.columns, total - 1),
+            "unit": found.unit,
         }
         lines.append(json.dumps(row))
     if not total:
@@ -151,6 +216,8 @@ def _parts(raw: RawRow, asked: Asked, benchmark: Benchmark, folder: Path, media:
     images = raw.columns.get("images", [])
     names = [_put(image, benchmark, folder, media) for image in (images if isinstance(images, list) else [images])]
     text = asked.text
+    if not names:
+        raise MediaError("image_path: expected the image's file, found nothing")
     if len(names) == 1:
         return [{"type": "image", "image": names[0]}, {"type": "text", "text": f"\n{text.replace(_IMAGE_MARK, '')}"}]
     parts: list[JsonObject] = []
@@ -175,7 +242,9 @@ def _image_file(name: str, benchmark: Benchmark, folder: Path) -> Path:
 
 
 def _video(columns: Mapping[str, str], benchmark: Benchmark, folder: Path) -> Path:
-    name = columns.get("video_path") or columns.get("prefix", "") + columns.get("video", "") + columns.get("suffix", "")
+    name = columns.get("video_path") or os.path.join(
+        columns.get("prefix", ""), columns.get("video", "") + columns.get("suffix", "")
+    )
     places = [folder / benchmark.file / name, folder / name, folder / benchmark.file / f"{name}.mp4"]
     found = next((path for path in places if name and path.is_file()), None)
     if found is None:
@@ -198,6 +267,8 @@ def _linked(path: Path, media: Path) -> str:
 def media_digest(benchmark: Benchmark, folder: Path) -> str:
     """A checksum over the images and videos that a table names and does not hold; those it holds are in its own."""
     digest = MediaDigest()
+    if _holds_images(benchmark, header_of(table_of(benchmark, folder))):
+        return digest.finish()
     for raw in tsv_rows(table_of(benchmark, folder), as_chat=False):
         columns = {name: cell for name, cell in raw.columns.items() if isinstance(cell, str)}
         images = raw.columns.get("images", [])

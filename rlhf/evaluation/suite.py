@@ -6,21 +6,22 @@ from pathlib import Path
 
 from model.data.jsonl import json_rows
 from model.data.raw_rows import RawRow
-from model.data.tsv import tsv_rows
+from model.data.tsv import header_of, tsv_rows
 from model.interface import THINKING_INSTRUCTION
 from model.json_values import JsonObject
 from model.processing.processor import Processor
-from model.run.identity import digest_of_ends
+from model.run.identity import digest_of_files
 from rewards.endpoint import Endpoint
 from rlhf.config import EvaluationMode
 from rlhf.evaluation.answers import Answer
 from rlhf.evaluation.benchmarks import Benchmark, Catalogue, catalogue, with_forms
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.evaluation.estimates import bootstrap_interval
 from rlhf.evaluation.figures import figures, result_of
 from rlhf.evaluation.judging import BY_JUDGE, BY_NONE, BY_RULE, FAILED, BenchmarkJudge, judge_prompt
-from rlhf.evaluation.overall import Judged, figure_of, unit_of
+from rlhf.evaluation.overall import ALL_RIGHT, Judged, figure_of, means_of
 from rlhf.evaluation.protocol import Protocol, code_version, sampling_of
-from rlhf.evaluation.questions import Asked, table_of, write_prompts
+from rlhf.evaluation.questions import Asked, media_digest, table_of, write_prompts
 from rollouts.config import RolloutConfig
 
 KeepLines = Callable[[Sequence[JsonObject]], None]
@@ -72,7 +73,8 @@ def benchmark_result(
     both = result_of([], answers, config.num_samples)
     modes: JsonObject = {}
     for mode, found in answers.items():
-        modes[mode.value] = {**_figure(one, found), **figures(found), "protocol": protocols[mode].id}
+        unknown = dict.fromkeys(_OF_TOKENS if config.data.predictions else ())
+        modes[mode.value] = {**_figure(one, found), **figures(found), **unknown, "protocol": protocols[mode].id}
     names = ("pass_at", "majority_at", "overthinking")
     return {
         "title": one.benchmark.title,
@@ -87,28 +89,45 @@ def benchmark_result(
 
 def _figure(one: OpenBenchmark, answers: Sequence[Answer]) -> JsonObject:
     """The published figure over the judged rows, its parts, and how answers were found. With several samples of a
-    question its score is their mean."""
+    question its score is their mean. A unit that counts as one is left out where one of its answers has no verdict."""
     by_id: dict[str, list[Answer]] = {}
     for answer in answers:
         if answer.score is not None:
             by_id.setdefault(answer.prompt_id, []).append(answer)
     benchmark = one.benchmark
+    open_units = {one.asked[answer.prompt_id].unit for answer in answers if answer.prompt_id not in by_id} - {""}
     rows = [
         Judged(
             index,
             {**one.asked[index].question.columns, "answer": one.asked[index].question.answer},
             sum(answer.score or 0.0 for answer in by_id[index]) / len(by_id[index]),
             by_id[index][0].answer,
+            one.asked[index].unit,
         )
         for index in one.order
-        if index in by_id
+        if index in by_id and not (benchmark.score in ALL_RIGHT and one.asked[index].unit in open_units)
     ]
-    if benchmark.split and any("split" in row.columns for row in rows):
-        rows = [row for row in rows if row.columns.get("split") == benchmark.split]
     figure = figure_of(benchmark.score, rows)
     found = [answer.extraction for answer in answers]
     shares = {kind: found.count(kind) / len(found) for kind in (BY_RULE, BY_JUDGE, BY_NONE, FAILED)} if found else {}
-    return {"figure": figure.score, "parts": figure.parts, "extraction": shares}
+    return {
+        "figure": figure.score,
+        "figure_interval": _interval(benchmark.score, rows),
+        "parts": figure.parts,
+        "extraction": shares,
+    }
+
+
+def _interval(score: str, rows: Sequence[Judged]) -> list[float] | None:
+    """The 95 % interval of a figure that is a mean over units, of 100, by resampling them; None for other figures."""
+    means = means_of(score, rows)
+    if means is None or not means[0]:
+        return None
+    return [100 * min(1.0, max(0.0, end)) for end in bootstrap_interval(*means)]
+
+
+_OF_TOKENS = ("mean_length", "cut_off_share", "format_rate", "mode_obedience", "empty_think_share")
+"""Figures of whole completions, of which stored predictions say nothing."""
 
 
 def protocols_of(
@@ -116,7 +135,10 @@ def protocols_of(
 ) -> dict[EvaluationMode, Protocol]:
     """The protocol of a benchmark in each mode. `processor`: the checkpoint's, None for stored predictions."""
     benchmark = one.benchmark
-    form = with_forms(catalogue(), config.data.forms).forms[benchmark.form]
+    forms = with_forms(catalogue(), config.data.forms).forms
+    form = asdict(forms[benchmark.form])
+    if benchmark.form == "choice":
+        form["without options"] = asdict(forms["choice_free"])
     images: JsonObject = {"tiles": benchmark.tiles, "upscale": benchmark.upscale, "frames": benchmark.frames}
     if processor is not None:
         settings = replace(processor.settings, use_msac=not benchmark.frames, upscale=benchmark.upscale)
@@ -125,10 +147,10 @@ def protocols_of(
     judge: JsonObject = {}
     if one.judge.is_asked:
         judge = {"model": config.judge.model, "prompt": judge_prompt(benchmark)}
-    data = digest_of_ends([one.table])
+    data = f"{digest_of_files([one.table])} {media_digest(benchmark, one.table.parent)}"
     found: dict[EvaluationMode, Protocol] = {}
     for mode in config.modes:
-        wording = {**asdict(form), "instruction": THINKING_INSTRUCTION if mode.thinks else ""}
+        wording = {**form, "instruction": THINKING_INSTRUCTION if mode.thinks else ""}
         sampling = sampling_of(mode, rollouts, config.num_samples, config.seed)
         if config.data.predictions:
             sampling = {"mode": mode.value, "predictions": "stored"}
@@ -184,12 +206,16 @@ def stored_predictions(path: Path, benchmark: Benchmark, only: bool) -> dict[str
 
 def _predictions(file: Path) -> dict[str, str]:
     rows: Iterator[RawRow] = tsv_rows(file, as_chat=False) if file.suffix == ".tsv" else json_rows(file)
+    if file.suffix == ".tsv" and "prediction" not in (header := header_of(file)):
+        raise ValueError(f"data.predictions: {file}: expected a column prediction, found {', '.join(header)}")
     found: dict[str, str] = {}
     for raw in rows:
         if raw.problem:
             raise ValueError(f"data.predictions: {file}: row {raw.number}: {raw.problem}")
         if "index" not in raw.columns:
             raise ValueError(f"data.predictions: {file}: row {raw.number}: expected a column index, found none")
+        if file.suffix != ".tsv" and raw.columns.get("prediction") is None:
+            continue  # nothing was predicted, which is not a wrong prediction; an empty cell of a TSV is an empty one
         index = str(raw.columns["index"])
         if index in found:
             raise ValueError(f"data.predictions: {file}: row {raw.number}: index {index} is there twice")
@@ -212,7 +238,7 @@ def judged_predictions(
     results = one.judge.results([(index, predictions[index]) for index in one.order])
     answers: list[Answer] = []
     lines: list[JsonObject] = []
-    for ordinal, (index, result) in enumerate(zip(one.order, results, strict=True)):
+    for index, result in zip(one.order, results, strict=True):
         answer = Answer(
             prompt_id=index,
             dataset=one.benchmark.name,
@@ -245,7 +271,7 @@ def judged_predictions(
                 "score": answer.score,
                 "reason": result.reason,
                 "extraction": answer.extraction,
-                "unit": unit_of(one.benchmark.score, index, question.question.columns, ordinal),
+                "unit": question.unit,
             }
         )
     return answers, lines

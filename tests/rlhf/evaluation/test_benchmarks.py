@@ -270,6 +270,7 @@ def test_chinese_questions_several_images_and_open_questions_have_their_form(tmp
             "A": "x",
             "B": "y",
             "answer": "A",
+            "split": "validation",
         },
         {"index": 3, "image": picture(3), "question": "How many?", "answer": "42", "split": "validation"},
     ]

@@ -38,8 +38,9 @@ def test_figures_are_those_of_vlmevalkit():
                 row,
                 values[row["score"]] if row["score"] in values else float(row["score"]),
                 row.get("extracted"),
+                str(number // 4) if case["score"] == "fours" else "",
             )
-            for row in case["rows"]
+            for number, row in enumerate(case["rows"])
         ]
         assert figure_of(case["score"], rows).score == pytest.approx(case["figure"]), case["score"]
 
