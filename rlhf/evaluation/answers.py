@@ -34,6 +34,7 @@ class Answer:
     answer: str | None = None  # the answer that was judged
     has_tags: bool = False  # a think tag stands in it
     has_thought: bool = False  # a think block that closes has text in it
+    is_empty_thought: bool = False  # a think block has no text in it
     extraction: str = ""  # who found the answer of a benchmark: rule, judge, none, or failed
 
     @property
@@ -51,6 +52,11 @@ class Answer:
         if self.is_unscorable:
             return "unscorable"
         return "unjudged" if self.right is None else "right" if self.right else "wrong"
+
+
+def has_empty_thought(text: str) -> bool:
+    """Whether a think tag stands in a completion and no thinking. One that is cut off while it thinks has thinking."""
+    return (THINK_START in text or THINK_END in text) and not parse_completion(text).thinking.strip()
 
 
 def ask(
@@ -104,6 +110,7 @@ def _answered(
         answer=result.answer,
         has_tags=THINK_START in text or THINK_END in text,
         has_thought=THINK_END in text and bool(thinking.strip()),
+        is_empty_thought=has_empty_thought(text),
         extraction=getattr(result, "extraction", ""),
     )
     line: JsonObject = {

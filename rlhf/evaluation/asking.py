@@ -19,6 +19,7 @@ from model.interface import THINKING_INSTRUCTION, Mode
 from model.json_values import JsonObject, parse_json
 from model.processing.processor import Processor
 from model.run.durable import STAGING_SUFFIX, write_file
+from model.run.failpoints import reach
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
 from rlhf.config import DataConfig, EvaluationMode
@@ -28,7 +29,7 @@ from rlhf.evaluation.figures import result_of
 from rlhf.evaluation.judging import endpoint_of
 from rlhf.evaluation.protocol import Protocol, code_version, sampling_of
 from rlhf.evaluation.responses import Responses
-from rlhf.evaluation.stage import TO_STDOUT, Keys, answers_file, benchmark_folder
+from rlhf.evaluation.stage import PROMPTS, TO_STDOUT, Keys, answers_file, benchmark_folder
 from rlhf.evaluation.suite import (
     OpenBenchmark,
     averages_of,
@@ -53,7 +54,7 @@ class Asking:
     """A checkpoint that answers prompts: its processor, its sampler, and what is kept while it answers."""
 
     def __init__(self, config: EvaluateConfig, output: Path | None, processor: Processor, keys: Keys) -> None:
-        self.config, self.output, self.processor, self._key = config, output, processor, keys.completions
+        self.config, self.output, self.processor, self._keys = config, output, processor, keys
         self.rollouts: RolloutConfig = config.rollouts.within(processor.config.language.max_position_embeddings)
 
     @contextmanager
@@ -74,7 +75,8 @@ class Asking:
         found = {}
         for mode in self.config.modes:
             sampling = sampling_of(mode, self.rollouts, self.config.num_samples, self.config.seed)
-            key = hashlib.sha256(f"{self._key} {name} {json.dumps(sampling)}".encode()).hexdigest()
+            parts = (self._keys.completions, name, self._keys.data.get(name, ""), json.dumps(sampling))
+            key = hashlib.sha256(" ".join(parts).encode()).hexdigest()
             found[mode] = Responses(folder / f"{name}.{mode.value}.jsonl", key)
         if kept := sum(one.num_kept for one in found.values()):
             out = sys.stderr if self.config.output == TO_STDOUT else sys.stdout
@@ -127,7 +129,7 @@ def _prompts(config: EvaluateConfig, output: Path | None, keys: Keys, keep: Keep
                 0,
                 config.modes,
                 keep_and_show,
-                asking.responses("prompts"),
+                asking.responses(PROMPTS),
             )
     result = result_of(asked, answers, config.num_samples, config.group_by)
     result["max_completion_tokens"] = asking.rollouts.max_completion_tokens
@@ -272,9 +274,14 @@ def _kept(output: Path | None) -> Iterator[KeepLines]:
     try:
         with staging.open("w", encoding="utf-8") as file:
             yield lambda lines: file.writelines(json.dumps(_within(output.parent, line)) + "\n" for line in lines)
+            file.flush()
+            os.fsync(file.fileno())
+        output.unlink(missing_ok=True)  # an earlier result must not stand beside answers that are not its own
+        reach("answers")
         os.replace(staging, path)
     except ValueError:  # no result can be made of the answers, which show why if there are any
         if staging.stat().st_size:
+            output.unlink(missing_ok=True)
             os.replace(staging, path)
         raise
     finally:

@@ -218,7 +218,7 @@ def as_text(rows: Sequence[Row]) -> list[str]:
     for row in rows:
         found = row.found
         low, high = (f"{100 * end:+.1f}" for end in found.interval)
-        clear = "" if low.startswith("-") != high.startswith("-") else "; the interval excludes 0"
+        clear = "" if found.interval[0] <= 0 <= found.interval[1] else "; the interval excludes 0"
         lines.append(
             f"{row.dataset} {row.mode}: {row.first} {100 * found.first:.1f} -> {row.second} {100 * found.second:.1f}, "
             f"{100 * found.difference:+.1f} points ({low} to {high}, p {found.p_value:.3f}) on {found.num_questions} "

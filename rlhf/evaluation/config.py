@@ -1,5 +1,6 @@
 """The settings of `python -m rlhf.evaluate`."""
 
+import re
 from dataclasses import dataclass, field
 
 from model.engine.config import Device
@@ -36,8 +37,15 @@ class JudgeConfig:
             raise ValueError("judge.model: expected the name of the judge at judge.base_url, found nothing")
         if self.model and not self.base_url:
             raise ValueError("judge.base_url: expected the address of judge.model, found nothing")
-        if self.concurrency < 1:
-            raise ValueError(f"judge.concurrency: expected at least 1, found {self.concurrency}")
+        if self.base_url and not re.match(r"https?://[^\s/@?#]+(/[^\s@?#]*)?$", self.base_url):
+            found = "another form" if "@" in self.base_url else repr(self.base_url)
+            raise ValueError(f"judge.base_url: expected an address such as http://localhost:8000/v1, found {found}")
+        for name, least in (("concurrency", 1), ("retries", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"judge.{name}: expected at least {least}, found {getattr(self, name)}")
+        for name in ("request_seconds", "requests_per_minute"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise ValueError(f"judge.{name}: expected a number above 0, found {getattr(self, name)}")
 
 
 @dataclass

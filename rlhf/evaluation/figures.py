@@ -70,7 +70,7 @@ def figures(answers: Sequence[Answer]) -> JsonObject:
         "cut_off_share": mean([float(one.is_cut_off) for one in answers]),
         "unscorable_share": mean([float(one.is_unscorable) for one in answers]),
         "mode_obedience": mean([float(one.obeys) for one in answers]),
-        "empty_think_share": mean([float(one.has_tags and not one.has_thought) for one in answers]),
+        "empty_think_share": mean([float(one.is_empty_thought) for one in answers]),
         "num_prompts": len({one.prompt_id for one in answers}),
         "num_completions": len(answers),
     }

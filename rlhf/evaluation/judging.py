@@ -18,7 +18,7 @@ from rewards.verifiers.verifier import parse_json
 from rlhf.evaluation.benchmarks import Benchmark, Judging
 from rlhf.evaluation.config import JudgeConfig
 from rlhf.evaluation.questions import Asked
-from rlhf.evaluation.rules import NOTHING, REFUSED, RULES, Ruling, prediction_of
+from rlhf.evaluation.rules import API_FAILED, NOTHING, REFUSED, RULES, Ruling, prediction_of
 
 BY_RULE, BY_JUDGE, BY_NONE, FAILED = "rule", "judge", "none", "failed"
 """Who found an answer: the benchmark's rule, the judge, nobody; or the judge should have and failed."""
@@ -109,16 +109,19 @@ class BenchmarkJudge:
         predictions = [self._prediction(completion) for _, completion in answers]
         rule = RULES.get(self.benchmark.rule)
         questions = [self.asked[prompt_id] for prompt_id, _ in answers]
+        lost = [self._takes_text and API_FAILED in prediction for prediction in predictions]
         rulings = [
             rule(prediction, one.question) if rule else NOTHING
             for prediction, one in zip(predictions, questions, strict=True)
         ]
-        open_ones = [number for number, ruling in enumerate(rulings) if ruling.score is None]
+        open_ones = [number for number, ruling in enumerate(rulings) if ruling.score is None and not lost[number]]
         judged: dict[int, RewardResult] = {}
         if self._endpoint is not None and open_ones:
             with ThreadPoolExecutor(self._concurrency) as pool:
                 verdicts = pool.map(lambda number: self._judged(questions[number], predictions[number]), open_ones)
                 judged = dict(zip(open_ones, verdicts, strict=True))
+        reason = f"the stored prediction says that there is none: {API_FAILED}"
+        judged |= {number: _failed(reason) for number, is_lost in enumerate(lost) if is_lost}
         return [judged.get(number) or _by_rule(ruling) for number, ruling in enumerate(rulings)]
 
     def _prediction(self, completion: str) -> str:
@@ -128,8 +131,9 @@ class BenchmarkJudge:
         try:
             ruling = self._verdict(asked, prediction)
         except (JudgeError, ValueError, OSError) as error:
-            return BenchmarkResult(None, {}, Status.unscorable, str(error), None, FAILED)
-        return _result(ruling, BY_JUDGE)
+            return _failed(str(error))
+        # A judge of right and wrong names no answer; votes of several samples count the prediction itself.
+        return _result(Ruling(ruling.score, ruling.answer or prediction.strip()), BY_JUDGE)
 
     def _verdict(self, asked: Asked, prediction: str) -> Ruling:
         assert self._endpoint is not None
@@ -188,6 +192,10 @@ def _object(text: str, read: Callable[[Mapping[str, object]], Ruling]) -> dict[s
         raise JudgeError(f"expected one JSON object, found {text[:120]!r}")
     read(reply)
     return reply
+
+
+def _failed(reason: str) -> RewardResult:
+    return BenchmarkResult(None, {}, Status.unscorable, reason, None, FAILED)
 
 
 def _by_rule(ruling: Ruling) -> RewardResult:

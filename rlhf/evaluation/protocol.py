@@ -84,7 +84,7 @@ def code_version() -> str:
     total = hashlib.sha256()
     for place in _CODE:
         path = root / place
-        for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        for file in sorted((*path.rglob("*.py"), *path.rglob("*.yaml"))) if path.is_dir() else [path]:
             total.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes() + b"\n")
     try:
         number = version("sailvl2-rl")

@@ -50,7 +50,8 @@ _REFUSALS = (
     "I'm sorry, but without the image provided",
     "Cannot determine the answer",
 )
-_API_FAILED = "Failed to obtain answer via API"  # stands in VLMEvalKit's files for a prediction that never came
+API_FAILED = "Failed to obtain answer via API"
+"""The text that stands in VLMEvalKit's files for a prediction that never came."""
 
 
 def infer_option(prediction: str, options: Mapping[str, str]) -> str | None:
@@ -59,7 +60,7 @@ def infer_option(prediction: str, options: Mapping[str, str]) -> str | None:
     The letter is the only one of the options' that stands among the words, and stands near the end; else it follows
     "answer is"; else the text of one option alone is part of a prediction that is short enough.
     """
-    if _API_FAILED not in prediction and (letter := _letter(prediction, options)):
+    if API_FAILED not in prediction and (letter := _letter(prediction, options)):
         return letter
     text = prediction.lower()
     if len(text) > 2 * sum(len(option) for option in options.values()):

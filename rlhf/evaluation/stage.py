@@ -6,20 +6,23 @@ This module loads no model, so that a second call with nothing changed is answer
 import hashlib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory, TemporaryFile
+
+import yaml
 
 from model.data.chat_rows import ChatReader
 from model.data.media_store import MediaStore
 from model.data.tables import Table
 from model.json_values import JsonObject, parse_json, read_json_object
 from model.run.durable import OUT_OF_SPACE
-from model.run.identity import code_input, digest_of_ends, digest_of_files
+from model.run.identity import code_input, digest_of_ends, digest_of_files, outside_keys, settings_of
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.evaluation.lines import evaluation_lines, suite_lines
+from rlhf.evaluation.protocol import code_version
 
 TO_STDOUT = "-"
 """The value of `output` that prints the result as JSON."""
@@ -85,10 +88,18 @@ class Keys:
 
     result: str = ""
     completions: str = ""
+    """of the checkpoint, the code, and the settings that change what is sampled; those of one mode come to it"""
+    data: Mapping[str, str] = field(default_factory=dict)
+    """of the rows of each benchmark, or of the file of prompts"""
 
 
-_ONLY_JUDGING = ("output", "modes", "num_prompts", "group_by", "reward", "judge")
-"""Settings that completions do not depend on, or that are looked at beside the key."""
+PROMPTS = "prompts"
+"""The name of the data of an evaluation that is given a file of prompts."""
+_NOT_SAMPLED = (
+    *("checkpoint", "prompts", "benchmarks", "output", "modes", "num_prompts", "num_samples", "group_by", "seed"),
+    *("reward", "judge"),
+)
+"""Settings that completions do not depend on, or that are looked at beside their key."""
 
 
 def keys_of(config: EvaluateConfig) -> Keys:
@@ -102,23 +113,35 @@ def keys_of(config: EvaluateConfig) -> Keys:
         inputs = "".join(digest_of_files([Path(text)]) for text in named)
     except OSError as error:
         raise ValueError(f"checkpoint, data: expected files that can be read, found: {error}") from None
-    inputs += _digest_of_prompts(config) + code_input().sha256
-    kept = {name: value for name, value in settings.items() if name not in _ONLY_JUDGING}
+    inputs += code_version() + code_input().sha256
+    data = _digests_of_data(config)
+    kept = _without_places(config, {name: value for name, value in settings.items() if name not in _NOT_SAMPLED})
     del settings["output"]
-    texts = (json.dumps(one, sort_keys=True, default=str) + inputs for one in (settings, kept))
-    return Keys(*(hashlib.sha256(text.encode()).hexdigest() for text in texts))
+    result = json.dumps(settings, sort_keys=True, default=str) + inputs + json.dumps(data)
+    return Keys(_hash(result), _hash(kept + inputs), data)
 
 
-def _digest_of_prompts(config: EvaluateConfig) -> str:
-    """A checksum over the tables and the images and videos that their rows name."""
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _without_places(config: EvaluateConfig, settings: JsonObject) -> str:
+    """Settings as a text, less where files lie and what changes no number."""
+    text = yaml.safe_dump(json.loads(json.dumps(settings, default=str)))
+    return json.dumps(settings_of(text, outside_keys(config)), sort_keys=True)
+
+
+def _digests_of_data(config: EvaluateConfig) -> dict[str, str]:
+    """Name -> a checksum over the tables and the images and videos that their rows name."""
     if config.benchmarks:
         from rlhf.evaluation.benchmarks import catalogue
         from rlhf.evaluation.questions import media_digest, table_of
 
-        chosen = catalogue().chosen(config.benchmarks)
         folder = Path(config.data.folder)
-        tables = [table_of(one, folder) for one in chosen]
-        return digest_of_ends(tables) + "".join(media_digest(one, folder) for one in chosen)
+        return {
+            one.name: f"{digest_of_files([table_of(one, folder)])} {media_digest(one, folder)}"
+            for one in catalogue().chosen(config.benchmarks)
+        }
     paths = [Path(config.prompts), *map(Path, config.data.also)]
     tables = [Table(path) for path in paths]
     found = digest_of_ends(file for table in tables for file in table.files)
@@ -128,16 +151,22 @@ def _digest_of_prompts(config: EvaluateConfig) -> str:
             for ordinal, raw in enumerate(table.rows(), 1):
                 with suppress(ValueError):  # a row that cannot be used is counted and named when it is asked
                     reader.read(raw, table, ordinal)
-    return found + reader.digest.finish()
+    return {PROMPTS: found + reader.digest.finish()}
 
 
 def kept_result(output: Path, key: str) -> JsonObject | None:
-    """The result at `output` if it is of this key and its answers are there."""
+    """The result at `output` if it is of this key and its answers are there.
+
+    A result of benchmarks with answers that a judge or a sampler failed at is made again, so that they are tried again.
+    """
     try:
         result = read_json_object(output)
     except (OSError, ValueError):
         return None
-    return result if result.get("key") == key and answers_file(output).is_file() else None
+    if result.get("key") != key or not answers_file(output).is_file():
+        return None
+    modes = [own for one in result.get("benchmarks", {}).values() for own in one["modes"].values()]
+    return None if any(own["unscorable_share"] for own in modes) else result
 
 
 def evaluate_folder(config: EvaluateConfig) -> JsonObject:

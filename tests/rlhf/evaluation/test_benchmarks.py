@@ -15,10 +15,14 @@ import pytest
 from PIL import Image
 
 from conf.cli import load_config
+from rlhf.config import EvaluationMode
 from rlhf.evaluation import asking
 from rlhf.evaluation.benchmarks import Judging, catalogue, with_forms
+from rlhf.evaluation.judging import BenchmarkJudge
+from rlhf.evaluation.lines import suite_lines
 from rlhf.evaluation.questions import Asked, asked_rows, write_prompts
-from rlhf.evaluation.stage import evaluate_folder
+from rlhf.evaluation.stage import Keys, evaluate_folder, keys_of
+from rlhf.evaluation.suite import OpenBenchmark, protocols_of
 from tests.conftest import require_extra
 from tests.model.data.test_video import write_video
 from tests.rollouts.pool.test_worker_pool import members
@@ -238,12 +242,100 @@ def test_a_judge_that_fails_makes_an_answer_neither_right_nor_wrong(command, tmp
     assert command(*common, output="b.json")["benchmarks"]["mathverse"]["modes"]["think"]["figure"] == 100.0
 
 
+def test_stored_predictions_have_a_column_and_say_nothing_of_tokens(command, tmp_path):
+    common = ("checkpoint=''", "benchmarks=[mmstar]", "modes=[think]")
+    (tmp_path / "p.tsv").write_text("index\tanswered\n0\tA\n")
+    with pytest.raises(ValueError, match=r"p\.tsv: expected a column prediction, found index, answered"):
+        command(*common, f"data.predictions={tmp_path / 'p.tsv'}")
+    rows = [{"index": n, "prediction": None if n == 3 else "A"} for n in range(4)]
+    (tmp_path / "null.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(ValueError, match="expected a prediction for each of 4 questions, found none for 1: 3"):
+        command(*common, f"data.predictions={tmp_path / 'null.jsonl'}")
+    stored = predictions(tmp_path / "p.jsonl", "A", "A", "A", "Failed to obtain answer via API.")
+    result = command(*common, stored)
+    found = result["benchmarks"]["mmstar"]["modes"]["think"]
+    assert {found[name] for name in ("mean_length", "cut_off_share", "mode_obedience", "empty_think_share")} == {None}
+    assert found["figure"] == pytest.approx(200 / 3) and found["extraction"]["failed"] == 0.25
+    low, high = found["figure_interval"]
+    assert 0 <= low < found["figure"] < high <= 100
+    assert "protocol" in "\n".join(suite_lines("x", result))
+
+
+def test_what_a_judge_failed_at_is_asked_again_by_the_same_command(command, tmp_path, judge):
+    stored = predictions(tmp_path / "p.jsonl", "four", first=5)
+    common = ("checkpoint=''", "benchmarks=[mathverse]", "modes=[think]", stored, *judge.keys)
+    judge.reply = "no verdict"
+    assert command(*common)["benchmarks"]["mathverse"]["modes"]["think"]["figure"] is None
+    judge.reply = '{"right": true}'
+    assert command(*common)["benchmarks"]["mathverse"]["modes"]["think"]["figure"] == 100.0
+    (line,) = [json.loads(line) for line in (tmp_path / "result.answers.jsonl").read_text().splitlines()]
+    assert line["answer"] == "four", "samples vote with what they answered"
+    asked = len(judge.asked)
+    command(*common)
+    assert len(judge.asked) == asked, "the result is there"
+
+
+def test_an_earlier_result_never_stands_beside_answers_of_a_later_evaluation(command, tmp_path, monkeypatch):
+    names = ("checkpoint=''", "benchmarks=[mmstar]", "modes=[direct]")
+    first = command(*names, predictions(tmp_path / "a.jsonl", *"ABAB"))
+
+    def stop(name: str) -> None:
+        raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(asking, "reach", stop)
+        command(*names, predictions(tmp_path / "b.jsonl", *"AAAA"))
+    assert not (tmp_path / "result.json").exists()
+    assert command(*names, f"data.predictions={tmp_path / 'a.jsonl'}") == first
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("judge.base_url=localhost:8000", "judge.base_url: expected an address such as"),
+        ("judge.retries=-1", "judge.retries: expected at least 0"),
+        ("judge.requests_per_minute=0", "judge.requests_per_minute: expected a number above 0"),
+    ],
+)
+def test_a_judge_that_cannot_be_asked_is_refused_before_anything_is(setting, message):
+    with pytest.raises(ValueError, match=message):
+        load_config("evaluate", ["checkpoint=x", "benchmarks=[mmstar]", "data=y", "judge.model=m",
+                                 "judge.base_url=http://localhost/v1", setting])  # fmt: skip
+
+
+def test_completions_are_kept_whatever_else_is_asked(tmp_path, tiny_folder, tables):
+    def keys(*overrides: str, folder: Path = tables) -> Keys:
+        fixed = [f"checkpoint={tiny_folder}", f"data={folder}", "benchmarks=[mmstar]", f"output={tmp_path / 'r.json'}"]
+        return keys_of(load_config("evaluate", [*fixed, *overrides])[0])
+
+    first = keys()
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for file in tables.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    for other in (keys("benchmarks=[mmstar,chartqa]"), keys("num_samples=3", "seed=4"), keys(folder=moved)):
+        assert other.result != first.result
+        assert (other.completions, other.data["mmstar"]) == (first.completions, first.data["mmstar"])
+    assert keys("rollouts.temperature=0.5").completions != first.completions
+    text = (tables / "MMStar.tsv").read_text()
+    (tables / "MMStar.tsv").write_text(text.replace("Which 2?", "Which 7?"))
+    assert keys().data["mmstar"] != first.data["mmstar"]
+
+
 def test_wordings_of_a_user_replace_ours_and_change_the_protocol(tables, tmp_path):
     mmstar = catalogue().benchmarks["mmstar"]
     own = tmp_path / "forms.yaml"
     own.write_text('choice: {text: "Q: {question}{options}\\nLetter:"}\n')
     (_, first), *_ = asked_rows(mmstar, with_forms(catalogue(), str(own)), tables)
     assert isinstance(first, Asked) and first.text == "Q: Which 0?\nA. cat\nB. dog\nLetter:"
+    own.write_text("choice_free: {text: 'Q: {question}'}\n")
+    opened = OpenBenchmark(mmstar, tables / "MMStar.tsv", {}, 0, BenchmarkJudge(mmstar, {}, None))
+    fixed = ["checkpoint=x", "benchmarks=[mmstar]", f"data={tables}", "modes=[direct]"]
+    ids = set()
+    for overrides in ([], [f"data.forms={own}"]):
+        config = load_config("evaluate", [*fixed, *overrides])[0]
+        ids.add(protocols_of(opened, config, config.rollouts, None)[EvaluationMode.direct].id)
+    assert len(ids) == 2, "the wording of questions without options is part of the protocol"
     own.write_text("choice: {text: 'Q: {question}'}\n")
     with pytest.raises(ValueError, match=r"choice: expected texts that hold \{options\}"):
         with_forms(catalogue(), str(own))

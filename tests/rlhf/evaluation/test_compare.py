@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from rlhf.compare import main
-from rlhf.evaluation.estimates import bootstrap_interval, majority_at_k, paired_difference, pass_at_k
+from rlhf.evaluation.comparison import Row, as_text
+from rlhf.evaluation.estimates import Difference, bootstrap_interval, majority_at_k, paired_difference, pass_at_k
 from rlhf.evaluation.protocol import Protocol
 
 
@@ -94,6 +95,12 @@ def test_the_command_compares_and_keeps_table_and_plot(tmp_path, capsys):
     )
     assert (tmp_path / "out" / "comparison.md").read_text().count("\n|") == 3
     assert (tmp_path / "out" / "comparison.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(("low", "excludes"), [(0.0, False), (0.0002, True), (-0.0002, False)])
+def test_an_interval_that_ends_at_0_does_not_exclude_it(low, excludes):
+    found = Difference(9, 0.5, 0.6, 0.1, (low, 0.2), 0.05, "sign flips", 2, 1)
+    assert ("excludes 0" in as_text([Row("a", "b", "x", "think", "p", 0, found)])[0]) is excludes
 
 
 def test_other_protocols_are_refused_unless_they_are_asked_for(tmp_path, capsys):

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.config import EvaluationMode
-from rlhf.evaluation.answers import Answer
+from rlhf.evaluation.answers import Answer, has_empty_thought
 from rlhf.evaluation.figures import figures, result_of, wilson
 from rlhf.evaluation.lines import evaluation_lines
 from rollouts.rollout import Prompt
@@ -52,6 +52,22 @@ def test_answers_of_a_verifier_that_grades_have_a_mean():
     """ANLS is such a mean; the share of answers that are right to the letter says another thing."""
     found = figures([answer("p", True), answer("p", False, score=0.6), answer("q", False, score=0.0)])
     assert found["accuracy"] == 1 / 3 and found["score"] == pytest.approx(1.6 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "is_empty"),
+    [
+        ("<think>\n</think> 3", True),
+        ("<think>so", False),  # cut off while it thinks
+        ("<think>so</think> 3", False),
+        ("</think> 3", True),
+        ("3", False),
+    ],
+)
+def test_a_thought_that_is_cut_off_is_not_an_empty_one(text, is_empty):
+    assert has_empty_thought(text) is is_empty
+    found = figures([answer("p", True, is_empty_thought=is_empty, has_tags=True)])
+    assert found["empty_think_share"] == float(is_empty)
 
 
 def test_data_sets_modes_and_groups_stand_apart():
