@@ -6,6 +6,7 @@ Replies are kept by a key in a folder, so that the same question is not asked tw
 import json
 import os
 import random
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -38,7 +39,8 @@ def ask(endpoint: Endpoint, payload: Mapping[str, object], read: Callable[[str],
     for attempt in range(endpoint.retries + 1):
         if attempt:
             print(
-                f"no verdict from {endpoint.base_url}: {endpoint.without_key(problem)}; request {attempt + 1} follows"
+                f"no verdict from {endpoint.base_url}: {endpoint.without_key(problem)}; request {attempt + 1} follows",
+                file=sys.stderr,
             )
             time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
         endpoint.limiter.wait(endpoint.requests_per_minute)

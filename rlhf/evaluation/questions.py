@@ -1,5 +1,6 @@
 """From a benchmark's table to prompts: VLMEvalKit's TSV rows become messages in the benchmark's wording."""
 
+import hashlib
 import json
 import os
 import re
@@ -126,6 +127,8 @@ def _right_answer(
     said = {"yes_no": answer, "yes_no_any_case": answer.capitalize()}.get(benchmark.rule)
     if said not in (None, "Yes", "No"):
         raise ValueError(f"{name}: expected Yes or No, found {answer!r:.80}")
+    if benchmark.answer_column == "final_answer":  # of OlympiadBench, a list of LaTeX texts
+        return ", ".join(as_list(answer)) or answer, options
     if benchmark.rule != "choice":
         return answer, options
     is_letter = len(answer) == 1 and answer in string.ascii_uppercase
@@ -224,7 +227,7 @@ def _parts(raw: RawRow, asked: Asked, benchmark: Benchmark, folder: Path, media:
     for number, name in enumerate(names, 1):
         parts += [{"type": "text", "text": f"Image-{number}: "}, {"type": "image", "image": name}]
         parts.append({"type": "text", "text": "\n"})
-        text = text.replace(_IMAGE_MARK, f"Image-{number}", 1)
+        text = text.replace(_IMAGE_MARK, f"<Image-{number}>", 1)
     return [*parts, {"type": "text", "text": text}]
 
 
@@ -255,12 +258,17 @@ def _video(columns: Mapping[str, str], benchmark: Benchmark, folder: Path) -> Pa
 def _linked(path: Path, media: Path) -> str:
     """The name of a video within the folder of prompts: a hard link, or a copy where the file system allows none."""
     media.mkdir(parents=True, exist_ok=True)
-    name = f"{path.stat().st_size}-{path.name}"
-    if not (media / name).exists():
-        try:
-            os.link(path, media / name)
-        except OSError:
-            shutil.copyfile(path, media / name)
+    name = f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}-{path.name}"
+    there, now = media / name, path.stat()
+    if there.exists():
+        before = there.stat()
+        if (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
+            return name
+        there.unlink()
+    try:
+        os.link(path, there)
+    except OSError:
+        shutil.copy2(path, there)
     return name
 
 

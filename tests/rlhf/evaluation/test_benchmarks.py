@@ -261,11 +261,13 @@ def test_stored_predictions_have_a_column_and_say_nothing_of_tokens(command, tmp
     assert "protocol" in "\n".join(suite_lines("x", result))
 
 
-def test_what_a_judge_failed_at_is_asked_again_by_the_same_command(command, tmp_path, judge):
+def test_what_a_judge_failed_at_is_asked_again_by_the_same_command(command, tmp_path, judge, capsys):
     stored = predictions(tmp_path / "p.jsonl", "four", first=5)
-    common = ("checkpoint=''", "benchmarks=[mathverse]", "modes=[think]", stored, *judge.keys)
+    common = ("checkpoint=''", "benchmarks=[mathverse]", "modes=[think]", stored, *judge.keys, "judge.retries=1")
     judge.reply = "no verdict"
     assert command(*common)["benchmarks"]["mathverse"]["modes"]["think"]["figure"] is None
+    said = capsys.readouterr()
+    assert "no verdict from" in said.err and "no verdict from" not in said.out
     judge.reply = '{"right": true}'
     assert command(*common)["benchmarks"]["mathverse"]["modes"]["think"]["figure"] == 100.0
     (line,) = [json.loads(line) for line in (tmp_path / "result.answers.jsonl").read_text().splitlines()]
@@ -375,7 +377,7 @@ def test_chinese_questions_several_images_and_open_questions_have_their_form(tmp
     parts = lines[1]["messages"][0]["content"]
     assert [part["type"] for part in parts].count("image") == 2
     said = "".join(part.get("text", "*") for part in parts)
-    assert said.startswith("Image-1: *\nImage-2: *\nWhich Image-1?\nA. x\nB. y")
+    assert said.startswith("Image-1: *\nImage-2: *\nWhich <Image-1>?\nA. x\nB. y")
     assert mmmu.tiles_of(1) == 12 and mmmu.tiles_of(20) == 3 and mmmu.tiles_of(100) == 1
 
 

@@ -59,8 +59,19 @@ def test_tempcompass_names_an_option_by_its_text_and_a_video_in_a_folder(tmp_pat
     assert [one.question.answer for one in found if isinstance(one, Asked)] == ["B", "B"]
     benchmark = catalogue().benchmarks["tempcompass_choice"]
     before = media_digest(benchmark, tmp_path)
-    (tmp_path / "videos" / "7.mp4").write_bytes(b"y")
+    write_tsv(tmp_path / "TempCompass_MCQ.tsv", rows[:1])
+    for content in (b"x", b"y"):
+        (tmp_path / "new.mp4").write_bytes(content)
+        (tmp_path / "new.mp4").replace(tmp_path / "videos" / "7.mp4")
+        write_prompts(benchmark, catalogue(), tmp_path, tmp_path / "out.jsonl", 0)
+        assert [one.read_bytes() for one in (tmp_path / "media").iterdir()] == [content]
     assert media_digest(benchmark, tmp_path) != before, "the video was found"
+
+
+def test_the_answer_of_olympiadbench_is_what_its_list_holds(tmp_path):
+    row = {"index": 1, "image": picture(1), "question": "How many?", "final_answer": r"['$\\frac{1}{2}$', '3']"}
+    (found,) = asked(tmp_path, "olympiadbench", [row])
+    assert isinstance(found, Asked) and found.question.answer == r"$\frac{1}{2}$, 3"
 
 
 def test_rows_of_refcoco_are_named_by_split_and_index(tmp_path):
