@@ -194,7 +194,8 @@ def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) ->
         return str(ordinal // 4)
     if score == "hallusionbench":
         return "_".join([columns.get("l2-category", ""), *_places(index, 3, 4, 5)[:1]])
-    return columns.get(_UNITS.get(score, ""), "")
+    name = _UNITS.get(score, "")
+    return columns.get(name, columns.get(name.lower(), ""))
 
 
 SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {

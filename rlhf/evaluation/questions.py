@@ -131,6 +131,8 @@ def _right_answer(
         return ", ".join(as_list(answer)) or answer, options
     if benchmark.rule != "choice":
         return answer, options
+    if name == "correct_choice" and answer.isdecimal() and int(answer) < len(options):  # of LongVideoBench, from 0
+        answer = list(options)[int(answer)]
     is_letter = len(answer) == 1 and answer in string.ascii_uppercase
     if not options and benchmark.name in _WITH_OPEN_QUESTIONS:
         return answer if is_letter else "A", {"A": answer, "B": _OTHER_ANSWERS}
@@ -161,8 +163,11 @@ def _options(columns: Mapping[str, str]) -> dict[str, str]:
     found = {name: columns[name] for name in string.ascii_uppercase if columns.get(name, "") not in _ABSENT}
     if found or "candidates" not in columns:
         return found
-    texts = as_list(columns["candidates"])
-    return {letter: _LETTERED.sub("", text) for letter, text in zip(string.ascii_uppercase, texts, strict=False)}
+    listed = dict(zip(string.ascii_uppercase, as_list(columns["candidates"]), strict=False))
+    marks = {letter: _LETTERED.match(text) for letter, text in listed.items()}
+    if any(mark is None or mark[1] != letter for letter, mark in marks.items()):
+        return listed
+    return {letter: _LETTERED.sub("", text) for letter, text in listed.items()}
 
 
 def write_prompts(

@@ -68,6 +68,14 @@ def test_tempcompass_names_an_option_by_its_text_and_a_video_in_a_folder(tmp_pat
     assert media_digest(benchmark, tmp_path) != before, "the video was found"
 
 
+def test_longvideobench_counts_its_options_from_0(tmp_path):
+    row = {"index": 1, "video_path": "./videos/1.mp4", "question": "Who?", "candidates": "['A. Lincoln', 'U. Grant']"}
+    found = asked(tmp_path, "longvideobench", [{**row, "correct_choice": 1}, {**row, "correct_choice": 2}])
+    assert isinstance(found[0], Asked) and found[0].question.answer == "B"
+    assert found[0].question.options == {"A": "A. Lincoln", "B": "U. Grant"}, "these are no letters of options"
+    assert found[1] == "correct_choice: expected the letter or the text of one option, found '2'"
+
+
 def test_the_answer_of_olympiadbench_is_what_its_list_holds(tmp_path):
     row = {"index": 1, "image": picture(1), "question": "How many?", "final_answer": r"['$\\frac{1}{2}$', '3']"}
     (found,) = asked(tmp_path, "olympiadbench", [row])
