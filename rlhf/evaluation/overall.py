@@ -13,7 +13,7 @@ class Judged:
     columns: Mapping[str, str]
     score: float  # from 0 to 1; 1 is right
     answer: str | None = None  # the answer as the rule or the judge found it
-    unit: str = ""  # what the row belongs to together with others (`unit_of`)
+    unit: str = ""  # names what the row belongs to together with others (`unit_of`)
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,8 @@ def unit_of(score: str, index: str, columns: Mapping[str, str], ordinal: int) ->
         return str(ordinal // 4)
     if score == "hallusionbench":
         return "_".join([columns.get("l2-category", ""), *_places(index, 3, 4, 5)[:1]])
-    name = _UNITS.get(score, "")
+    if (name := _UNITS.get(score)) is None:
+        return ""
     return columns.get(name, columns.get(name.lower(), ""))
 
 

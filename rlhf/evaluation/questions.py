@@ -42,7 +42,7 @@ class Asked:
     index: str
     question: Question
     text: str  # the question as it was put
-    unit: str = ""  # what the row belongs to together with others, such as an image; empty: the row is alone
+    unit: str = ""  # names what the row belongs to together with others; empty: the row is alone
 
 
 def table_of(benchmark: Benchmark, folder: Path) -> Path:
@@ -127,11 +127,11 @@ def _right_answer(
     said = {"yes_no": answer, "yes_no_any_case": answer.capitalize()}.get(benchmark.rule)
     if said not in (None, "Yes", "No"):
         raise ValueError(f"{name}: expected Yes or No, found {answer!r:.80}")
-    if benchmark.answer_column == "final_answer":  # of OlympiadBench, a list of LaTeX texts
+    if benchmark.answer_column == "final_answer":  # OlympiadBench has a list of LaTeX texts
         return ", ".join(as_list(answer)) or answer, options
     if benchmark.rule != "choice":
         return answer, options
-    if name == "correct_choice" and answer.isdecimal() and int(answer) < len(options):  # of LongVideoBench, from 0
+    if name == "correct_choice" and answer.isdecimal() and int(answer) < len(options):  # LongVideoBench counts from 0
         answer = list(options)[int(answer)]
     is_letter = len(answer) == 1 and answer in string.ascii_uppercase
     if not options and benchmark.name in _WITH_OPEN_QUESTIONS:

@@ -88,9 +88,9 @@ class Keys:
 
     result: str = ""
     completions: str = ""
-    """of the checkpoint, the code, and the settings that change what is sampled; those of one mode come to it"""
+    """stands for the checkpoint, the code, and the settings that change what is sampled in any mode"""
     data: Mapping[str, str] = field(default_factory=dict)
-    """of the rows of each benchmark, or of the file of prompts"""
+    """stands for the rows of each benchmark, or of the file of prompts"""
 
 
 PROMPTS = "prompts"
