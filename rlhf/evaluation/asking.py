@@ -39,6 +39,7 @@ from rlhf.evaluation.suite import (
     protocols_of,
     stored_predictions,
 )
+from rlhf.planning.inputs import digest_of_functions
 from rlhf.prompts import PromptSet
 from rlhf.rewarding import Scoring
 from rollouts.build import build_worker
@@ -145,6 +146,7 @@ def _protocols(config: EvaluateConfig, asking: Asking, prompts: PromptSet) -> di
     columns = {name: str(value) for name, value in asdict(config.data).items() if name.endswith(("column", "form"))}
     wording = {**columns, "instruction_rule": config.data.instruction.value, "num_prompts": config.num_prompts}
     extraction = json.loads(json.dumps(asdict(config.reward), default=str))
+    extraction["code of functions"] = digest_of_functions(config.reward)
     images = asdict(asking.processor.settings)
     return {
         mode: Protocol(

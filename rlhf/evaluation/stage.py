@@ -117,8 +117,10 @@ def keys_of(config: EvaluateConfig) -> Keys:
     data = _digests_of_data(config)
     kept = _without_places(config, {name: value for name, value in settings.items() if name not in _NOT_SAMPLED})
     del settings["output"]
-    result = json.dumps(settings, sort_keys=True, default=str) + inputs + json.dumps(data)
-    return Keys(_hash(result), _hash(kept + inputs), data)
+    from rlhf.planning.inputs import digest_of_functions
+
+    judged = json.dumps(settings, sort_keys=True, default=str) + digest_of_functions(config.reward)
+    return Keys(_hash(judged + inputs + json.dumps(data)), _hash(kept + inputs), data)
 
 
 def _hash(text: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from model.data.sources import input_of_tables
 from model.lora.start import inputs_of as adapter_inputs
 from model.run.identity import Input, input_of
+from rewards.config import RewardConfig
 from rewards.custom import ENTRY_POINTS
 from rlhf.config import RlConfig
 
@@ -20,6 +21,12 @@ def inputs_of(config: RlConfig) -> dict[str, Input]:
         if sources := [(spec, _source_of(spec)) for spec in specs if key == "reward.functions" or ":" in spec]:
             found[key] = _code_of(sources)
     return found
+
+
+def digest_of_functions(config: RewardConfig) -> str:
+    """A checksum over the user's reward functions; empty without any."""
+    sources = [(spec, _source_of(spec)) for spec in config.functions]
+    return _code_of(sources).sha256 if sources else ""
 
 
 def known_inputs(config: RlConfig) -> dict[str, Input]:

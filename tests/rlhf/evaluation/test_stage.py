@@ -8,7 +8,7 @@ import pytest
 from conf.cli import load_config
 from rewards.check import main as check
 from rewards.score import main as score
-from rlhf.evaluation.stage import check_output, run_evaluation
+from rlhf.evaluation.stage import check_output, keys_of, run_evaluation
 from tests.conftest import require_extra
 
 
@@ -90,3 +90,16 @@ def test_an_own_reward_alone_is_reported_as_reward_and_the_result_may_go_to_stdo
         ValueError, match=r"modes: expected some of think, think_sampled, direct, each once, found none"
     ):
         evaluate("modes=[]")
+
+
+def test_a_result_depends_on_the_code_of_own_reward_functions_and_completions_do_not(
+    tiny_folder, easy_prompts, tmp_path
+):
+    own = tmp_path / "own.py"
+    keys = []
+    for value in ("0.5", "0.7"):
+        own.write_text(f"def half(completion, **_):\n    return {value}\n")
+        paths = [f"checkpoint={tiny_folder}", f"prompts={easy_prompts}", f"reward.functions=[{own}:half]"]
+        keys.append(keys_of(load_config("evaluate", paths)[0]))
+    assert keys[0].result != keys[1].result
+    assert (keys[0].completions, keys[0].data) == (keys[1].completions, keys[1].data)
