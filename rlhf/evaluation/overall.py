@@ -215,6 +215,16 @@ SCORES: dict[str, Callable[[Sequence[Judged]], Figure]] = {
 """The figures by name, as `benchmarks.yaml` names them. Each is given at least one row; see `figure_of`."""
 
 
+COLUMNS = {
+    "mme": ("category", "image_path"),
+    "hallusionbench": ("l2-category",),
+    "pope": ("category",),
+    "amber": ("category",),
+    "fours": ("category",),
+    "worst_of_variants": ("qid",),
+    "wemath": ("key",),
+}
+"""The columns that a figure is made of, beside `index`."""
 ALL_RIGHT = ("circular", "fours", "hallusionbench", "mme", "wemath", "worst_of_variants")
 """Figures to which several rows count as one, so that a unit with an answer that nobody judged has no value."""
 

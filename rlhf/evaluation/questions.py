@@ -20,8 +20,8 @@ from model.json_values import JsonObject
 from model.run.durable import write_file
 from model.run.identity import MediaDigest
 from rlhf.evaluation.benchmarks import Benchmark, Catalogue, Form
-from rlhf.evaluation.overall import unit_of
-from rlhf.evaluation.rules import Question, as_list
+from rlhf.evaluation.overall import COLUMNS, unit_of
+from rlhf.evaluation.rules import Question, as_list, reference_box
 
 _ABSENT = {
     *("", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN", "<NA>", "N/A", "NA"),
@@ -90,7 +90,9 @@ def _holds_images(benchmark: Benchmark, header: Sequence[str]) -> bool:
 
 
 def _missing(header: Sequence[str], benchmark: Benchmark) -> list[str]:
-    missing = [name for name in ("index", "question", benchmark.answer_column) if name not in header]
+    of_rule = ("category",) if benchmark.rule == "ocrbench" else ()
+    needed = ("index", "question", benchmark.answer_column, *COLUMNS.get(benchmark.score, ()), *of_rule)
+    missing = [name for name in needed if name not in header]
     if not benchmark.frames and not {"image", "image_path"} & set(header):
         missing.append("image or image_path")
     return missing
@@ -129,6 +131,8 @@ def _right_answer(
         raise ValueError(f"{name}: expected Yes or No, found {answer!r:.80}")
     if benchmark.answer_column == "final_answer":  # OlympiadBench has a list of LaTeX texts
         return ", ".join(as_list(answer)) or answer, options
+    if benchmark.rule == "grounding" and reference_box(Question(answer, options, columns)) is None:
+        raise ValueError(f"{name}: expected a box of four numbers, found {answer!r:.80}")
     if benchmark.rule != "choice":
         return answer, options
     if name == "correct_choice" and answer.isdecimal() and int(answer) < len(options):  # LongVideoBench counts from 0

@@ -327,27 +327,32 @@ def overlap(one: Box, other: Box) -> float:
 
 def grounding(prediction: str, question: Question) -> Ruling:
     """Intersection over union of at least one half with the reference box: RefCOCO."""
-    size = [_number(question.columns.get(name, "")) for name in ("width", "height")]
-    wanted = _reference_box(question)
+    wanted = reference_box(question)
     said = box_of(prediction)
-    if said is None or wanted is None or size[0] is None or size[1] is None:
+    if said is None or wanted is None:
         return Ruling(0.0, None)
-    placed = in_pixels(said, size[0], size[1])
+    placed = in_pixels(said, *_size(question))
     share = overlap(placed, wanted) if placed else 0.0
     return Ruling(float(share >= _LEAST_OVERLAP), "{:g}, {:g}, {:g}, {:g}".format(*said))
 
 
-def _reference_box(question: Question) -> Box | None:
+def _size(question: Question) -> tuple[float, float]:
+    """Width and height of the image; 1 where a cell is no number above 0, as for boxes in shares."""
+    width, height = (_number(question.columns.get(name, "")) or 0.0 for name in ("width", "height"))
+    return width if width > 0 else 1.0, height if height > 0 else 1.0
+
+
+def reference_box(question: Question) -> Box | None:
+    """Return the right box in pixels, None where the row has none."""
     columns = question.columns
     for names in (("bbox_x1", "bbox_y1", "bbox_x2", "bbox_y2"), ("x1", "y1", "x2", "y2")):
         corners = [_number(columns.get(name, "")) for name in names]
         if all(corner is not None and not math.isnan(corner) for corner in corners):
             left, top, right, bottom = (corner or 0.0 for corner in corners)
             return left, top, right, bottom
-    width, height = (_number(columns.get(name, "")) or 0.0 for name in ("width", "height"))
     for text in (question.answer, columns.get("bbox", "")):
         if found := box_of(text):
-            return in_pixels(found, width, height)
+            return in_pixels(found, *_size(question))
     return None
 
 

@@ -8,6 +8,7 @@ import pytest
 from rlhf.evaluation.benchmarks import catalogue
 from rlhf.evaluation.overall import Judged, figure_of, means_of
 from rlhf.evaluation.questions import Asked, asked_rows, media_digest, write_prompts
+from rlhf.evaluation.rules import RULES
 from tests.rlhf.evaluation.test_benchmarks import picture, write_tsv
 
 
@@ -30,7 +31,9 @@ def test_rows_without_an_image_are_left_out_of_a_table_of_images(tmp_path, capsy
 
 @pytest.mark.parametrize("answer", ["1", "yes", "maybe"])
 def test_an_answer_that_is_neither_yes_nor_no_is_named_and_not_wrong(tmp_path, answer):
-    (found,) = asked(tmp_path, "pope", [{"index": 1, "image": picture(1), "question": "Is it?", "answer": answer}])
+    (found,) = asked(
+        tmp_path, "pope", [{"index": 1, "image": picture(1), "question": "Is it?", "category": "", "answer": answer}]
+    )
     assert found == f"answer: expected Yes or No, found {answer!r}"
 
 
@@ -89,6 +92,20 @@ def test_rows_of_refcoco_are_named_by_split_and_index(tmp_path):
     assert [one.index for one in found if isinstance(one, Asked)] == ["RefCOCO_val_0", "RefCOCO+_testA_0", "RefCOCOg_0"]
 
 
+def test_a_reference_without_a_box_is_named_and_a_box_may_be_in_shares(tmp_path):
+    row = {"index": 0, "image": picture(1), "question": "box?", "category": "RefCOCO val"}
+    right, wrong = asked(tmp_path, "refcoco", [{**row, "answer": "[0, 0, 0.5, 1]"}, {**row, "answer": "left"}])
+    assert wrong == "answer: expected a box of four numbers, found 'left'" and isinstance(right, Asked)
+    assert RULES["grounding"]("[0, 0, 0.5, 1]", right.question).score == 1.0, "without a size, as VLMEvalKit has it"
+
+
+def test_a_table_without_a_column_that_its_figure_is_made_of_is_refused(tmp_path):
+    row = {"index": 1, "image": picture(1), "question": "Is it?", "answer": "Yes"}
+    for name, missing in [("mme", "category, image_path"), ("wemath", "key"), ("dynamath", "qid")]:
+        with pytest.raises(ValueError, match=f"expected columns {missing}, found index, image"):
+            asked(tmp_path, name, [row])
+
+
 def test_only_the_rows_of_the_split_are_asked(tmp_path):
     row = {"image": picture(1), "question": "Which?", "A": "cat", "B": "dog", "answer": "A"}
     found = asked(
@@ -111,7 +128,7 @@ def test_columns_are_those_of_the_first_line_whatever_the_first_row_holds(tmp_pa
 def test_an_index_of_another_form_and_an_image_without_a_name_are_named(tmp_path, capsys):
     row = {"image": picture(1), "question": "Which?", "A": "cat", "B": "dog", "answer": "A"}
     assert asked(tmp_path, "mmbench_v11", [{"index": "x1", **row}]) == ["index: expected a whole number, found 'x1'"]
-    assert asked(tmp_path, "hallusionbench", [{"index": "1_2", **row, "answer": "Yes"}]) == [
+    assert asked(tmp_path, "hallusionbench", [{"index": "1_2", **row, "answer": "Yes", "l2-category": "c"}]) == [
         "index: expected one such as x_y_z_SET_FIGURE_QUESTION, found '1_2'"
     ]
     write_tsv(tmp_path / "ChartQA_TEST.tsv", [{"index": 1, "image_path": "", "question": "How?", "answer": "so"}] * 2)
