@@ -124,6 +124,11 @@ class EvaluateConfig:
         for name in () if self.benchmarks else ("folder", "predictions", "forms"):
             if value := getattr(self.data, name):
                 raise ValueError(f"data.{name}: expected benchmarks beside it, found {value!r} alone")
+        if self.data.predictions and (self.num_prompts or self.num_samples != 1):
+            raise ValueError(
+                "num_prompts, num_samples: expected 0 and 1 with data.predictions, of which every one is scored, found "
+                f"{self.num_prompts} and {self.num_samples}"
+            )
         if self.judge.base_url and not self.benchmarks:
             raise ValueError(
                 f"judge.base_url: {self.judge.base_url!r} judges benchmarks, of which none are named; a judge of "

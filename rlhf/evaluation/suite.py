@@ -189,8 +189,8 @@ def stored_predictions(path: Path, benchmark: Benchmark, only: bool) -> dict[str
     """
     file = path
     if path.is_dir():
-        endings = tuple(f"{benchmark.file}{suffix}" for suffix in (".tsv", ".jsonl"))
-        there = sorted(one for one in path.iterdir() if one.name.endswith(endings))
+        endings = tuple(f"_{benchmark.file}{suffix}" for suffix in (".tsv", ".jsonl"))
+        there = sorted(one for one in path.iterdir() if f"_{one.name}".endswith(endings))
         if len(there) != 1:
             names = ", ".join(one.name for one in there) or "none"
             raise ValueError(

@@ -22,7 +22,7 @@ from rlhf.evaluation.judging import BenchmarkJudge
 from rlhf.evaluation.lines import suite_lines
 from rlhf.evaluation.questions import Asked, asked_rows, write_prompts
 from rlhf.evaluation.stage import Keys, evaluate_folder, keys_of
-from rlhf.evaluation.suite import OpenBenchmark, protocols_of
+from rlhf.evaluation.suite import OpenBenchmark, protocols_of, stored_predictions
 from tests.conftest import require_extra
 from tests.model.data.test_video import write_video
 from tests.rollouts.pool.test_worker_pool import members
@@ -259,6 +259,18 @@ def test_stored_predictions_have_a_column_and_say_nothing_of_tokens(command, tmp
     low, high = found["figure_interval"]
     assert 0 <= low < found["figure"] < high <= 100
     assert "protocol" in "\n".join(suite_lines("x", result))
+
+
+def test_a_folder_of_predictions_holds_one_file_for_each_benchmark(tmp_path):
+    mme = catalogue().benchmarks["mme"]
+    for name in ("model_MME.jsonl", "model_Video-MME.jsonl"):
+        predictions(tmp_path / name, name)
+    assert stored_predictions(tmp_path, mme, False) == {"0": "model_MME.jsonl"}
+    predictions(tmp_path / "MME.jsonl", "another")
+    with pytest.raises(ValueError, match=r"expected one file .*_MME.tsv, found MME.jsonl, model_MME.jsonl"):
+        stored_predictions(tmp_path, mme, False)
+    with pytest.raises(ValueError, match=r"num_prompts, num_samples: expected 0 and 1 with data\.predictions"):
+        load_config("evaluate", ["benchmarks=[mme]", "data=y", f"data.predictions={tmp_path}", "num_prompts=3"])
 
 
 def test_what_a_judge_failed_at_is_asked_again_by_the_same_command(command, tmp_path, judge, capsys):
