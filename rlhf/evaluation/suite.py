@@ -1,6 +1,6 @@
 """Benchmarks of one checkpoint: every benchmark in every mode, with figures as they are published and a protocol id."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from rlhf.config import EvaluationMode
 from rlhf.evaluation.answers import Answer
 from rlhf.evaluation.benchmarks import Benchmark, Catalogue, catalogue, with_forms
 from rlhf.evaluation.config import EvaluateConfig
-from rlhf.evaluation.estimates import bootstrap_interval
+from rlhf.evaluation.estimates import bootstrap_interval, jackknife_interval
 from rlhf.evaluation.figures import figures, result_of
 from rlhf.evaluation.judging import BY_JUDGE, BY_NONE, BY_RULE, FAILED, BenchmarkJudge, judge_prompt
 from rlhf.evaluation.overall import ALL_RIGHT, Judged, figure_of, means_of
@@ -112,18 +112,26 @@ def _figure(one: OpenBenchmark, answers: Sequence[Answer]) -> JsonObject:
     shares = {kind: found.count(kind) / len(found) for kind in (BY_RULE, BY_JUDGE, BY_NONE, FAILED)} if found else {}
     return {
         "figure": figure.score,
-        "figure_interval": _interval(benchmark.score, rows),
+        "figure_interval": interval_of(benchmark.score, rows, figure.score),
         "parts": figure.parts,
         "extraction": shares,
     }
 
 
-def _interval(score: str, rows: Sequence[Judged]) -> list[float] | None:
-    """The 95 % interval of a figure that is a mean over units, of 100, by resampling them; None for other figures."""
-    means = means_of(score, rows)
-    if means is None or not means[0]:
+def interval_of(score: str, rows: Sequence[Judged], value: float | None) -> list[float] | None:
+    """The 95 % interval of a figure, of 100: by resampling units where it is their mean, else by leaving out some of
+    them in turn. None where there is no figure, or no spread to see."""
+    if value is None:
         return None
-    return [100 * min(1.0, max(0.0, end)) for end in bootstrap_interval(*means)]
+    means = means_of(score, rows)
+    if means is not None:
+        return [100 * min(1.0, max(0.0, end)) for end in bootstrap_interval(*means)]
+
+    def without(numbers: Collection[int]) -> float | None:
+        return figure_of(score, [row for number, row in enumerate(rows) if number not in numbers]).score
+
+    found = jackknife_interval(value, [row.unit or f"row {number}" for number, row in enumerate(rows)], without)
+    return None if found is None else [min(100.0, max(0.0, end)) for end in found]
 
 
 _OF_TOKENS = ("mean_length", "cut_off_share", "format_rate", "mode_obedience", "empty_think_share")

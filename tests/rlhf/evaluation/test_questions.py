@@ -1,6 +1,7 @@
 """Rows of VLMEvalKit's tables become questions, or are left out and named; no model is asked here."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from rlhf.evaluation.benchmarks import catalogue
 from rlhf.evaluation.overall import Judged, figure_of, means_of
 from rlhf.evaluation.questions import Asked, asked_rows, media_digest, write_prompts
 from rlhf.evaluation.rules import RULES
+from rlhf.evaluation.suite import interval_of
 from tests.rlhf.evaluation.test_benchmarks import picture, write_tsv
 
 
@@ -153,3 +155,15 @@ def test_the_interval_of_a_figure_is_that_of_its_units():
     assert figure_of("circular", rows).score == pytest.approx(200 / 3)
     assert means_of("accuracy", rows) == ([1.0, 1.0, 1.0], [2, 1, 1])
     assert means_of("pope", rows) is None
+
+
+def test_the_interval_of_a_figure_that_is_no_mean_is_as_wide_as_its_spread():
+    """One split has the spread of a share; where ten rows belong together it is wider by the square root of ten."""
+    rng = random.Random(0)
+    alone = [Judged(str(n), {"split": "test"}, float(rng.random() < 0.5)) for n in range(2000)]
+    together = [Judged(str(n), {"split": "test"}, alone[n // 10].score, None, f"u{n // 10}") for n in range(2000)]
+    for rows, width in ((alone, 2 * 196 * 0.5 / 2000**0.5), (together, 2 * 196 * 0.5 / 200**0.5)):
+        value = figure_of("splits", rows).score
+        low, high = interval_of("splits", rows, value) or (0.0, 0.0)
+        assert high - low == pytest.approx(width, rel=0.25) and low + high == pytest.approx(2 * (value or 0.0))
+    assert interval_of("splits", alone[:1], 100.0) is None and interval_of("mme", [], None) is None
