@@ -4,9 +4,11 @@ import hashlib
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -254,13 +256,15 @@ def _prompts_of(one: OpenBenchmark, folder: Path, asking: Asking, data: DataConf
 def _shown(config: EvaluateConfig, total: int, keep: KeepLines) -> Iterator[KeepLines]:
     """Keep lines, and show how far the evaluation is and when it will be done."""
     with StageProgress("evaluate", total, sys.stderr if config.output == TO_STDOUT else None) as progress:
-        done = 0
+        done, begin = 0, time.monotonic()
 
         def keep_and_show(lines: Sequence[JsonObject]) -> None:
             nonlocal done
             keep(lines)
             done += len(lines)
-            progress.advance(done, f"completions; {lines[-1]['mode']}" if lines else "")
+            left = (time.monotonic() - begin) / max(1, done) * (total - done)
+            eta = "" if progress.console.is_terminal else f", about {timedelta(seconds=round(left))} left"
+            progress.advance(done, f"completions; {lines[-1]['mode']}{eta}" if lines else "")
 
         yield keep_and_show
 

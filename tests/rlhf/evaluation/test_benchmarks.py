@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from conf.cli import load_config
+from model.run.progress import StageProgress
 from rlhf.config import EvaluationMode
 from rlhf.evaluation import asking
 from rlhf.evaluation.benchmarks import Judging, catalogue, with_forms
@@ -99,6 +100,14 @@ def test_a_checkpoint_is_measured_in_both_modes_and_every_figure_has_its_protoco
     capsys.readouterr()
     assert command("benchmarks=[mmstar,chartqa]", "modes=[think,direct]") == result
     assert "is there already" in capsys.readouterr().out
+
+
+def test_progress_says_how_long_it_will_take_where_there_is_no_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(StageProgress, "seconds_between_lines", -1.0)
+    config = load_config("evaluate", ["checkpoint=x", "prompts=y"])[0]
+    with asking._shown(config, 4, lambda lines: None) as show:
+        show([{"mode": "think"}])
+    assert "evaluate 1/4 completions; think, about 0:00:00 left" in capsys.readouterr().out
 
 
 def test_a_second_call_asks_no_model_and_a_changed_table_does(command, tables, monkeypatch):
