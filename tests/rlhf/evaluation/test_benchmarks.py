@@ -6,6 +6,8 @@ import io
 import json
 import os
 import signal
+import subprocess
+import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -160,6 +162,27 @@ def test_an_interrupted_evaluation_gives_the_same_result_and_asks_only_what_is_m
         assert again == whole, (wanted, count)
         answers = [(tmp_path / f"{name}.answers.jsonl").read_text() for name in ("whole", number)]
         assert answers[1] == answers[0].replace("whole.benchmarks", f"{number}.benchmarks")
+
+
+@pytest.mark.slow
+def test_a_killed_process_loses_no_more_than_what_it_was_asking(command, tiny_folder, tables, tmp_path):
+    names = ("benchmarks=[mmstar,chartqa]", "modes=[think_sampled,direct]", "num_samples=2")
+    whole = command(*names, output="whole.json")
+    fixed = (f"checkpoint={tiny_folder}", f"data={tables}", "num_threads=1", "rollouts.max_completion_tokens=5")
+    for point, num_kept in (("response:3", 2), ("answers:1", 4)):
+        killed = subprocess.run(
+            [sys.executable, "-m", "rlhf.evaluate", *fixed, *names, f"output={tmp_path / 'killed.json'}"],
+            env={**os.environ, "SAILVL2_FAILPOINT": point},
+            capture_output=True,
+            check=False,
+        )
+        assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+        files = sorted((tmp_path / "killed.responses").iterdir())
+        assert sum(len(path.read_text().splitlines()) - 1 for path in files) == num_kept
+        assert not (tmp_path / "killed.json").exists()
+        with files[0].open("ab") as file:
+            file.write(b'{"portion": 0, "ids"')  # a line that the end of the process cut off
+    assert command(*names, output="killed.json") == whole
 
 
 def test_a_row_that_cannot_be_read_is_counted_and_named_and_never_wrong(command, tables, capsys):

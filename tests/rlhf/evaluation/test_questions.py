@@ -22,7 +22,7 @@ def asked(folder: Path, name: str, rows: list[dict[str, object]]) -> list[Asked 
 
 def test_rows_without_an_image_are_left_out_of_a_table_of_images(tmp_path, capsys):
     row = {"question": "Is it?", "answer": "Yes", "l2-category": "chart"}
-    rows = [
+    rows: list[dict[str, object]] = [
         {"index": "VD_c_1_0_0_0", "image": "", **row},
         {"index": "VD_c_1_0_1_0", "image": picture(1), **row},
     ]
