@@ -18,6 +18,7 @@ EXAMPLES: dict[str, str] = {
     "rlhf": "checkpoint=DIR prompts=FILE algorithm=dapo run.dir=runs/rl",
     "estimate": "recipe=verifiable_dapo model=sailvl2_8b engine=fsdp gpus=8 gpu=h100_80",
     "evaluate": "checkpoint=DIR prompts=FILE output=result.json",
+    "pass_at_k": "checkpoint=DIR prompts=FILE out=FOLDER",
     "generate": "checkpoint=DIR prompts=FILE out=completions.jsonl",
     "pipeline": "recipe=quickstart run.dir=runs/quickstart",
     "report": "run=runs/quickstart out=report.html",

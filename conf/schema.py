@@ -15,6 +15,7 @@ from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.config import EstimateConfig
 from rlhf.reporting.config import ReportPageConfig
+from rlhf.selection.config import PassAtKConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 
@@ -24,6 +25,7 @@ ENTRIES: dict[str, type] = {
     "rlhf": RlConfig,
     "estimate": EstimateConfig,
     "evaluate": EvaluateConfig,
+    "pass_at_k": PassAtKConfig,
     "generate": GenerateConfig,
     "pipeline": PipelineConfig,
     "report": ReportPageConfig,
@@ -43,6 +45,7 @@ MODULES: dict[str, str] = {
     "rlhf": "rlhf.train",
     "estimate": "rlhf.estimate",
     "evaluate": "rlhf.evaluate",
+    "pass_at_k": "rlhf.pass_at_k",
     "generate": "rollouts.generate",
     "pipeline": "rlhf.pipeline",
     "report": "rlhf.report",
@@ -74,6 +77,7 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
         "engine": {**ENGINE_CONFIGS},
     },
     "evaluate": {"rollouts": {**ROLLOUT_CONFIGS}},
+    "pass_at_k": {"rollouts": {**ROLLOUT_CONFIGS}},
     "generate": {"rollouts": {**ROLLOUT_CONFIGS}},
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""

@@ -24,7 +24,21 @@ FIRST_GROUP_INDEX = 2**40
 """Group indices of evaluations during training start here, so that no group of training shares their randomness."""
 
 _OF_GROUPS = ("accuracy_think", "accuracy_direct", "score_think", "score_direct")
-_OF_METRICS = ("accuracy", "score", "reward", "pass", "format", "mean", "num")  # how figures of metrics.jsonl begin
+_OF_METRICS = (
+    *(
+        "accuracy",
+        "score",
+        "reward",
+        "pass",
+        "majority",
+        "format",
+        "mean",
+        "num",
+        "mode_obedience",
+        "overthinking_share",
+    ),
+)
+"""How figures of an evaluation begin that metrics.jsonl keeps."""
 
 PORTION = 64
 """Prompts whose pixels are held at once."""

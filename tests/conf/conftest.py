@@ -17,6 +17,7 @@ REQUIRED = {
     "rlhf": ["checkpoint=c", "prompts=p"],
     "estimate": [],
     "evaluate": ["checkpoint=c", "prompts=p"],
+    "pass_at_k": ["checkpoint=c", "prompts=p", "out=o"],
     "generate": ["checkpoint=c", "prompts=p", "out=o"],
     "pipeline": ["recipe=quickstart"],
     "report": ["run=r"],

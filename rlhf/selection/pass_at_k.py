@@ -1,0 +1,227 @@
+"""Prompts chosen by the share of right completions that a model gives: sampled, counted, written as prompts again."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+from model.checkpoint import load_model, load_processor
+from model.data.order import KeyedOrder
+from model.data.sources import DataFolders
+from model.engine.config import ComputeDtype
+from model.engine.device import pick_device, pick_dtype, prepare_cpu
+from model.interface import Mode
+from model.json_values import JsonObject
+from model.run.durable import write_file
+from model.run.identity import code_input, digest_of_files
+from model.run.progress import StageProgress
+from rewards.rubric import Rubric
+from rlhf.evaluation.responses import Responses
+from rlhf.prompts import PromptRow, PromptSet, Task
+from rlhf.rewarding import name_failures, reward
+from rlhf.selection.config import BLOCK, PassAtKConfig
+from rollouts.build import build_worker
+from rollouts.config import RolloutConfig
+from rollouts.rollout import Rollout, RolloutWorker, generate
+from rollouts.weights.sync import fill_worker
+
+_PORTION = 32  # prompts that are sampled before their completions are on the disk
+_FIRST_OF_BLOCK = 2**32  # the groups of a block have indices of their own, so that blocks do not repeat each other
+
+ALL_RIGHT, ALL_WRONG, UNSCORABLE, UNREAD = "all_right", "all_wrong", "unscorable", "unread"
+"""Why a prompt is dropped: too easy, too hard, no completion could be scored, its image could not be read."""
+
+
+@dataclass(frozen=True)
+class Counted:
+    """How a prompt's completions were judged."""
+
+    num_right: int
+    num_judged: int
+
+    @property
+    def pass_rate(self) -> float | None:
+        return self.num_right / self.num_judged if self.num_judged else None
+
+
+def drop_reason(counted: Counted | None, config: PassAtKConfig) -> str:
+    """Return why a prompt is dropped; empty where it is kept."""
+    if counted is None:
+        return UNREAD
+    rate = counted.pass_rate
+    if rate is None:
+        return UNSCORABLE
+    if rate >= config.max_pass_rate:
+        return ALL_RIGHT
+    return ALL_WRONG if config.drop_all_wrong and rate == 0 else ""
+
+
+def select(config: PassAtKConfig) -> None:
+    """Sample, count, and write `out`: prompts.jsonl, unfiltered.jsonl, dropped.jsonl, summary.json and media.
+
+    `ValueError` where nothing is left, after summary.json and dropped.jsonl say why.
+    """
+    config.rollouts.require_packages()
+    out = Path(config.out)
+    if out.is_file():
+        raise ValueError(f"out: expected a folder, found the file {out}")
+    prepare_cpu(config.num_threads)
+    processor = load_processor(Path(config.checkpoint))
+    limits = config.rollouts.within(processor.config.language.max_position_embeddings)
+    folders = DataFolders(out / "media", out / "bad_rows.jsonl")
+    prompts = PromptSet(Path(config.prompts), processor, Mode.think, limits, config.data, folders)
+    count = min(config.num_prompts or len(prompts), len(prompts))
+    responses = _responses(config, prompts, out, limits)
+    device = pick_device(config.device)
+    model, _ = load_model(Path(config.checkpoint))
+    model = model.to(device, pick_dtype(ComputeDtype.auto, device))
+    counts: dict[str, Counted] = {}
+    with (
+        Rubric(config.reward) as rubric,
+        closing(build_worker(model, processor, limits, config.seed)) as worker,
+        StageProgress("pass_at_k", count) as progress,
+    ):
+        rubric.check_datasets(row.prompt.meta for row in prompts.items)
+        rubric.check_functions()
+        fill_worker(worker, model)
+        first = 0
+        for tasks in prompts.portions(count, _PORTION):
+            groups = _sampled(tasks, first, worker, responses)
+            for task, rewarded in zip(tasks, reward(tasks, groups, rubric, processor.tokenizer), strict=True):
+                judged = [result for _, result in rewarded if result.is_judged]
+                counts[task.prompt.id] = Counted(sum(one.correct for one in judged), len(judged))
+            first += len(tasks)
+            progress.advance(len(counts), "prompts")
+    _write(config, prompts.items[:count], counts, out)
+
+
+def _responses(config: PassAtKConfig, prompts: PromptSet, out: Path, limits: RolloutConfig) -> list[Responses]:
+    """The completions of each block that are kept, by all that they depend on."""
+    inputs = [one.sha256 for _, one in sorted(prompts.inputs.items())]
+    settings = [limits.temperature, limits.max_prompt_tokens, limits.max_completion_tokens, config.seed]
+    try:
+        inputs.append(digest_of_files([Path(config.checkpoint)]))
+    except OSError as error:
+        raise ValueError(f"checkpoint: expected files that can be read, found: {error}") from None
+    text = json.dumps([*inputs, *settings, code_input().sha256])
+    key = hashlib.sha256(text.encode()).hexdigest()
+    blocks = [Responses(out / "samples" / f"{block}.jsonl", key) for block in range(config.k // BLOCK)]
+    if kept := sum(one.num_kept for one in blocks):
+        print(f"{kept} completions are there already and are not sampled again")
+    return blocks
+
+
+def _sampled(
+    tasks: Sequence[Task], first: int, worker: RolloutWorker, responses: Sequence[Responses]
+) -> list[list[Rollout]]:
+    """The completions of some tasks, block after block."""
+    groups: list[list[Rollout]] = [[] for _ in tasks]
+    for block, kept in enumerate(responses):
+
+        def generated(start: int = first + block * _FIRST_OF_BLOCK) -> list[list[Rollout]]:
+            found = generate(worker, [task.request(number, BLOCK) for number, task in enumerate(tasks, start)])
+            name_failures(found)
+            return found
+
+        for group, found in zip(groups, kept.rollouts(first, tasks, generated), strict=True):
+            group += found
+    return groups
+
+
+def _write(config: PassAtKConfig, rows: Sequence[PromptRow], counts: Mapping[str, Counted], out: Path) -> None:
+    reasons = {row.prompt.id: drop_reason(counts.get(row.prompt.id), config) for row in rows}
+    kept = [row for row in rows if not reasons[row.prompt.id]]
+    dropped = [
+        {"id": row.prompt.id, "reason": reasons[row.prompt.id], "pass_rate": _rate(counts, row)}
+        for row in rows
+        if reasons[row.prompt.id]
+    ]
+    read = [row for row in rows if row.prompt.id in counts]
+    numbers = Counter(one.num_right for one in counts.values() if one.num_judged == config.k)
+    rates = [rate for row in read if (rate := _rate(counts, row)) is not None]
+    summary: JsonObject = {
+        "num_prompts": len(rows),
+        "kept": len(kept),
+        "dropped": dict(sorted(Counter(filter(None, reasons.values())).items())),
+        "k": config.k,
+        "mean_pass_rate": sum(rates) / len(rates) if rates else None,
+        "num_right_of_k": {str(number): numbers[number] for number in range(config.k + 1)},
+    }
+    _write_lines(out / "dropped.jsonl", dropped)
+    write_file(out / "summary.json", json.dumps(summary, indent=2).encode())
+    print("\n".join(_lines(summary)))
+    if not kept:
+        raise ValueError(f"prompts: expected some to be left, found none of {len(rows)}: {summary['dropped']}")
+    places = KeyedOrder(len(read), config.seed, "unfiltered").rows(0, len(kept))
+    control = [read[place] for place in sorted(places)]
+    _write_lines(out / "unfiltered.jsonl", [_prompt_line(row, counts, out) for row in control])
+    _write_lines(out / "prompts.jsonl", [_prompt_line(row, counts, out) for row in kept])
+    print(f"kept: {out / 'prompts.jsonl'}; as many of all: {out / 'unfiltered.jsonl'}")
+
+
+def _rate(counts: Mapping[str, Counted], row: PromptRow) -> float | None:
+    counted = counts.get(row.prompt.id)
+    return counted.pass_rate if counted else None
+
+
+def _lines(summary: JsonObject) -> list[str]:
+    """The histogram and the counts for a person."""
+    most = max(summary["num_right_of_k"].values(), default=0) or 1
+    bars = [
+        f"{number:>4} right {count:6d} {'#' * round(40 * count / most)}"
+        for number, count in summary["num_right_of_k"].items()
+    ]
+    reasons = ", ".join(f"{reason} {count}" for reason, count in summary["dropped"].items()) or "none"
+    return [*bars, f"{summary['kept']} of {summary['num_prompts']} prompts kept; dropped: {reasons}"]
+
+
+def _prompt_line(row: PromptRow, counts: Mapping[str, Counted], out: Path) -> JsonObject:
+    """A prompt as a line that RL reads: its messages with their media below `out`, its other columns, its pass rate."""
+    prompt = row.prompt
+    return {
+        **{name: value for name, value in prompt.meta.items() if name not in ("images", "image", "image_path")},
+        "id": prompt.id,
+        "messages": [_placed(message, row.root, out) for message in prompt.messages],
+        "reference": prompt.reference,
+        "dataset": row.dataset,
+        "pass_rate": _rate(counts, row),
+    }
+
+
+def _placed(message: JsonObject, root: Path, out: Path) -> JsonObject:
+    content = message.get("content")
+    if not isinstance(content, list):
+        return message
+    parts: list[JsonObject] = []
+    for part in content:
+        kind = part.get("type")
+        if kind in ("image", "video") and isinstance(part.get(kind), str):
+            part = {**part, kind: _linked(root / part[kind], out)}
+        parts.append(part)
+    return {**message, "content": parts}
+
+
+def _linked(path: Path, out: Path) -> str:
+    """The name below `out` of a media file: a hard link, or a copy where the file system allows none."""
+    if path.resolve().is_relative_to(out.resolve()):
+        return str(path.resolve().relative_to(out.resolve()))
+    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    name = f"media/{digest}{path.suffix}"
+    target = out / name
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.link(path, target)
+        except OSError:
+            shutil.copyfile(path, target)
+    return name
+
+
+def _write_lines(path: Path, lines: Sequence[JsonObject]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_file(path, "".join(json.dumps(line) + "\n" for line in lines).encode())

@@ -1,0 +1,94 @@
+"""`rlhf.pass_at_k`: which prompts are kept, and why; resumed, extended, and read again as prompts."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from conf.cli import load_config
+from model.checkpoint import load_processor
+from model.interface import Mode
+from rewards.result import RewardResult
+from rlhf.prompts import PromptSet
+from rlhf.selection import pass_at_k
+from rlhf.selection.config import PassAtKConfig
+from rlhf.selection.pass_at_k import Counted, drop_reason, select
+from rollouts.config import RolloutConfig
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.fixture
+def command(tiny_folder, easy_prompts, tmp_path, monkeypatch):
+    """Runs the command on five prompts; prompt pN gets N right completions of each four."""
+
+    def rewarded(tasks, groups, rubric, tokenizer):
+        results = []
+        for task, group in zip(tasks, groups, strict=True):
+            right = int(task.prompt.id[1:])
+            results.append([(one, RewardResult(1.0, {"answer": float(one.sample_index % 4 < right)})) for one in group])
+        return results
+
+    monkeypatch.setattr(pass_at_k, "reward", rewarded)
+
+    def run(*overrides: str, out: str = "out") -> Path:
+        fixed = [f"checkpoint={tiny_folder}", f"prompts={easy_prompts}", f"out={tmp_path / out}", "num_prompts=5"]
+        select(load_config("pass_at_k", [*fixed, "num_threads=1", "rollouts.max_completion_tokens=3", *overrides])[0])
+        return tmp_path / out
+
+    return run
+
+
+def test_prompts_between_always_and_never_right_are_kept_and_can_be_trained_on(command, tiny_folder):
+    out = command("k=8")
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["num_right_of_k"] == {"0": 1, "1": 0, "2": 1, "3": 0, "4": 1, "5": 0, "6": 1, "7": 0, "8": 1}
+    assert summary["dropped"] == {"all_right": 1, "all_wrong": 1} and summary["kept"] == 3
+    assert [(row["id"], row["pass_rate"]) for row in lines(out / "prompts.jsonl")] == [
+        ("p1", 0.25),
+        ("p2", 0.5),
+        ("p3", 0.75),
+    ]
+    assert lines(out / "dropped.jsonl")[1] == {"id": "p4", "reason": "all_right", "pass_rate": 1.0}
+    assert len(lines(out / "unfiltered.jsonl")) == 3
+    again = PromptSet(out / "prompts.jsonl", load_processor(tiny_folder), Mode.think, RolloutConfig().within(512))
+    assert [row.prompt.id for row in again.items] == ["p1", "p2", "p3"] and len(again.build(0).images) == 1
+    assert again.items[0].prompt.reference == "1"
+
+
+def test_a_larger_k_samples_only_what_is_new_and_a_repetition_samples_nothing(command, monkeypatch, capsys):
+    out = command("k=4")
+    first = (out / "samples" / "0.jsonl").read_text()
+    sampled: list[int] = []
+    generate = pass_at_k.generate
+    monkeypatch.setattr(
+        pass_at_k, "generate", lambda worker, requests: sampled.append(len(requests)) or generate(worker, requests)
+    )
+    command("k=4")
+    assert sampled == [] and "20 completions are there already" in capsys.readouterr().out
+    command("k=8", "drop_all_wrong=false")
+    assert sampled == [5] and (out / "samples" / "0.jsonl").read_text() == first
+    blocks = [lines(out / "samples" / f"{block}.jsonl")[1]["groups"] for block in range(2)]
+    assert blocks[0] != blocks[1], "another block has samples of its own"
+    assert [row["id"] for row in lines(out / "prompts.jsonl")] == ["p0", "p1", "p2", "p3"]
+    command("k=8", "rollouts.temperature=0.5")
+    assert sampled == [5, 5, 5] and "completions of another checkpoint" in capsys.readouterr().err
+
+
+def test_nothing_left_is_an_error_after_the_counts_are_written(command, tmp_path):
+    with pytest.raises(ValueError, match=r"prompts: expected some to be left, found none of 5: .*'all_right': 4"):
+        command("k=4", "max_pass_rate=0.2")
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["kept"] == 0
+    assert not (tmp_path / "out" / "prompts.jsonl").exists()
+
+
+def test_every_drop_has_its_reason():
+    config = PassAtKConfig(checkpoint="c", prompts="p", out="o")
+    counted = {None: "unread", Counted(0, 0): "unscorable", Counted(8, 8): "all_right", Counted(0, 8): "all_wrong"}
+    assert {one: drop_reason(one, config) for one in counted} == counted
+    assert drop_reason(Counted(1, 8), config) == ""
+    for name, value in {"k": 6, "max_pass_rate": 0.0, "out": ""}.items():
+        with pytest.raises(ValueError, match=f"^{name}: expected"):
+            PassAtKConfig(**{"checkpoint": "c", "prompts": "p", "out": "o", name: value})
