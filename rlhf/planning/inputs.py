@@ -1,4 +1,7 @@
-"""The inputs of an RL run beside its rows, with checksums: the start model and the sources of the user's functions."""
+"""The inputs of an RL run beside its rows, with checksums: the start model and the sources of the user's functions.
+
+This module imports no torch, so that an evaluation that is there already is read at once.
+"""
 
 import hashlib
 import importlib.metadata
@@ -6,8 +9,6 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.data.sources import input_of_tables
-from model.lora.start import inputs_of as adapter_inputs
 from model.run.identity import Input, input_of
 from rewards.config import RewardConfig
 from rewards.custom import ENTRY_POINTS
@@ -16,6 +17,8 @@ from rlhf.config import RlConfig
 
 def inputs_of(config: RlConfig) -> dict[str, Input]:
     """By the key of the config. Modules that a function imports on its own are not looked into."""
+    from model.lora.start import inputs_of as adapter_inputs
+
     found = {"checkpoint": input_of(Path(config.checkpoint)), **adapter_inputs(config.adapter)}
     for key, specs in (("reward.functions", config.reward.functions), ("algorithm.name", [config.algorithm.name])):
         if sources := [(spec, _source_of(spec)) for spec in specs if key == "reward.functions" or ":" in spec]:
@@ -31,6 +34,8 @@ def digest_of_functions(config: RewardConfig) -> str:
 
 def known_inputs(config: RlConfig) -> dict[str, Input]:
     """Those inputs of a run that can be had without opening its data."""
+    from model.data.sources import input_of_tables
+
     tables = {"prompts": config.prompts, "evaluation.prompts": config.evaluation.prompts}
     return {**inputs_of(config), **input_of_tables(tables)}
 

@@ -1,6 +1,9 @@
 """`rlhf.evaluate`: its result, and every answer beside it."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,8 @@ from rewards.check import main as check
 from rewards.score import main as score
 from rlhf.evaluation.stage import check_output, keys_of, run_evaluation
 from tests.conftest import require_extra
+
+ROOT = Path(__file__).resolve().parents[3]
 
 
 @pytest.mark.parametrize("content", ["mine", "{}", "[1]", '{"num_eval"'])
@@ -103,3 +108,15 @@ def test_a_result_depends_on_the_code_of_own_reward_functions_and_completions_do
         keys.append(keys_of(load_config("evaluate", paths)[0]))
     assert keys[0].result != keys[1].result
     assert (keys[0].completions, keys[0].data) == (keys[1].completions, keys[1].data)
+
+
+def test_a_result_that_is_there_is_found_without_torch(tmp_path):
+    program = (
+        "import sys\nfrom conf.cli import load_config\nfrom rlhf.evaluation.stage import keys_of\n"
+        "keys_of(load_config('evaluate', ['checkpoint=.', 'benchmarks=[gqa]', 'data=.'])[0])\n"
+        "sys.exit('torch' in sys.modules)"
+    )
+    (tmp_path / "GQA_TestDev_Balanced.tsv").write_text("index\tquestion\tanswer\timage\n")
+    subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
+    )
