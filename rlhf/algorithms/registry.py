@@ -69,6 +69,10 @@ class ClipCov(Algorithm[ClipCovConfig]):
         objective = self.objective(log_ratio, policy_logprobs, batch.advantages)
         covariances = token_covariances(policy_logprobs, batch.advantages, batch.loss_mask)
         inside = (covariances > config.least) & (covariances < config.most)
+        # The ratio's clip takes the gradient of these tokens already, so that none of the few is spent on them.
+        upwards, low, high = batch.advantages > 0, 1.0 - self.config.clip_low, 1.0 + self.config.clip_high
+        ratio = log_ratio.clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
+        inside &= ~torch.where(upwards, ratio > high, (batch.advantages < 0) & (ratio < low))
         places = inside.nonzero()[:, 0]
         count = max(1, int(config.share * int(batch.loss_mask.sum())))
         # Which of them are chosen is drawn by a generator that the batch itself seeds, so that it is drawn again alike.

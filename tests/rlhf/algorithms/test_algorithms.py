@@ -459,6 +459,13 @@ def test_clip_cov_takes_the_gradient_of_the_chosen_tokens_alone():
     assert by_covariance(ALGORITHM_CONFIGS["clip_cov"]())[1].tolist() == gradient.tolist(), "drawn again alike"
 
 
+def test_clip_cov_chooses_no_token_whose_ratio_is_clipped_already():
+    """Covariances are 4.3, -0.5, 0.5, 1.4; the ratio of all, 1.105, is past the bound where the advantage is above 0."""
+    _, gradient = by_covariance(ALGORITHM_CONFIGS["clip_cov"](clip_high=0.1))
+    ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
+    assert gradient.tolist() == pytest.approx([0.0, 0.0, -ratio, 0.0])
+
+
 def test_kl_cov_holds_the_chosen_token_near_the_old_policy():
     objective, gradient = by_covariance(KlCovConfig(covariance=CovarianceConfig(strength=2.0)))
     ratio = float(torch.tensor(0.1, dtype=torch.float64).exp())
