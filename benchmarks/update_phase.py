@@ -39,7 +39,7 @@ from benchmarks.parts.update_cases import (
     case_groups,
     prompt_length,
 )
-from benchmarks.update_memory import peak_memory
+from benchmarks.parts.update_memory import peak_memory
 from model.config import SailVL2Config
 from model.sail_vl2 import SailVL2
 from rlhf.trajectory import Group

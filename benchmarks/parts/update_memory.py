@@ -1,4 +1,4 @@
-"""Peak memory of an update: `python -m benchmarks.update_memory WAY SIZE RATIO BUDGET [ROWS]`, a process of its own.
+"""Peak memory of an update: `python -m benchmarks.parts.update_memory WAY SIZE RATIO BUDGET [ROWS]`, a process of its own.
 
 WAY is `shared`, the project's own path with BUDGET tokens in a micro-batch, or `padded`, rows that repeat the prompt,
 ROWS in a pass. Memory is the peak of the process in the largest forward and backward pass beyond its peak before;
@@ -33,7 +33,7 @@ def peak_memory(size: str, ratio: str, budget: int) -> dict[str, Any]:
 
 
 def _in_fresh_process(*arguments: str) -> dict[str, int]:
-    command = [sys.executable, "-m", "benchmarks.update_memory", *arguments]
+    command = [sys.executable, "-m", "benchmarks.parts.update_memory", *arguments]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}: exit code {done.returncode}: {done.stderr[-2000:]}")
