@@ -1,4 +1,4 @@
-"""Peak memory of an update: `python -m benchmarks.parts.update_memory WAY SIZE RATIO BUDGET [ROWS]`, a process of its own.
+"""Peak memory of an update: `python -m benchmarks.parts.update_memory WAY SIZE RATIO BUDGET [ROWS]`.
 
 WAY is `shared`, the project's own path with BUDGET tokens in a micro-batch, or `padded`, rows that repeat the prompt,
 ROWS in a pass. Memory is the peak of the process in the largest forward and backward pass beyond its peak before;
