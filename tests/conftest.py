@@ -5,6 +5,8 @@ import json
 import os
 from pathlib import Path
 
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as commands set it, before MKL is used
+
 import numpy as np
 import pytest
 import torch

@@ -11,6 +11,7 @@ from typing import Any
 
 # Idle threads that spin for long slow a shared machine down; our entry points set the same. Import this before torch.
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # as our entry points set it; the same for all sides
 
 PACKAGES = ("torch", "transformers", "trl", "numpy")
 

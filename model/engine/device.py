@@ -44,6 +44,7 @@ def prepare_cpu(num_threads: int, keeps_freed: bool = True) -> None:
     `keeps_freed` keeps memory that is freed for the next tensors; otherwise large tensors give it back at once.
     """
     torch.set_num_threads(num_threads)
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")  # for library users: holds where MKL was not used before
     # The public torch.use_deterministic_algorithms does this too, and imports the whole compiler: 1.1 s a process.
     torch._C._set_deterministic_algorithms(True, warn_only=torch.cuda.is_available())
     # Filling fresh memory guards against reading it uninitialised; our code is tested for that, and it costs time.
