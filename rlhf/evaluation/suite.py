@@ -14,7 +14,7 @@ from model.run.identity import digest_of_files
 from rewards.endpoint import Endpoint
 from rlhf.config import EvaluationMode
 from rlhf.evaluation.answers import Answer
-from rlhf.evaluation.benchmarks import Benchmark, Catalogue, catalogue, with_forms
+from rlhf.evaluation.benchmarks import Benchmark, catalogue, with_forms
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.evaluation.estimates import bootstrap_interval, jackknife_interval
 from rlhf.evaluation.figures import figures, result_of
@@ -169,24 +169,23 @@ def protocols_of(
 
 
 def averages_of(results: Mapping[str, JsonObject], modes: Sequence[EvaluationMode]) -> JsonObject:
-    """The report's averages whose benchmarks are all there, and what is missing of those that are begun."""
-    known: Catalogue = catalogue()
+    """The report's averages that are begun: mode -> figure where all members are there, else the members missing.
+
+    A member is a benchmark, or an average that stands before it.
+    """
+    figures: dict[str, JsonObject] = {
+        name: {mode.value: found["modes"][mode.value]["figure"] for mode in modes} for name, found in results.items()
+    }
     found: JsonObject = {}
-    for name, members in known.averages.items():
-        there = [member for member in members if member in results]
-        if not there:
+    for name, members in catalogue().averages.items():
+        if not any(member in figures or member in found for member in members):
             continue
-        missing = [member for member in members if member not in results]
-        figures_by_mode = {
-            mode.value: [results[member]["modes"][mode.value]["figure"] for member in there] for mode in modes
-        }
-        found[name] = (
-            {"missing": missing}
-            if missing
-            else {
-                mode: None if None in values else sum(values) / len(values) for mode, values in figures_by_mode.items()
-            }
-        )
+        if missing := [member for member in members if member not in figures]:
+            found[name] = {"missing": missing}
+            continue
+        values = {mode.value: [figures[member][mode.value] for member in members] for mode in modes}
+        figures[name] = {mode: None if None in own else sum(own) / len(own) for mode, own in values.items()}
+        found[name] = figures[name]
     return found
 
 
