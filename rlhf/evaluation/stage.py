@@ -116,10 +116,11 @@ def keys_of(config: EvaluateConfig) -> Keys:
     inputs += code_version() + code_input().sha256
     data = _digests_of_data(config)
     kept = _without_places(config, {name: value for name, value in settings.items() if name not in _NOT_SAMPLED})
-    del settings["output"]
     from rlhf.planning.inputs import digest_of_functions
 
-    judged = json.dumps(settings, sort_keys=True, default=str) + digest_of_functions(config.reward)
+    elsewhere = ("output", "checkpoint", "prompts")  # what lies there is hashed, wherever it lies
+    judged = _without_places(config, {name: value for name, value in settings.items() if name not in elsewhere})
+    judged += digest_of_functions(config.reward)
     return Keys(_hash(judged + inputs + json.dumps(data)), _hash(kept + inputs), data)
 
 

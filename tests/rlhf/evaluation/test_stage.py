@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -120,3 +121,14 @@ def test_a_result_that_is_there_is_found_without_torch(tmp_path):
     subprocess.run(
         [sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True
     )
+
+
+def test_a_result_does_not_depend_on_where_its_inputs_lie(evaluate, tmp_path, tiny_folder, easy_prompts):
+    evaluate(f"output={tmp_path / 'a.json'}", "modes=[direct]")
+    shutil.copytree(tiny_folder, tmp_path / "moved" / "model")
+    for file in easy_prompts.parent.iterdir():
+        if file.suffix == ".png" or file == easy_prompts:
+            shutil.copy(file, tmp_path / "moved")
+    places = [f"checkpoint={tmp_path / 'moved' / 'model'}", f"prompts={tmp_path / 'moved' / easy_prompts.name}"]
+    evaluate(*places, f"output={tmp_path / 'b.json'}", "modes=[direct]")
+    assert (tmp_path / "a.json").read_bytes() == (tmp_path / "b.json").read_bytes()
