@@ -159,7 +159,7 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
 
     from conf.schema import RECIPES_OF, SHORT_KEYS, register
 
-    register()
+    register(entry)
     plain, stage_overrides = _take_stage_overrides(entry, overrides)
     plain = [_spelled_out(one, SHORT_KEYS.get(entry, {})) for one in plain]
     GlobalHydra.instance().clear()
