@@ -118,7 +118,7 @@ def keys_of(config: EvaluateConfig) -> Keys:
     kept = _without_places(config, {name: value for name, value in settings.items() if name not in _NOT_SAMPLED})
     from rlhf.planning.inputs import digest_of_functions
 
-    elsewhere = ("output", "checkpoint", "prompts")  # what lies there is hashed, wherever it lies
+    elsewhere = ("output", "checkpoint", "prompts")  # their content is hashed, wherever it lies
     judged = _without_places(config, {name: value for name, value in settings.items() if name not in elsewhere})
     judged += digest_of_functions(config.reward)
     return Keys(_hash(judged + inputs + json.dumps(data)), _hash(kept + inputs), data)
