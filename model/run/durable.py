@@ -171,6 +171,21 @@ def held_lock(path: Path) -> Iterator[None]:
         yield
 
 
+def link_file(path: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the file system allows none. A target of the same size and time of
+    change stays; any other is replaced, because the file has changed or the copy was cut off."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.exists():
+        before, now = target.stat(), path.stat()
+        if (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
+            return
+        target.unlink()
+    try:
+        os.link(path, target)
+    except OSError:
+        shutil.copy2(path, target)
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Replace one file so that a reader sees the old or the new content, never a part."""
     staging = path.with_name(path.name + STAGING_SUFFIX)

@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import re
-import shutil
 import string
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,7 +16,7 @@ from model.data.media_store import MediaStore
 from model.data.raw_rows import RawRow
 from model.data.tsv import header_of, tsv_rows
 from model.json_values import JsonObject
-from model.run.durable import write_file
+from model.run.durable import link_file, write_file
 from model.run.identity import MediaDigest
 from rlhf.evaluation.benchmarks import Benchmark, Catalogue, Form
 from rlhf.evaluation.overall import COLUMNS, unit_of
@@ -265,19 +264,9 @@ def _video(columns: Mapping[str, str], benchmark: Benchmark, folder: Path) -> Pa
 
 
 def _linked(path: Path, media: Path) -> str:
-    """The name of a video within the folder of prompts: a hard link, or a copy where the file system allows none."""
-    media.mkdir(parents=True, exist_ok=True)
+    """The name of a video within the folder of prompts."""
     name = f"{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}-{path.name}"
-    there, now = media / name, path.stat()
-    if there.exists():
-        before = there.stat()
-        if (before.st_size, before.st_mtime_ns) == (now.st_size, now.st_mtime_ns):
-            return name
-        there.unlink()
-    try:
-        os.link(path, there)
-    except OSError:
-        shutil.copy2(path, there)
+    link_file(path, media / name)
     return name
 
 

@@ -2,8 +2,6 @@
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -17,7 +15,7 @@ from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
 from model.json_values import JsonObject
-from model.run.durable import write_file
+from model.run.durable import link_file, write_file
 from model.run.identity import code_input, digest_of_files
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
@@ -207,18 +205,12 @@ def _placed(message: JsonObject, root: Path, out: Path) -> JsonObject:
 
 
 def _linked(path: Path, out: Path) -> str:
-    """The name below `out` of a media file: a hard link, or a copy where the file system allows none."""
+    """The name below `out` of a media file."""
     if path.resolve().is_relative_to(out.resolve()):
         return str(path.resolve().relative_to(out.resolve()))
     digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     name = f"media/{digest}{path.suffix}"
-    target = out / name
-    if not target.exists():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            os.link(path, target)
-        except OSError:
-            shutil.copyfile(path, target)
+    link_file(path, out / name)
     return name
 
 

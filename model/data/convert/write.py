@@ -19,7 +19,7 @@ from model.data.media_store import MediaStore
 from model.data.raw_rows import check_text
 from model.data.tables import as_json
 from model.json_values import JsonObject
-from model.run.durable import begin_folder, publish_folder, require_new_folder, write_stream
+from model.run.durable import begin_folder, link_file, publish_folder, require_new_folder, write_stream
 from model.run.failpoints import reach
 from model.run.printable import printable
 
@@ -140,18 +140,9 @@ class _Writer:
             return f"{IMAGES}/{media.put(path.read_bytes())}"
         if path not in self._checked:
             check_images(self._files.root, [str(path)])
-            _link(path, staging / IMAGES / relative)
+            link_file(path, staging / IMAGES / relative)
             self._checked.add(path)
         return f"{IMAGES}/{relative}"
-
-
-def _link(path: Path, target: Path) -> None:
-    """Give a file a second name; on a disk that cannot, copy it."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(path, target)
-    except OSError:
-        shutil.copyfile(path, target)
 
 
 def _line(row: JsonObject) -> bytes:
