@@ -1,6 +1,7 @@
 """Settings of reinforcement learning, evaluation and the pipeline."""
 
 import math
+import shlex
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
@@ -266,10 +267,14 @@ class PipelineEvaluationConfig:
 
 
 class PipelineAction(Enum):
-    """`run` runs the stages; `plan` says what each of them would do, and starts none."""
+    """`run` runs the stages, and again those whose settings or inputs have changed since; `resume` refuses to run a
+    finished stage again; `plan` says what each stage would do, and `status` how far each is. Those two start nothing.
+    """
 
     run = "run"
+    resume = "resume"
     plan = "plan"
+    status = "status"
 
 
 @dataclass
@@ -277,7 +282,8 @@ class PipelineConfig:
     """Stages are data: docs/pipeline.md describes their fields."""
 
     action: PipelineAction = field(default=PipelineAction.run, metadata=OUTSIDE)
-    """run, or plan: print every stage's command, rate, trainable towers, lengths and inputs, and start nothing"""
+    """run; resume: run, but refuse to run a finished stage again; plan: print every stage's command, rate, trainable
+    towers, lengths, inputs and costs, and start nothing; status: print how far each stage is"""
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/pipeline"))
     report: ReportConfig = field(default_factory=ReportConfig, metadata=OUTSIDE)
     stages: list[JsonObject] = field(default_factory=list)
@@ -292,9 +298,8 @@ class PipelineConfig:
     overrides: list[str] = field(default_factory=list)
     """KEY=VALUE of every stage that pre-trains or fine-tunes, behind all others of that stage"""
     prepare: str = ""
-    """module that writes the data before the first stage, called with out=DATA; empty: the data is there"""
-    prepare_arguments: list[str] = field(default_factory=list)
-    """KEY=VALUE arguments of `prepare`"""
+    """module that writes the data before the first stage, and KEY=VALUE arguments of it, as on a command line; it is
+    called with out=DATA too. Empty: the data is there"""
     note: str = field(default="", metadata=OUTSIDE)
     """said at the end, below the results"""
     num_eval: int = 0
@@ -317,5 +322,13 @@ class PipelineConfig:
             raise ValueError(
                 f"num_eval, num_threads: expected at least 0 and 1, found {self.num_eval} and {self.num_threads}"
             )
-        if self.prepare and not self.data:
+        if self.prepare_command and not self.data:
             raise ValueError("data: expected the folder that `prepare` writes, found nothing")
+
+    @property
+    def prepare_command(self) -> list[str]:
+        """Return the module of `prepare` and its arguments. `ValueError` for a quotation mark without its other one."""
+        try:
+            return shlex.split(self.prepare)
+        except ValueError as error:
+            raise ValueError(f"prepare: expected MODULE KEY=VALUE..., found {self.prepare!r}: {error}") from None

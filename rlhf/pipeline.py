@@ -6,7 +6,6 @@ one starts. The same command after an interruption continues where it stopped.
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -24,14 +23,13 @@ from model.run.guidance import IN_PIPELINE, REPORT, say_result
 from model.run.interrupt import STOP_SECONDS, Terminated
 from model.run.parent import die_with_parent
 from rlhf.config import EvaluationMode, PipelineAction, PipelineConfig
-from rlhf.planning.stages import StagePlan, check_inputs, check_starts, digests_of, plan
+from rlhf.planning.gates import Gate, Otherwise, Verdict, judge
+from rlhf.planning.graph import RECORDS, Graph, Node, outlook_lines, said_first
+from rlhf.planning.stages import StagePlan, check_inputs, check_starts, plan
 
 if TYPE_CHECKING:
     from model.run.folder import RunFolder
     from model.run.shown.presentation import Presentation
-
-_SHOWS = ("run.trackers=", "report.")
-"""How overrides of a stage begin that say where it is shown, and change nothing of what it does."""
 
 _LOOK_SECONDS = 5.0
 """Seconds between two looks how far a stage is, for the report while it runs."""
@@ -47,17 +45,20 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
 
     begin = process_start()
     stages, evaluations = plan(config)
+    graph = Graph(config, stages, evaluations)
     if config.action is PipelineAction.plan:
         from rlhf.planning.stages_shown import plan_lines
 
         print("\n".join(plan_lines(config, stages, evaluations)))
         return
+    if config.action is PipelineAction.status:
+        print("\n".join(outlook_lines(graph)))
+        return
     check_starts(config, stages)
     if not config.prepare:
         check_inputs([*stages, *evaluations.values()])
     if config.run.start is not StartMode.fresh:
-        for stage in stages:
-            _refuse_other_settings(config, stage, evaluations.get(stage.name))
+        graph.check_changes()
     with RunFolder(config.run, resolved, outside_keys(config), config.report) as run:
         folder = run.folder
         run.presentation.start(0)
@@ -65,13 +66,16 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
             _clear(folder, stages, [config.base, config.data])
         earlier = _read(folder / "elapsed.json").get("seconds", 0.0)
         if config.prepare:
-            arguments = ["-m", config.prepare, f"out={config.data}", *config.prepare_arguments]
-            _run("data preparation", arguments)
+            module, *arguments = config.prepare_command
+            _run("data preparation", ["-m", module, f"out={config.data}", *arguments])
         check_inputs([*stages, *evaluations.values()])
-        results = []
-        for stage in stages:
+        for line in said_first(graph.outlooks(), folder):
+            print(line, flush=True)
+        results: list[JsonObject] = []
+        for nodes in graph.by_stage():
+            stage = nodes[0].plan
             look = _looker(folder / stage.name, stage.name, run.presentation)
-            results.append({"name": stage.name, **_run_and_evaluate(config, stage, evaluations.get(stage.name), look)})
+            results.append({"name": stage.name, **_run_and_evaluate(graph, nodes, results, look)})
             _write(folder / "elapsed.json", {"seconds": earlier + time.time() - begin})
         _finish(config, run, stages, results, earlier, begin)
 
@@ -92,72 +96,74 @@ def _looker(stage: Path, name: str, presentation: "Presentation") -> Callable[[]
 
 
 def _run_and_evaluate(
-    config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None, look: Callable[[], None]
+    graph: Graph, nodes: Sequence[Node], earlier: Sequence[JsonObject], look: Callable[[], None]
 ) -> JsonObject:
-    """Run what is not there yet; the stage's seconds and the evaluation's result. `look` is called meanwhile."""
-    folder = Path(config.run.dir)
-    evaluated = folder / "evaluations" / f"{stage.name}.json"
-    seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
-    product = folder / stage.name / "final" if stage.writes_model else evaluated
-    if not (seconds_path.exists() and product.exists()) or (evaluation and not evaluated.exists()):
-        print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
-        begin = time.time()
-        if not (stage.is_merge and product.exists()):  # a restart finds the merged model, which is whole
-            _run(f"stage {stage.name}", stage.command, look)
-        reach("pipeline.stage")
-        if not seconds_path.exists():  # a restart whose stage was complete already finds its time here
-            _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
-        if evaluation:
-            _run(f"evaluation of stage {stage.name}", evaluation.command)
-    return {"seconds": _read(seconds_path)["seconds"], **_read(evaluated)}
+    """Run what is not done yet; the stage's seconds, the evaluation's result and what the gates said.
+
+    `look` is called meanwhile. `GateFailed` where a gate stops the pipeline.
+    """
+    stage = nodes[0].plan
+    for node in nodes:
+        _run_node(graph, node, look)
+    result = _read(nodes[-1].product) if nodes[-1].is_evaluation or stage.entry == "evaluate" else {}
+    broken = _broken(stage, result, earlier)
+    if any(gate.otherwise is Otherwise.best for gate, _ in broken) and not _went_back(graph, nodes[0]):
+        for _, verdict in broken:
+            print(f"== gate of {stage.name}: {verdict.said}; its best model takes the place of the last", flush=True)
+        _go_back(graph, nodes[0])
+        _run_node(graph, nodes[-1], look)
+        result = _read(nodes[-1].product)
+        broken = _broken(stage, result, earlier)
+    gates = [verdict.to_json() for _, verdict in _verdicts(stage, result, earlier)]
+    if gates:
+        graph.note(nodes[-1], gates=[one["said"] for one in gates])
+    for gate, verdict in broken:
+        print(f"== gate of {stage.name}: {verdict.said}", flush=True)
+        if gate.otherwise is not Otherwise.warn:
+            raise GateFailed(stage.name, verdict.said)
+    noted = {"gates": gates} if gates else {}
+    return {"seconds": graph.record(nodes[0])["seconds"], **result, **noted}
 
 
-def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
-    """A finished stage as a record: its command lines without the places of folders, and checksums of the inputs
-    that no earlier stage writes."""
-    places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
-
-    def without_places(command: Sequence[str]) -> list[str]:
-        found = [argument for argument in command if not argument.startswith(_SHOWS)]
-        for place in sorted(filter(None, places), key=len, reverse=True):
-            # It has to be a value, and not part of a word.
-            path = re.compile(rf"(?<=['\"=\[,]){re.escape(str(Path(place)))}(?=['\"/\],]|$)")
-            found = [path.sub(lambda _, name=places[place]: name, argument) for argument in found]
-        return found
-
-    inputs = digests_of(stage)
-    if evaluation:
-        inputs |= {f"evaluation.{key}": digest for key, digest in digests_of(evaluation).items()}
-    return {
-        "commands": {
-            "stage": without_places(stage.command),
-            "evaluation": without_places(evaluation.command) if evaluation else [],
-        },
-        "inputs": inputs,
-    }
-
-
-def _refuse_other_settings(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> None:
-    """`ValueError` for a finished stage that would now be run, or evaluated, by another command or on other inputs."""
-    folder = Path(config.run.dir)
-    done = _read(folder / "evaluations" / f"{stage.name}.seconds.json")
-    if not done:
+def _run_node(graph: Graph, node: Node, look: Callable[[], None]) -> None:
+    """Run a stage, or its evaluation, unless it is done as it would be now."""
+    if not graph.begin(node):
         return
-    now = _record(config, stage, evaluation)
-    mend = "use those again, choose another run.dir, or start anew with run.start=fresh"
-    changed = [key for key, before in done.get("inputs", {}).items() if now["inputs"].get(key, before) != before]
-    if changed:
-        raise ValueError(
-            f"stages.{stage.name}: {folder} holds a finished stage whose inputs had other content "
-            f"({', '.join(changed)}); {mend}"
-        )
-    for name, before in done.get("commands", {}).items():
-        if before and now["commands"][name] and before != now["commands"][name]:
-            differing = sorted({*before} ^ {*now["commands"][name]})
-            raise ValueError(
-                f"stages.{stage.name}: {folder} holds a finished stage whose {name} had other settings "
-                f"({differing}); {mend}"
-            )
+    if not node.is_evaluation:
+        print(f"== {node.plan.name}: python {' '.join(node.plan.command)}", flush=True)
+    begin = time.time()
+    if not (node.plan.is_merge and node.product.exists()):  # a restart finds the merged model, which is whole
+        _run(node.title, node.plan.command, look if not node.is_evaluation else lambda: None)
+    if not node.is_evaluation:
+        reach("pipeline.stage")
+    graph.finish(node, seconds=time.time() - begin)
+
+
+def _verdicts(stage: StagePlan, result: JsonObject, earlier: Sequence[JsonObject]) -> list[tuple[Gate, Verdict]]:
+    before = {str(one["name"]): one for one in earlier}
+    return [(gate, judge(gate, result, before.get(gate.compared_with))) for gate in stage.gates]
+
+
+def _broken(stage: StagePlan, result: JsonObject, earlier: Sequence[JsonObject]) -> list[tuple[Gate, Verdict]]:
+    return [(gate, verdict) for gate, verdict in _verdicts(stage, result, earlier) if not verdict.is_passed]
+
+
+def _went_back(graph: Graph, node: Node) -> bool:
+    return bool(graph.record(node).get("went_back"))
+
+
+def _go_back(graph: Graph, node: Node) -> None:
+    """Put the best model of a stage in the place of its last one, which is kept in `last/`."""
+    from model.run.durable import copy_folder
+
+    folder = node.product.parent
+    if not (folder / "best").is_dir():
+        raise GateFailed(node.plan.name, f"{folder / 'best'} is not there, so there is no model to go back to")
+    if not (folder / "last").exists():
+        copy_folder(folder / "final", folder / "last")
+    reach("pipeline.back")
+    copy_folder(folder / "best", folder / "final")
+    graph.note(node, went_back=True)
 
 
 def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> None:
@@ -182,8 +188,10 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
             clear_run(folder / stage.name)
         elif (merged := folder / stage.name / "final").is_dir():
             delete_written(merged)
-        for ending in ("json", "seconds.json", "answers.jsonl"):
+        for ending in ("json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
+        for ending in ("json", "evaluation.json"):
+            (folder / RECORDS / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
         for mode in EvaluationMode:
             (folder / "evaluations" / f"{stage.name}.responses" / f"prompts.{mode.value}.jsonl").unlink(missing_ok=True)
@@ -311,6 +319,18 @@ class StageFailed(RuntimeError):
     def __init__(self, stage: str, exit_code: int) -> None:
         super().__init__(f"{stage} ended with exit code {exit_code}; mend what it says, then run the same command")
         self.exit_code = exit_code if exit_code > 0 else 128 - exit_code
+
+
+class GateFailed(RuntimeError):
+    """A gate stopped the pipeline after a stage."""
+
+    exit_code = 11
+
+    def __init__(self, stage: str, said: str) -> None:
+        super().__init__(
+            f"stages.{stage}.gates: {said}; later stages did not start. Change the stage, or the gate (otherwise: warn "
+            "goes on), then run the same command"
+        )
 
 
 def process_start() -> float:

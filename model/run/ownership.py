@@ -9,8 +9,9 @@ from model.run.durable import OLD_SUFFIX, STAGING_SUFFIX, delete_if_empty, delet
 
 METRICS = "metrics.jsonl"
 LOGS = (METRICS, "ledger.jsonl", "skipped.jsonl", "evaluations.jsonl", "adalrs.jsonl")
-MODELS = ("final", "final_adapter", "best", "best_adapter")
-"""Folders of models, and of the adapters that a run with `adapter=lora` trained."""
+MODELS = ("final", "final_adapter", "best", "best_adapter", "last")
+"""Folders of models, and of the adapters that a run with `adapter=lora` trained. `last` holds the last model of a run
+where a gate of a pipeline put the best one into `final`."""
 # In the order in which a fresh start deletes them: what would make a half-deleted run look alive goes first.
 _OWN = (
     "done.json",

@@ -17,10 +17,17 @@ from model.run.config import RunConfig
 from rewards.rubric import Rubric
 from rlhf.config import PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.planning.gates import Gate, Otherwise, read_gates
 
-_FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "report")
-_KINDS = {"inputs": (Mapping, "a mapping of keys to paths"), "overrides": (list, "a list"), "report": (str, "a text")}
 _EVALUATE = "evaluate"
+_FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "gates", "report")
+_KINDS = {
+    "inputs": (Mapping, "a mapping of keys to paths"),
+    "overrides": (list, "a list"),
+    "gates": (list, "a list"),
+    "report": (str, "a text"),
+}
+_TAKEN = (_EVALUATE, "base", "evaluations", "export", "graph", "superseded")  # folders and words of the pipeline
 _MEASURES = (_EVALUATE, "probe")  # they write figures, and no model
 _SUPERVISED = ("pretrain", "sft")
 _MERGES = ("soup", "assemble")  # they make one model of several
@@ -44,6 +51,8 @@ class StagePlan:
     config: object = None  # the command's own, composed and checked
     report: str = ""  # the paper's figures for this stage, which a plan shows
     sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> what else must be there: corpora
+    reads: frozenset[str] = frozenset()  # what earlier stages write for it, as paths below run.dir
+    gates: tuple[Gate, ...] = ()
 
     @property
     def is_merge(self) -> bool:
@@ -56,6 +65,15 @@ class StagePlan:
         return self.writes_model and not self.is_merge
 
     @property
+    def writes_folder(self) -> bool:
+        """Whether what it writes is a folder of its own, and not only figures."""
+        return self.writes_model
+
+    def product(self, run_dir: Path) -> Path:
+        """The path that is there once it is done."""
+        return run_dir / self.name / "final" if self.writes_model else run_dir / "evaluations" / f"{self.name}.json"
+
+    @property
     def command(self) -> list[str]:
         """Arguments behind the Python interpreter."""
         return ["-m", self.module, *self.overrides]
@@ -66,9 +84,9 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
 
     `ValueError` names the stage and its field where one would be refused.
     """
-    if config.prepare and not _can_import(config.prepare):
+    if (module := next(iter(config.prepare_command), "")) and not _can_import(module):
         raise ValueError(
-            f"prepare: expected a module that can be imported, found {config.prepare!r}; start where Python "
+            f"prepare: expected a module that can be imported, found {module!r}; start where Python "
             "finds it, or correct the name"
         )
     if not config.stages:
@@ -76,7 +94,29 @@ def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]
     stages: list[StagePlan] = []
     for number, fields in enumerate(config.stages):
         stages.append(_stage(config, number, fields, stages))
-    return stages, _evaluations(config, stages)
+    evaluations = _evaluations(config, stages)
+    return [_gated(stage, config, stages[:number], evaluations) for number, stage in enumerate(stages)], evaluations
+
+
+def _gated(
+    stage: StagePlan, config: PipelineConfig, earlier: Sequence[StagePlan], evaluations: Mapping[str, "StagePlan"]
+) -> StagePlan:
+    """The stage with its gates. `ValueError` for gates without an evaluation, or a best model that no stage keeps."""
+    given = next(fields.get("gates") for fields in config.stages if fields.get("name") == stage.name) or []
+    if given and stage.name not in evaluations and stage.entry != _EVALUATE:
+        raise ValueError(
+            f"{stage.where}.gates: expected an evaluation after the stage, found none; add evaluation.inputs, and the "
+            "stage to evaluation.after where that is not empty"
+        )
+    evaluated = [one.name for one in earlier if one.name in evaluations or one.entry == _EVALUATE]
+    gates = read_gates(given, stage.where, evaluated)
+    keeps_best = isinstance(stage.config, RlConfig) and bool(stage.config.evaluation.prompts)
+    if not keeps_best and any(gate.otherwise is Otherwise.best for gate in gates):
+        raise ValueError(
+            f"{stage.where}.gates: otherwise=best: expected a stage of rlhf.train with evaluation.prompts, which keeps "
+            "its best model, found another one; choose stop or warn"
+        )
+    return replace(stage, gates=tuple(gates))
 
 
 def _can_import(module: str) -> bool:
@@ -128,7 +168,7 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
             raise ValueError(f"stages.{name}.{key}: expected {described}, found {fields[key]!r:.80}")
     if unknown := [key for key in fields if key not in _FIELDS]:
         raise ValueError(f"stages.{name}: expected the fields {', '.join(_FIELDS)}, found {unknown[0]!r}")
-    if name in (_EVALUATE, "base", "evaluations", "export") or name in [stage.name for stage in earlier]:
+    if name in (*_TAKEN, *(stage.name for stage in earlier)):
         raise ValueError(f"stages: expected names of their own, found {name!r}, which is taken; rename the stage")
     entry = entry_of(str(fields.get("command", "")), f"stages.{name}.command", _COMMANDS)
     values, files = _inputs(config, fields.get("inputs") or {}, earlier, f"stages.{name}")
@@ -145,7 +185,21 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     where, writes_model = f"stages.{name}", entry not in _MEASURES
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
     checked = _checked(planned)
-    return replace(planned, config=checked, sources=_sources(config, checked))
+    sources = _sources(config, checked)
+    reads = _reads(config, values, sources, earlier)
+    kept = {key: path for key, path in sources.items() if not path.is_relative_to(config.run.dir)}
+    return replace(planned, config=checked, sources=kept, reads=reads)
+
+
+def _reads(
+    config: PipelineConfig, values: JsonObject, sources: Mapping[str, Path], earlier: Sequence[StagePlan]
+) -> frozenset[str]:
+    """What earlier stages write for a stage: paths below run.dir."""
+    run, names = Path(config.run.dir), {stage.name for stage in earlier}
+    given = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
+    paths = [path for path in (*given, *sources.values()) if isinstance(path, Path) and path.is_relative_to(run)]
+    below = [path.relative_to(run) for path in paths]
+    return frozenset(str(path) for path in below if path.parts and path.parts[0] in names)
 
 
 def _common(config: PipelineConfig, entry: str, name: str) -> list[str]:
@@ -165,8 +219,8 @@ def _common(config: PipelineConfig, entry: str, name: str) -> list[str]:
 
 
 def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
-    """The corpora of a supervised stage, the files beside them and its held-out rows, as far as no earlier stage writes
-    them; of a pattern the folder that it searches."""
+    """The corpora of a supervised stage, the files beside them and its held-out rows; of a pattern the folder that it
+    searches."""
     found: dict[str, Path] = {}
     data = _stream_of(stage) or StreamConfig()
     if isinstance(stage, SupervisedConfig) and stage.evaluation.data:
@@ -182,7 +236,7 @@ def _sources(config: PipelineConfig, stage: object) -> dict[str, Path]:
             found[f"{key}.media"] = Path(data.folder, source.media)
         if source.row_weights:
             found[f"{key}.row_weights"] = Path(source.row_weights)
-    return {key: path for key, path in found.items() if not path.is_relative_to(config.run.dir)}
+    return found
 
 
 def _searched(pattern: Path) -> Path:
@@ -323,6 +377,7 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
         values["checkpoint"] = Path(config.run.dir) / name / "final"
         overrides = [assign(key, value) for key, value in values.items()]
         overrides += [*_common(config, _EVALUATE, name), *evaluation.overrides]
-        planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files)
+        reads = _reads(config, values, {}, stages)
+        planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files, reads=reads)
         _checked(planned[name])
     return planned

@@ -34,7 +34,7 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
         path for one in (*stages, *evaluations.values()) for path in (*one.files.values(), *one.sources.values())
     ]
     missing = sum(not path.exists() for path in set(everything))
-    written = f", but for what {config.prepare} writes before the first stage" if config.prepare else ""
+    written = f", but for what {config.prepare} writes before the first stage" if config.prepare_command else ""
     verdict = (
         f"{missing} are missing{written}; action=run refuses to start without them" if missing else "are all there"
     )

@@ -106,7 +106,7 @@ def _results(path: Path, names: list[str], problems: list[str]) -> tuple[dict[st
     results = {name: found for name, file in files.items() if "modes" in (found := _json(file, problems))}
     seconds: dict[str, float] = {}
     for name in names:
-        counted = _json(path / "evaluations" / f"{name}.seconds.json", problems).get("seconds")
+        counted = _json(path / "graph" / f"{name}.json", problems).get("seconds")
         if isinstance(counted, int | float):
             seconds[name] = float(counted)
     return results, seconds

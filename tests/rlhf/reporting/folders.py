@@ -96,9 +96,10 @@ def write_pipeline(folder: Path) -> Path:
     )
     (folder / "run.json").write_text("{}")
     (folder / "evaluations").mkdir()
+    (folder / "graph").mkdir()
     for name, seconds, accuracy in (("sft", 10.0, None), ("rl", 30.0, 0.7)):
         (folder / f"evaluations/{name}.json").write_text(json.dumps(evaluation(accuracy)))
-        (folder / f"evaluations/{name}.seconds.json").write_text(json.dumps({"seconds": seconds}))
+        (folder / f"graph/{name}.json").write_text(json.dumps({"seconds": seconds}))
     answer = {"id": "t1", "mode": "direct", "dataset": "charts", "completion": "\\boxed{7}", "answer": "7", "parts": {}}
     answer |= {"reference": "8", "verdict": "wrong", "question": "How many?", "images": [], "reward": 0.0}
     write_lines(folder / "evaluations/rl.answers.jsonl", [answer])
