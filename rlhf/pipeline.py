@@ -98,7 +98,7 @@ def _run_and_evaluate(
     folder = Path(config.run.dir)
     evaluated = folder / "evaluations" / f"{stage.name}.json"
     seconds_path = evaluated.with_name(f"{stage.name}.seconds.json")
-    product = folder / stage.name / "final" if stage.writes_model else evaluated
+    product = stage.product(folder)
     if not (seconds_path.exists() and product.exists()) or (evaluation and not evaluated.exists()):
         print(f"== {stage.name}: python {' '.join(stage.command)}", flush=True)
         begin = time.time()
@@ -109,7 +109,8 @@ def _run_and_evaluate(
             _write(seconds_path, {"seconds": time.time() - begin, **_record(config, stage, evaluation)})
         if evaluation:
             _run(f"evaluation of stage {stage.name}", evaluation.command)
-    return {"seconds": _read(seconds_path)["seconds"], **_read(evaluated)}
+    made = {"data": _read(product.with_name("summary.json"))} if stage.is_maker else {}
+    return {"seconds": _read(seconds_path)["seconds"], **made, **_read(evaluated)}
 
 
 def _record(config: PipelineConfig, stage: StagePlan, evaluation: StagePlan | None) -> JsonObject:
@@ -165,7 +166,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     where `kept` folders, or files that no stage wrote, are in the way."""
     from model.run.durable import delete_if_empty, refuse_foreign_files
     from model.run.folder import MARK
-    from model.run.ownership import clear_media, clear_run, delete_written
+    from model.run.ownership import clear_data, clear_media, clear_run, delete_written
 
     for stage in stages:
         own = (folder / stage.name).resolve()
@@ -180,6 +181,8 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     for stage in stages:
         if stage.has_run:
             clear_run(folder / stage.name)
+        elif stage.is_maker:
+            clear_data(folder / stage.name)
         elif (merged := folder / stage.name / "final").is_dir():
             delete_written(merged)
         for ending in ("json", "seconds.json", "answers.jsonl"):
