@@ -4,7 +4,7 @@ import hashlib
 import os
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from model.data.media import image_format
@@ -64,7 +64,21 @@ class CarriedMedia:
     def messages(self, messages: Sequence[Message], root: Path) -> list[Message]:
         """The messages with every image and video of `root` as a file of the folder. `OSError` for one that cannot be
         read."""
-        return [self._message(message, root) for message in messages]
+        placed, files = self.named(messages, root)
+        self.link(files)
+        return placed
+
+    def named(self, messages: Sequence[Message], root: Path) -> tuple[list[Message], dict[str, Path]]:
+        """(messages as `messages` gives them, the file behind each name), without linking anything."""
+        files: dict[str, Path] = {}
+        return [self._message(message, root, files) for message in messages], files
+
+    def link(self, files: Mapping[str, Path]) -> None:
+        """Give files of other folders their names below the folder."""
+        for name, path in files.items():
+            target = self._folder / name
+            if not (target.is_file() and target.stat().st_size == path.stat().st_size):
+                link_file(path, target)
 
     def name_of(self, path: Path) -> str:
         """The name below the folder of a media file, without linking it: its sha256 with its ending."""
@@ -79,7 +93,7 @@ class CarriedMedia:
             self._names[place] = f"media/{digest.hexdigest()}{suffix}"
         return self._names[place]
 
-    def _message(self, message: Message, root: Path) -> Message:
+    def _message(self, message: Message, root: Path, files: dict[str, Path]) -> Message:
         content = message.get("content")
         if not isinstance(content, list):
             return message
@@ -87,13 +101,8 @@ class CarriedMedia:
         for part in content:
             kind = part.get("type") if isinstance(part, dict) else None
             if kind in ("image", "video") and isinstance(part.get(kind), str):
-                part = {**part, kind: self._linked(root / part[kind])}
+                path = root / part[kind]
+                part = {**part, kind: self.name_of(path)}
+                files[part[kind]] = path
             parts.append(part)
         return {**message, "content": parts}
-
-    def _linked(self, path: Path) -> str:
-        name = self.name_of(path)
-        target = self._folder / name
-        if not (target.is_file() and target.stat().st_size == path.stat().st_size):
-            link_file(path, target)
-        return name

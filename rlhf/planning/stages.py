@@ -28,9 +28,17 @@ _MERGES = ("soup", "assemble")  # they make one model of several
 _MAKERS = {
     # entry point: the file that it writes last, which later stages read
     "pass_at_k": "prompts.jsonl",
+    "prepare_longcot": "demonstrations.jsonl",
+    "prepare_fusion": "demonstrations.jsonl",
+    "prepare_free_response": "prompts.jsonl",
 }
 """They make data of data, in a folder of rows with their media."""
-_SETTINGS_OF_MAKERS = {"pass_at_k": ("seed", "num_threads")}
+_SETTINGS_OF_MAKERS = {
+    "pass_at_k": ("seed", "num_threads"),
+    "prepare_longcot": ("seed",),
+    "prepare_fusion": ("seed",),
+    "prepare_free_response": (),
+}
 """Settings of a maker that the pipeline gives it, where the maker has them."""
 _COMMANDS = (*_SUPERVISED, "rlhf", *_MERGES, *_MEASURES, *_MAKERS)  # entry points that may be stages
 

@@ -47,6 +47,29 @@ def test_a_maker_gets_its_folder_seed_and_threads_and_a_later_stage_reads_its_ro
     assert f"reads     {tmp_path / 'data/t.jsonl'}: there (inputs.prompts)" in said
 
 
+def test_thinking_data_is_made_by_stages_too(recipe, tmp_path):
+    stages = (
+        "{name: cot, command: sft.prepare longcot, inputs: {rows: [a.jsonl, b.jsonl]}, overrides: [max_overlap=0.5]}",
+        "{name: free, command: sft.prepare free_response, inputs: {prompts: [t.jsonl]}}",
+        RL.replace("@chosen", "@free"),
+        "{name: mixed, command: sft.prepare fusion, inputs: {rollouts: '@rl/rollouts', "
+        "prompts: ['@free/prompts.jsonl'], direct: [d.jsonl]}}",
+        "{name: sft, command: sft.train, from: rl, inputs: {data.demonstrations: '@mixed/demonstrations.jsonl'}}",
+    )
+    planned, _ = plan(load_config("pipeline", [f"recipe={recipe(*stages)}"])[0])
+    cot, free, _, mixed, trained = (stage.config for stage in planned)
+    assert (cot.rows, cot.max_overlap, cot.seed) == ([str(tmp_path / f"data/{x}.jsonl") for x in "ab"], 0.5, 3)
+    assert (free.out, mixed.rollouts) == (str(tmp_path / "run/free"), str(tmp_path / "run/rl/rollouts"))
+    assert (mixed.prompts, mixed.seed) == ([str(tmp_path / "run/free/prompts.jsonl")], 3)
+    assert trained.data.demonstrations == str(tmp_path / "run/mixed/demonstrations.jsonl")
+    assert planned[0].command[:3] == ["-m", "sft.prepare", "longcot"]
+    assert [stage.product(tmp_path).name for stage in planned if stage.is_maker] == [
+        "demonstrations.jsonl",
+        "prompts.jsonl",
+        "demonstrations.jsonl",
+    ]
+
+
 def test_a_maker_gives_no_checkpoint_and_keeps_its_folder(recipe):
     for stages, message in (
         ((CHOOSE, RL.replace("from: base", "from: chosen")), r"stages\.rl\.from: .*\(none\), found 'chosen'"),
