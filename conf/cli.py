@@ -45,10 +45,12 @@ class UsageError(ValueError):
     """A command line or config file that cannot be used; the message says what to do."""
 
 
-def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None], first: str = "") -> int:
+def launch(
+    entry: str, schema: type[Config], run: Callable[[Config, str], None], first: str = "", num_words: int = 0
+) -> int:
     """Parse the command line of an entry point and run it; returns the exit code.
 
-    `first`: the key that a first word without `=` stands for.
+    `first`: the key that a first word without `=` stands for. `num_words`: leading words that the caller has read.
     0: done. 2: the user's input was refused, with one message. A `RuntimeError` with an `exit_code` (docs/pipeline.md
     lists them; a failed stage's own) ends with it and its message; others raise.
     """
@@ -62,7 +64,7 @@ def launch(entry: str, schema: type[Config], run: Callable[[Config, str], None],
             return USER_ERROR
         raise
 
-    arguments = sys.argv[1:]
+    arguments = sys.argv[1 + num_words :]
     if first and arguments and "=" not in arguments[0] and not arguments[0].startswith("-"):
         arguments[0] = f"{first}={arguments[0]}"
     return run_command(lambda: _launch(entry, schema, run, arguments))

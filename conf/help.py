@@ -27,6 +27,9 @@ EXAMPLES: dict[str, str] = {
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
     "soup": "checkpoints=[A,B,C] out=DIR",
+    "prepare_longcot": "rows=[FILE,FILE] out=FOLDER",
+    "prepare_fusion": "rollouts=runs/rl/rollouts prompts=[FILE] direct=[FILE] out=FOLDER",
+    "prepare_free_response": "prompts=[FILE] out=FOLDER",
     "probe": "checkpoints=[BEFORE,AFTER] data=FILE output=probe.json",
     "expert_load": "checkpoint=DIR text=FILE multimodal=FILE output=load.json",
     "chat": "checkpoint=DIR image=FILE question='What is this?'",
@@ -44,6 +47,7 @@ _SHORT = """
     trainer.groups_per_step optimizer.learning_rate evaluation.prompts evaluation.every
     run.dir run.seed run.start run.save_every run.trackers report.every
     run also max_mib
+    rows rollouts direct direct_share judge verifier
 """
 """Keys of the short form."""
 

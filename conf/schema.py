@@ -18,6 +18,7 @@ from rlhf.reporting.config import ReportPageConfig
 from rlhf.selection.config import PassAtKConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
+from sft.prepare.config import FreeResponseConfig, FusionConfig, LongCotConfig
 
 ENTRIES: dict[str, type] = {
     "pretrain": PretrainConfig,
@@ -35,6 +36,9 @@ ENTRIES: dict[str, type] = {
     "chat": ChatConfig,
     "export": ExportConfig,
     "soup": SoupConfig,
+    "prepare_longcot": LongCotConfig,
+    "prepare_fusion": FusionConfig,
+    "prepare_free_response": FreeResponseConfig,
     "probe": ProbeConfig,
     "expert_load": ExpertLoadConfig,
 }
@@ -55,6 +59,9 @@ MODULES: dict[str, str] = {
     "chat": "model.chat",
     "export": "model.export",
     "soup": "sft.soup",
+    "prepare_longcot": "sft.prepare longcot",
+    "prepare_fusion": "sft.prepare fusion",
+    "prepare_free_response": "sft.prepare free_response",
     "probe": "model.pretrain.probe",
     "expert_load": "model.pretrain.expert_load",
 }

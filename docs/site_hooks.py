@@ -165,14 +165,16 @@ def settings_pages() -> dict[str, str]:
 
 
 def about(entry: str) -> str:
-    """The first sentence of the command's module."""
+    """The first sentence of the command's module, or of its settings where several commands share a module."""
     import ast
 
-    from conf.schema import MODULES
+    from conf.schema import ENTRIES, MODULES
 
     path = ROOT / MODULES[entry].replace(".", "/")
     file = path / "__main__.py" if path.is_dir() else path.with_suffix(".py")
-    docstring = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
+    is_shared = " " in MODULES[entry]
+    tree = None if is_shared else ast.parse(file.read_text(encoding="utf-8"))
+    docstring = (ENTRIES[entry].__doc__ if tree is None else ast.get_docstring(tree)) or ""
     paragraph = " ".join(docstring.split("\n\n")[0].split())
     return re.split(r": `python -m|(?<=\w)\.\s", paragraph)[0].rstrip(".")
 

@@ -105,7 +105,7 @@ def _run_and_evaluate(
     stage = nodes[0].plan
     for node in nodes:
         _run_node(graph, node, look)
-    result = _read(nodes[-1].product) if nodes[-1].is_evaluation or stage.entry == "evaluate" else {}
+    result = {} if nodes[-1].plan.writes_folder and not nodes[-1].is_evaluation else _read(nodes[-1].product)
     broken = _broken(stage, result, earlier)
     if any(gate.otherwise is Otherwise.best for gate, _ in broken) and not _went_back(graph, nodes[0]):
         for _, verdict in broken:
@@ -121,7 +121,10 @@ def _run_and_evaluate(
         print(f"== gate of {stage.name}: {verdict.said}", flush=True)
         if gate.otherwise is not Otherwise.warn:
             raise GateFailed(stage.name, verdict.said)
-    noted = {"gates": gates} if gates else {}
+    noted: JsonObject = {}
+    if stage.is_maker:
+        noted["data"] = _read(nodes[0].product.with_name("summary.json"))
+    noted |= {"gates": gates} if gates else {}
     return {"seconds": graph.record(nodes[0])["seconds"], **result, **noted}
 
 
@@ -171,7 +174,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     where `kept` folders, or files that no stage wrote, are in the way."""
     from model.run.durable import delete_if_empty, refuse_foreign_files
     from model.run.folder import MARK
-    from model.run.ownership import clear_media, clear_run, delete_written
+    from model.run.ownership import clear_data, clear_media, clear_run, delete_written
 
     for stage in stages:
         own = (folder / stage.name).resolve()
@@ -186,6 +189,8 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     for stage in stages:
         if stage.has_run:
             clear_run(folder / stage.name)
+        elif stage.is_maker:
+            clear_data(folder / stage.name)
         elif (merged := folder / stage.name / "final").is_dir():
             delete_written(merged)
         for ending in ("json", "answers.jsonl"):

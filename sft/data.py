@@ -5,8 +5,10 @@ thinking samples carry the thinking instruction, direct ones do not: that is how
 """
 
 import itertools
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from pathlib import Path
 
 from model.batch import Row
@@ -16,14 +18,14 @@ from model.data.conversations import assistant_text, mode_of
 from model.data.raw_rows import RawRow, check_text
 from model.data.sources import DataFolders, StepPart, StepRows, TableSource
 from model.data.tables import Table
-from model.interface import Mode
+from model.interface import IM_END, Mode
 from model.json_values import JsonObject
 from model.processing.messages import texts_of
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
 from model.run.identity import Input, digest_of_files
-from rollouts.records import StoredRollout, read_rollouts
 from sft.config import SftConfig, SftDataConfig
+from sft.rejection import rollout_files, select_rollouts
 from sft.shapes import ShapeColumns, read_demonstration
 
 
@@ -53,6 +55,7 @@ class Sample:
     chat: ChatRow
     mode: Mode
     completions: list[str]
+    ids: "list[array[int]] | None" = None  # those that the row gives for each completion; None: the texts are encoded
 
 
 class _Samples(TableSource[Sample]):
@@ -80,6 +83,8 @@ class _Samples(TableSource[Sample]):
 
     def _ids_of(self, sample: Sample) -> tuple[PromptTokens, list[list[int]]]:
         prompt = self._processor.prompt(sample.chat.messages, sample.chat.asked_in(sample.mode), sample.chat.root)
+        if sample.ids is not None:
+            return prompt, [ids.tolist() for ids in sample.ids]
         return prompt, [self._processor.completion(text) for text in sample.completions]
 
 
@@ -116,13 +121,34 @@ class Demonstrations(_Samples):
         notes.columns |= {"mode": "mode"} if said else {}
         notes.remarks += shown.remarks
         found = []
-        for number, (messages, completions) in enumerate(_turns(whole.messages, shown.completions)):
+        turns = _turns(whole.messages, shown.completions)
+        for number, (messages, completions) in enumerate(turns):
             self.reader.instruct(messages)
             mode, completions, remarks = mode_of(said, completions)
             notes.remarks += [remark for remark in remarks if remark not in notes.remarks]
             chat = replace(whole, id=self._free_id(whole.id, number, notes.remarks), messages=messages)
-            found.append(self.measured(Sample(chat, mode, completions)))
+            is_last = number == len(turns) - 1
+            ids = self._given_ids(raw.columns.get("completion_ids"), completions) if is_last else None
+            found.append(self.measured(Sample(chat, mode, completions, ids)))
         return found
+
+    def _given_ids(self, given: object, completions: list[str]) -> "list[array[int]] | None":
+        """Token ids that a row gives beside its completions, None where it gives none. `ValueError` unless this model's
+        tokenizer reads them as these completions, each with its end of turn."""
+        if given is None:
+            return None
+        tokenizer = self._processor.tokenizer
+        lists = given if isinstance(given, list) else []
+        for ids, text in zip_longest(lists, completions):
+            is_list = isinstance(ids, list) and all(
+                type(one) is int and 0 <= one < tokenizer.num_entries for one in ids
+            )
+            if not is_list or tokenizer.decode(ids, keep_control=True) != f"{text}{IM_END}":
+                raise ValueError(
+                    "completion_ids: expected the ids that this model's tokenizer reads as the completions, each with "
+                    f"its end of turn, found {ids!r:.80} for {text!r:.80}; leave the column out to train the texts"
+                )
+        return [array("i", ids) for ids in lists]
 
     def _free_id(self, row_id: str, turn: int, remarks: list[str]) -> str:
         """The id of a turn; that of a row which shares its id with another gets a number."""
@@ -219,27 +245,3 @@ class StoredSamples:
 
     def name_bad(self, index: int, reason: str) -> None:
         self._prompts.name_bad(self._number[self._chosen[index].prompt_id], reason)
-
-
-def rollout_files(folder: Path, last_steps: int) -> list[Path]:
-    """The files of the last steps of an RL run. `ValueError` where there are none."""
-    files = sorted(folder.glob("step_*.jsonl"))[-last_steps:]
-    if not files:
-        raise ValueError(f"data.rollouts: expected step_*.jsonl in {folder}, found none; run the RL stage first")
-    return files
-
-
-def select_rollouts(files: Sequence[Path]) -> list[StoredRollout]:
-    """Rejection sampling: stored rollouts that are correct, well-formed and complete, once each."""
-    chosen: dict[tuple[str, tuple[int, ...]], StoredRollout] = {}
-    for file in files:
-        for rollout in read_rollouts(file):
-            parts = rollout.parts
-            if parts.get("answer") == 1.0 and parts.get("format") == 1.0 and rollout.finish_reason == "stop":
-                chosen.setdefault((rollout.prompt_id, tuple(rollout.completion_ids)), rollout)
-    if not chosen:
-        raise ValueError(
-            f"data.rollouts: expected correct, well-formed rollouts in {files[0].parent}, found none in the last "
-            f"{len(files)} steps"
-        )
-    return list(chosen.values())

@@ -16,10 +16,10 @@ from model.interface import THINK_END, THINK_START
 from model.json_values import JsonObject
 
 _QUESTIONS = ("messages", "conversations", "question", "problem", "prompt", "instruction")
-_COMPLETIONS = ("completions", "completion")
-_ANSWERS = ("solution", "answer", "response", "output")
+COMPLETION_COLUMNS = ("completions", "completion")
+ANSWER_COLUMNS = ("solution", "answer", "response", "output")
 _ANSWERS_TO_THOUGHTS = ("answer", "solution", "response", "output")
-_THOUGHTS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
+THOUGHT_COLUMNS = ("thinking", "reasoning", "reasoning_content", "cot", "rationale")
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_demonstration(columns: Mapping[str, object], names: ShapeColumns, form:
     column, question = _question_of(columns, names.question)
     if isinstance(question, list):
         question = conversation(column, question, columns.get("system"))
-    where, given = first_of(columns, [names.completion] if names.completion else _COMPLETIONS)
+    where, given = first_of(columns, [names.completion] if names.completion else COMPLETION_COLUMNS)
     if where and not _is_messages(given):
         return Demonstration(Asked(column, question, where), text_list({where: given}, where))
     if where:
@@ -72,8 +72,8 @@ def _question_of(columns: Mapping[str, object], named: str) -> tuple[str, object
 
 def _answered(columns: Mapping[str, object], asked: Asked, names: ShapeColumns, form: ReferenceForm) -> Demonstration:
     """A question with an answer in a column of its own, with a thought in another one or without."""
-    thought_column, thought = first_of(columns, [names.thinking] if names.thinking else _THOUGHTS)
-    where, answer = first_of(columns, _ANSWERS_TO_THOUGHTS if thought_column else _ANSWERS)
+    thought_column, thought = first_of(columns, [names.thinking] if names.thinking else THOUGHT_COLUMNS)
+    where, answer = first_of(columns, _ANSWERS_TO_THOUGHTS if thought_column else ANSWER_COLUMNS)
     if not where:
         raise ValueError(
             "completions: expected a column of completions, a conversation that ends with the assistant, or a question "

@@ -54,6 +54,7 @@ ENTRY_POINTS = {
     "model.pretrain.expert_load",
     "model.pretrain.probe",
     "model.pretrain.train",
+    "sft.prepare.__main__",
     "sft.soup",
     "sft.train",
     "rlhf.train",

@@ -33,6 +33,18 @@ _OWN = (
     METRICS,
     "config.yaml",
 )
+_DATA = (
+    "prompts.jsonl",
+    "unfiltered.jsonl",
+    "demonstrations.jsonl",
+    "dropped.jsonl",
+    "summary.json",
+    "bad_rows.jsonl",
+    "bad_rows_*.jsonl",
+    "samples/*.jsonl",
+    "replies/*.json",
+)
+"""The files of a folder that a maker of data wrote, its media apart."""
 _MEDIA_NAME = re.compile(r"[0-9a-f]{64}\.\w+")
 
 
@@ -51,6 +63,17 @@ def clear_run(folder: Path) -> None:
                 path.unlink(missing_ok=True)
     delete_leftovers(folder)
     for name in ("checkpoints", "exports", "rollouts", "media", "events/rollouts", "events"):
+        delete_if_empty(folder / name)
+
+
+def clear_data(folder: Path) -> None:
+    """Delete what a maker of data wrote into its folder, and the folder if nothing else is in it."""
+    for pattern in _DATA:
+        for path in folder.glob(pattern):
+            path.unlink(missing_ok=True)
+    clear_media(folder / "media")
+    delete_leftovers(folder)
+    for name in ("samples", "replies", ""):
         delete_if_empty(folder / name)
 
 

@@ -18,6 +18,7 @@ from rewards.rubric import Rubric
 from rlhf.config import PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.gates import Gate, Otherwise, read_gates
+from rlhf.selection.config import PassAtKConfig
 
 _EVALUATE = "evaluate"
 _FIELDS = ("name", "command", "from", "recipe", "inputs", "overrides", "gates", "report")
@@ -31,7 +32,22 @@ _TAKEN = (_EVALUATE, "base", "evaluations", "export", "graph", "superseded")  # 
 _MEASURES = (_EVALUATE, "probe")  # they write figures, and no model
 _SUPERVISED = ("pretrain", "sft")
 _MERGES = ("soup", "assemble")  # they make one model of several
-_COMMANDS = (*_SUPERVISED, "rlhf", *_MERGES, *_MEASURES)  # entry points that may be stages
+_MAKERS = {
+    # entry point: the file that it writes last, which later stages read
+    "pass_at_k": "prompts.jsonl",
+    "prepare_longcot": "demonstrations.jsonl",
+    "prepare_fusion": "demonstrations.jsonl",
+    "prepare_free_response": "prompts.jsonl",
+}
+"""They make data of data, in a folder of rows with their media."""
+_SETTINGS_OF_MAKERS = {
+    "pass_at_k": ("seed", "num_threads"),
+    "prepare_longcot": ("seed",),
+    "prepare_fusion": ("seed",),
+    "prepare_free_response": (),
+}
+"""Settings of a maker that the pipeline gives it, where the maker has them."""
+_COMMANDS = (*_SUPERVISED, "rlhf", *_MERGES, *_MEASURES, *_MAKERS)  # entry points that may be stages
 
 _NO_BASE = "{base}"
 """Stands for the pipeline's base where it has none, which a plan may."""
@@ -60,6 +76,17 @@ class StagePlan:
         return self.entry in _MERGES
 
     @property
+    def is_maker(self) -> bool:
+        """Whether it writes a folder of rows that later stages read."""
+        return self.entry in _MAKERS
+
+    def product(self, run: Path) -> Path:
+        """The file or folder below the pipeline's `run` that is there once the stage is complete."""
+        if self.is_maker:
+            return run / self.name / _MAKERS[self.entry]
+        return run / self.name / "final" if self.writes_model else run / "evaluations" / f"{self.name}.json"
+
+    @property
     def has_run(self) -> bool:
         """Whether it writes a run's folder, with metrics and checkpoints."""
         return self.writes_model and not self.is_merge
@@ -67,16 +94,12 @@ class StagePlan:
     @property
     def writes_folder(self) -> bool:
         """Whether what it writes is a folder of its own, and not only figures."""
-        return self.writes_model
-
-    def product(self, run_dir: Path) -> Path:
-        """The path that is there once it is done."""
-        return run_dir / self.name / "final" if self.writes_model else run_dir / "evaluations" / f"{self.name}.json"
+        return self.writes_model or self.is_maker
 
     @property
     def command(self) -> list[str]:
         """Arguments behind the Python interpreter."""
-        return ["-m", self.module, *self.overrides]
+        return ["-m", *self.module.split(), *self.overrides]
 
 
 def plan(config: PipelineConfig) -> tuple[list[StagePlan], dict[str, StagePlan]]:
@@ -182,7 +205,7 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     _refuse_owned(own, f"stages.{name}", [key for key in ("checkpoint", "model") if key in values])
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *_common(config, entry, name), *own]
     report = str(fields.get("report") or "")
-    where, writes_model = f"stages.{name}", entry not in _MEASURES
+    where, writes_model = f"stages.{name}", entry not in (*_MEASURES, *_MAKERS)
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
     checked = _checked(planned)
     sources = _sources(config, checked)
@@ -212,6 +235,10 @@ def _common(config: PipelineConfig, entry: str, name: str) -> list[str]:
     if entry in _MERGES:
         fresh = [f"seed={config.run.seed}", *dtype] if entry == "assemble" else []
         return [assign("out", Path(config.run.dir) / name / "final"), *fresh]
+    if entry in _MAKERS:
+        known = {"seed": config.run.seed, "num_threads": config.num_threads}
+        own = [f"{key}={value}" for key, value in known.items() if key in _SETTINGS_OF_MAKERS[entry]]
+        return [assign("out", Path(config.run.dir) / name), *own]
     settings = [f"run.seed={config.run.seed}", f"engine.num_threads={config.num_threads}"]
     if config.run.trackers != RunConfig(dir="default").trackers:
         settings.append(f"run.trackers=[{','.join(one.value for one in config.run.trackers)}]")
@@ -295,7 +322,7 @@ def _checked(stage: StagePlan) -> object:
         config, _ = load_config(stage.entry, stage.overrides)
     except ValueError as error:
         raise ValueError(f"{stage.where}: {error}") from None
-    if isinstance(config, RlConfig | EvaluateConfig):
+    if isinstance(config, RlConfig | EvaluateConfig | PassAtKConfig):
         config.rollouts.require_packages()
         with Rubric(config.reward) as rubric:
             rubric.check_functions()

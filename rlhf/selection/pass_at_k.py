@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
+from model.data.media_store import CarriedMedia
 from model.data.order import KeyedOrder
 from model.data.sources import DataFolders
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
 from model.json_values import JsonObject
-from model.run.durable import link_file, write_file
+from model.run.durable import write_file
 from model.run.identity import code_input, digest_of_files
 from model.run.progress import StageProgress
 from rewards.rubric import Rubric
@@ -155,10 +156,11 @@ def _write(config: PassAtKConfig, rows: Sequence[PromptRow], counts: Mapping[str
     print("\n".join(_lines(summary)))
     if not kept:
         raise ValueError(f"prompts: expected some to be left, found none of {len(rows)}: {summary['dropped']}")
+    carried = CarriedMedia(out)
     places = KeyedOrder(len(read), config.seed, "unfiltered").rows(0, len(kept))
     control = [read[place] for place in sorted(places)]
-    _write_lines(out / "unfiltered.jsonl", [_prompt_line(row, counts, out) for row in control])
-    _write_lines(out / "prompts.jsonl", [_prompt_line(row, counts, out) for row in kept])
+    _write_lines(out / "unfiltered.jsonl", [_prompt_line(row, counts, carried) for row in control])
+    _write_lines(out / "prompts.jsonl", [_prompt_line(row, counts, carried) for row in kept])
     print(f"kept: {out / 'prompts.jsonl'}; as many of all: {out / 'unfiltered.jsonl'}")
 
 
@@ -178,40 +180,17 @@ def _lines(summary: JsonObject) -> list[str]:
     return [*bars, f"{summary['kept']} of {summary['num_prompts']} prompts kept; dropped: {reasons}"]
 
 
-def _prompt_line(row: PromptRow, counts: Mapping[str, Counted], out: Path) -> JsonObject:
-    """A prompt as a line that RL reads: its messages with their media below `out`, its other columns, its pass rate."""
+def _prompt_line(row: PromptRow, counts: Mapping[str, Counted], carried: CarriedMedia) -> JsonObject:
+    """A prompt as a line that RL reads: its messages with their media carried, its other columns, its pass rate."""
     prompt = row.prompt
     return {
         **{name: value for name, value in prompt.meta.items() if name not in ("images", "image", "image_path")},
         "id": prompt.id,
-        "messages": [_placed(message, row.root, out) for message in prompt.messages],
+        "messages": carried.messages(prompt.messages, row.root),
         "reference": prompt.reference,
         "dataset": row.dataset,
         "pass_rate": _rate(counts, row),
     }
-
-
-def _placed(message: JsonObject, root: Path, out: Path) -> JsonObject:
-    content = message.get("content")
-    if not isinstance(content, list):
-        return message
-    parts: list[JsonObject] = []
-    for part in content:
-        kind = part.get("type")
-        if kind in ("image", "video") and isinstance(part.get(kind), str):
-            part = {**part, kind: _linked(root / part[kind], out)}
-        parts.append(part)
-    return {**message, "content": parts}
-
-
-def _linked(path: Path, out: Path) -> str:
-    """The name below `out` of a media file."""
-    if path.resolve().is_relative_to(out.resolve()):
-        return str(path.resolve().relative_to(out.resolve()))
-    digest = hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    name = f"media/{digest}{path.suffix}"
-    link_file(path, out / name)
-    return name
 
 
 def _write_lines(path: Path, lines: Sequence[JsonObject]) -> None:

@@ -56,7 +56,9 @@ def accept(words: Sequence[str], block: Block) -> None:
 
 
 def accept_module(module: str, arguments: Sequence[str]) -> None:
-    if module in ENTRY:
+    if arguments and f"{module} {arguments[0]}" in ENTRY:
+        compose(ENTRY[f"{module} {arguments[0]}"], arguments[1:])
+    elif module in ENTRY:
         compose(ENTRY[module], arguments)
     elif read := parser_of(module):
         try:
@@ -198,6 +200,7 @@ class TestTheReader:
             "rm -rf /",
             "python -m rlhf.look runs/x --stepp 1",
             "python -m model.data.convert geometri3k source=a out=b",
+            "python -m sft.prepare longcot rows=[a] out=b overlap=1",
             "python -m no.module x=1",
             "python -m rlhf.nothing x=1",
         ],

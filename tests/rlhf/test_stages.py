@@ -415,6 +415,7 @@ class TestRun:
             stage(title, arguments)
             if title == "stage look":
                 found = {"checkpoints": {own: figures, foreign: {**figures, "top1": 0.25}}}
+                (tmp_path / "run" / "evaluations").mkdir(exist_ok=True)
                 (tmp_path / "run" / "evaluations" / "look.json").write_text(json.dumps(found))
 
         monkeypatch.setattr(rlhf.pipeline, "_run", process)
@@ -432,6 +433,7 @@ class TestRun:
 
     def test_a_fresh_start_keeps_what_no_stage_wrote(self, run, tmp_path):
         run()
+        (tmp_path / "run" / "evaluations").mkdir(exist_ok=True)
         (tmp_path / "run" / "evaluations" / "notes.txt").write_text("mine")
         media = tmp_path / "run" / "evaluations" / "a.media"
         media.mkdir()

@@ -8,7 +8,8 @@ import pytest
 from model.data.sources import DataFolders
 from model.interface import THINKING_INSTRUCTION, Mode
 from sft.config import SftConfig, SftDataConfig
-from sft.data import open_samples, rollout_files, select_rollouts
+from sft.data import open_samples
+from sft.rejection import rollout_files, select_rollouts
 
 
 def rollout(prompt: str, ids: list[int], **changes) -> dict:
