@@ -12,11 +12,12 @@ IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and 'expected P
 # Processes that tests run in, side by side.
 WORKERS ?= 2
 
-.PHONY: help install core quickstart smoke base base-smoke test test-slow check docs clean
+.PHONY: help install core quickstart smoke base base-smoke thinking thinking-smoke test test-slow check docs clean
 
 help:
 	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
 	@echo "make base [ARGS='KEY=VALUE ...']        the whole pre-training path in miniature (25 minutes on 2 cores)"
+	@echo "make thinking [ARGS='KEY=VALUE ...']    the four Thinking stages in miniature, on the model of make base"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
 	@echo "make docs                               the pages as a site in build/site, offline, warnings are errors"
@@ -63,6 +64,12 @@ base: $(VENV)/.base
 
 base-smoke: $(VENV)/.base
 	$(BIN)/python -m rlhf.pipeline recipe=base_smoke $(ARGS)
+
+thinking: $(VENV)/.base
+	$(BIN)/python -m rlhf.pipeline recipe=thinking_tiny $(ARGS)
+
+thinking-smoke: $(VENV)/.base
+	$(BIN)/python -m rlhf.pipeline recipe=thinking_smoke $(ARGS)
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)

@@ -9,6 +9,7 @@ from typing import Self
 from model.config import Flavour, StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import EngineConfig, OptimizerConfig, require_fitting
+from model.engine.planning.machines import Gpu
 from model.json_values import JsonObject, member
 from model.lora.config import AdapterConfig
 from model.run.config import OUTSIDE, ReportConfig, RunConfig
@@ -266,6 +267,36 @@ class PipelineEvaluationConfig:
     """KEY=VALUE of rlhf.evaluate"""
 
 
+def split_command(text: str, key: str) -> list[str]:
+    """Split a command line as a shell does. `ValueError` for a quotation mark without its other one."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ValueError(f"{key}: expected a command line, found {text!r}: {error}") from None
+
+
+@dataclass
+class MachineConfig:
+    """What stages that train run on. `gpu`, `gpus` and `nodes` are short for `machine.gpu` and so on."""
+
+    gpu: Gpu | None = None
+    """kind of every GPU that a plan estimates memory and time for; null: it estimates none"""
+    gpus: int = 8
+    """GPUs of a node"""
+    nodes: int = 1
+    """nodes with so many GPUs each"""
+    launcher: str = ""
+    """command in front of the stages that pre-train, fine-tune or run RL, for example
+    'torchrun --nproc-per-node=8' with engine=fsdp; empty: each is one process"""
+
+    def __post_init__(self) -> None:
+        self.gpu = None if self.gpu is None else member(Gpu, self.gpu, "machine.gpu")
+        for name in ("gpus", "nodes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"machine.{name}: expected at least 1, found {getattr(self, name)}")
+        split_command(self.launcher, "machine.launcher")
+
+
 class PipelineAction(Enum):
     """`run` runs the stages, and again those whose settings or inputs have changed since; `resume` refuses to run a
     finished stage again; `plan` says what each stage would do, and `status` how far each is. Those two start nothing.
@@ -300,6 +331,7 @@ class PipelineConfig:
     prepare: str = ""
     """module that writes the data before the first stage, and KEY=VALUE arguments of it, as on a command line; it is
     called with out=DATA too. Empty: the data is there"""
+    machine: MachineConfig = field(default_factory=MachineConfig, metadata=OUTSIDE)
     note: str = field(default="", metadata=OUTSIDE)
     """said at the end, below the results"""
     num_eval: int = 0
@@ -328,7 +360,4 @@ class PipelineConfig:
     @property
     def prepare_command(self) -> list[str]:
         """Return the module of `prepare` and its arguments. `ValueError` for a quotation mark without its other one."""
-        try:
-            return shlex.split(self.prepare)
-        except ValueError as error:
-            raise ValueError(f"prepare: expected MODULE KEY=VALUE..., found {self.prepare!r}: {error}") from None
+        return split_command(self.prepare, "prepare")

@@ -136,7 +136,8 @@ def _run_node(graph: Graph, node: Node, look: Callable[[], None]) -> None:
         print(f"== {node.plan.name}: python {' '.join(node.plan.command)}", flush=True)
     begin = time.time()
     if not (node.plan.is_merge and node.product.exists()):  # a restart finds the merged model, which is whole
-        _run(node.title, node.plan.command, look if not node.is_evaluation else lambda: None)
+        launcher = graph.launcher(node)
+        _run(node.title, node.plan.command, look if not node.is_evaluation else lambda: None, launcher)
     if not node.is_evaluation:
         reach("pipeline.stage")
     graph.finish(node, seconds=time.time() - begin)
@@ -273,8 +274,11 @@ def _probed(results: Sequence[JsonObject]) -> JsonObject:
     }
 
 
-def _run(title: str, arguments: Sequence[str], look: Callable[[], None] = lambda: None) -> None:
-    """A Python process with these arguments. `StageFailed` if it ends with an error. `look` is called while it runs.
+def _run(
+    title: str, arguments: Sequence[str], look: Callable[[], None] = lambda: None, launcher: Sequence[str] = ()
+) -> None:
+    """A Python process with these arguments, or the processes of a launcher. `StageFailed` if it ends with an error.
+    `look` is called while it runs.
 
     SIGTERM is passed on: a stage saves its state and ends. One that does not is killed. Ctrl-C is passed on as SIGTERM,
     and the second one kills the stage. `Terminated` afterwards, whatever the process made of it.
@@ -285,7 +289,9 @@ def _run(title: str, arguments: Sequence[str], look: Callable[[], None] = lambda
     for number in previous:
         signal.signal(number, lambda number, _: asked.append(number))
     try:
-        with subprocess.Popen([sys.executable, *arguments], env=environment, preexec_fn=_begin_stage) as stage:
+        with subprocess.Popen(
+            [*(launcher or [sys.executable]), *arguments], env=environment, preexec_fn=_begin_stage
+        ) as stage:
             told = 0.0
             while (code := _wait(stage)) is None:
                 look()

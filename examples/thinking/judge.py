@@ -1,7 +1,7 @@
 """A judge of thoughts that knows what the images show: it stands in for a vision-language model as the judge.
 
 Its three checks are those of SAIL-RL (arXiv 2511.02280): the steps are logical, the reading is what the image shows,
-and the answer is what the thought ends with. `reward.functions=[examples/thinking/judge.py:thought]` makes it a part of
+and the answer is what the thought ends with. `reward.functions=[examples.thinking.judge:thought]` makes it a part of
 the reward.
 """
 

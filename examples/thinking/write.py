@@ -208,7 +208,7 @@ def _prompts(name: str, rows: Iterator[tuple[list[str], Question]]) -> Iterator[
 
 
 def main(arguments: list[str]) -> int:
-    return write_from(arguments, "data/thinking", write)
+    return write_from(arguments, "data/thinking_tiny", write)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from enum import Enum
 from pathlib import Path
 
 from model.json_values import JsonObject, read_json_object
-from rlhf.config import PipelineAction, PipelineConfig
+from rlhf.config import PipelineAction, PipelineConfig, split_command
 from rlhf.planning.stages import StagePlan, digests_of
 
 RECORDS, SUPERSEDED = "graph", "superseded"
@@ -87,6 +87,11 @@ class Graph:
     def by_stage(self) -> list[list[Node]]:
         """Each stage with the evaluation after it, where it has one."""
         return [[node for node in self.nodes if node.plan.name == name] for name in self._names]
+
+    def launcher(self, node: Node) -> list[str]:
+        """The command in front of a process that trains on several devices; empty: it is one process."""
+        trains = node.plan.has_run and not node.is_evaluation
+        return split_command(self._config.machine.launcher, "machine.launcher") if trains else []
 
     def outlooks(self) -> list[Outlook]:
         """What would be done with each process now. Nothing is written."""

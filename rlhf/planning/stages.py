@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from conf.cli import assign, command_of, entry_of, load_config
-from model.config import StoredDtype
+from model.config import MoeLanguageConfig, SailVL2Config, StoredDtype, flavour_config
 from model.data.config import StreamConfig
 from model.engine.config import SupervisedConfig
 from model.json_values import JsonObject
@@ -159,6 +159,7 @@ def check_starts(config: PipelineConfig, stages: Sequence[StagePlan]) -> None:
         if key := next((key for key, path in stage.files.items() if path.parts[:1] == (_NO_BASE,)), ""):
             raise ValueError(
                 f"{stage.where}.{key}: @base: expected the folder of a model in the pipeline's `base`, found nothing"
+                f"{'; model=FLAVOUR is for plans, and for pre-training from random weights' if config.model else ''}"
             )
         if not isinstance(stage.config, PretrainConfig) or stage.config.model is None:
             continue
@@ -199,7 +200,8 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
         value, file = _start(config, entry, start, earlier, f"stages.{name}.from")
         values |= value
         files |= {"from": file} if file else {}
-    recipe = [f"recipe={fields['recipe']}"] if fields.get("recipe") else []
+    named = _recipe(config, fields.get("recipe"), f"stages.{name}.recipe")
+    recipe = [f"recipe={named}"] if named else []
     own = [str(override) for override in fields.get("overrides") or []]
     own += config.overrides if entry in _SUPERVISED else []
     _refuse_owned(own, f"stages.{name}", [key for key in ("checkpoint", "model") if key in values])
@@ -212,6 +214,25 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     reads = _reads(config, values, sources, earlier)
     kept = {key: path for key, path in sources.items() if not path.is_relative_to(config.run.dir)}
     return replace(planned, config=checked, sources=kept, reads=reads)
+
+
+def _recipe(config: PipelineConfig, given: object, where: str) -> str:
+    """The recipe of a stage; of two, for dense and for MoE models, the one that fits the pipeline's model."""
+    if not isinstance(given, Mapping):
+        return str(given or "")
+    if sorted(map(str, given)) != ["dense", "moe"]:
+        raise ValueError(f"{where}: expected a recipe, or one for `dense` and one for `moe`, found {dict(given)}")
+    shapes = known_shapes(config)
+    return str(given["moe" if shapes is not None and isinstance(shapes.language, MoeLanguageConfig) else "dense"])
+
+
+def known_shapes(config: PipelineConfig) -> SailVL2Config | None:
+    """The shapes of the model that the pipeline starts from; None where it is not known, or not there."""
+    if config.model is not None:
+        return flavour_config(config.model)
+    if config.base and (Path(config.base) / "config.json").is_file():
+        return SailVL2Config.from_folder(Path(config.base))
+    return None
 
 
 def _reads(
@@ -372,6 +393,8 @@ def _start(
         return {"checkpoint": Path(config.base)}, Path(config.base)
     if start == "base" and entry == "pretrain" and config.model is not None:
         return {"model": config.model.value}, None
+    if start == "base" and config.model is not None:
+        return {"checkpoint": Path(_NO_BASE)}, Path(_NO_BASE)  # enough for a plan; a run is refused
     if start == "base":
         more = ", or a flavour in its `model`" if entry == "pretrain" else ""
         raise ValueError(f"{where}: base: expected the folder of a model in the pipeline's `base`{more}, found nothing")

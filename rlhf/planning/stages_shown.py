@@ -3,11 +3,12 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from model.config import Flavour, SailVL2Config, Tower, flavour_config
+from conf.cli import assign, load_config
+from model.config import Tower
 from model.data.config import StreamConfig
 from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
 from rlhf.config import PipelineConfig, RlConfig
-from rlhf.planning.stages import StagePlan, check_starts
+from rlhf.planning.stages import StagePlan, check_starts, known_shapes
 
 
 def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations: dict[str, StagePlan]) -> list[str]:
@@ -26,6 +27,7 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
                 lines.append(f"   length    {_length(settings)}")
         if stage.report:
             lines.append(f"   report    {stage.report}")
+        lines += [f"   costs     {line}" for line in cost_lines(config, stage)]
         lines += [f"   {line}" for line in _inputs(stage)]
         if stage.name in evaluations:
             lines.append(f"   then      python {' '.join(evaluations[stage.name].command)}")
@@ -39,6 +41,47 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
         f"{missing} are missing{written}; action=run refuses to start without them" if missing else "are all there"
     )
     return [*lines, "", f"inputs that no stage writes: {verdict}"]
+
+
+_NOT_ESTIMATED = ("checkpoint", "prompts", "evaluation.prompts", "engine.num_threads")
+
+
+def cost_lines(config: PipelineConfig, stage: StagePlan) -> list[str]:
+    """Memory of a GPU, seconds and GPU hours of a stage of RL by the estimator, with what that rests on.
+
+    None where the plan names no kind of GPU or no model.
+    """
+    from rlhf.estimate import facts, shapes_of, verdict
+
+    machine = config.machine
+    if machine.gpu is None or known_shapes(config) is None:
+        return []
+    if not isinstance(stage.config, RlConfig):
+        is_trained = isinstance(stage.config, SupervisedConfig)
+        return ["not estimated: the estimator knows stages of rlhf.train alone"] if is_trained else []
+    kept = [
+        override
+        for override in stage.overrides
+        if (key := override.partition("=")[0]) not in _NOT_ESTIMATED and not key.startswith(("run.", "report."))
+    ]
+    model = f"model={config.model.value}" if config.model is not None else assign("checkpoint", Path(config.base))
+    where = [f"gpu={machine.gpu.value}", f"gpus={machine.gpus}", f"nodes={machine.nodes}", model]
+    try:
+        estimated, _ = load_config("estimate", [*kept, *where])
+        found = facts(estimated, shapes_of(estimated))
+    except ValueError as error:
+        return [f"not estimated: {error}"]
+    steps = stage.config.trainer.max_steps
+    hours = found["seconds_of_step"] * steps * found["processes"] / 3600
+    total = f", {steps} steps: {hours:,.0f} GPU hours" if steps else ", so many steps as one pass over the prompts has"
+    return [
+        f"{found['processes']} x {found['machine']}: {found['needed_gib']:.1f} of {found['memory_of_gpu_gib']} GiB, "
+        f"{verdict(found)}",
+        f"{found['seconds_of_step']:,.0f} s a step at {found['tokens_per_second']:,} tokens a second, every completion "
+        f"at its limit{total}",
+        found["checked"],
+        *(f"never measured: {one}" for one in found["never_measured"]),
+    ]
 
 
 def _of_model(config: PipelineConfig, counts: dict[str, int], stages: Sequence[StagePlan]) -> str:
@@ -58,11 +101,8 @@ def _parameters(config: PipelineConfig) -> dict[str, int]:
     """Tower -> parameters that train when it does; empty where the pipeline names no model that can be looked at."""
     from model.describe import describe
 
-    if isinstance(config.model, Flavour):
-        shapes = flavour_config(config.model)
-    elif (Path(config.base) / "config.json").is_file() and config.base:
-        shapes = SailVL2Config.from_folder(Path(config.base))
-    else:
+    shapes = known_shapes(config)
+    if shapes is None:
         return {}
     return {name: tower["trainable"] for name, tower in describe(shapes)["towers"].items()}
 

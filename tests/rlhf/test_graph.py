@@ -60,7 +60,7 @@ class Pipeline:
         if self.chance is not None and self.chance.random() < 0.08:
             raise Interrupted
 
-    def process(self, title: str, arguments: list[str], look=None) -> None:
+    def process(self, title: str, arguments: list[str], look=None, launcher=()) -> None:
         self.instant()
         self.titles.append(title)
         values = dict(argument.replace("'", "").split("=", 1) for argument in arguments[2:])

@@ -85,7 +85,7 @@ def run(recipe, tmp_path, monkeypatch):
     """Runs a recipe whose processes are replaced by ones that write what such stages leave."""
     started: list[str] = []
 
-    def process(title: str, arguments: list[str], look=None) -> None:
+    def process(title: str, arguments: list[str], look=None, launcher=()) -> None:
         name = title.removeprefix("stage ")
         started.append(name)
         folder = tmp_path / "run" / name
@@ -139,7 +139,7 @@ def test_a_fresh_start_clears_what_the_maker_wrote_and_nothing_else(run, tmp_pat
 def test_a_maker_that_failed_or_was_killed_is_run_again(run, tmp_path, monkeypatch):
     process = rlhf.pipeline._run
 
-    def failing(title: str, arguments: list[str], look=None) -> None:
+    def failing(title: str, arguments: list[str], look=None, launcher=()) -> None:
         process(title, arguments)
         raise rlhf.pipeline.StageFailed(title, 2)
 

@@ -354,7 +354,7 @@ class TestRun:
     def run(self, tmp_path, monkeypatch):
         started: list[str] = []
 
-        def process(title: str, arguments: list[str], look=None) -> None:
+        def process(title: str, arguments: list[str], look=None, launcher=()) -> None:
             started.append(title)
             folder = tmp_path / "run" / "a"
             write_folder(folder / "final", {"model": b"1"})
@@ -411,7 +411,7 @@ class TestRun:
         figures = {"top1": 0.5, "nearest_neighbour": 1.25}
         stage = rlhf.pipeline._run
 
-        def process(title: str, arguments: list[str], look=None) -> None:
+        def process(title: str, arguments: list[str], look=None, launcher=()) -> None:
             stage(title, arguments)
             if title == "stage look":
                 found = {"checkpoints": {own: figures, foreign: {**figures, "top1": 0.25}}}
