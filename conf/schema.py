@@ -89,7 +89,10 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
 }
 """Entry point -> config group -> choice -> its schema, whose defaults are the choice's values."""
 
-SHORT_KEYS = {"evaluate": {"data": "data.folder"}}
+SHORT_KEYS = {
+    "evaluate": {"data": "data.folder"},
+    "pass_at_k": {"general": "general.prompts", "general_share": "general.share"},
+}
 """Entry point -> short key -> the key that it stands for. `data=FOLDER` cannot be mistaken for a group of choices."""
 
 RECIPES_OF = {"estimate": "rlhf"}
