@@ -92,6 +92,7 @@ GROUPS: dict[str, dict[str, dict[str, type]]] = {
 SHORT_KEYS = {
     "evaluate": {"data": "data.folder"},
     "pipeline": {name: f"machine.{name}" for name in ("gpu", "gpus", "nodes")},
+    "pass_at_k": {"general": "general.prompts", "general_share": "general.share"},
 }
 """Entry point -> short key -> the key that it stands for. `data=FOLDER` cannot be mistaken for a group of choices."""
 

@@ -2,10 +2,11 @@
 
 import hashlib
 import json
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from model.checkpoint import load_model, load_processor
@@ -16,6 +17,7 @@ from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
 from model.interface import Mode
 from model.json_values import JsonObject
+from model.processing.processor import Processor
 from model.run.durable import write_file
 from model.run.identity import code_input, digest_of_files
 from model.run.progress import StageProgress
@@ -32,8 +34,13 @@ from rollouts.weights.sync import fill_worker
 _PORTION = 32  # prompts that are sampled before their completions are on the disk
 _FIRST_OF_BLOCK = 2**32  # the groups of a block have indices of their own, so that blocks do not repeat each other
 
-ALL_RIGHT, ALL_WRONG, UNSCORABLE, UNREAD = "all_right", "all_wrong", "unscorable", "unread"
-"""Why a prompt is dropped: too easy, too hard, no completion could be scored, its image could not be read."""
+ALL_RIGHT, ALL_WRONG, TOO_HARD, UNSCORABLE, UNREAD = "all_right", "all_wrong", "too_hard", "unscorable", "unread"
+"""Why a prompt is dropped: too easy, never right, right too rarely, no completion could be scored, its image could not
+be read."""
+
+
+GENERAL = "general"
+"""Column `chosen_by` of a prompt that was added without a choice, and the head of its id where another has the same."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +64,9 @@ def drop_reason(counted: Counted | None, config: PassAtKConfig) -> str:
         return UNSCORABLE
     if rate >= config.max_pass_rate:
         return ALL_RIGHT
-    return ALL_WRONG if config.drop_all_wrong and rate == 0 else ""
+    if config.drop_all_wrong and rate == 0:
+        return ALL_WRONG
+    return TOO_HARD if rate < config.min_pass_rate else ""
 
 
 def select(config: PassAtKConfig) -> None:
@@ -74,6 +83,7 @@ def select(config: PassAtKConfig) -> None:
     limits = config.rollouts.within(processor.config.language.max_position_embeddings)
     folders = DataFolders(out / "media", out / "bad_rows.jsonl")
     prompts = PromptSet(Path(config.prompts), processor, Mode.think, limits, config.data, folders)
+    general = _general(config, processor, limits, folders)
     count = min(config.num_prompts or len(prompts), len(prompts))
     responses = _responses(config, prompts, out, limits)
     device = pick_device(config.device)
@@ -85,7 +95,7 @@ def select(config: PassAtKConfig) -> None:
         closing(build_worker(model, processor, limits, config.seed)) as worker,
         StageProgress("pass_at_k", count) as progress,
     ):
-        rubric.check_datasets(row.prompt.meta for row in prompts.items)
+        rubric.check_datasets(row.prompt.meta for row in (*prompts.items, *general))
         rubric.check_functions()
         fill_worker(worker, model)
         first = 0
@@ -96,7 +106,17 @@ def select(config: PassAtKConfig) -> None:
                 counts[task.prompt.id] = Counted(sum(one.correct for one in judged), len(judged))
             first += len(tasks)
             progress.advance(len(counts), "prompts")
-    _write(config, prompts.items[:count], counts, out)
+    _write(config, prompts.items[:count], counts, general, out)
+
+
+def _general(
+    config: PassAtKConfig, processor: Processor, limits: RolloutConfig, folders: DataFolders
+) -> list[PromptRow]:
+    """The prompts that may be added without a choice."""
+    if not config.general.prompts:
+        return []
+    path, own = Path(config.general.prompts), folders.named("general")
+    return PromptSet(path, processor, Mode.think, limits, config.general.data, own, "general").items
 
 
 def _responses(config: PassAtKConfig, prompts: PromptSet, out: Path, limits: RolloutConfig) -> list[Responses]:
@@ -132,7 +152,13 @@ def _sampled(
     return groups
 
 
-def _write(config: PassAtKConfig, rows: Sequence[PromptRow], counts: Mapping[str, Counted], out: Path) -> None:
+def _write(
+    config: PassAtKConfig,
+    rows: Sequence[PromptRow],
+    counts: Mapping[str, Counted],
+    general: Sequence[PromptRow],
+    out: Path,
+) -> None:
     reasons = {row.prompt.id: drop_reason(counts.get(row.prompt.id), config) for row in rows}
     kept = [row for row in rows if not reasons[row.prompt.id]]
     dropped = [
@@ -143,25 +169,58 @@ def _write(config: PassAtKConfig, rows: Sequence[PromptRow], counts: Mapping[str
     read = [row for row in rows if row.prompt.id in counts]
     numbers = Counter(one.num_right for one in counts.values() if one.num_judged == config.k)
     rates = [rate for row in read if (rate := _rate(counts, row)) is not None]
+    added = _added(config, len(kept), general, {row.prompt.id for row in rows})
     summary: JsonObject = {
         "num_prompts": len(rows),
         "kept": len(kept),
         "dropped": dict(sorted(Counter(filter(None, reasons.values())).items())),
         "k": config.k,
         "mean_pass_rate": sum(rates) / len(rates) if rates else None,
+        **({"general": _share_of(added, general, len(kept))} if config.general.prompts else {}),
         "num_right_of_k": {str(number): numbers[number] for number in range(config.k + 1)},
     }
     _write_lines(out / "dropped.jsonl", dropped)
     write_file(out / "summary.json", json.dumps(summary, indent=2).encode())
     print("\n".join(_lines(summary)))
     if not kept:
+        for name in ("prompts.jsonl", "unfiltered.jsonl"):  # those of an earlier call do not stay
+            (out / name).unlink(missing_ok=True)
         raise ValueError(f"prompts: expected some to be left, found none of {len(rows)}: {summary['dropped']}")
     carried = CarriedMedia(out)
     places = KeyedOrder(len(read), config.seed, "unfiltered").rows(0, len(kept))
     control = [read[place] for place in sorted(places)]
-    _write_lines(out / "unfiltered.jsonl", [_prompt_line(row, counts, carried) for row in control])
-    _write_lines(out / "prompts.jsonl", [_prompt_line(row, counts, carried) for row in kept])
+    others = [{**_prompt_line(row, {}, carried), "chosen_by": GENERAL} for row in added]
+    for name, chosen in (("unfiltered.jsonl", control), ("prompts.jsonl", kept)):
+        _write_lines(out / name, [*(_prompt_line(row, counts, carried) for row in chosen), *others])
     print(f"kept: {out / 'prompts.jsonl'}; as many of all: {out / 'unfiltered.jsonl'}")
+
+
+def _added(config: PassAtKConfig, num_kept: int, general: Sequence[PromptRow], taken: set[str]) -> list[PromptRow]:
+    """The general prompts that are added, drawn by the seed, with ids that no prompt in `taken` has."""
+    share = config.general.share
+    wanted = round(num_kept * share / (1 - share)) if general else 0
+    if wanted > len(general):
+        print(
+            f"general: expected {wanted} prompts for general.share = {share:g} beside {num_kept} chosen ones, found "
+            f"{len(general)}; all of them are added",
+            file=sys.stderr,
+        )
+    count = min(wanted, len(general))
+    places = sorted(KeyedOrder(len(general), config.seed, GENERAL).rows(0, count)) if count else []
+    found: list[PromptRow] = []
+    for place in places:
+        row_id = general[place].prompt.id
+        while row_id in taken:
+            row_id = f"{GENERAL}/{row_id}"
+        taken.add(row_id)
+        found.append(replace(general[place], prompt=replace(general[place].prompt, id=row_id)))
+    return found
+
+
+def _share_of(added: Sequence[PromptRow], general: Sequence[PromptRow], num_kept: int) -> JsonObject:
+    """Count the general prompts for the summary."""
+    share = len(added) / (len(added) + num_kept) if added else 0.0
+    return {"num_prompts": len(general), "added": len(added), "share": share}
 
 
 def _rate(counts: Mapping[str, Counted], row: PromptRow) -> float | None:
@@ -190,6 +249,7 @@ def _prompt_line(row: PromptRow, counts: Mapping[str, Counted], carried: Carried
         "reference": prompt.reference,
         "dataset": row.dataset,
         "pass_rate": _rate(counts, row),
+        "chosen_by": "pass_rate",
     }
 
 

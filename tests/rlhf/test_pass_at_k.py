@@ -14,6 +14,7 @@ from rlhf.selection import pass_at_k
 from rlhf.selection.config import PassAtKConfig
 from rlhf.selection.pass_at_k import Counted, drop_reason, select
 from rollouts.config import RolloutConfig
+from tests.rlhf.prompt_data import write_jsonl
 
 
 def lines(path: Path) -> list[dict]:
@@ -84,11 +85,57 @@ def test_nothing_left_is_an_error_after_the_counts_are_written(command, tmp_path
     assert not (tmp_path / "out" / "prompts.jsonl").exists()
 
 
+class TestGeneral:
+    """Prompts that are added to the chosen ones without a choice."""
+
+    @pytest.fixture
+    def general(self, tmp_path) -> Path:
+        folder = tmp_path / "llava"
+        folder.mkdir()
+        (folder / "look.png").write_bytes((tmp_path / "0.png").read_bytes())
+        rows = [{"id": f"p{n}", "question": f"What {n}?", "answer": f"a {n}", "image": "look.png"} for n in range(10)]
+        return write_jsonl(folder / "one_vision.jsonl", rows)
+
+    def test_they_are_half_of_the_hard_cases_mixture(self, command, general, tiny_folder):
+        hard = ("k=4", "max_pass_rate=0.6", "drop_all_wrong=false")
+        out = command(*hard, f"general={general}", "reward.datasets={one_vision: exact}")
+        rows = lines(out / "prompts.jsonl")
+        assert [row["id"] for row in rows[:3]] == ["p0", "p1", "p2"] and len(rows) == 6
+        assert [(row["chosen_by"], row["pass_rate"]) for row in rows[3:]] == [("general", None)] * 3
+        assert {row["dataset"] for row in rows} == {"prompts", "one_vision"}
+        assert len({row["id"] for row in rows}) == 6, "ids that clash are told apart"
+        assert [row["id"] for row in lines(out / "unfiltered.jsonl")][3:] == [row["id"] for row in rows[3:]]
+        summary = json.loads((out / "summary.json").read_text())
+        assert summary["general"] == {"num_prompts": 10, "added": 3, "share": 0.5} and summary["kept"] == 3
+        again = PromptSet(out / "prompts.jsonl", load_processor(tiny_folder), Mode.think, RolloutConfig().within(512))
+        assert len(again) == 6 and again.items[5].dataset == "one_vision" and len(again.build(5).images) == 1
+        first = (out / "prompts.jsonl").read_bytes()
+        command(*hard, f"general={general}")
+        assert (out / "prompts.jsonl").read_bytes() == first
+        assert len(lines(command(*hard, f"general={general}", "general_share=0.25") / "prompts.jsonl")) == 4
+
+    def test_too_few_are_said(self, command, general, capsys):
+        out = command("k=4", f"general={general}", "general_share=0.9")
+        assert len(lines(out / "prompts.jsonl")) == 13
+        assert (
+            "general: expected 27 prompts for general.share = 0.9 beside 3 chosen ones, found 10"
+            in capsys.readouterr().err
+        )
+
+    def test_a_share_of_all_is_refused(self, command, general):
+        with pytest.raises(ValueError, match=r"general\.share: expected above 0 and below 1, found 1\.0"):
+            command(f"general={general}", "general_share=1")
+
+
 def test_every_drop_has_its_reason():
     config = PassAtKConfig(checkpoint="c", prompts="p", out="o")
     counted = {None: "unread", Counted(0, 0): "unscorable", Counted(8, 8): "all_right", Counted(0, 8): "all_wrong"}
     assert {one: drop_reason(one, config) for one in counted} == counted
     assert drop_reason(Counted(1, 8), config) == ""
-    for name, value in {"k": 6, "max_pass_rate": 0.0, "out": ""}.items():
+    config = PassAtKConfig(checkpoint="c", prompts="p", out="o", min_pass_rate=0.25)
+    assert [drop_reason(Counted(n, 8), config) for n in (0, 1, 2)] == ["all_wrong", "too_hard", ""]
+    with pytest.raises(ValueError, match=r"drop_all_wrong: expected true with min_pass_rate = 0\.25"):
+        PassAtKConfig(checkpoint="c", prompts="p", out="o", min_pass_rate=0.25, drop_all_wrong=False)
+    for name, value in {"k": 6, "max_pass_rate": 0.0, "min_pass_rate": 1.0, "out": ""}.items():
         with pytest.raises(ValueError, match=f"^{name}: expected"):
             PassAtKConfig(**{"checkpoint": "c", "prompts": "p", "out": "o", name: value})
