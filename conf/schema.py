@@ -13,6 +13,7 @@ from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.export.config import ExportRunConfig
 from rlhf.planning.config import EstimateConfig
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.selection.config import PassAtKConfig
@@ -34,6 +35,7 @@ ENTRIES: dict[str, type] = {
     "assemble": AssembleConfig,
     "chat": ChatConfig,
     "export": ExportConfig,
+    "export_run": ExportRunConfig,
     "soup": SoupConfig,
     "probe": ProbeConfig,
     "expert_load": ExpertLoadConfig,
@@ -54,6 +56,7 @@ MODULES: dict[str, str] = {
     "assemble": "model.assemble",
     "chat": "model.chat",
     "export": "model.export",
+    "export_run": "rlhf.export",
     "soup": "sft.soup",
     "probe": "model.pretrain.probe",
     "expert_load": "model.pretrain.expert_load",

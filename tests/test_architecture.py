@@ -59,6 +59,7 @@ ENTRY_POINTS = {
     "rlhf.train",
     "rlhf.evaluate",
     "rlhf.estimate",
+    "rlhf.export.__main__",
     "rlhf.pass_at_k",
     "rollouts.generate",
     "rlhf.pipeline",

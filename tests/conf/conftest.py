@@ -26,6 +26,7 @@ REQUIRED = {
     "assemble": ["vision=v", "language=l", "out=o"],
     "chat": ["checkpoint=c"],
     "export": ["checkpoint=c", "out=o"],
+    "export_run": ["run=r", "out=o"],
     "soup": ["checkpoints=[a,b]", "out=o"],
     "probe": ["checkpoints=[a]", "data=d"],
     "expert_load": ["checkpoint=c", "text=t"],
