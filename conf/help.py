@@ -27,6 +27,7 @@ EXAMPLES: dict[str, str] = {
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
     "export_run": "run=runs/quickstart out=DIR dtype=bfloat16",
+    "serve": "checkpoint=DIR mode=think",
     "soup": "checkpoints=[A,B,C] out=DIR",
     "probe": "checkpoints=[BEFORE,AFTER] data=FILE output=probe.json",
     "expert_load": "checkpoint=DIR text=FILE multimodal=FILE output=load.json",

@@ -4,7 +4,8 @@ from functools import cache
 
 from hydra.core.config_store import ConfigStore
 
-from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.chat.config import ChatConfig
+from model.config import AssembleConfig, DescribeConfig, ExportConfig
 from model.data.convert.config import ConvertConfig
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
@@ -17,6 +18,7 @@ from rlhf.export.config import ExportRunConfig
 from rlhf.planning.config import EstimateConfig
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.selection.config import PassAtKConfig
+from rlhf.serve.config import ServeConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 
@@ -36,6 +38,7 @@ ENTRIES: dict[str, type] = {
     "chat": ChatConfig,
     "export": ExportConfig,
     "export_run": ExportRunConfig,
+    "serve": ServeConfig,
     "soup": SoupConfig,
     "probe": ProbeConfig,
     "expert_load": ExpertLoadConfig,
@@ -57,6 +60,7 @@ MODULES: dict[str, str] = {
     "chat": "model.chat",
     "export": "model.export",
     "export_run": "rlhf.export",
+    "serve": "rlhf.serve",
     "soup": "sft.soup",
     "probe": "model.pretrain.probe",
     "expert_load": "model.pretrain.expert_load",

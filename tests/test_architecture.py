@@ -47,7 +47,7 @@ and a full disk alike."""
 
 ENTRY_POINTS = {
     "model.assemble",
-    "model.chat",
+    "model.chat.__main__",
     "model.data.convert.__main__",
     "model.describe",
     "model.export",
@@ -64,6 +64,7 @@ ENTRY_POINTS = {
     "rollouts.generate",
     "rlhf.pipeline",
     "rlhf.report",
+    "rlhf.serve.__main__",
     "rlhf.planning.stages",  # the pipeline's: it composes the configs of the stages
 }
 """These, and no others, import conf: its cli module."""

@@ -27,6 +27,7 @@ REQUIRED = {
     "chat": ["checkpoint=c"],
     "export": ["checkpoint=c", "out=o"],
     "export_run": ["run=r", "out=o"],
+    "serve": ["checkpoint=c"],
     "soup": ["checkpoints=[a,b]", "out=o"],
     "probe": ["checkpoints=[a]", "data=d"],
     "expert_load": ["checkpoint=c", "text=t"],
