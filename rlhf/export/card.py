@@ -145,6 +145,8 @@ def _lineage(lineage: Lineage) -> list[str]:
         for key, one in stage.inputs.items()
     ]
     parts = [said, table]
+    if lineage.note:
+        parts.append(f"Note: {_text(lineage.note, 300)}.")
     parts.append(_table(("stage", "input", "file", "sha256"), inputs) if inputs else f"The data are {_UNKNOWN}.")
     return parts
 

@@ -4,7 +4,7 @@ Nothing is invented: what no file says is None, and the card then says that it i
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from model.json_values import JsonObject, read_json_config, read_json_object
@@ -55,7 +55,7 @@ class Lineage:
     sha256: str  # checksum of the folder that was exported
     stages: list[Stage]
     figures: list[Figure]  # from results that the user named
-    note: str = ""  # why the stages are not known, where they are not
+    note: str = ""  # why the stages, or the end of the last one, are not known
 
     def to_json(self) -> JsonObject:
         return asdict(self)
@@ -128,8 +128,21 @@ def lineage_of(found: Found, dtype: str, evaluations: Iterable[Path]) -> Lineage
         stages = [_stage(folder, found.pipeline) for folder in chain if (folder / "final").is_dir()]
     else:
         stages = [_stage(folder, None) for folder in _chain(found.run)]
+    if stages and found.run and not _is_final(found.model, found.run):
+        stages[-1] = replace(stages[-1], steps=None, seconds=None, figures=[])
+        note = (
+            f"the weights are {found.model.name} of the last stage, not its end, whose steps and figures are left out"
+        )
     name = f"{found.model.parent.name}/{found.model.name}"
     return Lineage(name, dtype, digest_of_files([found.model]), stages, named, note)
+
+
+def _is_final(model: Path, run: Path) -> bool:
+    """Whether a model is the one that a run ended with, or has its content."""
+    final = run / "final"
+    if model == final:
+        return True
+    return (final / MANIFEST).is_file() and digest_of_files([model]) == digest_of_files([final])
 
 
 def _chain(run: Path) -> list[Path]:

@@ -6,6 +6,7 @@ a judge for rewards.
 """
 
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def serve(config: ServeConfig, resolved: str) -> None:
         print(
             f"host: {config.host} lets other hosts ask, without a key; api_key_env=NAME asks for one", file=sys.stderr
         )
-    print(f"python {' '.join(arguments)}")
+    print(f"python {shlex.join(arguments)}")
     print(f"serves at {address} once it has loaded the model; ask it: python -m model.chat endpoint={address}")
     sys.stdout.flush()
     os.execve(sys.executable, [sys.executable, *arguments], variables)

@@ -85,6 +85,17 @@ class TestRuns:
         assert [stage.name for stage in found.stages] == ["first", "second"]
         assert [one.value for one in found.stages[1].figures] == [25.0, 25.0]
 
+    def test_the_best_model_of_a_run_has_no_figures_of_its_end(self, models, tmp_path):
+        pipeline = write_pipeline(tmp_path / "pipe", {"sft": models[0], "rl": models[1]})
+        shutil.copytree(models[2], pipeline / "rl" / "best")
+        found = lineage(pipeline / "rl" / "best")
+        assert [stage.name for stage in found.stages] == ["sft", "rl"] and found.stages[0].figures
+        assert found.stages[1].steps is None and not found.stages[1].figures
+        assert "the weights are best of the last stage, not its end" in text_of(found)
+        shutil.rmtree(pipeline / "rl" / "best")
+        shutil.copytree(models[1], pipeline / "rl" / "best")  # the last step was the best one
+        assert lineage(pipeline / "rl" / "best").stages[1].figures
+
     def test_a_model_that_has_changed_since_is_not_taken_for_the_one_it_began_with(self, models, tmp_path):
         first = write_run(tmp_path / "first", models[0])
         second = write_run(tmp_path / "second", models[1], first / "final")
