@@ -116,7 +116,7 @@ def _launch(entry: str, schema: type[Config], run: Callable[[Config, str], None]
 
 
 def _after_interrupt(schema: type) -> str:
-    has_run = any(field.name == "run" for field in fields(schema))
+    has_run = any(field.name == "run" and field.type is not str for field in fields(schema))  # a text names a folder
     return ": the same command goes on from the newest checkpoint, or begins anew without one" if has_run else ""
 
 

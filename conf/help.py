@@ -26,6 +26,8 @@ EXAMPLES: dict[str, str] = {
     "describe": "model=sailvl2_2b",
     "assemble": "vision=DIR language=DIR out=DIR",
     "export": "checkpoint=runs/rl/final out=DIR dtype=bfloat16",
+    "export_run": "run=runs/quickstart out=DIR dtype=bfloat16",
+    "serve": "checkpoint=DIR mode=think",
     "soup": "checkpoints=[A,B,C] out=DIR",
     "prepare_longcot": "rows=[FILE,FILE] out=FOLDER",
     "prepare_fusion": "rollouts=runs/rl/rollouts prompts=[FILE] direct=[FILE] out=FOLDER",

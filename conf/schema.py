@@ -4,7 +4,8 @@ from functools import cache
 
 from hydra.core.config_store import ConfigStore
 
-from model.config import AssembleConfig, ChatConfig, DescribeConfig, ExportConfig
+from model.chat.config import ChatConfig
+from model.config import AssembleConfig, DescribeConfig, ExportConfig
 from model.data.convert.config import ConvertConfig
 from model.engine.config import ENGINE_CONFIGS
 from model.lora.config import ADAPTER_CONFIGS
@@ -13,9 +14,11 @@ from model.pretrain.probes.config import ExpertLoadConfig, ProbeConfig
 from rlhf.algorithms.config import ALGORITHM_CONFIGS, CustomConfig
 from rlhf.config import TRAINER_CONFIGS, PipelineConfig, RlConfig
 from rlhf.evaluation.config import EvaluateConfig
+from rlhf.export.config import ExportRunConfig
 from rlhf.planning.config import EstimateConfig
 from rlhf.reporting.config import ReportPageConfig
 from rlhf.selection.config import PassAtKConfig
+from rlhf.serve.config import ServeConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
 from sft.config import SftConfig, SoupConfig
 from sft.prepare.config import FreeResponseConfig, FusionConfig, LongCotConfig
@@ -35,6 +38,8 @@ ENTRIES: dict[str, type] = {
     "assemble": AssembleConfig,
     "chat": ChatConfig,
     "export": ExportConfig,
+    "export_run": ExportRunConfig,
+    "serve": ServeConfig,
     "soup": SoupConfig,
     "prepare_longcot": LongCotConfig,
     "prepare_fusion": FusionConfig,
@@ -58,6 +63,8 @@ MODULES: dict[str, str] = {
     "assemble": "model.assemble",
     "chat": "model.chat",
     "export": "model.export",
+    "export_run": "rlhf.export",
+    "serve": "rlhf.serve",
     "soup": "sft.soup",
     "prepare_longcot": "sft.prepare longcot",
     "prepare_fusion": "sft.prepare fusion",

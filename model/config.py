@@ -10,7 +10,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Any
 
-from model.interface import Mode
 from model.json_values import JsonObject, member, read_json_config
 
 FLAVOUR_FOLDER = Path(__file__).parent / "flavours"
@@ -408,39 +407,6 @@ class DescribeConfig:
 
     def __post_init__(self) -> None:
         self.model = member(Flavour, self.model, "model")
-
-
-@dataclass
-class ChatConfig:
-    checkpoint: str = ""
-    """folder of the model to talk to"""
-    image: list[str] = field(default_factory=list)
-    """image files that the first question is about, FILE or [FILE,FILE]; in a conversation a line `/image FILE` shows
-    one more"""
-    question: str = ""
-    """ask this once and leave; empty: a conversation on the terminal, whose answers know what was said before"""
-    device: Device = Device.auto
-    """where to run: the GPU if there is one, in bfloat16, or what is named"""
-    mode: Mode = Mode.think
-    """think: the published instruction is appended to every question; direct: it is not"""
-    temperature: float = 0.0
-    """0: the most likely token each time"""
-    max_completion_tokens: int = 1024
-    """limit of an answer"""
-    seed: int = 0
-    """seed of the draws at a temperature above 0"""
-
-    def __post_init__(self) -> None:
-        self.device = member(Device, self.device, "device")
-        self.mode = member(Mode, self.mode, "mode")
-        if not self.checkpoint:
-            raise ValueError("checkpoint: expected the folder of a model, found nothing")
-        if not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature: expected a number from 0 on, found {self.temperature}")
-        if not 0 <= self.seed < 2**63:
-            raise ValueError(f"seed: expected 0 to 2^63 - 1, found {self.seed}")
-        if self.max_completion_tokens < 1:
-            raise ValueError(f"max_completion_tokens: expected at least 1, found {self.max_completion_tokens}")
 
 
 @dataclass

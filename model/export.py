@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from model.lora.merge import ReleasedTensor
 
 
-def export(config: ExportConfig) -> None:
-    """Write `config.out`. `ValueError` when the checkpoint is no model folder, or `out` has files in it."""
+def export(config: ExportConfig, says: bool = True) -> None:
+    """Write `config.out`, and say so. `ValueError` when the checkpoint is no model folder, or `out` has files in it."""
     from model.checkpoint import StoredTensors, fitting_config, load_processor, write_checkpoint
 
     checkpoint, out = Path(config.checkpoint), Path(config.out)
@@ -31,6 +31,8 @@ def export(config: ExportConfig) -> None:
     parts = _parts(shapes, config.adapter)
     require_new_folder(out, "out")
     write_checkpoint(out, shapes, processor, _tensors(parts, stored), dtype=config.dtype)
+    if not says:
+        return
     added = f" with the adapters of {config.adapter}" if config.adapter else ""
     written = shapes.stored_dtype(config.dtype)
     print(f"{out}: the model of {checkpoint}{added} as {written}; it was stored as {stored.dtype}")

@@ -77,7 +77,7 @@ class VllmWorker:
         self._end_id = processor.tokenizer.end_id
         dtype = str(template.dtype).removeprefix("torch.")
         register()
-        self._on_gpu = template.device.type == "cuda" or _sees_gpu()
+        self._on_gpu = template.device.type == "cuda" or sees_gpu()
         set_num_threads = torch.set_num_threads
         folder = _description_folder(description_files(template.config, processor, dtype))
         arguments = _engine_args(folder, dtype, config, context, self._on_gpu)
@@ -386,10 +386,7 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
         os.environ.setdefault("RANK", "0")
         os.environ.setdefault("LOCAL_RANK", "0")
     if not on_gpu:
-        tokens = max(_PREFILL_TOKENS, length)
-        # Blocks have 32 tokens instead of 128, so that siblings share short prompts too.
-        devices = {"enforce_eager": True, "enable_chunked_prefill": False, "max_num_batched_tokens": tokens}
-        devices["block_size"] = 32
+        devices = cpu_arguments(length)
     return EngineArgs(
         model=folder,
         load_format="dummy",
@@ -415,7 +412,19 @@ def _engine_args(folder: str, dtype: str, config: VllmRolloutConfig, context: in
     )
 
 
-def _sees_gpu() -> bool:
+def cpu_arguments(length: int) -> dict[str, Any]:
+    """Settings of an engine on CPU whose requests have at most `length` tokens."""
+    tokens = max(_PREFILL_TOKENS, length)
+    # Blocks have 32 tokens instead of 128, so that siblings share short prompts too.
+    return {
+        "enforce_eager": True,
+        "enable_chunked_prefill": False,
+        "max_num_batched_tokens": tokens,
+        "block_size": 32,
+    }
+
+
+def sees_gpu() -> bool:
     from vllm.platforms import current_platform
 
     return current_platform.is_cuda()

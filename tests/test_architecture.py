@@ -47,7 +47,7 @@ and a full disk alike."""
 
 ENTRY_POINTS = {
     "model.assemble",
-    "model.chat",
+    "model.chat.__main__",
     "model.data.convert.__main__",
     "model.describe",
     "model.export",
@@ -60,10 +60,12 @@ ENTRY_POINTS = {
     "rlhf.train",
     "rlhf.evaluate",
     "rlhf.estimate",
+    "rlhf.export.__main__",
     "rlhf.pass_at_k",
     "rollouts.generate",
     "rlhf.pipeline",
     "rlhf.report",
+    "rlhf.serve.__main__",
     "rlhf.planning.stages",  # the pipeline's: it composes the configs of the stages
 }
 """These, and no others, import conf: its cli module."""

@@ -29,6 +29,8 @@ REQUIRED = {
     "prepare_longcot": ["rows=[r]", "out=o"],
     "prepare_fusion": ["rollouts=r", "prompts=[p]", "direct=[d]", "out=o"],
     "prepare_free_response": ["prompts=[p]", "out=o"],
+    "export_run": ["run=r", "out=o"],
+    "serve": ["checkpoint=c"],
     "soup": ["checkpoints=[a,b]", "out=o"],
     "probe": ["checkpoints=[a]", "data=d"],
     "expert_load": ["checkpoint=c", "text=t"],

