@@ -277,7 +277,7 @@ def split_command(text: str, key: str) -> list[str]:
 
 @dataclass
 class MachineConfig:
-    """What stages that train run on. `gpu`, `gpus` and `nodes` are short for `machine.gpu` and so on."""
+    """The machines of stages that train. `gpu`, `gpus` and `nodes` are short for `machine.gpu` and so on."""
 
     gpu: Gpu | None = None
     """kind of every GPU that a plan estimates memory and time for; null: it estimates none"""

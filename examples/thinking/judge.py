@@ -28,7 +28,7 @@ def thought(completion: RewardInput) -> float:
 
 
 def _split(family: Family, reading: str) -> list[str] | None:
-    """What a reading says is shown; None where it cannot be read as one of the family."""
+    """The pieces that a reading says are shown; None where it cannot be read as one of the family."""
     parts = list(reading) if family in (Family.digits, Family.words) else reading.split(", ")
     heights = [part.rpartition(" ")[2] for part in parts]
     match family:

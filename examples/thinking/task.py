@@ -64,7 +64,7 @@ class Question:
 
     @property
     def worked(self) -> str:
-        """For example `385:3+8=11,11+5=16`."""
+        """The whole thought, such as `385:3+8=11,11+5=16`."""
         return f"{self.reading}:{self.steps}"
 
 

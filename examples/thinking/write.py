@@ -154,7 +154,7 @@ def _asked(images: Sequence[str], text: str) -> list[dict[str, Any]]:
 
 
 def _basics(rows: Iterator[tuple[list[str], Question]]) -> Iterator[dict[str, Any]]:
-    """What a base model knows of such questions: images with what they show, and with the answer alone."""
+    """Rows that a base model has learned from: images with what they show, and with the answer alone."""
     for number, (images, question) in enumerate(rows):
         is_reading = bool(number // len(REASONING) % 2)
         text = DESCRIBE if is_reading else question.text

@@ -175,7 +175,7 @@ def _stage(folder: Path, pipeline: Path | None) -> Stage:
     sources = {str(name): _source(one) for name, one in inputs.items() if isinstance(one, dict)}
     start, code = sources.pop("checkpoint", None), sources.pop("code", None)
     planned = _planned(pipeline, folder.name) if pipeline else {}
-    seconds = _optional(pipeline / "evaluations" / f"{folder.name}.seconds.json").get("seconds") if pipeline else None
+    seconds = _optional(pipeline / "graph" / f"{folder.name}.json").get("seconds") if pipeline else None
     done = _optional(folder / "done.json")
     steps = done.get("steps", done.get("updates"))
     evaluated = pipeline / "evaluations" / f"{folder.name}.json" if pipeline else folder / "evaluation.json"

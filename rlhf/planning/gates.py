@@ -13,7 +13,7 @@ _ACCURACY = "accuracy"
 
 
 class Otherwise(Enum):
-    """What a broken gate does: `stop` ends the pipeline, `warn` says so and goes on, `best` takes the model that was
+    """The end of a broken gate: `stop` ends the pipeline, `warn` says so and goes on, `best` takes the model that was
     best during the stage in place of the last one, and stops where that breaks the gate too."""
 
     stop = "stop"
@@ -34,7 +34,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a gate said about an evaluation."""
+    """The answer of a gate to an evaluation."""
 
     figure: str
     is_passed: bool

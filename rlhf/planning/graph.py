@@ -49,7 +49,7 @@ class Node:
 
 @dataclass(frozen=True)
 class MadeFrom:
-    """What a process is known by."""
+    """The things that a process is known by."""
 
     command: list[str]  # arguments without the places of folders
     inputs: dict[str, str]  # key -> checksum of a file or folder that no stage writes
@@ -58,7 +58,7 @@ class MadeFrom:
 
 @dataclass(frozen=True)
 class Outlook:
-    """What a call of the pipeline would do with a process."""
+    """The state of a process, and why it would run."""
 
     node: Node
     state: State
@@ -94,7 +94,7 @@ class Graph:
         return split_command(self._config.machine.launcher, "machine.launcher") if trains else []
 
     def outlooks(self) -> list[Outlook]:
-        """What would be done with each process now. Nothing is written."""
+        """Tell for each process how far it is, and why it would run. Nothing is written."""
         found: list[Outlook] = []
         moving: set[str] = set()  # stages that will run
         for node in self.nodes:
@@ -119,7 +119,7 @@ class Graph:
         return Outlook(node, State.follows, waits) if waits else Outlook(node, State.done, [])
 
     def record(self, node: Node) -> JsonObject:
-        """What is kept about a process; empty before it was started. `ValueError` where the file cannot be read."""
+        """The record that is kept of a process; empty before it was started. `ValueError` where the file cannot be read."""
         try:
             return read_json_object(node.record)
         except FileNotFoundError:

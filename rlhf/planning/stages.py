@@ -67,7 +67,7 @@ class StagePlan:
     config: object = None  # the command's own, composed and checked
     report: str = ""  # the paper's figures for this stage, which a plan shows
     sources: dict[str, Path] = field(default_factory=dict)  # key of the command -> what else must be there: corpora
-    reads: frozenset[str] = frozenset()  # what earlier stages write for it, as paths below run.dir
+    reads: frozenset[str] = frozenset()  # paths below run.dir that earlier stages write for it
     gates: tuple[Gate, ...] = ()
 
     @property
@@ -238,7 +238,7 @@ def known_shapes(config: PipelineConfig) -> SailVL2Config | None:
 def _reads(
     config: PipelineConfig, values: JsonObject, sources: Mapping[str, Path], earlier: Sequence[StagePlan]
 ) -> frozenset[str]:
-    """What earlier stages write for a stage: paths below run.dir."""
+    """Paths below run.dir that earlier stages write for a stage."""
     run, names = Path(config.run.dir), {stage.name for stage in earlier}
     given = [one for value in values.values() for one in (value if isinstance(value, list) else [value])]
     paths = [path for path in (*given, *sources.values()) if isinstance(path, Path) and path.is_relative_to(run)]

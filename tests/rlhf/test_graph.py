@@ -101,7 +101,7 @@ class Pipeline:
 
 
 def content(path: Path) -> str:
-    """What a file holds, or the files of a folder less their manifests."""
+    """The text of a file, or of the files of a folder less their manifests."""
     if path.is_file():
         return path.read_text()
     return "".join(

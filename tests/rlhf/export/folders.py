@@ -46,7 +46,8 @@ def write_pipeline(folder: Path, models: dict[str, Path]) -> Path:
         write_run(folder / name, model, before)
         before = folder / name / "final"
         write_result(folder / "evaluations" / f"{name}.json")
-        (folder / "evaluations" / f"{name}.seconds.json").write_text('{"seconds": 12.4}')
+        (folder / "graph").mkdir(exist_ok=True)
+        (folder / "graph" / f"{name}.json").write_text('{"seconds": 12.4}')
         stages.append({"name": name, "command": "sft.train", "recipe": f"{name}_recipe", "overrides": ["max_steps=7"]})
     shutil.copytree(before, folder / "export")
     mark = {"format": 1, "identity": {"settings": {"stages": stages, "run.seed": 3}, "inputs": {}}}
