@@ -4,6 +4,7 @@ The images are drawn as those of the base model are (examples/base), so scans, w
 are held out there are held out here too. docs/thinking.md says what each file is for.
 """
 
+import string
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from itertools import count, islice
@@ -42,6 +43,8 @@ NUM_FRAMES = 3
 _SYSTEM = "You are a helpful assistant. Never explain anything."
 """A system prompt that contradicts its rows, as some public sets of thoughts have; it is to be cleaned away."""
 
+_LEAD_IN = list(string.ascii_letters + string.punctuation + " \n")
+
 Drawn = tuple[list[Image.Image], Question]
 
 
@@ -69,7 +72,7 @@ def _fill(folder: Path, seed: int, share: float) -> None:
     everything = tuple(Family)
     worked = (question for _, question in drawn(1, NUM_WORKED, Split.train, everything))
     write_rows(folder / "basics.jsonl", _basics(saved("basics", 0, NUM_BASICS)))
-    write_rows(folder / "worked.jsonl", map(_worked, count(), worked))
+    write_rows(folder / "worked.jsonl", (_worked(number, one, rng) for number, one in enumerate(worked)))
     write_rows(folder / "cot.jsonl", _thoughts(saved("cot", 2, NUM_COT, Split.train, everything), rng))
     write_rows(folder / "direct.jsonl", _direct(saved("direct", 3, NUM_DIRECT, Split.train, everything)))
     write_rows(folder / "train.jsonl", _prompts("train", saved("train", 4, NUM_TRAIN)))
@@ -163,10 +166,18 @@ def _basics(rows: Iterator[tuple[list[str], Question]]) -> Iterator[dict[str, An
         yield {"id": f"basics-{number}", "messages": [*_asked(images, text), answer]}
 
 
-def _worked(number: int, question: Question) -> dict[str, Any]:
-    """Steps as text alone, behind a question and what an image would show."""
-    prefix = f"{question.text}{question.reading}:"
+def _worked(number: int, question: Question, rng: np.random.Generator) -> dict[str, Any]:
+    """Steps as text alone, behind what an image would show.
+
+    Three times of four some random characters stand before that, as in the quickstart's data: a model that always meets
+    it behind the question finds it by that, and loses it in a thought.
+    """
+    needs_question = bool(question.asked) or question.family is Family.reading
+    is_plain = rng.integers(4) == 0
+    lead_in = "" if is_plain else "".join(rng.choice(_LEAD_IN, rng.integers(1, 7)))
+    asked = question.text if is_plain or needs_question else ""
     texts = [f"{question.steps}\\boxed{{{question.answer}}}"]
+    prefix = f"{asked}{lead_in}{question.reading}:"
     return {"id": f"worked-{number}", "kind": "worked", "images": [], "prefix": prefix, "texts": texts}
 
 

@@ -20,7 +20,7 @@ def conversation(column: str, turns: Sequence[object], system: object) -> list[J
         roles = _ROLES if turn.get("role") else _FROM
         said, content = turn.get("role") or turn.get("from"), turn.get("content")
         content = turn.get("value") if content is None else content
-        if said not in roles:
+        if not isinstance(said, str) or said not in roles:
             raise ValueError(f"{column}: expected turns of {', '.join(roles)}, found one of {said!r:.80}")
         if turn.get("tool_calls"):
             raise ValueError(f"{column}: expected turns without tool_calls, found {turn['tool_calls']!r:.80}")

@@ -78,6 +78,9 @@ def select(config: PassAtKConfig) -> None:
     out = Path(config.out)
     if out.is_file():
         raise ValueError(f"out: expected a folder, found the file {out}")
+    for path in filter(None, (config.prompts, config.general.prompts)):
+        if Path(path).resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"out: expected another folder than that of the prompts, found {path} in it")
     prepare_cpu(config.num_threads)
     processor = load_processor(Path(config.checkpoint))
     limits = config.rollouts.within(processor.config.language.max_position_embeddings)

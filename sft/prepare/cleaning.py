@@ -264,5 +264,5 @@ def question_text(messages: Sequence[Message]) -> str:
         if message.get("role") == "user":
             content = message.get("content")
             parts = content if isinstance(content, list) else [{"type": "text", "text": content or ""}]
-            texts += [str(part["text"]) for part in parts if isinstance(part, dict) and part.get("type") == "text"]
+            texts += [part["text"] for part in parts if isinstance(part, dict) and isinstance(part.get("text"), str)]
     return "\n".join(texts)

@@ -21,7 +21,7 @@ from rewards.verifiers.option_set import OptionSet, read_options
 from sft.prepare.cleaning import HintCutter, question_text
 from sft.prepare.config import FreeResponseConfig, Others
 from sft.prepare.output import UNREADABLE, MadeRow, Output
-from sft.prepare.rows import FreeIds, Source, SourceRow, check_media, other_columns
+from sft.prepare.rows import FreeIds, Source, SourceRow, check_row, other_columns
 
 NO_CHOICE, NO_RIGHT_OPTION, NO_NUMBER = "no_multiple_choice", "no_right_option", "no_number_or_formula"
 ASKS_ABOUT_OPTIONS, OPTIONS_IN_QUESTION = "asks_about_options", "options_within_question"
@@ -60,7 +60,7 @@ class FreeResponseMaker:
 
     def __init__(self, config: FreeResponseConfig) -> None:
         self._config = config
-        self.output = Output(config.out, "prompts.jsonl", "free_response")
+        self.output = Output(config.out, "prompts.jsonl", "free_response", config.prompts)
         self.source = Source("prompts", config.prompts, config.data, self.output.folder)
         self._cutter = HintCutter(config.hints)
         self._ids = FreeIds()
@@ -81,7 +81,7 @@ class FreeResponseMaker:
         own_id = self.source.reader.own_id(row.raw) or f"{row.table.name}-{row.ordinal}"
         try:
             chat = self.source.reader.read(row.raw, row.table, row.ordinal)
-            check_media(chat)
+            check_row(chat)
             question = self.source.reader.reading.row.columns["question"]
             columns = other_columns(chat, self.source.reader, row.raw, question, "reference")
             try:
@@ -205,8 +205,9 @@ def _last_text(messages: list[Message]) -> str:
     content = messages[-1].get("content")
     if isinstance(content, str):
         return content
-    texts = [part["text"] for part in content or [] if isinstance(part, dict) and part.get("type") == "text"]
-    if not texts:
+    parts = [part for part in content or [] if isinstance(part, dict) and part.get("type") == "text"]
+    texts = [part["text"] for part in parts if isinstance(part.get("text"), str)]
+    if not texts or len(texts) < len(parts):
         raise _Left(NO_CHOICE)
     return texts[-1]
 

@@ -20,7 +20,7 @@ from rollouts.records import StoredRollout
 from sft.prepare.cleaning import has_think_tags, question_text
 from sft.prepare.config import FusionConfig
 from sft.prepare.output import UNREADABLE, MadeRow, Output
-from sft.prepare.rows import FreeIds, Source, SourceRow, check_media, other_columns, read_columns
+from sft.prepare.rows import FreeIds, Source, SourceRow, check_row, other_columns, read_columns
 from sft.rejection import judged_rollouts, rollout_files
 from sft.shapes import ANSWER_COLUMNS, COMPLETION_COLUMNS, Demonstration, ShapeColumns, read_demonstration
 
@@ -34,7 +34,8 @@ class FusionMaker:
 
     def __init__(self, config: FusionConfig) -> None:
         self._config = config
-        self.output = Output(config.out, "demonstrations.jsonl", "fusion")
+        inputs = [*config.prompts, *config.direct, *([config.rollouts] if config.rollouts else [])]
+        self.output = Output(config.out, "demonstrations.jsonl", "fusion", inputs)
         self._ids = FreeIds()
         self._counts: Counter[str] = Counter()
         self._num_read = 0
@@ -139,7 +140,7 @@ class FusionMaker:
                 continue
             try:
                 chat = prompts.reader.read(row.raw, row.table, row.ordinal)
-                check_media(chat)
+                check_row(chat)
                 question = prompts.reader.reading.row.columns["question"]
                 line = {**other_columns(chat, prompts.reader, row.raw, question), "mode": "think"}
                 asked[prompt_id] = self.output.made(row, prompt_id, line, chat.messages, chat.root)
@@ -160,7 +161,7 @@ class FusionMaker:
             if row.raw.problem:
                 raise ValueError(row.raw.problem)
             chat, completions, read = self._answered(row, source)
-            check_media(chat)
+            check_row(chat)
             plain = [_without_blank_thoughts(message) for message in chat.messages]
             answers = mode_of("direct", completions)[1]
             self._counts["blank_thoughts_cut"] += plain != chat.messages or answers != completions

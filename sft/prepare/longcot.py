@@ -11,6 +11,7 @@ from pathlib import Path
 
 from model.data.chat_rows import ChatRow, first_of
 from model.data.order import KeyedOrder
+from model.data.references import read_reference
 from model.json_values import JsonObject
 from rewards.answers import parse_completion
 from rewards.result import Claim, Outcome, Status
@@ -30,7 +31,7 @@ from sft.prepare.cleaning import (
 )
 from sft.prepare.config import LongCotConfig
 from sft.prepare.output import UNREADABLE, MadeRow, Output
-from sft.prepare.rows import FreeIds, Source, SourceRow, check_media, other_columns, read_columns, without_system
+from sft.prepare.rows import FreeIds, Source, SourceRow, check_row, other_columns, read_columns, without_system
 from sft.prepare.shorten import LongAnswer, open_endpoint, shorten
 from sft.shapes import THOUGHT_COLUMNS, Demonstration, ShapeColumns, read_demonstration
 
@@ -80,7 +81,7 @@ class LongCotMaker:
         self._ids = FreeIds()
         self._counts: Counter[str] = Counter()
         self._completions: Counter[str] = Counter()
-        self.output = Output(config.out, "demonstrations.jsonl", "longcot")
+        self.output = Output(config.out, "demonstrations.jsonl", "longcot", config.rows)
         self.source = Source("rows", config.rows, config.data, self.output.folder)
 
     def run(self) -> None:
@@ -111,7 +112,7 @@ class LongCotMaker:
             columns = _unwrapped(row.raw.columns, self._columns.thinking)
             shown = read_demonstration(columns, self._columns, self._config.data.reference_form)
             chat = self.source.reader.read(row.raw, row.table, row.ordinal, shown.asked)
-            check_media(chat)
+            check_row(chat)
             return self._candidate(row, shown, chat)
         except NotUsable as reason:
             self.output.drop(row, own_id, str(reason))
@@ -133,8 +134,16 @@ class LongCotMaker:
         made = self.output.made(row, row_id, {**others, "id": row_id, "mode": "think"}, messages, chat.root)
         self._counts["system_prompts_cut"] += len(stripped.messages) < len(chat.messages)
         self._counts["solutions_split"] += any(one.is_split for one in thoughts)
-        names = [self._config.data.reference_column] if self._config.data.reference_column else _REFERENCES
-        return Candidate(made, thoughts, question, first_of(row.raw.columns, names)[1])
+        return Candidate(made, thoughts, question, self._reference(row.raw.columns))
+
+    def _reference(self, columns: JsonObject) -> object:
+        """The reference of a row as RL would read it; one that cannot be read stays as it is, and is unscorable."""
+        data = self._config.data
+        given = first_of(columns, [data.reference_column] if data.reference_column else _REFERENCES)[1]
+        try:
+            return None if given is None else read_reference(given, data.reference_form)[0]
+        except ValueError:
+            return given
 
     def _thoughts(self, completions: Sequence[str]) -> list[Thought]:
         """The completions that can be used. `NotUsable` with the reason of the first where none can."""

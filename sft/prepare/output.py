@@ -9,7 +9,7 @@ from pathlib import Path
 
 from model.data.media_cells import Message
 from model.data.media_store import CarriedMedia
-from model.json_values import JsonObject
+from model.json_values import JsonObject, read_json_object
 from model.run.durable import STAGING_SUFFIX, write_file
 from model.run.printable import printable
 from sft.prepare.rows import SourceRow
@@ -32,8 +32,11 @@ class MadeRow:
 class Output:
     """The fate of the rows that a maker reads: each is kept, or dropped for a reason."""
 
-    def __init__(self, folder: str, name: str, maker: str) -> None:
-        """`name`: the file of the rows that are kept. `ValueError` where `out` is a file."""
+    def __init__(self, folder: str, name: str, maker: str, inputs: Sequence[str]) -> None:
+        """`name`: the file of the rows that are kept.
+
+        `ValueError` where `out` is a file, holds rows that this maker did not write, or holds `inputs`.
+        """
         self.folder, self.path, self._maker = Path(folder), Path(folder) / name, maker
         if self.folder.exists() and not self.folder.is_dir():
             raise ValueError(f"out: expected a folder, found the file {folder}")
@@ -41,11 +44,26 @@ class Output:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ValueError(f"out: expected a folder that can be made, found: {error}") from None
+        self._refuse_foreign(inputs)
         self.clear_held()
         self.path.unlink(missing_ok=True)  # so that no rows of other settings stand beside the counts of these
         self.media = CarriedMedia(self.folder)
         self._dropped: list[JsonObject] = []
         self._reasons: Counter[str] = Counter()
+
+    def _refuse_foreign(self, inputs: Sequence[str]) -> None:
+        inside = [one for one in inputs if Path(one).resolve().is_relative_to(self.folder.resolve())]
+        if inside:
+            raise ValueError(f"out: expected another folder than that of what is read, found {inside[0]} in it")
+        try:
+            maker = read_json_object(self.folder / "summary.json").get("maker")
+        except (OSError, ValueError):
+            maker = None
+        if self.path.exists() and maker != self._maker:
+            raise ValueError(
+                f"out: expected a new folder, or one that this command wrote, found {self.path}; move it away, or name "
+                "another folder"
+            )
 
     def drop(self, row: SourceRow | MadeRow | JsonObject, row_id: str, reason: str, detail: str = "") -> None:
         """Count a row as dropped; `row` says where it stands."""

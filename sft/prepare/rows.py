@@ -119,8 +119,13 @@ def other_columns(chat: ChatRow, reader: ChatReader, raw: RawRow, *read: str) ->
     return {name: _finite(value) for name, value in kept.items()}
 
 
-def check_media(chat: ChatRow) -> None:
-    """`MediaError` for images that are none."""
+def check_row(chat: ChatRow) -> None:
+    """`ValueError` for messages that are none, `MediaError` for images that are none."""
+    if not chat.messages:
+        raise ValueError("messages: expected at least one, found none")
+    for message in chat.messages:
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"messages: expected objects with role and content, found {message!r:.80}")
     names = [part["image"] for part in media_parts(chat.messages) if part.get("type") == "image"]
     check_images(chat.root, [name for name in names if isinstance(name, str)])
 

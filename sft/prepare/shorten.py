@@ -5,11 +5,14 @@ import json
 import secrets
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from queue import Empty, SimpleQueue
+from threading import Thread
 
 from model.json_values import JsonObject
+from model.run.progress import StageProgress
 from rewards.chat_endpoint import JudgeError, ask, keep_reply, kept_reply
 from rewards.endpoint import Endpoint, read_endpoint
 from rewards.verifiers.verifier import parse_json
@@ -50,8 +53,34 @@ def open_endpoint(settings: JsonObject, out: Path) -> Endpoint:
 def shorten(endpoint: Endpoint, answers: Sequence[LongAnswer], most: int) -> list[tuple[str, str]]:
     """(short answer, why there is none) of each: exactly one of both is empty. A short answer has at most `most`
     tokens, all of them from the long one."""
-    with ThreadPoolExecutor(_AT_ONCE) as pool:
-        return list(pool.map(lambda one: _shortened(endpoint, one, most), answers))
+    if not answers:
+        return []
+    waiting: SimpleQueue[int] = SimpleQueue()
+    done: SimpleQueue[tuple[int, tuple[str, str] | Exception]] = SimpleQueue()
+    for number in range(len(answers)):
+        waiting.put(number)
+
+    def work() -> None:
+        with suppress(Empty):
+            while True:
+                number = waiting.get_nowait()
+                try:
+                    done.put((number, _shortened(endpoint, answers[number], most)))
+                except Exception as error:  # raised where the answers are collected
+                    done.put((number, error))
+
+    # Daemons, because a command that is told to end does not wait for requests.
+    for _ in range(min(_AT_ONCE, len(answers))):
+        Thread(target=work, daemon=True).start()
+    found: dict[int, tuple[str, str]] = {}
+    with StageProgress("shorten", len(answers)) as progress:
+        while len(found) < len(answers):
+            number, reply = done.get()
+            if isinstance(reply, Exception):
+                raise reply
+            found[number] = reply
+            progress.advance(len(found), "answers")
+    return [found[number] for number in range(len(answers))]
 
 
 def _shortened(endpoint: Endpoint, one: LongAnswer, most: int) -> tuple[str, str]:

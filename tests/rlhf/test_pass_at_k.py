@@ -127,6 +127,15 @@ class TestGeneral:
             command(f"general={general}", "general_share=1")
 
 
+def test_prompts_are_never_written_over(command, tmp_path):
+    before = (tmp_path / "prompts.jsonl").read_bytes()
+    with pytest.raises(
+        ValueError, match=r"out: expected another folder than that of the prompts, found .*prompts\.jsonl"
+    ):
+        command("k=4", out=".")
+    assert (tmp_path / "prompts.jsonl").read_bytes() == before
+
+
 def test_every_drop_has_its_reason():
     config = PassAtKConfig(checkpoint="c", prompts="p", out="o")
     counted = {None: "unread", Counted(0, 0): "unscorable", Counted(8, 8): "all_right", Counted(0, 8): "all_wrong"}

@@ -134,6 +134,7 @@ def test_contradictory_sources(data, message):
         ({"completions": [5]}, r"demonstrations\.jsonl:1: completions: expected a list of at least one text"),
         ({"mode": "thinking"}, r"demonstrations\.jsonl:1: mode: expected think or direct"),
         ({"messages": []}, "ends with a user message"),
+        ({"messages": [{"role": ["user"], "content": "x"}]}, r"messages: expected turns of .*found one of \['user'\]"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image", "image": "gone.png"}]}]},
             "gone.png: expected a file",

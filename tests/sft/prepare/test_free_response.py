@@ -164,3 +164,7 @@ def test_nothing_left_and_unreadable_rows_are_refused(rewrite, tmp_path):
     with pytest.raises(ValueError, match=r"1 of 2 rows cannot be used"):
         rewrite([LEFT["no_multiple_choice"], {"question": 5}])
     assert json.loads((tmp_path / "out" / "summary.json").read_text())["dropped"] == {"unreadable": 1}
+    with pytest.raises(ValueError, match="expected objects with role and content, found 'hi'"):
+        rewrite([{"messages": ["hi"], "answer": "A"}] * 2)
+    odd = {"messages": [{"role": "user", "content": [{"type": "text"}, 5]}], "answer": "A"}
+    assert rewrite([odd])[1]["left_as_they_are"] == {"no_multiple_choice": 1}

@@ -141,11 +141,12 @@ def test_answers_are_judged_by_their_references_where_there_are_any(clean):
         {**GOOD, "question": "a", "reference": "3"},
         {**GOOD, "question": "b"},
         {**GOOD, "question": "c", "reference": "\\frac{"},
+        {**GOOD, "question": "d", "reward_model": {"ground_truth": "So.\n#### 2", "style": "rule"}},
     ]
     out = clean(rows, "verifier=math")
     summary = counted(out)
     assert summary["dropped"] == {"unscorable": 1, "wrong_answer": 1} and summary["without_reference"] == 1
-    assert [row["made_from"]["row"] for row in lines(out / "demonstrations.jsonl")] == [1, 3]
+    assert [row["made_from"]["row"] for row in lines(out / "demonstrations.jsonl")] == [1, 3, 5]
     with pytest.raises(ValueError, match=r"verifier: expected one of .*math"):
         clean(rows, "verifier=maths")
 
@@ -268,6 +269,17 @@ class TestRefusals:
     def test_bad_settings_are_refused_by_name(self, clean, override, message):
         with pytest.raises(ValueError, match=message):
             clean([GOOD], override)
+
+    def test_what_others_wrote_is_never_written_over(self, clean, tmp_path):
+        folder = tmp_path / "out"
+        folder.mkdir()
+        mine = write_jsonl(folder / "demonstrations.jsonl", [GOOD])
+        for rows in ([GOOD], mine):
+            with pytest.raises(
+                ValueError, match=r"out: expected (a new folder|another folder than that of what is read)"
+            ):
+                clean(rows)
+        assert lines(mine) == [GOOD]
 
     def test_a_file_in_the_place_of_the_folder_is_refused(self, clean, tmp_path):
         (tmp_path / "out").touch()
