@@ -119,7 +119,7 @@ class Graph:
         return Outlook(node, State.follows, waits) if waits else Outlook(node, State.done, [])
 
     def record(self, node: Node) -> JsonObject:
-        """The record that is kept of a process; empty before it was started. `ValueError` where the file cannot be read."""
+        """The kept record of a process; empty before it was started. `ValueError` for a file that cannot be read."""
         try:
             return read_json_object(node.record)
         except FileNotFoundError:
