@@ -16,7 +16,7 @@ WORKERS ?= 2
 
 help:
 	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
-	@echo "make base [ARGS='KEY=VALUE ...']        the whole pre-training path in miniature (25 minutes on 2 cores)"
+	@echo "make base [ARGS='KEY=VALUE ...']        the whole pre-training path in miniature (half an hour on 2 cores)"
 	@echo "make thinking [ARGS='KEY=VALUE ...']    the four Thinking stages in miniature, on the model of make base"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
