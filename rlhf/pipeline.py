@@ -126,6 +126,7 @@ def _run_and_evaluate(
     if stage.is_maker:
         noted["data"] = _read(nodes[0].product.with_name("summary.json"))
     noted |= {"gates": gates} if gates else {}
+    noted |= {"went_back": True} if _went_back(graph, nodes[0]) else {}  # its model is the best one, not the last
     return {"seconds": graph.record(nodes[0])["seconds"], **result, **noted}
 
 
@@ -134,7 +135,8 @@ def _run_node(graph: Graph, node: Node, look: Callable[[], None]) -> None:
     if not graph.begin(node):
         return
     if not node.is_evaluation:
-        print(f"== {node.plan.name}: python {' '.join(node.plan.command)}", flush=True)
+        start = " ".join(graph.launcher(node)) or "python"
+        print(f"== {node.plan.name}: {start} {' '.join(node.plan.command)}", flush=True)
     begin = time.time()
     if not (node.plan.is_merge and node.product.exists()):  # a restart finds the merged model, which is whole
         launcher = graph.launcher(node)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from model.json_values import JsonObject, read_json_object
 from model.run.identity import outside_keys
-from rlhf.config import PipelineAction, PipelineConfig, split_command
-from rlhf.planning.stages import RECIPE, StagePlan, digests_of
+from rlhf.config import PipelineAction, PipelineConfig
+from rlhf.planning.stages import RECIPE, StagePlan, digests_of, launcher_of
 
 RECORDS, SUPERSEDED = "graph", "superseded"
 """Folders of a pipeline: what each stage was made from, and what stages wrote that have run again since."""
@@ -29,7 +29,7 @@ class State(Enum):
 
     done = "done"
     to_do = "to do"
-    interrupted = "interrupted"
+    interrupted = "begun, and not at its end"
     changed = "runs again"
     follows = "runs again if that changes what it reads"
 
@@ -88,8 +88,7 @@ class Graph:
 
     def launcher(self, node: Node) -> list[str]:
         """The command in front of a process that trains on several devices; empty: it is one process."""
-        trains = node.plan.has_run and not node.is_evaluation
-        return split_command(self._config.machine.launcher, "machine.launcher") if trains else []
+        return launcher_of(self._config, node.plan)
 
     def outlooks(self) -> list[Outlook]:
         """Tell for each process how far it is, and why it would run. Nothing is written."""

@@ -15,7 +15,7 @@ from model.json_values import JsonObject
 from model.pretrain.config import PretrainConfig
 from model.run.config import RunConfig
 from rewards.rubric import Rubric
-from rlhf.config import PipelineConfig, RlConfig
+from rlhf.config import PipelineConfig, RlConfig, split_command
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.gates import Gate, Otherwise, read_gates
 from rlhf.selection.config import PassAtKConfig
@@ -178,6 +178,11 @@ def check_starts(config: PipelineConfig, stages: Sequence[StagePlan]) -> None:
             flavour_processor(stage.config.model)
 
 
+def launcher_of(config: PipelineConfig, stage: StagePlan) -> list[str]:
+    """The command in front of a stage that trains on several devices; empty: it is one process."""
+    return split_command(config.machine.launcher, "machine.launcher") if stage.has_run else []
+
+
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
@@ -216,7 +221,8 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     checked = _checked(planned)
     sources = _sources(config, checked)
     reads = _reads(config, values, sources, earlier)
-    kept = {key: path for key, path in sources.items() if not path.is_relative_to(config.run.dir)}
+    run = Path(config.run.dir)  # it may hold the data too
+    kept = {key: path for key, path in sources.items() if not {*path.parents, path} & {run / one for one in reads}}
     return replace(planned, config=checked, sources=kept, reads=reads)
 
 

@@ -366,6 +366,7 @@ class TestGates:
         assert content(pipeline.run_dir / "c" / "final").startswith("best")
         assert not content(pipeline.run_dir / "c" / "last").startswith("best")
         assert "its best model takes the place of the last" in capsys.readouterr().out
+        assert json.loads((pipeline.run_dir / "summary.json").read_text())["stages"][2]["went_back"]
 
     def test_going_back_keeps_the_end_of_a_run_that_got_more_steps_and_not_an_earlier_one(self, pipeline):
         config, _ = load_config("pipeline", [f"recipe={pipeline.recipe}"])
