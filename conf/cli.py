@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from conf.recipes import in_folder, key_of, own_recipe, recipe_line
+from conf.recipes import recipe_file as file_of_recipe
 from conf.suggest import nearest_choice, nearest_key
 from conf.texts import expand_home, take_texts, texts_in_yaml
 
@@ -260,6 +261,11 @@ def assign(key: str, value: object) -> str:
     from model.run.printable import override
 
     return override(key, value)
+
+
+def recipe_file(overrides: Sequence[str]) -> Path | None:
+    """The recipe of a command line where it is a YAML file of the user's."""
+    return file_of_recipe(overrides)
 
 
 def check_packages() -> None:

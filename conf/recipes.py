@@ -14,16 +14,24 @@ def key_of(override: str) -> str:
     return override.partition("=")[0].lstrip("+~")
 
 
+def recipe_file(overrides: Sequence[str]) -> Path | None:
+    """The recipe of a command line where it is a YAML file of the user's."""
+    chosen = [override.partition("=")[2].strip("'\"") for override in overrides if key_of(override) == "recipe"]
+    if not chosen or not chosen[-1].endswith((".yaml", ".yml")):
+        return None
+    return Path(at_home(chosen[-1], "recipe"))
+
+
 @contextmanager
 def own_recipe(overrides: Sequence[str], entry: str) -> Iterator[tuple[list[str], list[str], str]]:
     """(overrides, what makes Hydra find the recipe, its text) where a recipe is a user's YAML file:
     `recipe=my/recipe.yaml`."""
-    chosen = [override.partition("=")[2] for override in overrides if key_of(override) == "recipe"]
-    if not chosen or not chosen[-1].strip("'\"").endswith((".yaml", ".yml")):
+    path = recipe_file(overrides)
+    if path is None:
+        chosen = [override.partition("=")[2] for override in overrides if key_of(override) == "recipe"]
         named = [f"recipe={chosen[-1]}"] if len(chosen) > 1 else []
         yield [*(o for o in overrides if not named or key_of(o) != "recipe"), *named], [], ""
         return
-    path = Path(at_home(chosen[-1].strip("'\""), "recipe"))
     try:
         if path.exists() and not path.is_file():  # opening a pipe would wait for a writer
             raise OSError("a folder, a pipe or a device")

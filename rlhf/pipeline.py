@@ -68,6 +68,7 @@ def run_pipeline(config: PipelineConfig, resolved: str) -> None:
         if config.prepare:
             module, *arguments = config.prepare_command
             _run("data preparation", ["-m", module, f"out={config.data}", *arguments])
+            graph.check_changes()  # again, of the data that are there now
         check_inputs([*stages, *evaluations.values()])
         for line in said_first(graph.outlooks(), folder):
             print(line, flush=True)
@@ -125,6 +126,7 @@ def _run_and_evaluate(
     if stage.is_maker:
         noted["data"] = _read(nodes[0].product.with_name("summary.json"))
     noted |= {"gates": gates} if gates else {}
+    noted |= {"went_back": True} if _went_back(graph, nodes[0]) else {}  # its model is the best one, not the last
     return {"seconds": graph.record(nodes[0])["seconds"], **result, **noted}
 
 
@@ -133,7 +135,8 @@ def _run_node(graph: Graph, node: Node, look: Callable[[], None]) -> None:
     if not graph.begin(node):
         return
     if not node.is_evaluation:
-        print(f"== {node.plan.name}: python {' '.join(node.plan.command)}", flush=True)
+        start = " ".join(graph.launcher(node)) or "python"
+        print(f"== {node.plan.name}: {start} {' '.join(node.plan.command)}", flush=True)
     begin = time.time()
     if not (node.plan.is_merge and node.product.exists()):  # a restart finds the merged model, which is whole
         launcher = graph.launcher(node)
@@ -159,14 +162,15 @@ def _went_back(graph: Graph, node: Node) -> bool:
 def _go_back(graph: Graph, node: Node) -> None:
     """Put the best model of a stage in the place of its last one, which is kept in `last/`."""
     from model.run.durable import copy_folder
+    from model.run.identity import digest_of_files
 
     folder = node.product.parent
     if not (folder / "best").is_dir():
         raise GateFailed(node.plan.name, f"{folder / 'best'} is not there, so there is no model to go back to")
-    if not (folder / "last").exists():
-        copy_folder(folder / "final", folder / "last")
-    reach("pipeline.back")
-    copy_folder(folder / "best", folder / "final")
+    if digest_of_files([folder / "final"]) != digest_of_files([folder / "best"]):  # else a call that was killed did it
+        copy_folder(folder / "final", folder / "last")  # in the place of one from before the run got more steps
+        reach("pipeline.back")
+        copy_folder(folder / "best", folder / "final")
     graph.note(node, went_back=True)
 
 
@@ -175,7 +179,7 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
     where `kept` folders, or files that no stage wrote, are in the way."""
     from model.run.durable import delete_if_empty, refuse_foreign_files
     from model.run.folder import MARK
-    from model.run.ownership import clear_data, clear_media, clear_run, delete_written
+    from model.run.ownership import MODELS, clear_data, clear_media, clear_run, delete_written
 
     for stage in stages:
         own = (folder / stage.name).resolve()
@@ -184,10 +188,14 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
             raise ValueError(f"run.start=fresh would delete {own}, which holds inputs; rename stages.{stage.name}")
         if stage.has_run and own.is_dir() and any(own.iterdir()) and not (own / MARK).exists():
             raise ValueError(f"run.start=fresh would delete {own}, which no stage wrote; rename stages.{stage.name}")
-        for name in ("final", "best"):
+        for name in MODELS:
             refuse_foreign_files(own / name)
     refuse_foreign_files(folder / "export")
+    for stage in stages:  # the records of all go first: none may call a stage finished that is half deleted
+        for ending in ("json", "evaluation.json"):
+            (folder / RECORDS / f"{stage.name}.{ending}").unlink(missing_ok=True)
     for stage in stages:
+        reach("pipeline.clear")
         if stage.has_run:
             clear_run(folder / stage.name)
         elif stage.is_maker:
@@ -196,8 +204,6 @@ def _clear(folder: Path, stages: Sequence[StagePlan], kept: Sequence[str]) -> No
             delete_written(merged)
         for ending in ("json", "answers.jsonl"):
             (folder / "evaluations" / f"{stage.name}.{ending}").unlink(missing_ok=True)
-        for ending in ("json", "evaluation.json"):
-            (folder / RECORDS / f"{stage.name}.{ending}").unlink(missing_ok=True)
         clear_media(folder / "evaluations" / f"{stage.name}.media")
         for mode in EvaluationMode:
             (folder / "evaluations" / f"{stage.name}.responses" / f"prompts.{mode.value}.jsonl").unlink(missing_ok=True)

@@ -79,7 +79,7 @@ class Server:
         body = None if payload is None else json.dumps(payload).encode()
         request = urllib.request.Request(f"{self._address}/{path}", body, headers)
         try:
-            return urllib.request.urlopen(request, timeout=_PATIENCE_S)
+            return urllib.request.build_opener(_StayHere).open(request, timeout=_PATIENCE_S)
         except urllib.error.HTTPError as error:
             with error:
                 said = printable(error.read(_MOST_BYTES).decode(errors="replace"), 400)
@@ -90,6 +90,13 @@ class Server:
                 f"endpoint: expected a server at {self._address}, found: {printable(str(reason))}; start one with "
                 "python -m rlhf.serve checkpoint=DIR, and wait until it has loaded the model"
             ) from None
+
+
+class _StayHere(urllib.request.HTTPRedirectHandler):
+    """Follows no redirect, which would carry the key to another address; its status is told instead."""
+
+    def redirect_request(self, *_: object) -> None:
+        return None
 
 
 def _parsed(body: bytes) -> Any:

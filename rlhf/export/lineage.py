@@ -175,7 +175,8 @@ def _stage(folder: Path, pipeline: Path | None) -> Stage:
     sources = {str(name): _source(one) for name, one in inputs.items() if isinstance(one, dict)}
     start, code = sources.pop("checkpoint", None), sources.pop("code", None)
     planned = _planned(pipeline, folder.name) if pipeline else {}
-    seconds = _optional(pipeline / "graph" / f"{folder.name}.json").get("seconds") if pipeline else None
+    record = _optional(pipeline / "graph" / f"{folder.name}.json") if pipeline else {}
+    seconds = record.get("seconds")
     done = _optional(folder / "done.json")
     steps = done.get("steps", done.get("updates"))
     evaluated = pipeline / "evaluations" / f"{folder.name}.json" if pipeline else folder / "evaluation.json"
@@ -186,7 +187,7 @@ def _stage(folder: Path, pipeline: Path | None) -> Stage:
         overrides=[str(one) for one in planned.get("overrides") or []] if planned else None,
         start=start,
         is_from_nothing=bool(settings) and start is None,
-        steps=steps if isinstance(steps, int) else None,
+        steps=steps if isinstance(steps, int) and not record.get("went_back") else None,  # the best model has fewer
         seconds=seconds if isinstance(seconds, int | float) else state_of(folder).seconds,
         seed=settings.get("run.seed"),
         inputs=sources,

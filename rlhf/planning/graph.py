@@ -13,14 +13,12 @@ from enum import Enum
 from pathlib import Path
 
 from model.json_values import JsonObject, read_json_object
-from rlhf.config import PipelineAction, PipelineConfig, split_command
-from rlhf.planning.stages import StagePlan, digests_of
+from model.run.identity import outside_keys
+from rlhf.config import PipelineAction, PipelineConfig
+from rlhf.planning.stages import RECIPE, StagePlan, digests_of, launcher_of
 
 RECORDS, SUPERSEDED = "graph", "superseded"
 """Folders of a pipeline: what each stage was made from, and what stages wrote that have run again since."""
-
-_SHOWS = ("run.trackers=", "report.")
-"""How overrides of a stage begin that say where it is shown, and change nothing of what it does."""
 
 _GROWS = ("max_steps", "trainer.max_steps", "epochs", "run.extend")
 """Keys that may grow in a run's folder; the stage itself says whether it goes on with them."""
@@ -31,7 +29,7 @@ class State(Enum):
 
     done = "done"
     to_do = "to do"
-    interrupted = "interrupted"
+    interrupted = "begun, and not at its end"
     changed = "runs again"
     follows = "runs again if that changes what it reads"
 
@@ -90,8 +88,7 @@ class Graph:
 
     def launcher(self, node: Node) -> list[str]:
         """The command in front of a process that trains on several devices; empty: it is one process."""
-        trains = node.plan.has_run and not node.is_evaluation
-        return split_command(self._config.machine.launcher, "machine.launcher") if trains else []
+        return launcher_of(self._config, node.plan)
 
     def outlooks(self) -> list[Outlook]:
         """Tell for each process how far it is, and why it would run. Nothing is written."""
@@ -139,7 +136,7 @@ class Graph:
         inputs = [key for key, digest in _all(before, "inputs") if now.inputs.get(key, digest) != digest]
         reads = [path for path, digest in _all(before, "reads") if now.reads.get(path) != digest]
         found = [f"{name} has other content" for name in (*inputs, *reads)]
-        if differing := _differing(before, now):
+        if differing := _differing(node, before, now):
             found.append(f"other settings: {', '.join(differing)}")
         return found
 
@@ -166,7 +163,9 @@ class Graph:
         if is_finished and not changes:
             return False
         now = self.made_from(node)
-        if changes and not self._goes_on(node, before, now):
+        is_unknown = not before and node.plan.is_merge and node.product.exists()  # what it was merged from
+        if is_unknown or (changes and not self._goes_on(node, before, now)):
+            changes = changes or ["no record says what it was made from"]
             moved = self._supersede(node)
             print(
                 f"== {node.title} runs again: {'; '.join(changes)}{f'; earlier: {moved}' if moved else ''}", flush=True
@@ -185,13 +184,16 @@ class Graph:
     def _goes_on(self, node: Node, before: JsonObject, now: MadeFrom) -> bool:
         """Whether the stage itself decides what becomes of other settings: they are all that changed, and the run is
         not finished, or only gets more steps."""
-        same_files = before.get("inputs") == now.inputs and before.get("reads") == now.reads
+        given = {key: digest for key, digest in _all(before, "inputs") if key != RECIPE}  # a recipe holds settings
+        others = {key: digest for key, digest in now.inputs.items() if key != RECIPE}
+        same_files = given == others and before.get("reads") == now.reads
         if same_files and node.plan.entry == "pass_at_k":  # it keeps the samples that stay what they are
             return True
         if not same_files or not node.plan.has_run or node.is_evaluation:
             return False
-        keys = {argument.partition("=")[0] for argument in _differing(before, now)}
-        return before.get("state") != "finished" or keys <= set(_GROWS)
+        keys = {argument.partition("=")[0] for argument in _differing(node, before, now)}
+        is_recipe_same = now.inputs.get(RECIPE) == before.get("inputs", {}).get(RECIPE, now.inputs.get(RECIPE))
+        return before.get("state") != "finished" or (is_recipe_same and keys <= set(_GROWS))
 
     def _supersede(self, node: Node) -> str:
         """Move what a process wrote out of the way. Returns where it is now, empty where there was nothing."""
@@ -218,9 +220,9 @@ class Graph:
 
 
 def without_places(config: PipelineConfig, command: Sequence[str]) -> list[str]:
-    """A command line as it is wherever the pipeline's folders lie, and wherever it is shown."""
+    """A command line as it is wherever the pipeline's folders lie."""
     places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
-    found = [argument for argument in command if not argument.startswith(_SHOWS)]
+    found = list(command)
     for place in sorted(filter(None, places), key=len, reverse=True):
         # It has to be a value, and not part of a word.
         path = re.compile(rf"(?<=['\"=\[,]){re.escape(str(Path(place)))}(?=['\"/\],]|$)")
@@ -260,9 +262,30 @@ def _all(record: JsonObject, key: str) -> list[tuple[str, str]]:
     return list(found.items()) if isinstance(found, dict) else []
 
 
-def _differing(before: JsonObject, now: MadeFrom) -> list[str]:
-    """Arguments that are in one of two command lines."""
-    return sorted({*before.get("command", [])} ^ {*now.command})
+def _differing(node: Node, before: JsonObject, now: MadeFrom) -> list[str]:
+    """Arguments that hold in one of two command lines: the last one of each key, less those that change no number."""
+    ignored = _without_effect(node.plan)
+
+    def holding(command: Sequence[str]) -> set[str]:
+        last = {argument.partition("=")[0].lstrip("+"): argument for argument in command}
+        return {argument for key, argument in last.items() if not any(f"{key}.".startswith(one) for one in ignored)}
+
+    earlier, present = holding(before.get("command", [])), holding(now.command)
+    return sorted({one for one in earlier - present if not one.startswith("run.start=")} | (present - earlier))
+
+
+def _without_effect(plan: StagePlan) -> tuple[str, ...]:
+    """The heads of the keys of a stage that are no part of what its run is, and name nothing that it reads."""
+    if not plan.has_run:
+        return ()
+    keys = {key for key in outside_keys(plan.config) if not isinstance(_value(plan.config, key), str | list)}
+    return tuple(f"{key}." for key in (keys | {"run.accept_changes", "run.trackers"}) - {"run.start"})
+
+
+def _value(config: object, key: str) -> object:
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, dict) else getattr(config, name, None)
+    return config
 
 
 def _digest(path: Path) -> str:

@@ -7,7 +7,7 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from conf.cli import assign, command_of, entry_of, load_config
+from conf.cli import assign, command_of, entry_of, load_config, recipe_file
 from model.config import MoeLanguageConfig, SailVL2Config, StoredDtype, flavour_config
 from model.data.config import StreamConfig
 from model.engine.config import SupervisedConfig
@@ -15,7 +15,7 @@ from model.json_values import JsonObject
 from model.pretrain.config import PretrainConfig
 from model.run.config import RunConfig
 from rewards.rubric import Rubric
-from rlhf.config import PipelineConfig, RlConfig
+from rlhf.config import PipelineConfig, RlConfig, split_command
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.gates import Gate, Otherwise, read_gates
 from rlhf.selection.config import PassAtKConfig
@@ -48,6 +48,9 @@ _SETTINGS_OF_MAKERS = {
 }
 """Settings of a maker that the pipeline gives it, where the maker has them."""
 _COMMANDS = (*_SUPERVISED, "rlhf", *_MERGES, *_MEASURES, *_MAKERS)  # entry points that may be stages
+
+RECIPE = "recipe"
+"""The name of a stage's own recipe file among what it reads."""
 
 _NO_BASE = "{base}"
 """Stands for the pipeline's base where it has none, which a plan may."""
@@ -175,6 +178,11 @@ def check_starts(config: PipelineConfig, stages: Sequence[StagePlan]) -> None:
             flavour_processor(stage.config.model)
 
 
+def launcher_of(config: PipelineConfig, stage: StagePlan) -> list[str]:
+    """The command in front of a stage that trains on several devices; empty: it is one process."""
+    return split_command(config.machine.launcher, "machine.launcher") if stage.has_run else []
+
+
 def check_inputs(stages: Sequence[StagePlan]) -> None:
     """`ValueError` for the first input that is not there. What an earlier stage writes is not looked for."""
     for stage in stages:
@@ -208,11 +216,13 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     overrides = [*recipe, *(assign(key, value) for key, value in values.items()), *_common(config, entry, name), *own]
     report = str(fields.get("report") or "")
     where, writes_model = f"stages.{name}", entry not in (*_MEASURES, *_MAKERS)
+    files |= {RECIPE: file} if (file := recipe_file(overrides)) else {}
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
     checked = _checked(planned)
     sources = _sources(config, checked)
     reads = _reads(config, values, sources, earlier)
-    kept = {key: path for key, path in sources.items() if not path.is_relative_to(config.run.dir)}
+    run = Path(config.run.dir)  # it may hold the data too
+    kept = {key: path for key, path in sources.items() if not {*path.parents, path} & {run / one for one in reads}}
     return replace(planned, config=checked, sources=kept, reads=reads)
 
 
@@ -427,6 +437,7 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
         values["checkpoint"] = Path(config.run.dir) / name / "final"
         overrides = [assign(key, value) for key, value in values.items()]
         overrides += [*_common(config, _EVALUATE, name), *evaluation.overrides]
+        files |= {RECIPE: file} if (file := recipe_file(overrides)) else {}
         reads = _reads(config, values, {}, stages)
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files, reads=reads)
         _checked(planned[name])

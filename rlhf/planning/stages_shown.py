@@ -8,7 +8,7 @@ from model.config import Tower
 from model.data.config import StreamConfig
 from model.engine.config import AdaLrsConfig, EngineConfig, OptimizerConfig, SupervisedConfig
 from rlhf.config import PipelineConfig, RlConfig
-from rlhf.planning.stages import StagePlan, check_starts, known_shapes
+from rlhf.planning.stages import StagePlan, check_starts, known_shapes, launcher_of
 
 
 def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations: dict[str, StagePlan]) -> list[str]:
@@ -19,7 +19,8 @@ def plan_lines(config: PipelineConfig, stages: Sequence[StagePlan], evaluations:
     counts = _parameters(config)
     lines = [_of_model(config, counts, stages)]
     for number, stage in enumerate(stages, 1):
-        lines += ["", f"{number}. {stage.name}: python {' '.join(stage.command)}"]
+        begin = " ".join(launcher_of(config, stage)) or "python"
+        lines += ["", f"{number}. {stage.name}: {begin} {' '.join(stage.command)}"]
         match stage.config:
             case SupervisedConfig() | RlConfig() as settings:
                 lines.append(f"   trains    {_trained(settings.engine, counts)}")

@@ -42,6 +42,8 @@ class FakeServer:
 
             def reply(self, status: int, body: bytes) -> None:
                 self.send_response(status)
+                if status == 307:
+                    self.send_header("Location", f"{fake.address}/elsewhere")
                 self.end_headers()
                 self.wfile.write(body)
 
@@ -139,3 +141,11 @@ def test_a_server_that_is_not_there_is_said_with_how_to_start_one(server):
 def test_one_place_is_asked(overrides, message):
     with pytest.raises(ValueError, match=message):
         load_config("chat", overrides)
+
+
+def test_a_redirect_is_told_and_takes_the_key_nowhere(server, monkeypatch):
+    monkeypatch.setenv("CHAT_KEY", "secret")
+    server.status, server.answer = 307, b"moved"
+    with pytest.raises(ValueError, match="answered with status 307: moved"):
+        talk(server, "api_key_env=CHAT_KEY")
+    assert len(server.asked) == 1

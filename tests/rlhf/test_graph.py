@@ -177,6 +177,33 @@ def test_more_steps_are_the_stages_own_affair_and_its_folder_stays(pipeline):
     assert not [name for name in pipeline.superseded() if name.startswith("b-")]
 
 
+def test_settings_that_change_no_number_run_no_finished_stage_again(pipeline):
+    settings = ("run.accept_changes=[code]", "run.keep_checkpoints=3", "report.every=5", "trainer.show_every=7")
+    pipeline.run(*(f"stages.c.{setting}" for setting in settings[:2]))
+    assert pipeline.run(*(f"stages.c.{setting}" for setting in settings[2:])) == []
+
+
+def test_of_a_setting_that_is_given_twice_the_last_one_counts(pipeline):
+    def stages(steps: int) -> str:
+        return STAGES.replace("max_steps=3", f"max_steps=3, batch_size={steps}")
+
+    pipeline.write("", stages(4))
+    pipeline.run("stages.b.batch_size=2")
+    pipeline.write("", stages(2))
+    assert pipeline.run() == []
+    assert pipeline.run("stages.b.batch_size=4") == ["stage b"]
+
+
+def test_an_edited_recipe_of_a_stage_runs_it_again(pipeline):
+    own = pipeline.folder / "own.yaml"
+    own.write_text("batch_size: 4\n")
+    pipeline.write("", STAGES.replace("sft.train, from: a,", f"sft.train, from: a, recipe: {own},"))
+    pipeline.run()
+    assert pipeline.run() == []
+    own.write_text("batch_size: 2\n")
+    assert pipeline.run()[0] == "stage b" and "b-1" in pipeline.superseded()
+
+
 def test_resume_refuses_to_run_a_finished_stage_again(pipeline):
     pipeline.run()
     (pipeline.data / "d.jsonl").write_text("changed\n")
@@ -253,6 +280,20 @@ def test_20_interruptions_leave_the_same_result_and_repeat_nothing_finished(pipe
     assert num_deaths >= 20 and total > num_deaths
 
 
+def test_an_interrupted_fresh_start_leaves_no_record_of_what_is_half_deleted(pipeline, monkeypatch):
+    pipeline.run()
+    (pipeline.data / "p.jsonl").write_text("changed\n")
+
+    def reach(name: str) -> None:
+        if name == "pipeline.clear":
+            raise Interrupted
+
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        patch.setattr(rlhf.pipeline, "reach", reach)
+        pipeline.run("run.start=fresh")
+    assert not list((pipeline.run_dir / "graph").glob("*.json")) and pipeline.run() == EVERYTHING
+
+
 class TestGates:
     def test_bounds_are_broken_by_the_whole_interval(self):
         result = {"modes": {"think": {"accuracy": 0.5, "interval": [0.4, 0.6], "format_rate": 0.97, "length": None}}}
@@ -325,6 +366,17 @@ class TestGates:
         assert content(pipeline.run_dir / "c" / "final").startswith("best")
         assert not content(pipeline.run_dir / "c" / "last").startswith("best")
         assert "its best model takes the place of the last" in capsys.readouterr().out
+        assert json.loads((pipeline.run_dir / "summary.json").read_text())["stages"][2]["went_back"]
+
+    def test_going_back_keeps_the_end_of_a_run_that_got_more_steps_and_not_an_earlier_one(self, pipeline):
+        config, _ = load_config("pipeline", [f"recipe={pipeline.recipe}"])
+        graph = Graph(config, *plan(config))
+        node = next(node for node in graph.nodes if node.title == "stage c")
+        for name, text in (("final", b"longer"), ("best", b"best"), ("last", b"shorter")):
+            write_folder(node.product.with_name(name), {"model": text})
+        for _ in range(2):  # the second time after a call that was killed
+            rlhf.pipeline._go_back(graph, node)
+            assert [content(node.product.with_name(name)) for name in ("final", "last")] == ["best", "longer"]
 
     def test_gates_that_nothing_can_answer_are_refused_before_anything_starts(self, pipeline):
         self.gated(pipeline, "{figure: x, at_least: 1}")

@@ -39,6 +39,8 @@ def test_a_plan_takes_the_recipes_of_the_models_kind_and_says_what_they_cost(mod
     text = "\n".join(plan_lines(config, stages, evaluations))
     hours = re.findall(r"\d+ steps: ([\d,]+) GPU hours", text)
     assert len(hours) == 2 and all(int(number.replace(",", "")) > 0 for number in hours)
+    assert f"rl_verifiable: torchrun --nproc-per-node=8 -m rlhf.train recipe={verifiable}" in text
+    assert "rl_prompts: python -m rlhf.pass_at_k" in text
     assert text.count("never measured: any GPU but an H200") == 2 and "costs     16 x H100" in text
     with pytest.raises(ValueError, match=r"@base: expected the folder of a model.*model=FLAVOUR is for plans"):
         check_starts(config, stages)

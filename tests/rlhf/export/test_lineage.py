@@ -54,6 +54,11 @@ class TestPipelines:
         for folder in (pipeline / "rl", pipeline / "rl" / "final"):
             assert [stage.name for stage in lineage(folder).stages] == ["sft", "rl"]
 
+    def test_a_stage_whose_best_model_took_the_place_of_its_last_has_no_known_steps(self, models, tmp_path):
+        pipeline = write_pipeline(tmp_path / "pipe", {"sft": models[0], "rl": models[1]})
+        (pipeline / "graph" / "rl.json").write_text('{"seconds": 12.4, "went_back": true}')
+        assert [stage.steps for stage in lineage(pipeline).stages] == [7, None]
+
     def test_stages_that_merge_have_no_run_and_say_what_the_recipe_says(self, models, tmp_path):
         pipeline = write_pipeline(tmp_path / "pipe", {"sft": models[0], "soup": models[1]})
         for name in ("run.json", "done.json"):
