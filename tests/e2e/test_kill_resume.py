@@ -37,7 +37,7 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         "trainer.mini_batch_size=8",
         "trainer.passes=2",
         "trainer.keep_surplus=always",
-        "trainer.curriculum=pass_rate",
+        "trainer.curriculum=variance",
         "algorithm=dapo",
         "algorithm.group_size=4",
         "algorithm.group_filter=reward_spread",
