@@ -16,10 +16,11 @@ from model.run.state import State, Stateful
 from rewards.result import RewardResult
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
-from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig
+from rlhf.config import BudgetEnd, KeepSurplus, TrainerConfig, VarianceConfig
 from rlhf.drawing.draws import DrawOrder
 from rlhf.drawing.kept import restore_group, stored_group
 from rlhf.drawing.ledger import Ledger
+from rlhf.drawing.variance import distinct_share
 from rlhf.prompts import PromptSet, Task
 from rlhf.rewarding import name_failures, score_groups
 from rlhf.trajectory import Group
@@ -93,10 +94,12 @@ class Collector:
         tokenizer: Tokenizer,
         algorithm: Algorithm,
         seed: int,
+        variance: VarianceConfig | None = None,
     ) -> None:
+        """`variance` is how `Curriculum.variance` scores prompts, where the config has that."""
         self.ledger = Ledger()
         self.kept: list[Group] = []
-        self.order = DrawOrder(prompts.ids, prompts.weights, seed, config.curriculum)
+        self.order = DrawOrder(prompts.ids, prompts.weights, seed, config.curriculum, variance)
         self._config, self._prompts, self._worker, self._rubric = config, prompts, worker, rubric
         self._tokenizer, self._algorithm = tokenizer, algorithm
         self._num_failed = 0  # prompts in a row of which the sampler completed nothing
@@ -188,7 +191,11 @@ class Collector:
             require_routes(groups)
         for group in groups:
             scored = group.scored
-            self.order.record(group.prompt.id, sum(self._success(t.reward) for t in scored), len(scored))
+            num_right = sum(self._success(t.reward) for t in scored)
+            diversity = None
+            if self.order.wants_diversity:
+                diversity = distinct_share(t.rollout.completion_ids for t in scored)
+            self.order.record(group.prompt.id, num_right, len(scored), diversity)
         return groups
 
     def _success(self, result: RewardResult) -> float:
@@ -242,8 +249,9 @@ class Collector:
                 return task
 
     def _coverage(self) -> dict[str, float]:
-        rates = self.order.pass_rates.values()
+        rates, diversities = self.order.pass_rates.values(), self.order.diversities.values()
         return {
+            **({"prompts/diversity": sum(diversities) / len(diversities)} if diversities else {}),
             "prompts/seen_share": len(rates) / self.order.num_prompts,
             "prompts/pass_rate": sum(rates) / len(rates) if rates else math.nan,
         }

@@ -36,10 +36,13 @@ class KeepSurplus(Enum):
 
 
 class Curriculum(Enum):
-    """Which prompts are drawn more often: none, or by `pass_rate` p those that sometimes succeed, as p (1 - p)."""
+    """Which prompts are drawn more often: none; by `pass_rate` p those that sometimes succeed, as p (1 - p); or by
+    `variance` those whose rewards and completions vary (MMR1), see `data.variance`.
+    """
 
     none = "none"
     pass_rate = "pass_rate"
+    variance = "variance"
 
 
 @dataclass
@@ -178,6 +181,37 @@ class DataConfig(ChatTableConfig):
         return replace(self, also=[], weights={})
 
 
+@dataclass
+class VarianceConfig:
+    """MMR1's variance-aware sampling (arXiv 2509.21268) and its values, for `trainer.curriculum=variance`."""
+
+    share: float = 0.5
+    """share of the draws that go by score; the others take every prompt alike"""
+    outcome: float = 0.8
+    """weight of p (1 - p) in a prompt's score, p being its pass rate"""
+    diversity: float = 0.2
+    """weight of the diversity of a prompt's completions: different runs of three tokens / all of them"""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"data.variance.share: expected 0 to 1, found {self.share}")
+        for name in ("outcome", "diversity"):
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"data.variance.{name}: expected 0 or more, found {getattr(self, name)}")
+        if not self.outcome + self.diversity > 0:
+            raise ValueError(
+                "data.variance.outcome, data.variance.diversity: expected one above 0, found 0 and 0; "
+                "trainer.curriculum=none draws every prompt alike"
+            )
+
+
+@dataclass
+class RlDataConfig(DataConfig):
+    """Prompts of a run, which it may draw by what it knows of them."""
+
+    variance: VarianceConfig = field(default_factory=VarianceConfig)
+
+
 def _report_optimizer() -> OptimizerConfig:
     """SAIL-VL2 report, table 4: 1e-6. It states no schedule and no warm-up: none here."""
     return OptimizerConfig(learning_rate=1e-6)
@@ -201,7 +235,7 @@ class RlConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     adapter: AdapterConfig = field(default_factory=AdapterConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
-    data: DataConfig = field(default_factory=DataConfig)
+    data: RlDataConfig = field(default_factory=RlDataConfig)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/rl"))
     report: ReportConfig = field(default_factory=ReportConfig, metadata=OUTSIDE)
 
@@ -223,6 +257,11 @@ class RlConfig:
             raise ValueError(
                 f"algorithm.overlong.buffer: expected at most rollouts.max_completion_tokens = "
                 f"{self.rollouts.max_completion_tokens}, found {overlong.buffer}"
+            )
+        if self.trainer.curriculum is not Curriculum.variance and self.data.variance != VarianceConfig():
+            raise ValueError(
+                f"data.variance: expected its defaults with trainer.curriculum={self.trainer.curriculum.value}, which "
+                f"does not look at it, found {self.data.variance}; set trainer.curriculum=variance"
             )
         if self.evaluation.patience and not self.evaluation.prompts:
             raise ValueError(

@@ -186,7 +186,7 @@ CHECKS: dict[str, Check] = {
     "entropy": Check(
         lambda facts, beginning: beginning.below(facts, "entropy", _ENTROPY_LEFT),
         lambda facts, beginning: beginning.said(facts, "entropy", "the entropy has collapsed: it"),
-        "lower optimizer.learning_rate, raise algorithm.clip_high, or set algorithm.entropy_coefficient or "
+        "lower optimizer.learning_rate, raise algorithm.clip_high, or set algorithm.entropy.target or "
         "algorithm.kl.coefficient above 0, from an earlier checkpoint",
     ),
     "length": Check(

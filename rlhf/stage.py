@@ -97,7 +97,9 @@ def _train(
         StageProgress("rl", last) as progress,
         ExitStack() as ends,
     ):
-        collector = Collector(trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed)
+        collector = Collector(
+            trainer_config, prompts, worker, rubric, processor.tokenizer, algorithm, seed, config.data.variance
+        )
         collector.show = progress.status
         needs_advantage = algorithm.learns_from_advantages and not trainer_config.balance_coefficient
         paid = config.reward.paid_parts

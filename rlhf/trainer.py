@@ -1,9 +1,10 @@
 """The RL loop. It speaks the glossary and mentions no device, rank, sampler or formula."""
 
+import math
 from dataclasses import dataclass
 
 from model.run.folder import RunFolder
-from model.run.state import restore_sections, sections_of
+from model.run.state import Stateful, restore_sections, sections_of
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import StepCollector
 from rlhf.config import TrainerConfig
@@ -37,7 +38,9 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
     engine, tokenizer = policy.engine, policy.processor.tokenizer
-    sections = {"collector": collector, "evaluator": evaluator, "doctor": parts.doctor}
+    sections: dict[str, Stateful] = {"collector": collector, "evaluator": evaluator, "doctor": parts.doctor}
+    if algorithm.entropy.is_adaptive:
+        sections["entropy"] = algorithm.entropy
     state = run.restore(engine)
     if state["step"]:
         restore_sections(state, sections)
@@ -62,6 +65,7 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
             metrics = {**step_metrics(collected, totals, collector.ledger), **agreement}
+            metrics |= algorithm.entropy.look(metrics.get("entropy", math.nan))
             metrics |= parts.doctor.look(step, metrics, collected)
             with run.timed("evaluate"), stop.at_once():
                 metrics |= evaluator.evaluate_if_due(step, config.max_steps, run)

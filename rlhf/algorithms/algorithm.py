@@ -18,6 +18,7 @@ from rlhf.algorithms.config import (
     LossNormalisation,
     RatioLevel,
 )
+from rlhf.algorithms.entropy import EntropyControl
 from rlhf.algorithms.filters import drop_reason
 from rlhf.algorithms.loss_metrics import loss_metrics
 from rlhf.algorithms.losses import clipped_objective, correction_weights, kl_estimate, log_ratio
@@ -48,6 +49,7 @@ class Algorithm(Generic[Config]):
 
     def __init__(self, config: Config, max_completion_tokens: int) -> None:
         self.config = config
+        self.entropy = EntropyControl(config.entropy)
         self.max_completion_tokens = max_completion_tokens
 
     @property
@@ -62,7 +64,7 @@ class Algorithm(Generic[Config]):
     @property
     def learns_from_advantages(self) -> bool:
         """Whether an update whose advantages are all 0 teaches nothing; a KL term only pulls back to the reference."""
-        return self.advantage_scales_objective and not self.config.entropy_coefficient
+        return self.advantage_scales_objective and not self.entropy.may_act
 
     @property
     def zero_advantage_is_silent(self) -> bool:
@@ -147,8 +149,8 @@ class Algorithm(Generic[Config]):
             per_token = per_token + config.kl.coefficient * kl_estimate(
                 policy, batch.ref_logprobs, mask, config.kl.estimator
             )
-        if config.entropy_coefficient:
-            per_token = per_token - config.entropy_coefficient * scores.entropy
+        if self.entropy.coefficient:
+            per_token = per_token - self.entropy.coefficient * scores.entropy
         loss_sum = (torch.where(mask, per_token, 0.0) * batch.token_weights).sum()
         return loss_sum, loss_metrics(config, scores, batch, old, log_ratios, weights, self.clips_any_sign)
 

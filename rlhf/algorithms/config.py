@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from model.json_values import member
+from rlhf.algorithms.entropy import EntropyConfig
 
 
 class Baseline(Enum):
@@ -170,8 +171,7 @@ class AlgorithmConfig:
     """number that divides the loss of an update"""
     group_filter: GroupFilter = GroupFilter.none
     """which groups train; filtered ones are replaced by new draws"""
-    entropy_coefficient: float = 0.0
-    """weight of the entropy bonus, per token as the loss weighs tokens"""
+    entropy: EntropyConfig = field(default_factory=EntropyConfig)
     kl: KlConfig = field(default_factory=KlConfig)
     correction: CorrectionConfig = field(default_factory=CorrectionConfig)
     overlong: OverlongConfig = field(default_factory=OverlongConfig)
@@ -196,8 +196,6 @@ class AlgorithmConfig:
                 f"algorithm.dual_clip: expected 0 (off) or more than 1 + algorithm.clip_high = {1 + self.clip_high}, "
                 f"found {self.dual_clip}"
             )
-        if not abs(self.entropy_coefficient) < float("inf"):
-            raise ValueError(f"algorithm.entropy_coefficient: expected a number, found {self.entropy_coefficient}")
         if self.ratio_level is not RatioLevel.token and self.correction.rule.value.startswith("token_"):
             raise ValueError(
                 f"algorithm.correction.rule: {self.correction.rule.value} weighs tokens, but algorithm.ratio_level="

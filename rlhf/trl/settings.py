@@ -49,6 +49,7 @@ def check(config: RlConfig) -> None:
     if algorithm.group_size < 2:
         raise ValueError(f"algorithm.group_size: trainer=trl expects at least 2, found {algorithm.group_size}")
     _expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
+    _expect("algorithm.entropy.target", algorithm.entropy.target, 0.0)
     _expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
     _expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
     _expect("algorithm.correction.routing_replay", algorithm.correction.routing_replay, False)
@@ -146,7 +147,7 @@ def _grpo_arguments(algorithm: AlgorithmConfig) -> dict[str, Any]:
         "importance_sampling_level": algorithm.ratio_level.value,
         "delta": algorithm.dual_clip or None,
         "scale_rewards": _SCALES[algorithm.advantage_scale],
-        "entropy_coef": algorithm.entropy_coefficient,
+        "entropy_coef": algorithm.entropy.coefficient,
         "use_bias_correction_kl": False,  # its default multiplies the KL by the ratio; ours does not
     }
 
@@ -162,7 +163,7 @@ def _check_grpo(algorithm: AlgorithmConfig) -> None:
     if algorithm.kl.coefficient:
         _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.loss)
         _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k3)
-    if algorithm.entropy_coefficient:  # theirs is a mean per token, whatever the loss is
+    if algorithm.entropy.coefficient:  # theirs is a mean per token, whatever the loss is
         _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
     if algorithm.name == "cispo":
         _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
@@ -176,7 +177,7 @@ def _check_rloo(algorithm: AlgorithmConfig) -> None:
     _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.whole_sequence)
     _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.sequences)
     _expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
-    _expect("algorithm.entropy_coefficient", algorithm.entropy_coefficient, 0.0)
+    _expect("algorithm.entropy.coefficient", algorithm.entropy.coefficient, 0.0)
     if algorithm.kl.coefficient:
         _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.reward)
         _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k1)

@@ -37,11 +37,13 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         "trainer.mini_batch_size=8",
         "trainer.passes=2",
         "trainer.keep_surplus=always",
-        "trainer.curriculum=pass_rate",
+        "trainer.curriculum=variance",
         "algorithm=dapo",
         "algorithm.group_size=4",
         "algorithm.group_filter=reward_spread",
         "algorithm.correction.rule=token_truncate",
+        "algorithm.entropy.target=9",
+        "algorithm.entropy.step=0.001",
         f"evaluation.prompts={digits_folder / 'validation.jsonl'}",
         "evaluation.every=3",
         "evaluation.num_prompts=4",
@@ -165,6 +167,8 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
     assert isinstance(rows, list) and len(rows) == 6
     assert all(row["grad_norm"] > 0 for row in rows)
     assert all(row["reward/even"] > 0 for row in rows)
+    coefficients = [row["entropy_coefficient"] for row in rows]
+    assert coefficients == sorted(set(coefficients)), "no entropy is above the target, so the coefficient only grows"
 
 
 @pytest.mark.slow

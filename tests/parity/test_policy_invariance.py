@@ -25,6 +25,7 @@ from rlhf.algorithms.config import (
     OverlongConfig,
     OverlongRule,
 )
+from rlhf.algorithms.entropy import EntropyConfig
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
 from rlhf.trajectory import Group, Trajectory
@@ -103,7 +104,7 @@ def variants() -> dict[str, object]:
     everything = replace(
         configs["dapo"],
         dual_clip=2.0,
-        entropy_coefficient=0.1,
+        entropy=EntropyConfig(0.1),
         kl=KlConfig(0.3, KlEstimator.k2, KlPlace.loss),
         correction=CorrectionConfig(Correction.token_truncate, 1.2),
         overlong=OverlongConfig(OverlongRule.mask_and_punish, 4),

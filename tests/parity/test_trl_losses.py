@@ -23,6 +23,7 @@ from rlhf.algorithms.config import (
     LossNormalisation,
     RatioLevel,
 )
+from rlhf.algorithms.entropy import EntropyConfig
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.trajectory import Group, PolicyBatch, Trajectory
 from rollouts.rollout import FinishReason, Prompt, Rollout
@@ -162,7 +163,7 @@ CASES = {
         {"loss_type": "dapo", "epsilon_high": 0.28, "beta": 0.2},
     ),
     "dapo with an entropy bonus": (
-        replace(BUNDLES["dapo"](), entropy_coefficient=0.05),
+        replace(BUNDLES["dapo"](), entropy=EntropyConfig(0.05)),
         {"loss_type": "dapo", "epsilon_high": 0.28, "_entropy_bonus_enabled": True, "entropy_coef": 0.05},
     ),
     "dual clip": (replace(BUNDLES["dapo"](), dual_clip=1.4), {"loss_type": "dapo", "epsilon_high": 0.28, "delta": 1.4}),

@@ -277,6 +277,15 @@ def test_pass_rates_are_remembered_and_reported(collector):
     assert (metrics["prompts/pass_rate"], metrics["prompts/seen_share"]) == (0.25, 4 / 12)
 
 
+def test_diversities_are_remembered_where_the_curriculum_asks_for_them(collector):
+    one = collector(lambda p, s: s == 0, curriculum=Curriculum.variance)
+    collected, _ = one_step(one)
+    values = one.order.diversities.values()
+    assert len(values) == 4 and all(0 < value <= 1 for value in values)
+    metrics = step_metrics(collected, LossTotals(), one.ledger)
+    assert metrics["prompts/diversity"] == pytest.approx(sum(values) / 4)
+
+
 def test_a_pass_rate_of_nothing_is_no_number(collector):
     one = collector(lambda p, s: None, curriculum=Curriculum.pass_rate)
     metrics = step_metrics(one_step(one)[0], LossTotals(), one.ledger)

@@ -17,6 +17,7 @@ from model.run.config import RunConfig
 from model.run.folder import RunFolder
 from rewards.result import RewardResult
 from rlhf.algorithms.config import Correction, CorrectionConfig, DapoConfig, KlConfig
+from rlhf.algorithms.entropy import EntropyConfig
 from rlhf.algorithms.registry import build_algorithm
 from rlhf.config import TrainerConfig
 from rlhf.rewarding import SamplerTooSlow, name_failures
@@ -33,7 +34,7 @@ ALGORITHM = build_algorithm(
     DapoConfig(
         group_size=GROUP,
         kl=KlConfig(0.1),
-        entropy_coefficient=0.01,
+        entropy=EntropyConfig(0.01),
         correction=CorrectionConfig(Correction.token_truncate),
     ),
     8,

@@ -307,7 +307,7 @@ def test_settings(trl, start, tmp_path, name):
 
 
 def test_further_settings(start, tmp_path):
-    changes = ["algorithm.overlong.rule=mask_and_punish", "algorithm.dual_clip=3", "algorithm.entropy_coefficient=0.01"]
+    changes = ["algorithm.overlong.rule=mask_and_punish", "algorithm.dual_clip=3", "algorithm.entropy.coefficient=0.01"]
     config, _ = start(tmp_path, "algorithm=dapo", "trainer.mini_batch_size=96", "trainer.micro_batch_size=0", *changes)
     check(config)
     arguments = trl_arguments(config, [])
@@ -323,8 +323,9 @@ def test_further_settings(start, tmp_path):
         (["algorithm.kl.coefficient=0.1", "algorithm.kl.estimator=k2"], r"algorithm\.kl\.estimator: .*k3.*found k2"),
         (["algorithm.kl.coefficient=0.1", "algorithm.kl.place=reward"], r"algorithm\.kl\.place: .*trainer=sailvl2"),
         (["algorithm.correction.rule=token_truncate"], r"algorithm\.correction\.rule"),
+        (["algorithm.entropy.target=0.2"], r"algorithm\.entropy\.target"),
         (["algorithm.advantage_scale=batch_std"], r"algorithm\.advantage_scale"),
-        (["algorithm=grpo", "algorithm.entropy_coefficient=0.1"], r"algorithm\.normalisation"),
+        (["algorithm=grpo", "algorithm.entropy.coefficient=0.1"], r"algorithm\.normalisation"),
         (["algorithm=cispo", "algorithm.clip_low=0.2"], r"algorithm\.clip_low"),
         (["algorithm=rloo", "algorithm.dual_clip=3"], r"algorithm\.dual_clip"),
         (["trainer.curriculum=pass_rate"], r"trainer\.curriculum"),
