@@ -4,7 +4,7 @@ import pytest
 from PIL import Image
 
 from conf.cli import load_config
-from rlhf.planning.graph import without_places
+from rlhf.planning.graph import Graph
 from rlhf.planning.stages import plan
 from rlhf.shown import LONGEST_SIDE, samples_of
 from tests.rlhf.reporting.folders import rollout
@@ -39,7 +39,13 @@ def test_a_pipelines_trackers_are_those_of_its_stages(tmp_path, given, expected)
 
 
 def test_where_a_finished_stage_was_shown_is_no_setting_of_it(tmp_path):
-    shown = ([], ["run.trackers=[]"], ["stages.a.report.every=5", "stages.a.run.trackers=[tensorboard]"])
-    found = [planned(tmp_path, *more) for more in shown]
-    records = [without_places(config, stage.command) for config, stage in found]
-    assert records[0] == records[1] == records[2]
+    def changes(*more: str) -> list[str]:
+        config, stage = planned(tmp_path, *more)
+        graph = Graph(config, [stage], {})
+        if not graph.record(graph.nodes[0]):
+            graph.begin(graph.nodes[0])
+        return graph.changes(graph.nodes[0])
+
+    assert changes() == changes("run.trackers=[]") == []
+    assert changes("stages.a.report.every=5", "stages.a.run.trackers=[tensorboard]") == []
+    assert changes("stages.a.optimizer.weight_decay=0.5") == ["other settings: optimizer.weight_decay=0.5"]

@@ -181,7 +181,6 @@ class TestStart:
                 "base, model: expected one of both, found models/mine and tiny",
             ),
             ([FRESH], "", r"stages\.a\.from: base: .*`base`, or a flavour in its `model`, found nothing"),
-            ([SFT.replace("from: a", "from: base")], "model: tiny", r"stages\.b\.from: base: .*`base`, found nothing"),
             ([FRESH], "model: small", "model: .*'small', expected one of"),
             ([FRESH.replace("['data", "[model=tiny_moe, 'data")], "model: tiny", "model: the pipeline sets it"),
         ],
@@ -189,6 +188,12 @@ class TestStart:
     def test_a_start_that_is_none_is_refused_by_name(self, tmp_path, stages, rest, message):
         with pytest.raises(ValueError, match=message):
             planned(tmp_path, stages, rest.strip("{}").replace(", ", "\n"))
+
+    def test_a_flavour_is_enough_for_a_plan_of_fine_tuning_and_not_for_a_run(self, tmp_path):
+        stages, _ = planned(tmp_path, [SFT.replace("from: a", "from: base")], "model: tiny")
+        config, _ = load_config("pipeline", [f"recipe={tmp_path / 'mine.yaml'}"])
+        with pytest.raises(ValueError, match=r"stages\.b\.from: @base: .*`base`, found nothing; model=FLAVOUR is for"):
+            check_starts(config, stages)
 
     def test_random_weights_are_refused_where_a_stage_would_keep_them_or_nothing_can_build_them(self, tmp_path):
         frozen = self.FRESH.replace("overrides: [", "overrides: ['engine.freeze=[vision]', ")
