@@ -67,6 +67,7 @@ ENTRY_POINTS = {
     "rlhf.report",
     "rlhf.serve.__main__",
     "rlhf.planning.stages",  # the pipeline's: it composes the configs of the stages
+    "rlhf.planning.stages_shown",  # the pipeline's: it composes the config of an estimate
 }
 """These, and no others, import conf: its cli module."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from model.json_values import JsonObject, read_json_object
 from model.run.identity import outside_keys
+from model.run.printable import override
 from rlhf.config import PipelineAction, PipelineConfig
 from rlhf.planning.stages import RECIPE, StagePlan, digests_of, launcher_of
 
@@ -163,7 +164,7 @@ class Graph:
         if is_finished and not changes:
             return False
         now = self.made_from(node)
-        is_unknown = not before and node.plan.is_merge and node.product.exists()  # what it was merged from
+        is_unknown = not before and node.plan.is_merge and node.product.exists()  # nothing says of which
         if is_unknown or (changes and not self._goes_on(node, before, now)):
             changes = changes or ["no record says what it was made from"]
             moved = self._supersede(node)
@@ -224,8 +225,9 @@ def without_places(config: PipelineConfig, command: Sequence[str]) -> list[str]:
     places = {config.run.dir: "{run.dir}", config.data: "{data}", config.base: "{base}"}
     found = list(command)
     for place in sorted(filter(None, places), key=len, reverse=True):
-        # It has to be a value, and not part of a word.
-        path = re.compile(rf"(?<=['\"=\[,]){re.escape(str(Path(place)))}(?=['\"/\],]|$)")
+        # It has to be a value, as it is or within quotation marks, and not part of a word.
+        plain, quoted = str(Path(place)), override("", Path(place))[2:-1]
+        path = re.compile(rf"(?<=['\"=\[,])(?:{re.escape(quoted)}|{re.escape(plain)})(?=['\"/\],]|$)")
         found = [path.sub(lambda _, name=places[place]: name, argument) for argument in found]
     return found
 

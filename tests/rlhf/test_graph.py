@@ -12,11 +12,13 @@ import rlhf.console
 import rlhf.pipeline
 import rlhf.planning.graph
 import rlhf.planning.stages
-from conf.cli import load_config
+from conf.cli import assign, load_config
+from model.run.config import RunConfig
 from model.run.durable import write_folder
+from rlhf.config import PipelineConfig
 from rlhf.planning.gates import Gate, Otherwise, judge, read_gates
-from rlhf.planning.graph import Graph, outlook_lines
-from rlhf.planning.stages import plan
+from rlhf.planning.graph import Graph, outlook_lines, without_places
+from rlhf.planning.stages import digests_of, plan
 
 STAGES = """
   - {name: a, command: model.pretrain.train, recipe: quickstart, inputs: {data.path: p.jsonl}}
@@ -202,6 +204,32 @@ def test_an_edited_recipe_of_a_stage_runs_it_again(pipeline):
     assert pipeline.run() == []
     own.write_text("batch_size: 2\n")
     assert pipeline.run()[0] == "stage b" and "b-1" in pipeline.superseded()
+
+
+@pytest.mark.parametrize("name", ["a b", "it's", 'say "x"', "größe", "a,b [c]", "{x}"])
+def test_a_command_line_is_the_same_wherever_its_folders_lie_and_whatever_they_are_called(tmp_path, name):
+    def known(folder: Path) -> list[str]:
+        config = PipelineConfig(run=RunConfig(dir=str(folder / "run")), data=str(folder / "data"))
+        paths = [folder / "data" / "p.jsonl", folder / "run" / "a" / "final"]
+        return without_places(config, [assign("rows", paths), assign("out", folder / "run" / "b")])
+
+    assert known(tmp_path / name) == known(tmp_path / "other") and "{run.dir}/b" in known(tmp_path / name)[1]
+
+
+def test_corpora_within_the_pipelines_own_folder_are_looked_at(tmp_path):
+    recipe, data = tmp_path / "mine.yaml", tmp_path / "run" / "data"
+    data.mkdir(parents=True)
+    (data / "x.jsonl").write_text('{"texts": ["a"]}\n')
+    stage = (
+        "{name: a, command: model.pretrain.train, from: base, recipe: base_tiny, inputs: {data.folder: .}, "
+        'overrides: ["data.sources={x: {paths: [x.jsonl]}}"]}'
+    )
+    recipe.write_text(f"run: {{dir: {tmp_path / 'run'}}}\nmodel: tiny_base\ndata: {data}\nstages: [{stage}]")
+    config, _ = load_config("pipeline", [f"recipe={recipe}"])
+    ((planned,), _) = plan(config)
+    before = digests_of(planned)
+    (data / "x.jsonl").write_text('{"texts": ["b"]}\n')
+    assert before and digests_of(planned) != before
 
 
 def test_resume_refuses_to_run_a_finished_stage_again(pipeline):
