@@ -11,7 +11,7 @@ from model.data.config import ChatTableConfig
 from model.engine.config import EngineConfig, OptimizerConfig, require_fitting
 from model.engine.planning.machines import Gpu
 from model.json_values import JsonObject, member
-from model.lora.config import AdapterConfig
+from model.lora.config import AdapterConfig, LoraConfig
 from model.run.config import OUTSIDE, ReportConfig, RunConfig
 from rewards.config import RewardConfig
 from rlhf.algorithms.config import AlgorithmConfig, Correction, RatioLevel
@@ -263,6 +263,8 @@ class RlConfig:
                 f"data.variance: expected its defaults with trainer.curriculum={self.trainer.curriculum.value}, which "
                 f"does not look at it, found {self.data.variance}; set trainer.curriculum=variance"
             )
+        if self.algorithm.kl.refresh_every:
+            self._check_refresh()
         if self.evaluation.patience and not self.evaluation.prompts:
             raise ValueError(
                 f"evaluation.patience: {self.evaluation.patience} counts evaluations, but evaluation.prompts is empty, "
@@ -286,6 +288,19 @@ class RlConfig:
                 f"rule=none takes no account of that; set algorithm.correction.rule={level}_truncate, or "
                 "trainer.keep_surplus=never"
             )
+
+    def _check_refresh(self) -> None:
+        """`ValueError` where the reference cannot become the policy and come back from a checkpoint."""
+        wrong = {
+            "engine": (self.engine.name != "local", "local", self.engine.name),
+            "adapter": (isinstance(self.adapter, LoraConfig), "none", "lora"),
+        }
+        for name, (is_wrong, expected, found) in wrong.items():
+            if is_wrong:
+                raise ValueError(
+                    f"algorithm.kl.refresh_every: {self.algorithm.kl.refresh_every} expects {name}={expected}, whose "
+                    f"reference can be saved, found {found}; set that, or algorithm.kl.refresh_every=0"
+                )
 
     @property
     def updates_per_step(self) -> int:

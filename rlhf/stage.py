@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from model.checkpoint import load_processor
 from model.engine.build import open_engine, run_on_ranks
+from model.engine.local import LocalEngine
 from model.engine.source import AdaptedSource, FolderSource
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
@@ -89,7 +90,12 @@ def _train(
     optimizer = config.optimizer.of(config.adapter)
     engine = open_engine(lead, source, config.engine, optimizer, total_updates, temperature, barred_ids)
     print("\n".join(engine.described(config.checkpoint)), flush=True)
-    reference = engine.frozen() if algorithm.needs_reference else None
+    moving = None
+    if algorithm.config.kl.refresh_every:
+        assert isinstance(engine, LocalEngine)  # the config refuses others
+        reference = moving = engine.moving_reference()
+    else:
+        reference = engine.frozen() if algorithm.needs_reference else None
     num_ahead = rollout_config.max_staleness // config.updates_per_step
     replays = algorithm.config.correction.routing_replay
     with (
@@ -117,7 +123,7 @@ def _train(
                 lambda step: run.is_due(step, last) or evaluator.is_due(step, last),
             )
             ends.callback(ahead.close_thread)
-        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens)
+        policy = Policy(engine, reference, processor, config.engine.micro_batch_tokens, moving)
         parts = Parts(
             policy=policy,
             collector=ahead or collector,

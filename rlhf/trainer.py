@@ -37,17 +37,18 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
     evaluation SIGTERM gives the step up.
     """
     policy, collector, algorithm, evaluator = parts.policy, parts.collector, parts.algorithm, parts.evaluator
+    refresh_every = algorithm.config.kl.refresh_every
     engine, tokenizer = policy.engine, policy.processor.tokenizer
     sections: dict[str, Stateful] = {"collector": collector, "evaluator": evaluator, "doctor": parts.doctor}
     if algorithm.entropy.is_adaptive:
         sections["entropy"] = algorithm.entropy
-    state = run.restore(engine)
+    state = run.restore(policy.saves)
     if state["step"]:
         restore_sections(state, sections)
     else:
         state = sections_of(0, sections)
     collector.sync(engine.step_count, engine.weights())
-    with run.saved_on_stop(engine, lambda: state) as stop:
+    with run.saved_on_stop(policy.saves, lambda: state) as stop:
         with stop.at_once():
             evaluator.start(state["step"], run)
         while (step := state["step"] + 1) <= config.max_steps and not evaluator.stops:
@@ -65,6 +66,8 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 collector.sync(engine.step_count, engine.weights())
             collector.close(collected, totals.untrained)
             metrics = {**step_metrics(collected, totals, collector.ledger), **agreement}
+            if policy.moving is not None:
+                metrics["kl/reference_age"] = float((step - 1) % refresh_every)
             metrics |= algorithm.entropy.look(metrics.get("entropy", math.nan))
             metrics |= parts.doctor.look(step, metrics, collected)
             with run.timed("evaluate"), stop.at_once():
@@ -77,7 +80,9 @@ def train(config: TrainerConfig, parts: Parts, run: RunFolder) -> None:
                 run.show(step, lambda stored=stored: samples_of(stored, run.folder))
             tokens = {"collect": metrics["completion_tokens"], "update": metrics.get("trained_tokens", 0.0)}
             run.log(step, {**metrics, **run.tokens_per_second(tokens)})
+            if policy.moving is not None and step % refresh_every == 0:
+                policy.moving.refresh()
             state = sections_of(step, sections)
             if run.is_due(step, config.max_steps) or evaluator.stops:
-                run.save(engine, state)
+                run.save(policy.saves, state)
             stop.check()

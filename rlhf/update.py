@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 from torch import Tensor
 
@@ -10,7 +11,7 @@ from model.engine.balance import BalancedLoss, routed_counts
 from model.engine.base import LossFn, LossSums, NonFiniteError, Scorer, StepResult, TrainEngine
 from model.engine.parts import Costs
 from model.processing.processor import Processor
-from model.run.folder import RunFolder
+from model.run.folder import RunFolder, Saves
 from model.run.printable import names
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.filters import with_advantage
@@ -18,14 +19,28 @@ from rlhf.config import TrainerConfig
 from rlhf.trajectory import Group, Packing, PolicyBatch, Trajectory
 
 
+class Moves(Saves, Protocol):
+    """A reference that may become the policy, and is saved with it."""
+
+    def refresh(self) -> None:
+        """Become the policy as it is now."""
+        ...
+
+
 @dataclass(frozen=True)
 class Policy:
-    """The trained weights and, when the algorithm asks for KL, the frozen ones it started from."""
+    """The trained weights and, when the algorithm asks for KL, frozen ones: those it started from, or later ones."""
 
     engine: TrainEngine
     reference: Scorer | None
     processor: Processor
     micro_batch_tokens: int
+    moving: "Moves | None" = None  # the reference once more, where it may become the policy
+
+    @property
+    def saves(self) -> Saves:
+        """The part that writes and reads the engine's files in a checkpoint, those of a moving reference among them."""
+        return self.moving or self.engine
 
     @property
     def packing(self) -> Packing:

@@ -33,6 +33,9 @@ from model.run.saving import ThreadWriting, Writing
 from model.run.state import State
 from model.sail_vl2 import SailVL2
 
+REFERENCE = "reference"
+"""Name of the file with the weights of a reference that was refreshed."""
+
 
 class LocalScorer:
     """`Scorer` by a model on one device."""
@@ -58,6 +61,12 @@ class LocalScorer:
     def frozen(self) -> "LocalScorer":
         """A scorer with a copy of the weights."""
         return LocalScorer(copy.deepcopy(self.model).requires_grad_(False), *self._settings)
+
+    @torch.no_grad()
+    def take(self, other: "LocalScorer") -> None:
+        """Compute by a copy of another's present weights from now on; the model stays in its place."""
+        for own, new in zip(self.model.parameters(), other.model.parameters(), strict=True):
+            own.copy_(new)
 
 
 class LocalEngine:
@@ -165,6 +174,11 @@ class LocalEngine:
     def weights(self) -> Iterator[tuple[str, Tensor]]:
         return merged_tensors(self.compute_model, self.compute_model.dtype)
 
+    def moving_reference(self) -> "MovingReference":
+        """As `frozen`, but one that may become the present weights later. Whole models only."""
+        assert not self._is_adapted
+        return MovingReference(self, self._scorer)
+
     def frozen(self) -> Scorer:
         return adapted.AdaptedReference(self._scorer, self.model) if self._is_adapted else self._scorer.frozen()
 
@@ -226,3 +240,50 @@ class LocalEngine:
         parameters = getattr(self.model, tower.value).parameters()
         gradients = [p.grad for p in parameters if p.grad is not None]
         return get_total_norm(gradients) if gradients else torch.zeros((), device=self._device)
+
+
+class MovingReference:
+    """`Scorer` by the weights that an engine had once, which `refresh` replaces by its present ones.
+
+    Weights that differ from those that the run started from are nowhere else, so it saves and loads the engine, and
+    itself with it. Before the first refresh a checkpoint holds nothing of it.
+    """
+
+    def __init__(self, engine: LocalEngine, scorer: LocalScorer) -> None:
+        """`scorer` is the engine's own, by the weights that it trains."""
+        self._engine, self._present = engine, scorer
+        self._past = scorer.frozen()
+        self._is_refreshed = False
+
+    def logprobs(self, batches: Sequence[ModelInputs]) -> list[TokenScores]:
+        return self._past.logprobs(batches)
+
+    def refresh(self) -> None:
+        """Become the policy as it is now."""
+        self._past.take(self._present)
+        self._is_refreshed = True
+
+    def save(self, folder: Path) -> Digests:
+        """Write the engine's files, and the weights of the reference in float32."""
+        return {**self._engine.save(folder), **self._write(folder, self._weights())}
+
+    def save_in_background(self, folder: Path) -> Writing:
+        """`save` of copies, while the engine goes on and the reference may move."""
+        own, engine = copied(self._weights()), self._engine.save_in_background(folder)
+        return ThreadWriting(lambda: {**self._write(folder, own), **engine.wait()})
+
+    def load(self, folder: Path) -> None:
+        """Read both again. `ValueError`, with nothing changed, for a file that does not fit."""
+        if not (folder / f"{REFERENCE}.safetensors").exists():
+            return self._engine.load(folder)
+        stored, own = StoredShards(folder, REFERENCE), whole_shards(self._past.model.named_parameters())
+        stored.check(own)
+        self._engine.load(folder)
+        stored.fill(own)
+        self._is_refreshed = True
+
+    def _weights(self) -> dict[str, Shard]:
+        return whole_shards(self._past.model.named_parameters()) if self._is_refreshed else {}
+
+    def _write(self, folder: Path, weights: Mapping[str, Shard]) -> Digests:
+        return write_shards(folder, REFERENCE, weights) if weights else {}

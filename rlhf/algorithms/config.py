@@ -98,12 +98,23 @@ class KlConfig:
     """k1 (unbiased), k2 (unbiased gradient), k3 (unbiased and never negative)"""
     place: KlPlace = KlPlace.loss
     """loss: a term with gradient; reward: taken from the reward before advantages"""
+    refresh_every: int = 0
+    """steps after which the reference becomes the policy as it is then, again and again; 0: it stays the model that the
+    run starts from. Checkpoints hold it (docs/algorithms.md)"""
 
     def __post_init__(self) -> None:
         self.estimator = member(KlEstimator, self.estimator, "algorithm.kl.estimator")
         self.place = member(KlPlace, self.place, "algorithm.kl.place")
         if not 0 <= self.coefficient < float("inf"):
             raise ValueError(f"algorithm.kl.coefficient: expected 0 or more, found {self.coefficient}")
+        if self.refresh_every < 0:
+            raise ValueError(f"algorithm.kl.refresh_every: expected 0 or more steps, found {self.refresh_every}")
+        if self.refresh_every and not self.coefficient:
+            raise ValueError(
+                f"algorithm.kl.refresh_every: {self.refresh_every} renews a reference, but "
+                "algorithm.kl.coefficient=0 keeps none; set algorithm.kl.coefficient above 0, or "
+                "algorithm.kl.refresh_every=0"
+            )
 
 
 @dataclass

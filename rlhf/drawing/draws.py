@@ -37,7 +37,7 @@ class DrawOrder:
             raise ValueError("data.weights: expected a data set with a weight above 0, found none")
         self.cursor = 0
         self.pass_rates: dict[str, float] = {}
-        self.diversities: dict[str, float] = {}  # of the prompts that were seen, where the curriculum asks for it
+        self.diversities: dict[str, float] = {}  # kept where the curriculum asks for them
         self._ids, self._weights = list(prompt_ids), list(weights)
         self._largest = max(weights)
         self._seed, self._curriculum = seed, curriculum

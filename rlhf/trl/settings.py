@@ -50,6 +50,7 @@ def check(config: RlConfig) -> None:
         raise ValueError(f"algorithm.group_size: trainer=trl expects at least 2, found {algorithm.group_size}")
     _expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
     _expect("algorithm.entropy.target", algorithm.entropy.target, 0.0)
+    _expect("algorithm.kl.refresh_every", algorithm.kl.refresh_every, 0)
     _expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
     _expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
     _expect("algorithm.correction.routing_replay", algorithm.correction.routing_replay, False)

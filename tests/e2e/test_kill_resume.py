@@ -42,6 +42,8 @@ def commands(tiny_folder: Path, digits_folder: Path, tmp_path_factory) -> dict[s
         "algorithm.group_size=4",
         "algorithm.group_filter=reward_spread",
         "algorithm.correction.rule=token_truncate",
+        "algorithm.kl.coefficient=0.1",
+        "algorithm.kl.refresh_every=3",
         "algorithm.entropy.target=9",
         "algorithm.entropy.step=0.001",
         f"evaluation.prompts={digits_folder / 'validation.jsonl'}",
@@ -167,6 +169,8 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
     assert isinstance(rows, list) and len(rows) == 6
     assert all(row["grad_norm"] > 0 for row in rows)
     assert all(row["reward/even"] > 0 for row in rows)
+    assert [row["kl/reference_age"] for row in rows] == [0, 1, 2, 0, 1, 2]
+    assert "checkpoints/step_00000006/reference.safetensors" in straight["rl"]
     coefficients = [row["entropy_coefficient"] for row in rows]
     assert coefficients == sorted(set(coefficients)), "no entropy is above the target, so the coefficient only grows"
 

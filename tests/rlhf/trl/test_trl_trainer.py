@@ -323,6 +323,7 @@ def test_further_settings(start, tmp_path):
         (["algorithm.kl.coefficient=0.1", "algorithm.kl.estimator=k2"], r"algorithm\.kl\.estimator: .*k3.*found k2"),
         (["algorithm.kl.coefficient=0.1", "algorithm.kl.place=reward"], r"algorithm\.kl\.place: .*trainer=sailvl2"),
         (["algorithm.correction.rule=token_truncate"], r"algorithm\.correction\.rule"),
+        (["algorithm.kl.coefficient=0.1", "algorithm.kl.refresh_every=2"], r"algorithm\.kl\.refresh_every"),
         (["algorithm.entropy.target=0.2"], r"algorithm\.entropy\.target"),
         (["algorithm.advantage_scale=batch_std"], r"algorithm\.advantage_scale"),
         (["algorithm=grpo", "algorithm.entropy.coefficient=0.1"], r"algorithm\.normalisation"),
