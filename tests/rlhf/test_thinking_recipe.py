@@ -59,7 +59,7 @@ def test_a_plan_without_a_kind_of_gpu_estimates_nothing():
             r"stages\.a\.recipe: expected a recipe, or one",
         ),
         ("gpus=0", r"machine\.gpus: expected at least 1, found 0"),
-        ("gpu=h1000", r"machine\.gpu: expected .*h100_80"),
+        ("gpu=h1000", r"machine\.gpu: Invalid value .h1000., expected one of .h100_80"),
         ('machine.launcher="torchrun \'x"', r"machine\.launcher: expected a command line"),
         ('prepare="module \'x"', r"prepare: expected a command line"),
     ],
