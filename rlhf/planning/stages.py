@@ -14,10 +14,12 @@ from model.engine.config import SupervisedConfig
 from model.json_values import JsonObject
 from model.pretrain.config import PretrainConfig
 from model.run.config import RunConfig
+from rewards.config import RewardConfig
 from rewards.rubric import Rubric
 from rlhf.config import PipelineConfig, RlConfig, split_command
 from rlhf.evaluation.config import EvaluateConfig
 from rlhf.planning.gates import Gate, Otherwise, read_gates
+from rlhf.planning.inputs import digest_of_functions
 from rlhf.selection.config import PassAtKConfig
 
 _EVALUATE = "evaluate"
@@ -335,6 +337,9 @@ def digests_of(stage: StagePlan) -> dict[str, str]:
                 one = {name: replace(source, row_weights=weights)}
                 inputs = inputs_of_sources(replace(data, sources=one, source_weights=""))
                 found |= {key: each.sha256 for key, each in inputs.items()}
+    reward = getattr(stage.config, "reward", None)
+    if isinstance(reward, RewardConfig) and (functions := digest_of_functions(reward)):
+        found["reward.functions"] = functions
     return found | {key: digest_of_files([path]) for key, path in files.items() if path.exists()}
 
 
@@ -440,5 +445,5 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
         files |= {RECIPE: file} if (file := recipe_file(overrides)) else {}
         reads = _reads(config, values, {}, stages)
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files, reads=reads)
-        _checked(planned[name])
+        planned[name] = replace(planned[name], config=_checked(planned[name]))
     return planned

@@ -171,6 +171,16 @@ def test_other_settings_run_a_stage_and_what_depends_on_it_again(pipeline):
     assert pipeline.superseded() == ["b-1"] and (pipeline.run_dir / "superseded" / "b-1" / "b" / "final").is_dir()
 
 
+def test_an_edited_reward_function_runs_its_stage_again(pipeline):
+    file = pipeline.folder / "mine.py"
+    file.write_text("def paid(completion):\n    return 1.0\n")
+    own = f"stages.c.reward.functions=['{file}:paid']"
+    pipeline.run(own)
+    assert pipeline.run(own) == []
+    file.write_text("def paid(completion):\n    return 0.5\n")
+    assert pipeline.run(own)[0] == "stage c"
+
+
 def test_more_steps_are_the_stages_own_affair_and_its_folder_stays(pipeline):
     pipeline.run()
     marked = pipeline.run_dir / "b" / "mine.txt"
