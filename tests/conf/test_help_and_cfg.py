@@ -44,7 +44,7 @@ def test_help_shows_the_entry_points_own_defaults(run):
         "algorithm.clip_high: float = 0.28",
         "algorithm.overlong.buffer: int | null = null",
         "run.extend: bool = false",
-        "recipe=quickstart",
+        "recipe=mixed_rewards|mixed_rewards_gspo|quickstart|",
         "algorithm=cispo|clip_cov|custom|dapo|dr_grpo|gmpo|grpo|gspo|kl_cov|reinforce_pp|rloo|sapo",
     ):
         assert line in shown

@@ -88,7 +88,7 @@ def test_the_reports_recipes_hold_its_values(required):
 
 @pytest.mark.parametrize("recipe", [recipe for entry, recipe in RECIPES if entry == "pipeline"])
 def test_pipeline_recipe_plans_stages_that_compose(recipe):
-    start = ["base=DIR"] if recipe in ("base_model", "quickstart_from_base") else []
+    start = ["base=DIR"] if recipe in ("base_model", "quickstart_from_base", "thinking") else []
     config, _ = load_config("pipeline", [f"recipe={recipe}", "run.seed=5", "num_threads=3", *start])
     stages, evaluations = plan(config)
     assert [stage.name for stage in stages] == [stage["name"] for stage in config.stages]
@@ -99,6 +99,9 @@ def test_pipeline_recipe_plans_stages_that_compose(recipe):
         final = Path(config.run.dir) / stage.name / "final"
         if stage.entry == "probe":
             assert {Path(one) for one in planned.checkpoints} <= {*written} and planned.seed == 5
+            continue
+        if stage.is_maker:
+            assert Path(planned.out) == Path(config.run.dir) / stage.name
             continue
         if stage.entry == "soup":
             assert [Path(one) for one in planned.checkpoints] == written[-2:] and Path(planned.out) == final
