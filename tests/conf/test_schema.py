@@ -93,7 +93,11 @@ def test_pipeline_recipe_plans_stages_that_compose(recipe):
     stages, evaluations = plan(config)
     assert [stage.name for stage in stages] == [stage["name"] for stage in config.stages]
     written: list[Path] = []
-    evaluated = (config.evaluation.after or [stage.name for stage in stages]) if config.evaluation.inputs else []
+    evaluated = (
+        (config.evaluation.after or [stage.name for stage in stages if stage.writes_model])
+        if config.evaluation.inputs
+        else []
+    )
     for stage in stages:
         planned, _ = load_config(stage.entry, stage.overrides)
         final = Path(config.run.dir) / stage.name / "final"
