@@ -47,7 +47,7 @@ def served(tmp_path_factory):
     with log.open("wb") as output:
         server = subprocess.Popen(command, stdout=output, stderr=output, cwd=ROOT, start_new_session=True)
     try:
-        deadline = time.monotonic() + 180
+        deadline = time.monotonic() + 400
         while True:
             assert server.poll() is None and time.monotonic() < deadline, log.read_text()[-4000:]
             try:
