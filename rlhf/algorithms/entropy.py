@@ -12,11 +12,11 @@ class EntropyConfig:
     """weight of the entropy bonus, per token as the loss weighs tokens; with a target the weight of the first step"""
     target: float = 0.0
     """entropy of a token, in nats, below which the coefficient grows by `step` after each step, and above which it
-    shrinks and the bonus is off (Skywork-OR1, arXiv 2505.22312, which takes 0.2); 0 keeps the coefficient as it is"""
+    shrinks and the bonus is off (after Skywork-OR1, arXiv 2505.22312); 0 keeps the coefficient as it is"""
     step: float = 0.005
-    """change of the coefficient after a step of the trainer; the paper's"""
+    """change of the coefficient after a step of the trainer; docs/algorithms.md says where the 0.005 comes from"""
     most: float | None = None
-    """largest coefficient; null: none, as in the paper"""
+    """largest coefficient; null: none"""
 
     def __post_init__(self) -> None:
         if not abs(self.coefficient) < float("inf"):
