@@ -361,6 +361,11 @@ class PipelineAction(Enum):
     plan = "plan"
     status = "status"
 
+    @property
+    def starts(self) -> bool:
+        """Tell whether stages are started, so that what they need has to be there."""
+        return self in (PipelineAction.run, PipelineAction.resume)
+
 
 @dataclass
 class PipelineConfig:

@@ -220,7 +220,7 @@ def _stage(config: PipelineConfig, number: int, fields: Mapping[str, Any], earli
     where, writes_model = f"stages.{name}", entry not in (*_MEASURES, *_MAKERS)
     files |= {RECIPE: file} if (file := recipe_file(overrides)) else {}
     planned = StagePlan(name, entry, command_of(entry), overrides, where, files, writes_model, report=report)
-    checked = _checked(planned)
+    checked = _checked(planned, config.action.starts)
     sources = _sources(config, checked)
     reads = _reads(config, values, sources, earlier)
     run = Path(config.run.dir)  # it may hold the data too
@@ -352,14 +352,15 @@ def _refuse_owned(overrides: Sequence[str], where: str, starts: Sequence[str]) -
             raise ValueError(f"{where}: {key}: the pipeline sets it, found {override!r}; leave it out")
 
 
-def _checked(stage: StagePlan) -> object:
-    """Compose the stage's own config, and check the packages and the reward that it names."""
+def _checked(stage: StagePlan, starts: bool) -> object:
+    """Compose the stage's own config, and check the reward that it names, and the packages if it `starts` here."""
     try:
         config, _ = load_config(stage.entry, stage.overrides)
     except ValueError as error:
         raise ValueError(f"{stage.where}: {error}") from None
     if isinstance(config, RlConfig | EvaluateConfig | PassAtKConfig):
-        config.rollouts.require_packages()
+        if starts:
+            config.rollouts.require_packages()
         with Rubric(config.reward) as rubric:
             rubric.check_functions()
     return config
@@ -445,5 +446,5 @@ def _evaluations(config: PipelineConfig, stages: Sequence[StagePlan]) -> dict[st
         files |= {RECIPE: file} if (file := recipe_file(overrides)) else {}
         reads = _reads(config, values, {}, stages)
         planned[name] = StagePlan(name, _EVALUATE, command_of(_EVALUATE), overrides, "evaluation", files, reads=reads)
-        planned[name] = replace(planned[name], config=_checked(planned[name]))
+        planned[name] = replace(planned[name], config=_checked(planned[name], config.action.starts))
     return planned

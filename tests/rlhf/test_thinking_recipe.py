@@ -87,3 +87,13 @@ def test_the_miniatures_have_all_four_stages(recipe):
     assert [name for name in names if name in ("longcot_sft", "rl_verifiable", "think_fusion", "rl_mixed")] == [
         *("longcot_sft", "rl_verifiable", "think_fusion", "rl_mixed"),
     ]
+
+
+def test_a_plan_needs_no_package_that_a_run_needs(monkeypatch):
+    def missing(self) -> None:
+        raise ValueError("rollouts=vllm: expected vllm to be installed")
+
+    monkeypatch.setattr("rollouts.config.VllmRolloutConfig.require_packages", missing)
+    assert planned("recipe=thinking", "model=sailvl2_2b", "action=plan")
+    with pytest.raises(ValueError, match=r"expected vllm to be installed"):
+        planned("recipe=thinking", "model=sailvl2_2b")
