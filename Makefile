@@ -12,7 +12,7 @@ IS_NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11) and 'expected P
 # Processes that tests run in, side by side.
 WORKERS ?= 2
 
-.PHONY: help install core quickstart smoke base base-smoke thinking thinking-smoke test test-slow check docs clean
+.PHONY: help install core quickstart smoke base base-smoke thinking thinking-smoke test test-slow test-nightly check docs clean
 
 help:
 	@echo "make quickstart [ARGS='KEY=VALUE ...']  from nothing to a tiny Thinking model (core packages only)"
@@ -20,6 +20,7 @@ help:
 	@echo "make thinking [ARGS='KEY=VALUE ...']    the four Thinking stages in miniature, on the model of make base"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
+	@echo "make test-nightly                       more seeds of what those tests show (an hour and more)"
 	@echo "make docs                               the pages as a site in build/site, offline, warnings are errors"
 	@echo "make clean                              remove .venv and caches (runs/ and data/ stay)"
 
@@ -72,11 +73,14 @@ thinking-smoke: $(VENV)/.base
 	$(BIN)/python -m rlhf.pipeline recipe=thinking_smoke $(ARGS)
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not gpu" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "not slow and not nightly and not gpu" $(ARGS)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not gpu and not alone" $(ARGS)
-	$(BIN)/python -m pytest -m "slow and not gpu and alone" $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) -m "slow and not nightly and not gpu and not alone" $(ARGS)
+	$(BIN)/python -m pytest -m "slow and not nightly and not gpu and alone" $(ARGS)
+
+test-nightly: $(VENV)/.dev
+	$(BIN)/python -m pytest -m "nightly and not gpu" $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -178,7 +178,7 @@ def test_an_ended_command_goes_on(runner, commands, undisturbed, name, points):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", PHASES)
-@pytest.mark.parametrize("act", ["", ":term", ":full"])
+@pytest.mark.parametrize("act", ["", *(pytest.param(act, marks=pytest.mark.nightly) for act in (":term", ":full"))])
 def test_a_command_may_be_ended_in_every_phase(runner, commands, undisturbed, name, act):
     check(runner, commands[name], undisturbed(name), f"every{act}", seeded(name, act, 7))
 

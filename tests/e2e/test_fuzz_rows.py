@@ -124,7 +124,7 @@ def as_text(value: object) -> str:
 
 
 @pytest.mark.parametrize(
-    "files", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.slow)], ids=["fast", "all"]
+    "files", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.nightly)], ids=["fast", "all"]
 )
 def test_a_hostile_row_costs_one_row(tiny, tmp_path, files):
     require_extra("data", "pyarrow")

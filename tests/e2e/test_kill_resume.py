@@ -176,7 +176,7 @@ def test_two_undisturbed_runs_are_equal_and_do_something(runner, commands, strai
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("seed", [*range(4), *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(4, 12))])
 def test_rl_survives_a_kill(runner, commands, straight, seed):
     failpoint = seeded_failpoint(seed)
     assert check(runner, commands, straight, "rl", [failpoint], f"kill{seed}") == 1, failpoint
@@ -185,7 +185,7 @@ def test_rl_survives_a_kill(runner, commands, straight, seed):
 WRITES = [*SAVES, "append.ledger", "append.evaluations", "append.step_000002", "log"]
 
 
-@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 9), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 9), marks=pytest.mark.nightly)], ids=str)
 @pytest.mark.parametrize(("act", "phases"), [("term", [*RL_PHASES, *SAVES]), ("full", WRITES)])
 def test_rl_survives_sigterm_and_a_full_disk(runner, commands, straight, act, phases, seeds):
     """One code each, in whatever phase it comes; the same command then leaves what an undisturbed run leaves."""
@@ -219,7 +219,7 @@ def test_a_search_for_the_rate_has_trials_of_both_ends(straight):
     assert {"kept", "rolled_back"} <= {trial["verdict"] for trial in trials}
 
 
-@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 8))])
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in range(1, 8))])
 def test_a_search_for_the_rate_survives_kills(runner, commands, straight, seed):
     """In trials, in the saves at their start, after their verdict, and SIGTERM in between; picture and log included."""
     rng = random.Random(2000 + seed)
@@ -229,7 +229,7 @@ def test_a_search_for_the_rate_survives_kills(runner, commands, straight, seed):
     check(runner, commands, straight, "search", points, f"kills{seed}")
 
 
-@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 7), marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [range(2), pytest.param(range(2, 7), marks=pytest.mark.nightly)])
 def test_a_stream_survives_kills(runner, commands, straight, seeds):
     """While the index is made, in workers that read ahead, in trials of the rate, in saves, at SIGTERM."""
     for seed in seeds:

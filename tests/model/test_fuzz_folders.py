@@ -126,7 +126,7 @@ def weights_of(model: SailVL2) -> bytes:
 
 
 @pytest.mark.parametrize(
-    "trials", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.slow)], ids=["fast", "all"]
+    "trials", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.nightly)], ids=["fast", "all"]
 )
 def test_a_damaged_model_folder_is_refused_or_is_the_same_model(tmp_path, trials):
     model, processor = small_model()
@@ -161,7 +161,7 @@ def test_a_damaged_model_folder_is_refused_or_is_the_same_model(tmp_path, trials
 
 
 @pytest.mark.parametrize(
-    "trials", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.slow)], ids=["fast", "all"]
+    "trials", [range(FAST), pytest.param(range(FAST, ALL), marks=pytest.mark.nightly)], ids=["fast", "all"]
 )
 def test_a_damaged_checkpoint_is_rejected_for_the_older_one_or_refused(tmp_path, trials, capfd):
     def engine() -> LocalEngine:

@@ -51,6 +51,7 @@ class Subject:
     num_processes: int
     overrides: dict[str, object] = field(default_factory=dict)
     left_out: tuple[str, ...] = ()  # cases and flavours that it refuses, each with a test of its own that says so
+    run_by: str = "slow"  # the marker of its cases, or nothing for the quick set
 
     def refuses(self, case: tuple) -> bool:
         return bool({case[0], case[1]} & {*self.left_out})
@@ -62,17 +63,16 @@ class Subject:
 
 NO_ADAPTERS = ("adapted", "adapted_resumed")
 SUBJECTS = [
-    Subject("local", 1),
-    Subject("fsdp", 1),
-    Subject("fsdp", 2),
+    Subject("local", 1, run_by=""),
+    Subject("fsdp", 1, run_by="nightly"),
+    Subject("fsdp", 2, run_by=""),
     Subject("fsdp", 4, {"replicas": 2, "offload_moments": True}),
     Subject("fsdp", 3, {"reduce_each": False}),
-    Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow", *NO_ADAPTERS)),
-    Subject("deepspeed", 2, {"stage": 2}, ("precise", *NO_ADAPTERS)),
+    Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow", *NO_ADAPTERS), "nightly"),
+    Subject("deepspeed", 2, {"stage": 2}, ("precise", *NO_ADAPTERS), "nightly"),
     Subject("deepspeed", 2, {"stage": 3}, ("precise", "tiny_moe", *NO_ADAPTERS)),
     Subject("deepspeed", 4, {"stage": 2, "offload_optimizer": True}, ("precise", *NO_ADAPTERS)),
 ]
-FAST = ("local-1", "fsdp-2")
 
 
 def local(num_parts: int) -> Build:
@@ -88,7 +88,9 @@ def local(num_parts: int) -> Build:
 
 @pytest.fixture(
     scope="session",
-    params=[pytest.param(one, id=one.name, marks=() if one.name in FAST else pytest.mark.slow) for one in SUBJECTS],
+    params=[
+        pytest.param(one, id=one.name, marks=getattr(pytest.mark, one.run_by) if one.run_by else ()) for one in SUBJECTS
+    ],
 )
 def found(request, tmp_path_factory) -> Iterator[tuple[Subject, dict[str, Tensor]]]:
     """What the subject gave in every case."""
@@ -133,10 +135,11 @@ def test_case(found, case, tmp_path):
         assert own.keys() == reference.keys()
     else:
         # Sums over two and four ranks come in the order of the reference's; over three they do not, and AdamW's first
-        # updates enlarge what is rounded in gradients near its epsilon; in bfloat16 a loss times three is rounded anew.
+        # updates enlarge what is rounded in gradients near its epsilon (up to 1.1e-5 on an Intel Xeon; in float64, the
+        # case `precise`, it is 1e-12 as elsewhere). In bfloat16 a loss times three is rounded anew.
         of_three = {"narrow": 2**-7, "precise": 1e-12}
         limits = of_three if subject.num_processes == 3 else TOLERANCES
-        assert distance(own, reference) <= limits.get(name, 1e-5 if limits is of_three else 1e-6)
+        assert distance(own, reference) <= limits.get(name, 2e-5 if limits is of_three else 1e-6)
 
 
 @pytest.mark.parametrize("rows", [[], [5], [0, 1, 2, 3, 4, 5]], ids=["no images", "one", "all"])

@@ -119,7 +119,7 @@ def variants() -> dict[str, object]:
         *((Flavour.tiny, name) for name in variants()),
         *((Flavour.tiny_moe, name) for name in ("dapo", "gspo")),
         *(
-            pytest.param(Flavour.tiny_moe, name, marks=pytest.mark.slow)
+            pytest.param(Flavour.tiny_moe, name, marks=pytest.mark.nightly)
             for name in variants()
             if name not in ("dapo", "gspo")
         ),

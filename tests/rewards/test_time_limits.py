@@ -79,7 +79,7 @@ def test_no_text_holds_up_the_caller(name):
     assert late_in_the_caller(name, 1, len(PIECES) + 100) == []
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", VERIFIERS)
 def test_none_of_twenty_thousand_texts_holds_up_the_caller(name):
     assert late_in_the_caller(name, 2, 20_000) == []

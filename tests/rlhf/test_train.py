@@ -113,7 +113,7 @@ def test_the_ledger_accounts_for_every_draw(straight):
     assert all((line["end"] == "dropped") == bool(line["reason"]) for line in lines)
 
 
-@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.slow), 4])
+@pytest.mark.parametrize("call", [pytest.param(2, marks=pytest.mark.nightly), 4])
 def test_sigterm_saves_and_the_same_command_continues(
     tiny_folder, digits_folder, straight, tmp_path, monkeypatch, call
 ):

@@ -19,7 +19,7 @@ from model.run.manifest import Digests
 from tests.model.run.counter import Counter, fill, make_run, verify
 
 
-@pytest.mark.parametrize("trials", [range(10), pytest.param(range(10, 300), marks=pytest.mark.slow)], ids=str)
+@pytest.mark.parametrize("trials", [range(10), pytest.param(range(10, 300), marks=pytest.mark.nightly)], ids=str)
 def test_damaged_checkpoints_fall_back_to_the_newest_intact_one(tmp_path, capfd, trials):
     """Seeded damages of the two newest checkpoints: truncated, flipped, deleted."""
     fill(tmp_path / "master")

@@ -134,7 +134,7 @@ INSTANTS = [(name, count) for name in ("ask", "response", "score") for count in 
 
 
 @pytest.mark.parametrize(
-    "instants", [[("ask", 3), ("response", 2)], pytest.param(INSTANTS, marks=pytest.mark.slow)], ids=["two", "all"]
+    "instants", [[("ask", 3), ("response", 2)], pytest.param(INSTANTS, marks=pytest.mark.nightly)], ids=["two", "all"]
 )
 def test_an_interrupted_evaluation_gives_the_same_result_and_asks_only_what_is_missing(
     command, tmp_path, monkeypatch, instants

@@ -193,8 +193,8 @@ def test_a_folder_with_files_is_not_replaced(speaking, tmp_path):
     "failpoint",
     [
         "save.before_rename:2",
-        pytest.param("save.file:3", marks=pytest.mark.slow),
-        pytest.param("bytes:100000", marks=pytest.mark.slow),
+        pytest.param("save.file:3", marks=pytest.mark.nightly),
+        pytest.param("bytes:100000", marks=pytest.mark.nightly),
     ],
 )
 def test_killed_at_any_instant_the_same_command_writes_the_same_folder(speaking, tmp_path, failpoint):
