@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -156,7 +157,7 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
     from hydra.errors import HydraException
-    from omegaconf import DictConfig, OmegaConf
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
@@ -175,8 +176,7 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
             groups = [_check_choice(o, entry, bool(search)) for o in plain if key_of(o) in _groups(entry)]
             if entry in RECIPES_OF and not search:
                 folders = [f"hydra.searchpath=[file://{ROOT / 'conf' / RECIPES_OF[entry]}]"]
-            known = compose("config", [*groups, *folders])
-            assert isinstance(known, DictConfig)
+            known = _keys_of(entry, (*groups, *folders)) if not search else compose("config", [*groups, *folders])
             checked = [_check_key(override, known, entry, bool(search)) for override in plain]
             overrides, texts = take_texts(checked, known)
             composed = compose("config", [*overrides, *folders])
@@ -187,6 +187,17 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
             return composed
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UsageError(_explain(error, entry)) from None
+
+
+@cache
+def _keys_of(entry: str, choices: tuple[str, ...]) -> Any:
+    """The config of an entry point before overrides, to look keys up in; Hydra is initialised for it already.
+
+    It is kept, because a pipeline composes many stages of one kind. Nobody changes it.
+    """
+    from hydra import compose
+
+    return compose("config", [*choices])
 
 
 def _spelled_out(override: str, keys: Mapping[str, str]) -> str:
