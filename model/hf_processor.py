@@ -116,7 +116,8 @@ class SAILVLProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """Messages -> text, or ids and pixels with `tokenize=True`.
 
-        `thinking=True` appends the published instruction. Other options that would change the result are refused.
+        `thinking=True` appends the published instruction, `thinking="auto"` that of `Mode.auto`. Other options that
+        would change the result are refused.
         """
         kwargs |= kwargs.pop("processor_kwargs", None) or {}  # where transformers' pipelines put options
         remedy = "the published template has no such part, and nothing is cut"
@@ -125,9 +126,7 @@ class SAILVLProcessor(ProcessorMixin):
             raise ValueError(f"conversation: expected a list of messages, found {shown(conversation)}")
         single = isinstance(conversation[0], dict)
         conversations = [conversation] if single else list(conversation)
-        if not isinstance(kwargs.get("thinking"), bool | None):
-            raise ValueError(f"thinking: expected True or False, found {shown(kwargs['thinking'])}")
-        mode = Mode.think if kwargs.get("thinking") else Mode.direct
+        mode = _mode_of(kwargs.get("thinking"))
         if not kwargs.get("tokenize"):
             texts = [
                 self._text(messages, mode, kwargs.get("add_generation_prompt", False)) for messages in conversations
@@ -200,6 +199,13 @@ class SAILVLProcessor(ProcessorMixin):
             count = len(image) * (image.shape[2] // side) * (image.shape[3] // side)
             pieces += [IMAGE_CONTEXT * count, part]
         return "".join(pieces)
+
+
+def _mode_of(thinking: object) -> Mode:
+    """The mode that the option `thinking` asks for. `ValueError` for a value that is none of the three."""
+    if not isinstance(thinking, bool | None) and thinking != "auto":
+        raise ValueError(f"thinking: expected True, False or 'auto', found {shown(thinking)}")
+    return Mode.auto if thinking == "auto" else Mode.think if thinking else Mode.direct
 
 
 def _by_prompt(images: Any, num_prompts: int = 1) -> list[list[Image.Image]]:

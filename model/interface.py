@@ -1,6 +1,7 @@
-"""The published model's interface strings and token names: a checkpoint answers as intended only with exactly these.
+"""The interface strings and token names: a checkpoint answers as intended only with exactly these.
 
-Sources: the model's public README (thinking instruction), its chat template (system text), its tokenizer files (names).
+All are the published model's but those of `Mode.auto`, which are ours. Sources: the model's public README (thinking
+instruction), its chat template (system text), its tokenizer files (names).
 """
 
 import hashlib
@@ -13,16 +14,30 @@ THINKING_INSTRUCTION = (
     "The reasoning process MUST BE enclosed within <think> </think> tags. "
     "The final answer MUST BE put in \\boxed{}."
 )
+AUTO_INSTRUCTION = (
+    "You FIRST judge whether the question requires a reasoning process. "
+    'The judgment MUST BE enclosed within <judge> </judge> tags, as {"requires_reasoning": true} or '
+    '{"requires_reasoning": false}. '
+    "If it does, the reasoning process as an internal monologue MUST follow, enclosed within <think> </think> tags; "
+    "if it does not, the answer follows directly. "
+    "The final answer MUST BE put in \\boxed{}."
+)
+"""Ours: SAIL-RL (arXiv 2511.02280) publishes no prompt that we could read. A model that was trained with this text
+answers as intended only with exactly this text."""
 DEFAULT_SYSTEM_TEXT = "你是由抖音内容理解组开发的多模态大模型，英文名叫UniVL, 是一个有用无害的人工智能助手。"
 
 SHA256 = {
     "thinking_instruction": "ce8dbcf37ba747f35b4951d2f267615c7621d8c4d20ffc9524202081ed98bf5f",
+    "auto_instruction": "d8d921e4f964a47a9fba7ccc9268218137fbdf76db0c246f7c288e119ab664cc",
     "default_system_text": "6954e88e7e35548c871bf7b1c1a0d49bdda105b71958fe68db0d325ec1abeab6",
 }
 
 END_OF_TEXT, IM_START, IM_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_START, IMAGE_END, IMAGE_CONTEXT = "<img>", "</img>", "<IMG_CONTEXT>"
 THINK_START, THINK_END = "<think>", "</think>"
+JUDGE_START, JUDGE_END = "<judge>", "</judge>"
+"""The tags of the section that comes first in `Mode.auto`. They are text, for the published vocabulary has no such
+tokens."""
 
 CONTROL_TOKENS = (
     END_OF_TEXT,
@@ -44,10 +59,22 @@ CONTROL_TOKENS = (
 
 
 class Mode(Enum):
-    """How a checkpoint is asked: `think` appends the published instruction, `direct` appends nothing."""
+    """How a checkpoint is asked: `think` appends the published instruction, `direct` appends nothing, and `auto`
+    appends `AUTO_INSTRUCTION`: the model judges first whether to think (SAIL-RL)."""
 
     think = "think"
     direct = "direct"
+    auto = "auto"
+
+    @property
+    def instruction(self) -> str:
+        """The text behind the last question; empty in direct mode."""
+        return {Mode.think: THINKING_INSTRUCTION, Mode.auto: AUTO_INSTRUCTION}.get(self, "")
+
+    @property
+    def template_value(self) -> bool | str:
+        """The value of the chat template's variable `thinking` that asks for this mode."""
+        return "auto" if self is Mode.auto else self is Mode.think
 
     @classmethod
     def of(cls, given: "Mode | str") -> "Mode":
@@ -59,6 +86,7 @@ def verify_interface_strings() -> None:
     """Raise `ValueError` if a string was altered; run by the processor and by a test."""
     for name, text in (
         ("thinking_instruction", THINKING_INSTRUCTION),
+        ("auto_instruction", AUTO_INSTRUCTION),
         ("default_system_text", DEFAULT_SYSTEM_TEXT),
     ):
         found = hashlib.sha256(text.encode("utf-8")).hexdigest()

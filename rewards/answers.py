@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from enum import Enum
 
 THINK_START, THINK_END = "<think>", "</think>"
+JUDGE_START, JUDGE_END = "<judge>", "</judge>"
 _BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 # `\boxed 5`: a number or capital letter and nothing glued to it. The MATH and Qwen2.5-Math graders read on to the next
 # dollar sign or the end of the text, which takes prose into the answer; TeX itself boxes one token.
 _BRACELESS_BOX = re.compile(r"\\(?:boxed|fbox)[ \t]+([+-]?[0-9]+(?:[.,][0-9]+)*|[A-Z])(?![\w{\\^/%])")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)  # an escaped character is skipped as a pair
 _STRICT = re.compile(r"\s*<think>(.*?)</think>\s*\\boxed\s*\{", re.DOTALL)
+_STRICT_BOX = re.compile(r"\s*\\boxed\s*\{")
 _ANSWER_SAID = re.compile(
     r"(?i:answer)(?:[ \t]+to[ \t][^\n.:：]{1,120}?)?\**[ \t]*"
     r"(?:(?i:is|would[ \t]+be|must[ \t]+be|should[ \t]+be|will[ \t]+be|equals)\b[ \t]*[:：]?|[:：])\**"
@@ -69,7 +71,8 @@ def extract(text: str, rules: Sequence[AnswerRule] = (AnswerRule.boxed,)) -> str
     """Return the answer by the first of `rules` that finds one, else None. Takes time linear in the length of the text.
 
     A text without any think tag counts as a whole; otherwise only what follows the closed `</think>` does, and an
-    unclosed think block or box is no answer. An empty box is an answer, the empty one.
+    unclosed think block or box is no answer. An empty box is an answer, the empty one. Judge sections at the beginning
+    (`rewards.sections`) never count.
     """
     visible = visible_text(text)
     for rule in rules:
@@ -88,6 +91,32 @@ def parse_completion(text: str) -> Parsed:
 def visible_text(text: str) -> str:
     """Return the part of a completion where answers count; empty when its think block does not close."""
     return _split_thinking(text)[1]
+
+
+def behind_judgement(text: str) -> tuple[list[str], str]:
+    """Return (the judge sections that a completion begins with, the text behind them).
+
+    One that does not close has no text behind it. A completion that begins otherwise is all text.
+    """
+    sections: list[str] = []
+    place = _next_letter(text, 0)
+    if not text.startswith(JUDGE_START, place):
+        return sections, text
+    while text.startswith(JUDGE_START, place):
+        begin = place + len(JUDGE_START)
+        end = text.find(JUDGE_END, begin)
+        if end < 0:
+            return [*sections, text[begin:]], ""
+        sections.append(text[begin:end])
+        place = _next_letter(text, end + len(JUDGE_END))
+    return sections, text[place:]
+
+
+def _next_letter(text: str, place: int) -> int:
+    """The place of the next character that is no white space."""
+    while place < len(text) and text[place].isspace():
+        place += 1
+    return place
 
 
 def complete_boxes(text: str) -> list[tuple[int, str]]:
@@ -202,6 +231,7 @@ _FINDERS = {
 
 
 def _split_thinking(text: str) -> tuple[str, str]:
+    text = behind_judgement(text)[1]
     if THINK_START not in text and THINK_END not in text:
         return "", text
     before, closed, after = text.rpartition(THINK_END)
@@ -226,5 +256,18 @@ def _is_well_formed(text: str) -> bool:
     match = _STRICT.match(text)
     if match is None or text.count(THINK_START) != 1 or text.count(THINK_END) != 1 or not match[1].strip():
         return False
-    end = _closing_braces(text).get(match.end() - 1)
-    return end is not None and bool(text[match.end() : end].strip()) and not text[end + 1 :].strip()
+    return _ends_with_box(text, match.end())
+
+
+def is_boxed_answer(text: str) -> bool:
+    """Tell whether a text is one boxed answer and nothing else, no think tags either."""
+    match = _STRICT_BOX.match(text)
+    if match is None or THINK_START in text or THINK_END in text:
+        return False
+    return _ends_with_box(text, match.end())
+
+
+def _ends_with_box(text: str, begin: int) -> bool:
+    """Tell whether a box whose content begins at `begin` closes, holds something, and is the end of the text."""
+    end = _closing_braces(text).get(begin - 1)
+    return end is not None and bool(text[begin:end].strip()) and not text[end + 1 :].strip()

@@ -24,7 +24,7 @@ from model.run.failpoints import reach
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.config import NO_VERIFIER, RewardConfig, WeightCheck
-from rewards.data_rows import DataRow, opened_rows
+from rewards.data_rows import DataRow, mode_of_row, opened_rows
 from rewards.probes import probes
 from rewards.result import RewardInput, RewardResult, Status
 from rewards.rubric import Rubric
@@ -84,6 +84,7 @@ def as_input(row: DataRow, completion: str, number: int, rules: Sequence[AnswerR
         token_ids=list(range(-(-len(completion) // 4))),
         finish_reason=str(row.get("finish_reason", "stop")),
         meta={key: value for key, value in row.items() if key not in known},
+        mode=mode_of_row(row),
     )
 
 

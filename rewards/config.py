@@ -16,11 +16,13 @@ OUTSIDE = {"outside": True}
 
 
 class Combine(Enum):
-    """`weighted_sum` of the parts, or the `product` of those that earn (SAIL-RL, arXiv 2511.02280). A product ignores
-    their weights, but 0 leaves a part out; penalties are added to it with their weights."""
+    """`weighted_sum` of the parts; the `product` of those that earn; or `product_plus_format`, SAIL-RL's reward (arXiv
+    2511.02280): format_weight for the format, and the rest of 1 for the product of the other parts that earn. A product
+    ignores the weights of its parts, but 0 leaves a part out; penalties are added to it with their weights."""
 
     weighted_sum = "weighted_sum"
     product = "product"
+    product_plus_format = "product_plus_format"
 
 
 class WeightCheck(Enum):
@@ -55,7 +57,7 @@ class RewardConfig:
     weight_check: WeightCheck = WeightCheck.one
     """one: weights of parts that earn must sum to 1"""
     combine: Combine = Combine.weighted_sum
-    """how parts become one reward"""
+    """how parts become one reward: a sum by weights, a product, or product_plus_format (SAIL-RL)"""
     gates: list[str] = field(default_factory=list)
     """parts that must be 1, or the reward is 0"""
     options: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -144,6 +146,13 @@ class RewardConfig:
         return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
 
     @property
+    def multiplied(self) -> set[str]:
+        """Return the parts that a product is made of; empty for a sum."""
+        if self.combine is Combine.weighted_sum:
+            return set()
+        return set(self.earning) - ({"format"} if self.combine is Combine.product_plus_format else set())
+
+    @property
     def _own_parts(self) -> dict[str, float]:
         return {"answer": self.answer_weight, "format": self.format_weight} if self.has_answers else {}
 
@@ -160,6 +169,12 @@ class RewardConfig:
             )
         if not self.earning:
             raise ValueError(f"reward: expected a part with a positive weight, penalties apart, found {self.weights}")
+        fits = self.has_answers and 0 <= self.format_weight <= 1 and bool(self.multiplied)
+        if self.combine is Combine.product_plus_format and not fits:
+            raise ValueError(
+                "reward.combine: product_plus_format expects a verifier, format_weight from 0 to 1, and another part "
+                f"with a positive weight, found {self.weights} with reward.verifier={self.verifier}"
+            )
         total = sum(self.earning.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
             raise ValueError(

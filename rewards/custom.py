@@ -6,8 +6,8 @@ The names of the parameters tell the style:
   a list comes back in which None says that the function does not apply;
 - verl: `fn(data_source, solution_str, ground_truth, extra_info)`; a number or a dict with `score` comes back. With
   `fn(data_sources, solution_strs, ground_truths, extra_infos)` a list of them comes back.
-Each may be a coroutine function. Settings from `reward.options` arrive as keyword arguments. True and False count as
-1 and 0.
+Each may return `rewards.result.NOT_APPLICABLE` in place of a number, and may be a coroutine function. Settings from
+`reward.options` arrive as keyword arguments. True and False count as 1 and 0.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
-from rewards.result import CallResult, CallStyle, Options, RewardInput, SiblingResults
+from rewards.result import CallResult, CallStyle, NotApplicable, Options, RewardInput, SiblingResults
 
 ENTRY_POINTS = "sailvl2_rl.rewards"
 Function = Callable[..., object]
@@ -105,15 +105,15 @@ def describe(spec: str, options: Options | None = None) -> CallStyle:
     return CallStyle(single, **_own_limits(spec, function))
 
 
-def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> float:
-    """Return the number that a native or verl function gives one completion.
+def call_one(spec: str, item: RewardInput, options: Options, index: int = 0) -> float | None:
+    """Return the number that a native or verl function gives one completion, None for `NOT_APPLICABLE`.
 
     Raises what the function raises, and `Malformed` where it returns something that is no number.
     """
     function = load_function(spec)
     style = style_of(function, spec)
     entry = _entry(spec, index, _await(_call(function, style, item, options)), style)
-    if entry.reason or entry.value is None:
+    if entry.reason:
         raise Malformed(entry.reason)
     return entry.value
 
@@ -192,7 +192,7 @@ def _loop() -> asyncio.Runner:
 
 
 def _entry(spec: str, index: int, value: object, style: Style) -> CallResult:
-    if value is None and style is Style.trl:
+    if isinstance(value, NotApplicable) or (value is None and style is Style.trl):
         return CallResult(None)
     if style in (Style.verl, Style.verl_batch) and isinstance(value, Mapping):
         value = value.get("score", value)

@@ -44,6 +44,11 @@ def completion_of(row: DataRow) -> object:
     return row.get("completion", row.get("text") if "prompt_id" in row else None)
 
 
+def mode_of_row(row: DataRow) -> str:
+    """Return the mode that a line's completion was asked in, as evaluations and runs write it: auto, else think."""
+    return "auto" if "auto" in (row.get("mode"), row.get("prompt_mode")) else "think"
+
+
 @contextmanager
 def opened_rows(path: Path, limit: int) -> Iterator[list[DataRow]]:
     """Give the first rows of a file of prompts, of completions, or of a run's rollouts, as a run would see them.

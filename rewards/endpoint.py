@@ -63,9 +63,20 @@ class RateLimit:
         time.sleep(turn - now)
 
 
-def read_endpoint(settings: Options) -> Endpoint:
-    """Return the endpoint that the settings describe. `ValueError` names the setting that is wrong; an address that may
-    hold a secret is not shown."""
+def read_endpoint(settings: Options, part: str = "reasoning") -> Endpoint:
+    """Return the endpoint that the settings of a part of the reward describe. `ValueError` names the setting that is
+    wrong; an address that may hold a secret is not shown."""
+    try:
+        return _read(settings)
+    except _WrongSetting as error:
+        raise ValueError(f"reward.options.{part}: {error}") from None
+
+
+class _WrongSetting(ValueError):
+    """The settings of an endpoint cannot be used."""
+
+
+def _read(settings: Options) -> Endpoint:
     known = [name for name in Endpoint.__dataclass_fields__ if name != "limiter"]
     for name in settings:
         if name not in known:
@@ -96,7 +107,7 @@ def read_endpoint(settings: Options) -> Endpoint:
 
 
 def _wrong(text: str) -> ValueError:
-    return ValueError(f"reward.options.reasoning: {text}")
+    return _WrongSetting(text)
 
 
 def _text(name: str, value: object) -> str:

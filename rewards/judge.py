@@ -1,9 +1,11 @@
 """A language model as judge of the reasoning: `reward.functions=[rewards.judge:reasoning]`.
 
 Three binary checks, as in SAIL-RL's thinking reward (arXiv 2511.02280, section 3): the reasoning is coherent, it is
-grounded in the image, and the answer follows from it. The value is their mean. The endpoint speaks OpenAI's chat
-completions protocol; settings come from `reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the
-environment. A failure of the network, a bad status or a bad reply makes the completion unscorable.
+grounded in the image, and the answer follows from it. The value is their mean. A completion of mode auto that says that
+its question requires no reasoning, and does not think, has nothing to check, so the part does not apply (ours). The
+endpoint speaks OpenAI's chat completions protocol; settings come from
+`reward.options={reasoning: {base_url: ..., model: ...}}`, the key from the environment. A failure of the network, a bad
+status or a bad reply makes the completion unscorable.
 """
 
 import asyncio
@@ -16,7 +18,8 @@ from pathlib import Path
 
 from rewards.chat_endpoint import JudgeError, ask, keep_reply, kept_reply
 from rewards.endpoint import Endpoint, read_endpoint
-from rewards.result import RewardInput
+from rewards.result import NOT_APPLICABLE, NotApplicable, RewardInput
+from rewards.sections import parse_sections
 from rewards.verifiers.verifier import parse_json
 
 CHECKS = {
@@ -43,16 +46,19 @@ _MAX_TEXT = 100_000  # characters; longer completions are not sent and are unsco
 _endpoints: dict[str, Endpoint] = {}
 
 
-async def reasoning(completion: RewardInput, **settings: object) -> float:
+async def reasoning(completion: RewardInput, **settings: object) -> float | NotApplicable:
     """Return the share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
 
     Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache. A completion without
-    thinking or answer fails without being asked about. Raises `JudgeError` when no verdict comes.
+    thinking or answer fails without being asked about; `NOT_APPLICABLE` for one of mode auto that answers at once, as
+    its judge section says. Raises `JudgeError` when no verdict comes.
     """
     name = json.dumps(settings, sort_keys=True)
     if name not in _endpoints:
         _endpoints[name] = read_endpoint(settings)
-    if not completion.thinking.strip() or completion.answer is None:
+    if not completion.thinking.strip():
+        return NOT_APPLICABLE if answers_at_once(completion) else 0.0
+    if completion.answer is None:
         return 0.0
     checks = await asyncio.to_thread(judge, _endpoints[name], completion)
     return sum(checks.values()) / len(checks)
@@ -60,6 +66,14 @@ async def reasoning(completion: RewardInput, **settings: object) -> float:
 
 reasoning.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the deadline for all completions of one prompt)
 reasoning.check_options = read_endpoint  # type: ignore[attr-defined]  (called before a run)
+
+
+def answers_at_once(completion: RewardInput) -> bool:
+    """Tell whether a completion of mode auto says that its question requires no reasoning, and does not think."""
+    if completion.mode != "auto":
+        return False
+    sections = parse_sections(completion.completion)
+    return sections.requires_reasoning is False and sections.keeps_its_word
 
 
 def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
@@ -91,17 +105,23 @@ def judge(endpoint: Endpoint, completion: RewardInput) -> dict[str, bool]:
 
 
 def _content(completion: RewardInput, marker: str) -> list[dict[str, object]]:
-    question = []
+    candidate = json.dumps({"reasoning": completion.thinking, "answer": completion.answer}, ensure_ascii=True)
+    text = f"Question:\n{question_of(completion)}\n\n{marker}\n{candidate}\n{marker}"
+    return [*(image_part(Path(name)) for name in completion.images), {"type": "text", "text": text}]
+
+
+def question_of(completion: RewardInput) -> str:
+    """Return all text of the messages that a completion answers."""
+    question: list[str] = []
     for message in completion.messages:
         parts = message.get("content", "")
         parts = [{"type": "text", "text": parts}] if isinstance(parts, str) else parts
         question += [str(part.get("text", "")) for part in parts if part.get("type") == "text"]
-    candidate = json.dumps({"reasoning": completion.thinking, "answer": completion.answer}, ensure_ascii=True)
-    text = f"Question:\n{chr(10).join(question)}\n\n{marker}\n{candidate}\n{marker}"
-    return [*(_image(Path(name)) for name in completion.images), {"type": "text", "text": text}]
+    return "\n".join(question)
 
 
-def _image(path: Path) -> dict[str, object]:
+def image_part(path: Path) -> dict[str, object]:
+    """Return an image as a part of a message. `JudgeError` for one that is too large."""
     size = path.stat().st_size
     if size > _MAX_IMAGE_BYTES:
         raise JudgeError(f"{path}: expected an image of at most {_MAX_IMAGE_BYTES} bytes, found {size}")

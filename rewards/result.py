@@ -15,6 +15,14 @@ class Status(Enum):
     unscorable = "unscorable"
 
 
+class NotApplicable:
+    """The type of `NOT_APPLICABLE`."""
+
+
+NOT_APPLICABLE = NotApplicable()
+"""A reward function returns it where it has nothing to say about a completion: the part is left out of the reward."""
+
+
 class Unscorable(ValueError):
     """This completion cannot be judged, whatever it says: a reference that does not parse, a missing column."""
 
@@ -29,6 +37,7 @@ class Claim:
     columns: Mapping[str, object] = field(default_factory=dict)  # the row's other columns, `options` among them
     num_tokens: int = 0  # length of the completion
     finish_reason: str = "stop"  # stop | length
+    mode: str = "think"  # how the prompt was asked: think | direct | auto
 
 
 @dataclass(frozen=True)
@@ -58,6 +67,7 @@ class RewardInput:
     finish_reason: str  # stop | length
     meta: dict[str, Any]  # the data row's columns, those of its images apart
     draw: int = 0  # number of the group among the groups of this prompt; siblings have the same number
+    mode: str = "think"  # how the prompt was asked: think | direct | auto
 
 
 @dataclass(frozen=True)

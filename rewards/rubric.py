@@ -186,7 +186,9 @@ class Rubric:
             return RewardResult(None, parts, Status.unscorable, "no part that earns applies")
         if any(applicable.get(gate, 1.0) < 1.0 for gate in self.config.gates):
             return RewardResult(0.0, parts)
-        if self.config.combine is Combine.product:
+        if self.config.combine is not Combine.weighted_sum:
+            if not self.config.multiplied & applicable.keys():
+                return RewardResult(None, parts, Status.unscorable, "no part of the product applies")
             return RewardResult(self._product(applicable), parts)
         return RewardResult(self._weighted_sum(applicable), parts)
 
@@ -195,10 +197,15 @@ class Rubric:
         return bool(self._weights[name]) or name in self.config.gates
 
     def _product(self, parts: Mapping[str, float]) -> float:
-        """Multiply the parts that earn. Penalties are added with their weights, because their best value is 0."""
-        earning = self.config.earning
+        """Multiply the parts that earn, the format apart where it is added. Penalties are added with their weights,
+        because their best value is 0."""
+        earning, multiplied = self.config.earning, self.config.multiplied
         penalties = sum(self._weights[name] * part for name, part in parts.items() if name not in earning)
-        return math.prod(part for name, part in parts.items() if name in earning) + penalties
+        product = math.prod(part for name, part in parts.items() if name in multiplied)
+        if self.config.combine is Combine.product_plus_format:
+            share = self.config.format_weight
+            product = (1.0 - share) * product + share * parts.get("format", 0.0)
+        return product + penalties
 
     def _weighted_sum(self, parts: Mapping[str, float]) -> float:
         """Sum the parts. Weights of parts that do not apply go to those that do; penalties keep theirs."""
@@ -256,7 +263,8 @@ def _dataset(columns: Mapping[str, object]) -> str:
 
 
 def _claim(item: RewardInput) -> Claim:
-    return Claim(item.completion, item.answer, item.reference, item.meta, len(item.token_ids), item.finish_reason)
+    length, mode = len(item.token_ids), item.mode
+    return Claim(item.completion, item.answer, item.reference, item.meta, length, item.finish_reason, mode)
 
 
 def _call_outcome(found: CallResult) -> Outcome[float]:

@@ -23,7 +23,7 @@ from model.run.ends import run_command
 from model.run.failpoints import reach
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.data_rows import DataRow, completion_of, numbered_rows
+from rewards.data_rows import DataRow, completion_of, mode_of_row, numbered_rows
 from rewards.result import Claim, Outcome, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.scoring import Scorer
@@ -272,6 +272,7 @@ def _claim(row: DataRow, rules: Sequence[AnswerRule]) -> Claim:
         columns,
         tokens if isinstance(tokens, int) else 0,
         finish if isinstance(finish, str) else "stop",
+        mode_of_row(row),
     )
 
 

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 from typing import Self
@@ -10,6 +11,7 @@ from model.config import Flavour, StoredDtype
 from model.data.config import ChatTableConfig
 from model.engine.config import EngineConfig, OptimizerConfig, require_fitting
 from model.engine.planning.machines import Gpu
+from model.interface import Mode
 from model.json_values import JsonObject, member
 from model.lora.config import AdapterConfig, LoraConfig
 from model.run.config import OUTSIDE, ReportConfig, RunConfig
@@ -121,25 +123,44 @@ TRAINER_CONFIGS: dict[str, type[TrainerConfig]] = {"sailvl2": TrainerConfig, "tr
 
 
 class EvaluationMode(Enum):
-    """How a held-out prompt is answered: thinking greedily, thinking sampled, or directly (greedily)."""
+    """How a held-out prompt is answered: thinking greedily, thinking sampled, directly (greedily), or as the model
+    itself judges (`Mode.auto`, greedily)."""
 
     think = "think"
     think_sampled = "think_sampled"
     direct = "direct"
+    auto = "auto"
 
     @property
     def is_sampled(self) -> bool:
         return self is EvaluationMode.think_sampled
 
     @property
-    def thinks(self) -> bool:
-        return self is not EvaluationMode.direct
+    def asked(self) -> Mode:
+        """The mode that the prompt is put in."""
+        return Mode.think if self is EvaluationMode.think_sampled else Mode(self.value)
+
+
+BOTH_MODES = (EvaluationMode.think, EvaluationMode.think_sampled, EvaluationMode.direct)
+"""The modes of every checkpoint. `auto` is for those that were trained for it, and has to be asked for."""
+
+
+def checked_modes(given: Sequence[EvaluationMode | str], name: str) -> list[EvaluationMode]:
+    """Modes by themselves or by their names. `ValueError` for none, an unknown one, and one that is there twice."""
+    modes = [member(EvaluationMode, mode, name) for mode in given]
+    if not modes or len(set(modes)) < len(modes):
+        found = ", ".join(mode.value for mode in modes) or "none"
+        known = ", ".join(mode.value for mode in EvaluationMode)
+        raise ValueError(f"{name}: expected some of {known}, each once, found {found}")
+    return modes
 
 
 @dataclass
 class EvaluationConfig:
     prompts: str = field(default="", metadata=OUTSIDE)
     """held-out prompts, same formats as `prompts`; empty: no evaluation during training"""
+    modes: list[EvaluationMode] = field(default_factory=lambda: list(BOTH_MODES))
+    """how every prompt is answered, one after the other"""
     every: int = 10
     """steps between evaluations; there is one before the first step and one after the last"""
     num_prompts: int = 0
@@ -156,6 +177,13 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         self.metric = member(EvaluationMode, self.metric, "evaluation.metric")
+        self.modes = checked_modes(self.modes, "evaluation.modes")
+        if self.metric not in self.modes:
+            asked = ", ".join(mode.value for mode in self.modes)
+            raise ValueError(
+                f"evaluation.metric: expected one of evaluation.modes ({asked}), found {self.metric.value}; name it "
+                "there too"
+            )
         for name, least in (("every", 1), ("num_samples", 1), ("num_prompts", 0), ("patience", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"evaluation.{name}: expected at least {least}, found {getattr(self, name)}")
@@ -225,6 +253,8 @@ class RlConfig:
     """folder of the model to start from"""
     prompts: str = field(default="", metadata=OUTSIDE)
     """JSONL, Parquet or TSV file, or a folder of Parquet or of `datasets`; images lie beside the file or in it"""
+    mode: Mode = Mode.think
+    """how prompts are asked: think, or auto, where the policy judges first whether to think (docs/sail-rl.md)"""
     dtype: StoredDtype = StoredDtype.keep
     """number type of the weights in the model that is written; keep: that of the model it starts from"""
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
@@ -241,6 +271,9 @@ class RlConfig:
 
     def __post_init__(self) -> None:
         self.dtype = member(StoredDtype, self.dtype, "dtype")
+        self.mode = member(Mode, self.mode, "mode")
+        if self.mode is Mode.direct:
+            raise ValueError("mode: expected think or auto, found direct; RL of direct answers is not supported")
         self.optimizer.require_learning_rate()
         require_fitting(self.engine, self.run)
         for name in ("checkpoint", "prompts"):

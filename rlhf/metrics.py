@@ -213,6 +213,7 @@ def _stored(
             thinking=parse_completion(text).thinking,
             answer=reward.answer,
             advantage=advantages.get((group.group_index, rollout.sample_index)),
+            prompt_mode=group.mode.value,
         ),
     ).to_json()
 

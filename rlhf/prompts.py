@@ -1,7 +1,7 @@
 """The RL data set: prompts of one or several files, checked when it is opened, ready as ids and pixels when drawn."""
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from model.interface import Mode
 from model.processing.messages import ImageSource, texts_of
 from model.processing.processor import Processor, PromptTokens
 from model.processing.visuals import check_visuals
-from rlhf.config import DataConfig, RlConfig
+from rlhf.config import DataConfig, EvaluationMode, RlConfig
 from rollouts.config import RolloutConfig
 from rollouts.rollout import Prompt, RolloutRequest
 
@@ -32,6 +32,7 @@ class Task:
     tokens: PromptTokens
     images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     root: Path  # folder that image names are relative to
+    mode: Mode = Mode.think  # the mode that is asked for, in our words or in the prompt's own
 
     @property
     def num_bytes(self) -> int:
@@ -151,7 +152,7 @@ class PromptSet(TableSource[PromptRow]):
                 yield usable
 
     def by_id(self, prompt_id: str, mode: Mode | None = None) -> Task:
-        """The prompt asked in another mode than it was opened for; without thinking it takes no more tokens."""
+        """The prompt asked in another mode than it was opened for, which should be the longest: `longest_mode`."""
         return self._in_mode(self.index_of(prompt_id), mode or self._mode)
 
     def _tokens(self, prompt: Prompt, mode: Mode, root: Path) -> PromptTokens:
@@ -182,7 +183,15 @@ class PromptSet(TableSource[PromptRow]):
                 f"images: expected {self._visual_tokens[index]} visual tokens as when the data was opened, found "
                 f"{_num_visual_tokens(tokens)}; keep files as they are while they are used"
             )
-        return Task(row.prompt, tokens, self._processor.pictures(row.root, tokens.images), row.root)
+        return Task(row.prompt, tokens, self._processor.pictures(row.root, tokens.images), row.root, mode)
+
+
+def longest_mode(modes: Iterable[EvaluationMode]) -> Mode:
+    """The mode whose instruction is the longest, which prompts are opened for: what fits then, fits in all of them.
+
+    Thinking where nobody asks for more, so that the same prompts are read whichever modes are asked for.
+    """
+    return max([Mode.think, *(mode.asked for mode in modes)], key=lambda mode: len(mode.instruction))
 
 
 def _num_images(prompt: Prompt) -> int:
@@ -195,17 +204,17 @@ def _num_visual_tokens(tokens: PromptTokens) -> int:
 
 
 def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[PromptSet, PromptSet | None]:
-    """(what a run trains on, what it holds out), opened for thinking. Images and reports of bad rows go to `run`."""
+    """(what a run trains on, what it holds out), opened for `config.mode` and for the longest mode of evaluations.
+    Images and reports of bad rows go to `run`."""
     folders = DataFolders(run / "media", run / "bad_rows.jsonl")
     path, held_out = Path(config.prompts), config.evaluation.prompts
     needs_reference = config.reward.has_answers
     prompts = PromptSet(
-        path, processor, Mode.think, config.rollouts, config.data, folders, needs_reference=needs_reference
+        path, processor, config.mode, config.rollouts, config.data, folders, needs_reference=needs_reference
     )
     if not held_out:
         return prompts, None
     alone = config.data.without_mixture()
     apart, key = folders.named("evaluation"), "evaluation.prompts"
-    return prompts, PromptSet(
-        Path(held_out), processor, Mode.think, config.rollouts, alone, apart, key, needs_reference
-    )
+    longest = longest_mode(config.evaluation.modes)
+    return prompts, PromptSet(Path(held_out), processor, longest, config.rollouts, alone, apart, key, needs_reference)

@@ -83,7 +83,8 @@ def score_groups(
     groups = []
     for task, rewarded in zip(tasks, reward(tasks, rollouts, rubric, tokenizer), strict=True):
         trajectories = tuple(Trajectory(r, result, algorithm.shape_reward(result, r)) for r, result in rewarded)
-        groups.append(Group(rewarded[0][0].group_index, task.prompt, task.images, trajectories, task.paths))
+        index = rewarded[0][0].group_index
+        groups.append(Group(index, task.prompt, task.images, trajectories, task.paths, task.mode))
     return groups
 
 
@@ -103,4 +104,5 @@ def reward_input(task: Task, rollout: Rollout, tokenizer: Tokenizer) -> RewardIn
         finish_reason=rollout.finish_reason.value,
         meta=task.prompt.meta,
         draw=rollout.group_index,
+        mode=task.mode.value,
     )

@@ -9,6 +9,7 @@ from torch import Tensor
 from model.batch import ModelInputs, Row, RowRoutes, StoredImage, move_batch, pack_rows, split_by_tokens
 from model.engine.base import Scorer
 from model.engine.parts import Costs
+from model.interface import Mode
 from rewards.result import RewardResult, Status
 from rollouts.rollout import FinishReason, Prompt, Rollout
 
@@ -56,6 +57,7 @@ class Group:
     images: Sequence[Tensor | StoredImage]  # images of the prompt, pixels of each [tiles, 3, height, width]
     trajectories: tuple[Trajectory, ...]
     files: Sequence[str] = ()  # paths of the prompt's images and videos
+    mode: Mode = Mode.think  # how the prompt was asked
 
     @property
     def scored(self) -> tuple[Trajectory, ...]:

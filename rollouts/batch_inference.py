@@ -58,6 +58,7 @@ class GenerateRow:
         if self.reference is not None:
             known["reference"] = self.reference
         columns = {name: value for name, value in self.columns.items() if name not in _OWN_FIELDS}
+        known |= {"prompt_mode": self.mode.value} if self.mode is Mode.auto else {}  # tells scorers the form
         return {**columns, **known, **answer}
 
 

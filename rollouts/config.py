@@ -266,7 +266,8 @@ class GenerateConfig:
     out: str = field(default="", metadata=OUTSIDE)
     """JSONL file to write, or to continue"""
     mode: Mode = Mode.think
-    """think: the published instruction is appended; direct: it is not"""
+    """think: the published instruction is appended; direct: it is not; auto: ours, by which the model judges first
+    whether to think (docs/sail-rl.md)"""
     num_samples: int = 1
     """completions of each prompt"""
     decoding: Decoding = Decoding.sampled

@@ -45,6 +45,7 @@ class RolloutContext:
     thinking: str = ""
     answer: str | None = None  # the answer that was judged; None: the answer rules found none
     advantage: float | None = None  # None: the rollout did not train; a mean over tokens where they differ
+    prompt_mode: str = "think"  # how the prompt was asked
 
 
 @dataclass(frozen=True)

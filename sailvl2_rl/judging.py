@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from model.interface import Mode
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.result import Claim, RewardInput, Status, Unscorable
 from rewards.sandbox.pool import ScoringPool
@@ -56,8 +57,12 @@ def reward_input(
     images: Sequence[str] = (),
     prompt_id: str = "",
     columns: Mapping[str, Any] | None = None,
+    mode: Mode | str = Mode.think,
 ) -> RewardInput:
-    """Make of a completion what reward functions and `Rubric.score` take. Completions of one prompt share its id."""
+    """Make of a completion what reward functions and `Rubric.score` take. Completions of one prompt share its id.
+
+    `mode` is how the prompt was asked, which decides the form that the completion should have.
+    """
     text = _text(completion)
     parsed = parse_completion(text)
     return RewardInput(
@@ -71,6 +76,7 @@ def reward_input(
         token_ids=list(getattr(completion, "token_ids", [])),
         finish_reason=getattr(completion, "finish_reason", "stop"),
         meta=dict(columns or {}),
+        mode=Mode.of(mode).value,
     )
 
 

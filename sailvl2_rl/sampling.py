@@ -17,6 +17,7 @@ from model.processing.messages import with_open_images
 from model.processing.processor import Processor
 from model.sail_vl2 import SailVL2
 from rewards.answers import parse_completion
+from rewards.sections import parse_sections
 from rollouts.config import RolloutConfig
 from rollouts.embedded import EmbeddedWorker
 from rollouts.rollout import Rollout, RolloutRequest, generate
@@ -37,6 +38,7 @@ class Completion:
     finish_reason: str  # stop: the model ended its turn; length: the limit came first
     token_ids: list[int]
     logprobs: list[float]  # one a token, at the temperature that it was sampled with
+    requires_reasoning: bool | None = None  # the decision of a completion of mode auto; None: there is none
 
     def __str__(self) -> str:
         return self.text
@@ -147,7 +149,8 @@ def _completion(rollout: Rollout, processor: Processor) -> Completion:
     text = processor.tokenizer.decode(rollout.completion_ids)
     parsed = parse_completion(text)
     reason, ids, logprobs = rollout.finish_reason.value, rollout.completion_ids, rollout.rollout_logprobs
-    return Completion(text, parsed.thinking, parsed.answer, reason, ids, logprobs)
+    decision = parse_sections(text).requires_reasoning
+    return Completion(text, parsed.thinking, parsed.answer, reason, ids, logprobs, decision)
 
 
 def _device(given: str | torch.device) -> torch.device:

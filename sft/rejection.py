@@ -37,10 +37,18 @@ def left_out(rollout: StoredRollout, min_parts: Mapping[str, float]) -> str:
 def judged_rollouts(
     files: Sequence[Path], min_parts: Mapping[str, float]
 ) -> Iterator[tuple[Path, int, StoredRollout, str]]:
-    """Yield (file, line, rollout, why it is left out) of every stored rollout; a rollout is chosen once."""
+    """Yield (file, line, rollout, why it is left out) of every stored rollout; a rollout is chosen once.
+
+    `ValueError` for a rollout that was asked in another mode than thinking: it would be taught as a thinking one.
+    """
     chosen: set[tuple[str, tuple[int, ...]]] = set()
     for file in files:
         for number, rollout in enumerate(read_rollouts(file), 1):
+            if rollout.context.prompt_mode != "think":
+                raise ValueError(
+                    f"{file}: line {number}: expected rollouts of a run with mode=think, found one of "
+                    f"mode={rollout.context.prompt_mode}, which thinking rows are not made of"
+                )
             key = (rollout.prompt_id, tuple(rollout.completion_ids))
             reason = left_out(rollout, min_parts) or (REPEATED if key in chosen else "")
             if not reason:

@@ -159,9 +159,10 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     ),
     "rewards base": ("rewards.result rewards.answers rewards.config", set()),
     "rewards mathematics": ("rewards.mathematics.*", {"rewards base"}),
-    "rewards verifiers": ("rewards.verifiers.*", {"rewards base", "rewards mathematics"}),
+    "rewards verifiers": ("rewards.verifiers.* rewards.sections", {"rewards base", "rewards mathematics"}),
     "rewards functions": (
-        "rewards.custom rewards.judge rewards.chat_endpoint rewards.endpoint rewards.http_post rewards.reward_model",
+        "rewards.custom rewards.judge rewards.chat_endpoint rewards.endpoint rewards.http_post rewards.reward_model "
+        "rewards.when_to_think",
         {"rewards base", "rewards verifiers"},
     ),
     "rewards sandbox": (

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from conf.cli import launch
 from model.chat.config import ChatConfig
+from model.interface import JUDGE_START, Mode
 from model.json_values import JsonObject
 from model.run.failpoints import reach
 
@@ -43,6 +44,12 @@ def chat(config: ChatConfig, resolved: str) -> None:
             print(printable_text(piece), end="", flush=True)
             written += piece
         print()
+        if config.mode is Mode.auto and not written.lstrip().startswith(JUDGE_START):
+            print(
+                f"mode: auto expects an answer that begins with {JUDGE_START}, found none; the model was not trained "
+                "for it, or the chat template of the server does not know it",
+                file=sys.stderr,
+            )
         messages.append({"role": "assistant", "content": written})
 
 

@@ -25,7 +25,8 @@ class ChatConfig:
     device: Device = Device.auto
     """where to run: the GPU if there is one, in bfloat16, or what is named"""
     mode: Mode = Mode.think
-    """think: the published instruction is appended to every question; direct: it is not"""
+    """think: the published instruction is appended to every question; direct: it is not; auto: ours, by which the model
+    judges first whether to think (docs/sail-rl.md)"""
     temperature: float = 0.0
     """0: the most likely token each time"""
     max_completion_tokens: int = 1024

@@ -13,7 +13,6 @@ from typing import Any
 from PIL import Image
 
 from model.chat.config import ChatConfig
-from model.interface import Mode
 from model.json_values import JsonObject, parse_json
 from model.run.printable import printable
 
@@ -47,7 +46,7 @@ class Server:
             "max_tokens": config.max_completion_tokens,
             "seed": config.seed,
             "stream": True,
-            "chat_template_kwargs": {"thinking": config.mode is Mode.think},
+            "chat_template_kwargs": {"thinking": config.mode.template_value},
         }
         with self._ask("chat/completions", payload) as reply:
             try:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from model.data.config import ChatTableConfig, InstructionRule, TableConfig
-from model.data.instructions import has_own_instruction, without_instruction
+from model.data.instructions import asks_for_judgement, has_own_instruction, without_instruction
 from model.data.media import inside
 from model.data.media_cells import VIDEO_COLUMNS, Message, image_sources, media_parts, placed, sources_of
 from model.data.media_error import MediaError
@@ -42,7 +42,16 @@ class ChatRow:
     fault: str = "reference: expected str, found None"  # why there is no reference
 
     def asked_in(self, mode: Mode) -> Mode:
-        """The mode that the processor builds the prompt in, so that no instruction stands there twice."""
+        """The mode that the processor builds the prompt in, so that no instruction stands there twice.
+
+        `ValueError` for `Mode.auto` where the prompt's own words ask for something else.
+        """
+        if mode is Mode.auto and not self.adds_instruction and not asks_for_judgement(self.messages):
+            raise ValueError(
+                "messages: expected a prompt that mode=auto can add its instruction to, or that asks for a <judge> "
+                "section in its own words, found one that asks for neither; take its instruction out, or set "
+                "data.instruction=always"
+            )
         return mode if self.adds_instruction else Mode.direct
 
 

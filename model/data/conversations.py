@@ -3,7 +3,7 @@
 import re
 from collections.abc import Sequence
 
-from model.interface import THINK_END, THINK_START, Mode
+from model.interface import JUDGE_START, THINK_END, THINK_START, Mode
 from model.json_values import JsonObject
 
 _ROLES = {name: name for name in ("user", "assistant", "system")}
@@ -46,12 +46,21 @@ def assistant_text(message: JsonObject) -> str:
 
 
 def mode_of(given: object, completions: Sequence[str]) -> tuple[Mode, list[str], list[str]]:
-    """(the mode, the completions, remarks): as the row says, else thinking where a completion has a thought.
+    """(the mode, the completions, remarks): as the row says, else auto where all completions begin with a judge
+    section, else thinking where a completion has a thought.
 
     A blank thought, as Qwen3 writes it where it does not think, is taken out of completions of direct mode.
     """
-    if given is not None and given not in ("think", "direct"):
-        raise ValueError(f"mode: expected think or direct, found {given!r:.80}")
+    if given is not None and given not in [mode.value for mode in Mode]:
+        raise ValueError(f"mode: expected think, direct or auto, found {given!r:.80}")
+    judged = [text.lstrip().startswith(JUDGE_START) for text in completions]
+    if given == "auto" or (given is None and any(judged)):
+        if not all(judged):
+            raise ValueError(
+                "completions: expected a <judge> section at the beginning of each in mode auto, found one without; set "
+                "mode to think or direct where they are not of mode auto"
+            )
+        return Mode.auto, list(completions), [] if given else ["say no mode and have a judge section: taken as auto"]
     kept = [_BLANK_THOUGHT.sub("", text, count=1) for text in completions]
     think = [THINK_END in text for text in kept]
     if given is not None:

@@ -3,16 +3,16 @@
 from collections.abc import Sequence
 
 from model.data.media_cells import Message
-from model.interface import THINK_END, THINK_START, THINKING_INSTRUCTION
+from model.interface import JUDGE_START, THINK_END, THINK_START, Mode
 
 _ASKS_FOR_BOX = "\\boxed"
 
 
 def without_instruction(messages: Sequence[object]) -> bool:
-    """Take the published instruction from the end of the last user's text; whether it was there.
+    """Take the instruction of a mode from the end of the last user's text; whether it was there.
 
-    The mode then decides about it, and puts it where and as the model knows it: with think tags that are tokens.
-    `messages` are changed; contents that are lists must be their own.
+    The mode that is asked for then decides about it, and puts it where and as the model knows it: with think tags that
+    are tokens. `messages` are changed; contents that are lists must be their own.
     """
     message = _last_of_user(messages)
     if message is None:
@@ -45,6 +45,11 @@ def has_own_instruction(messages: Sequence[object]) -> bool:
     return all(part in text for part in (THINK_START, THINK_END, _ASKS_FOR_BOX))
 
 
+def asks_for_judgement(messages: Sequence[object]) -> bool:
+    """Whether a message asks in its own words for a judge section, as `Mode.auto` does."""
+    return any(JUDGE_START in _text(message) for message in messages if isinstance(message, dict))
+
+
 def _last_of_user(messages: Sequence[object]) -> Message | None:
     return next((m for m in reversed(messages) if isinstance(m, dict) and m.get("role") == "user"), None)
 
@@ -52,7 +57,10 @@ def _last_of_user(messages: Sequence[object]) -> Message | None:
 def _without(text: str) -> str | None:
     """The text before the instruction at its end; None where there is none."""
     kept = text.rstrip()
-    return kept.removesuffix(THINKING_INSTRUCTION).rstrip() if kept.endswith(THINKING_INSTRUCTION) else None
+    for instruction in filter(None, (mode.instruction for mode in Mode)):
+        if kept.endswith(instruction):
+            return kept.removesuffix(instruction).rstrip()
+    return None
 
 
 def _text(message: Message) -> str:

@@ -13,10 +13,12 @@ from model.interface import (
     IMAGE_CONTEXT,
     IMAGE_END,
     IMAGE_START,
-    THINKING_INSTRUCTION,
+    Mode,
 )
 
 FILE = "chat_template.jinja"
+KNOWS_AUTO = "thinking == 'auto'"
+"""Stands in a template that knows `Mode.auto`. One that was written before takes "auto" for thinking mode."""
 
 _TEMPLATE = """\
 {%- set last = namespace(user=-1) -%}
@@ -33,7 +35,9 @@ _TEMPLATE = """\
 {%- if part['type'] == 'text' -%}{{- part['text'] -}}{%- else -%}{{- IMAGE -}}{%- endif -%}
 {%- endfor -%}
 {%- endif -%}
-{%- if thinking and loop.index0 == last.user -%}{{- INSTRUCTION -}}{%- endif -%}
+{%- if loop.index0 == last.user -%}
+{%- if thinking == 'auto' -%}{{- AUTO_INSTRUCTION -}}{%- elif thinking -%}{{- INSTRUCTION -}}{%- endif -%}
+{%- endif -%}
 {{- END -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- START + 'assistant\\n' -}}{%- endif -%}
@@ -41,9 +45,12 @@ _TEMPLATE = """\
 
 
 def chat_template(instruction_on_new_line: bool) -> str:
-    """Jinja source. Variables: `messages`, `add_generation_prompt`, and `thinking`, which asks for thinking mode."""
+    """Jinja source. Variables: `messages`, `add_generation_prompt`, and `thinking`: true asks for thinking mode,
+    "auto" for `Mode.auto`."""
+    line = "\n" if instruction_on_new_line else ""
     values = {
-        "INSTRUCTION": ("\n" if instruction_on_new_line else "") + THINKING_INSTRUCTION,
+        "INSTRUCTION": line + Mode.think.instruction,
+        "AUTO_INSTRUCTION": line + Mode.auto.instruction,
         "SYSTEM": DEFAULT_SYSTEM_TEXT,
         "IMAGE": f"{IMAGE_START}{IMAGE_CONTEXT}{IMAGE_END}\n",
         "START": IM_START,

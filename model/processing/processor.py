@@ -2,7 +2,7 @@
 
 Template (report section 1.6 facts): ChatML roles, no newline between turns; an image is
 `<img>` + one `<IMG_CONTEXT>` per visual token + `</img>` + newline; a frame of a video is `Frame-k: ` + image;
-thinking mode appends the published instruction.
+thinking mode appends the published instruction, `Mode.auto` ours.
 """
 
 import copy
@@ -33,7 +33,6 @@ from model.interface import (
     IMAGE_START,
     THINK_END,
     THINK_START,
-    THINKING_INSTRUCTION,
     Mode,
     verify_interface_strings,
 )
@@ -243,7 +242,7 @@ class Processor:
         turns = read_turns(messages)
         script = Script(self.tokenizer)
         for index, turn in enumerate(turns):
-            self._write_turn(script, turn, instructed=index == len(turns) - 1 and mode is Mode.think)
+            self._write_turn(script, turn, mode.instruction if index == len(turns) - 1 else "")
         script.add(self._control(IM_START))
         script.add("assistant\n")
         placeholder_ids, _ = script.finish()
@@ -256,7 +255,7 @@ class Processor:
         """Token ids of a whole conversation that ends with the assistant, and which of them train.
 
         Each assistant turn is encoded apart from its header, as it is when it is sampled, so that a weight of 1 covers
-        its content and its end of turn exactly. Thinking mode puts the instruction in the last user turn.
+        its content and its end of turn exactly. The mode's instruction stands in the last user turn.
         """
         mode = Mode.of(mode)
         require_last_role(messages, "assistant")
@@ -266,7 +265,7 @@ class Processor:
             raise ValueError("messages: expected a user message for the assistant to answer, found none")
         script = Script(self.tokenizer)
         for index, turn in enumerate(turns):
-            self._write_turn(script, turn, instructed=index == asked and mode is Mode.think, answer_weight=1.0)
+            self._write_turn(script, turn, mode.instruction if index == asked else "", answer_weight=1.0)
         placeholder_ids, weights = script.finish()
         images = self._plan(turns, root, max_tiles)
         ids = self._expand(placeholder_ids, images)
@@ -407,7 +406,7 @@ class Processor:
         """How each of a document's images is cut, and how many tokens it takes. `MediaError` for a damaged header."""
         return plan_visuals([Media(image) for image in images], self.config, self.settings, root, max_tiles)
 
-    def _write_turn(self, script: Script, turn: Turn, instructed: bool, answer_weight: float = 0.0) -> None:
+    def _write_turn(self, script: Script, turn: Turn, instruction: str, answer_weight: float = 0.0) -> None:
         script.add(self._control(IM_START))
         script.add(f"{turn.role}\n")
         weight = answer_weight if turn.role == "assistant" else 0.0
@@ -419,9 +418,9 @@ class Processor:
                 self._write_with_think_tags(script, part, weight)
             else:
                 script.add(part)
-        if instructed:
+        if instruction:
             script.add("\n" if self.settings.instruction_on_new_line else "")
-            self._write_with_think_tags(script, THINKING_INSTRUCTION)
+            self._write_with_think_tags(script, instruction)
         script.add(self._control(IM_END), weight)
 
     def _write_media(self, script: Script, media: Media) -> None:

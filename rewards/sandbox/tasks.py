@@ -94,7 +94,8 @@ class Load(Task[CallStyle]):
 
 @dataclass(frozen=True)
 class CallOne(Task[float]):
-    """Call a user's function on one completion. The value is the number that it returns."""
+    """Call a user's function on one completion. The value is the number that it returns, None where it does not
+    apply."""
 
     lane, kind = FUNCTIONS, "call"
 
@@ -107,8 +108,8 @@ class CallOne(Task[float]):
         fields = {"function": self.function, "input": vars(self.input), "options": dict(self.options)}
         return {**fields, "index": self.index}
 
-    def read_value(self, value: object) -> float:
-        return _number(value)
+    def read_value(self, value: object) -> float | None:
+        return None if value is None else _number(value)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from itertools import islice
 
 from rewards.answers import parse_completion
 from rewards.result import Claim
+from rewards.sections import parse_sections
 from rewards.verifiers.verifier import Option, Options, Verifier
 
 _WORD = re.compile(r"[\u3400-\u9fff\u3040-\u30ff\uac00-\ud7af]|[^\W_]+|[^\w\s]")
@@ -25,6 +26,9 @@ _SCRIPTS = {
 
 
 def judge_format(claim: Claim, options: Options) -> float:
+    """Judge the form that the prompt asked for."""
+    if claim.mode == "auto":
+        return float(parse_sections(claim.completion).well_formed)
     return float(parse_completion(claim.completion).well_formed)
 
 
@@ -63,7 +67,8 @@ def judge_language(claim: Claim, options: Options) -> float | None:
 
 FORMAT = Verifier(
     judge_format,
-    "1 for exactly one think block, then one boxed answer, then nothing, else 0",
+    "1 for exactly one think block (in mode auto: a judge section, and a think block exactly where it says so), then "
+    "one boxed answer, then nothing, else 0",
     "the format reward of SAIL-VL2's thinking stage and DeepSeek-R1, strict",
 )
 OVERLONG = Verifier(

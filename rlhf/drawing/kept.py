@@ -26,7 +26,7 @@ def restore_group(record: State, task: Task) -> Group:
     """The group that `stored_group` was given."""
     prompt = restored_array(record["prompt_routes"]) if "prompt_routes" in record else None
     trajectories = tuple(_restored(item, record["draw"], task, prompt) for item in record["trajectories"])
-    return Group(record["draw"], task.prompt, task.images, trajectories, task.paths)
+    return Group(record["draw"], task.prompt, task.images, trajectories, task.paths, task.mode)
 
 
 def _stored(trajectory: Trajectory) -> State:

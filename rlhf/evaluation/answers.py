@@ -1,13 +1,15 @@
 """An answer to a held-out question: the figures that count, and the line of NAME.answers.jsonl that a person reads."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 
+from model.interface import Mode
 from model.json_values import JsonObject
 from model.processing.tokenizer import Tokenizer
 from model.run.failpoints import reach
 from rewards.answers import THINK_END, THINK_START, parse_completion
 from rewards.result import RewardResult
+from rewards.sections import REQUIRES_REASONING, parse_sections
 from rlhf.config import EvaluationMode
 from rlhf.evaluation.responses import Responses
 from rlhf.prompts import Task
@@ -34,13 +36,17 @@ class Answer:
     answer: str | None = None  # the answer that was judged
     has_tags: bool = False  # a think tag stands in it
     has_thought: bool = False  # a think block that closes has text in it
+    judgement: "Judgement | None" = None  # in mode auto: what the completion decided
     is_empty_thought: bool = False  # a think block has no text in it
     extraction: str = ""  # who found the answer of a benchmark: rule, judge, none, or failed
 
     @property
     def obeys(self) -> bool:
-        """Whether it thinks if it was asked to, and has no think tag if it was not."""
-        return self.has_thought if self.mode.thinks else not self.has_tags
+        """Whether it thinks if it was asked to, and has no think tag if it was not. In mode auto the completion itself
+        says which."""
+        if self.judgement is not None:
+            return self.judgement.is_kept
+        return self.has_thought if self.mode.asked is Mode.think else not self.has_tags
 
     @property
     def is_unscorable(self) -> bool:
@@ -52,6 +58,22 @@ class Answer:
         if self.is_unscorable:
             return "unscorable"
         return "unjudged" if self.right is None else "right" if self.right else "wrong"
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """What a completion of mode auto decided, and whether that was right."""
+
+    thought: bool  # it thinks, to the end or not
+    is_kept: bool  # a decision can be read, and the completion does what it says
+    is_right: bool | None  # whether the decision is what the row says of itself; None: the row says nothing
+
+
+def judgement_of(text: str, columns: Mapping[str, object]) -> Judgement:
+    """The judgement of a completion of mode auto. `columns` are the row's."""
+    sections, fact = parse_sections(text), columns.get(REQUIRES_REASONING)
+    is_right = sections.requires_reasoning == fact if isinstance(fact, bool) else None
+    return Judgement(sections.thought, sections.obeys, is_right)
 
 
 def has_empty_thought(text: str) -> bool:
@@ -111,6 +133,7 @@ def _answered(
         has_tags=THINK_START in text or THINK_END in text,
         has_thought=THINK_END in text and bool(thinking.strip()),
         is_empty_thought=has_empty_thought(text),
+        judgement=judgement_of(text, prompt.meta) if mode is EvaluationMode.auto else None,
         extraction=getattr(result, "extraction", ""),
     )
     line: JsonObject = {
@@ -133,6 +156,7 @@ def _answered(
         "num_tokens": answer.num_tokens,
         "finish_reason": rollout.finish_reason.value,
         "obeys": answer.obeys,
+        **({"judgement": asdict(answer.judgement)} if answer.judgement else {}),
         **({"extraction": answer.extraction} if answer.extraction else {}),
         **({"unit": str(prompt.meta["unit"])} if prompt.meta.get("unit") else {}),
     }

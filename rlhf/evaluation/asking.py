@@ -17,7 +17,6 @@ from model.data.config import InstructionRule, ReferenceForm
 from model.data.sources import DataFolders
 from model.engine.config import ComputeDtype
 from model.engine.device import pick_device, pick_dtype, prepare_cpu
-from model.interface import THINKING_INSTRUCTION, Mode
 from model.json_values import JsonObject, parse_json
 from model.processing.processor import Processor
 from model.run.durable import STAGING_SUFFIX, write_file
@@ -42,7 +41,7 @@ from rlhf.evaluation.suite import (
     stored_predictions,
 )
 from rlhf.planning.inputs import digest_of_functions
-from rlhf.prompts import PromptSet
+from rlhf.prompts import PromptSet, longest_mode
 from rlhf.rewarding import Scoring
 from rollouts.build import build_worker
 from rollouts.config import RolloutConfig
@@ -111,7 +110,7 @@ def _prompts(config: EvaluateConfig, output: Path | None, keys: Keys, keep: Keep
     prompts = PromptSet(
         Path(config.prompts),
         asking.processor,
-        Mode.think,
+        longest_mode(config.modes),
         asking.rollouts,
         config.data,
         folders,
@@ -153,7 +152,7 @@ def _protocols(config: EvaluateConfig, asking: Asking, prompts: PromptSet) -> di
     return {
         mode: Protocol(
             data,
-            {**wording, "instruction": THINKING_INSTRUCTION if mode.thinks else ""},
+            {**wording, "instruction": mode.asked.instruction},
             extraction,
             {},
             sampling_of(mode, asking.rollouts, config.num_samples, config.seed),
@@ -243,7 +242,7 @@ def _prompts_of(one: OpenBenchmark, folder: Path, asking: Asking, data: DataConf
     return PromptSet(
         folder / f"{benchmark.name}.jsonl",
         settings,
-        Mode.think,
+        longest_mode(asking.config.modes),
         asking.rollouts,
         plain,
         DataFolders(folder / "media", folder / f"{benchmark.name}.bad_rows.jsonl"),

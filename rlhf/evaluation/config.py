@@ -7,7 +7,7 @@ from model.engine.config import Device
 from model.json_values import member
 from model.run.config import OUTSIDE
 from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, RewardConfig
-from rlhf.config import DataConfig, EvaluationMode
+from rlhf.config import BOTH_MODES, DataConfig, EvaluationMode, checked_modes
 from rollouts.config import RolloutConfig
 
 
@@ -74,8 +74,8 @@ class EvaluateConfig:
     """NAME.json for the result; every answer stands beside it in NAME.answers.jsonl, and images that prompts hold as
     bytes in NAME.media. Empty: a summary is printed and nothing is kept; -: the result is printed as JSON to stdout,
     and all else to stderr"""
-    modes: list[EvaluationMode] = field(default_factory=lambda: list(EvaluationMode))
-    """how every prompt is answered, one after the other"""
+    modes: list[EvaluationMode] = field(default_factory=lambda: list(BOTH_MODES))
+    """how every prompt is answered, one after the other: some of think, think_sampled, direct and auto"""
     num_prompts: int = 0
     """use the first so many rows; 0 uses all"""
     num_samples: int = 1
@@ -97,12 +97,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         self.device = member(Device, self.device, "device")
         self._check_inputs()
-        self.modes = [member(EvaluationMode, mode, "modes") for mode in self.modes]
-        if not self.modes or len(set(self.modes)) < len(self.modes):
-            found = ", ".join(mode.value for mode in self.modes) or "none"
-            raise ValueError(
-                f"modes: expected some of {', '.join(mode.value for mode in EvaluationMode)}, each once, found {found}"
-            )
+        self.modes = checked_modes(self.modes, "modes")
         for name, least in (("num_prompts", 0), ("num_samples", 1), ("seed", 0), ("num_threads", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}: expected at least {least}, found {getattr(self, name)}")

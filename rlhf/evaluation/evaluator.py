@@ -6,13 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from model.config import StoredDtype
 from model.engine.base import TrainEngine
-from model.interface import Mode
 from model.json_values import JsonObject
 from model.processing.processor import Processor
 from model.run.folder import RunFolder
 from model.run.state import State
 from rewards.rubric import Rubric
-from rlhf.config import EvaluationConfig, EvaluationMode
+from rlhf.config import BOTH_MODES, EvaluationConfig, EvaluationMode
 from rlhf.evaluation.answers import Answer, ask
 from rlhf.evaluation.figures import result_of
 from rlhf.evaluation.responses import Responses
@@ -23,7 +22,7 @@ from rollouts.rollout import Prompt, RolloutWorker
 FIRST_GROUP_INDEX = 2**40
 """Group indices of evaluations during training start here, so that no group of training shares their randomness."""
 
-_OF_GROUPS = ("accuracy_think", "accuracy_direct", "score_think", "score_direct")
+_OF_GROUPS = tuple(f"{what}_{mode}" for what in ("accuracy", "score") for mode in ("think", "direct", "auto"))
 _OF_METRICS = (
     *(
         "accuracy",
@@ -36,6 +35,8 @@ _OF_METRICS = (
         "num",
         "mode_obedience",
         "overthinking_share",
+        "thought",
+        "decision",
     ),
 )
 """How figures of an evaluation begin that metrics.jsonl keeps."""
@@ -53,14 +54,14 @@ def evaluate_modes(
     num_samples: int = 1,
     first_group_index: int = 0,
     group_by: str = "",
-    modes: Sequence[EvaluationMode] = tuple(EvaluationMode),
+    modes: Sequence[EvaluationMode] = BOTH_MODES,
     keep: Callable[[Sequence[JsonObject]], None] = lambda lines: None,
 ) -> JsonObject:
-    """Accuracy thinking (greedy, and sampled with pass@k) and direct (greedy), format rate, lengths and more, of the
-    modes that are asked for.
+    """Accuracy thinking (greedy, and sampled with pass@k), direct (greedy) and as the model judges (greedy), format
+    rate, lengths and more, of the modes that are asked for.
 
-    `prompts` were opened for thinking; the first `count` are asked, 0 asks all. `keep` is given the lines of the
-    answers, portion by portion.
+    `prompts` were opened for the longest of the modes (`longest_mode`); the first `count` are asked, 0 asks all. `keep`
+    is given the lines of the answers, portion by portion.
     Accuracies are shares of judged completions, scores the means of their answer part (ANLS is one), None where there
     are none; `num_unscorable` counts completions without a reward. `majority_answer_rate` is the accuracy of always
     giving the most common reference. With `group_by` the values of that column are told apart.
@@ -80,7 +81,7 @@ def answers_of(
     processor: Processor,
     num_samples: int = 1,
     first_group_index: int = 0,
-    modes: Sequence[EvaluationMode] = tuple(EvaluationMode),
+    modes: Sequence[EvaluationMode] = BOTH_MODES,
     keep: Callable[[Sequence[JsonObject]], None] = lambda lines: None,
     responses: Mapping[EvaluationMode, Responses] | None = None,
 ) -> tuple[list[Prompt], dict[EvaluationMode, list[Answer]]]:
@@ -93,7 +94,7 @@ def answers_of(
     for tasks in prompts.portions(count, PORTION):
         index = first_group_index + len(asked)
         for mode, found in answers.items():
-            put = [prompts.by_id(task.prompt.id, Mode.direct) for task in tasks] if not mode.thinks else tasks
+            put = [task if task.mode is mode.asked else prompts.by_id(task.prompt.id, mode.asked) for task in tasks]
             kept = responses[mode] if responses else None
             pairs = ask(put, mode, worker, scoring, processor.tokenizer, num_samples, index, kept)
             found += [answer for answer, _ in pairs]
@@ -124,8 +125,8 @@ class Evaluator:
         dtype: StoredDtype = StoredDtype.keep,
         say: Callable[[str], None] = print,
     ) -> None:
-        """`engine` holds the weights that train, `prompts` what is held out, opened for thinking. The best policy is
-        stored as `dtype`. `say` tells a person what an evaluation gave."""
+        """`engine` holds the weights that train, `prompts` what is held out, opened for the longest mode. The best
+        policy is stored as `dtype`. `say` tells a person what an evaluation gave."""
         self.config = config
         self.best: float | None = None
         self.best_step = 0
@@ -169,6 +170,7 @@ class Evaluator:
             self.config.num_samples,
             FIRST_GROUP_INDEX,
             self.config.group_by,
+            self.config.modes,
         )
         self._rubric.take_metrics()  # these completions are no part of the step
         what = "accuracy" if self._rubric.config.pays_answers else "reward"
@@ -177,7 +179,7 @@ class Evaluator:
         self._say(f"  held out, step {step}: {summary(result, what)}{self._place()}")
         kept = {name: number for name, number in result.items() if name.startswith(_OF_METRICS)}
         for group, numbers in result.get("by_group", {}).items():
-            kept |= {f"{group}/{name}": numbers[name] for name in _OF_GROUPS}
+            kept |= {f"{group}/{name}": numbers[name] for name in _OF_GROUPS if name in numbers}
         kept["best"] = self.best
         return {f"eval/{name}": math.nan if number is None else float(number) for name, number in kept.items()}
 

@@ -73,6 +73,22 @@ def figures(answers: Sequence[Answer]) -> JsonObject:
         "empty_think_share": mean([float(one.is_empty_thought) for one in answers]),
         "num_prompts": len({one.prompt_id for one in answers}),
         "num_completions": len(answers),
+        **judgement_figures(answers),
+    }
+
+
+def judgement_figures(answers: Sequence[Answer]) -> JsonObject:
+    """Figures of answers of mode auto; empty for other modes: the share that thought, the accuracy of those that
+    thought and of those that did not, and the share of decisions that are what the rows say of themselves."""
+    judged = [(one, one.judgement) for one in answers if one.judgement is not None]
+    if not judged:
+        return {}
+    right = [float(found.is_right) for _, found in judged if found.is_right is not None]
+    return {
+        "thought_share": mean([float(found.thought) for _, found in judged]),
+        "accuracy_with_thought": accuracy([one for one, found in judged if found.thought]),
+        "accuracy_without_thought": accuracy([one for one, found in judged if not found.thought]),
+        "decision_accuracy": mean(right),
     }
 
 
@@ -85,7 +101,8 @@ def result_of(
     """The result of an evaluation. A figure of nothing is None."""
     everything = [one for found in answers.values() for one in found]
     by_mode = {mode.value: figures(found) for mode, found in answers.items()}
-    lengths = {"think": "mean_length", "think_sampled": "mean_length_sampled", "direct": "mean_length_direct"}
+    lengths = {mode: f"mean_length_{mode}" for mode in by_mode}
+    lengths |= {"think": "mean_length", "think_sampled": "mean_length_sampled"}
     result: JsonObject = {}
     for name in ("accuracy", "score", "reward"):
         result |= {f"{name}_{mode}": found[name] for mode, found in by_mode.items()}
@@ -93,6 +110,7 @@ def result_of(
         result |= shares_at_k(answers[EvaluationMode.think_sampled])
     result |= {f"mode_obedience_{mode}": found["mode_obedience"] for mode, found in by_mode.items()}
     result |= _overthinking(answers)
+    result |= judgement_figures(everything)
     thinking = next((found for mode, found in by_mode.items() if mode != EvaluationMode.direct.value), None)
     result |= {
         "format_rate": thinking["format_rate"] if thinking else None,

@@ -45,6 +45,13 @@ def _both_modes(result: JsonObject) -> list[str]:
     if any(value is not None for value in obeyed.values()):
         shares = ", ".join(f"{mode} {shown(value, '.1%')}" for mode, value in obeyed.items())
         lines.append(f"does as the mode asks (thinks, or writes no think tag): {shares}")
+    if result.get("thought_share") is not None:
+        names = ("thought_share", "accuracy_with_thought", "accuracy_without_thought", "decision_accuracy")
+        share, thinking, direct, decision = (shown(result.get(name), ".1%") for name in names)
+        lines.append(
+            f"auto: thinks in {share}; accuracy of those {thinking}, of the others {direct}; decides as the rows say: "
+            f"{decision}"
+        )
     if result.get("overthinking_share") is not None:
         lines.append(
             f"right directly, but more than {result['overthinking_factor']} times the tokens thinking: "

@@ -7,7 +7,6 @@ from pathlib import Path
 from model.data.jsonl import json_rows
 from model.data.raw_rows import RawRow
 from model.data.tsv import header_of, tsv_rows
-from model.interface import THINKING_INSTRUCTION
 from model.json_values import JsonObject
 from model.processing.processor import Processor
 from model.run.identity import digest_of_files
@@ -158,7 +157,7 @@ def protocols_of(
     data = f"{digest_of_files([one.table])} {media_digest(benchmark, one.table.parent)}"
     found: dict[EvaluationMode, Protocol] = {}
     for mode in config.modes:
-        wording = {**form, "instruction": THINKING_INSTRUCTION if mode.thinks else ""}
+        wording = {**form, "instruction": mode.asked.instruction}
         sampling = sampling_of(mode, rollouts, config.num_samples, config.seed)
         if config.data.predictions:
             sampling = {"mode": mode.value, "predictions": "stored"}

@@ -82,10 +82,11 @@ class Comparison:
 
 
 def questions_for(processor: Processor, num_tokens: int) -> list[Question]:
-    """Eight questions in each mode. `ValueError` where the model's context has no room for one."""
+    """Eight questions in thinking mode and in direct mode. `ValueError` where the model's context has no room for
+    one."""
     context = processor.config.language.max_position_embeddings
     found: list[Question] = []
-    for mode in Mode:
+    for mode in (Mode.think, Mode.direct):
         for text, shape in _QUESTIONS:
             pictures = [{"type": "image", "image": _picture(shape)}] if shape else []
             messages: list[JsonObject] = [{"role": "user", "content": [*pictures, {"type": "text", "text": text}]}]
@@ -213,7 +214,7 @@ def answers_in_transformers(folder: Path, questions: Sequence[Question], device:
             tokenize=True,
             return_tensors="pt",
             add_generation_prompt=True,
-            thinking=question.mode is Mode.think,
+            thinking=question.mode.template_value,
         ).to(device)
         written = policy.generate(**inputs, max_new_tokens=question.limit, do_sample=False)[0].tolist()
         yield _until_end(written[inputs["input_ids"].shape[1] :], processor.processor.tokenizer.end_id)

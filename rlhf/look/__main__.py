@@ -20,7 +20,7 @@ _MEANINGS = {
     "group": "number of a group (`draw` in the file)",
     "verdict": "right, wrong, unscorable or unjudged",
     "dropped": "reason for which a group did not train, such as all_wrong",
-    "mode": "think, think_sampled or direct of an evaluation; training for rollouts",
+    "mode": "think, think_sampled, direct or auto of an evaluation; training for rollouts",
     "dataset": "data set of an evaluation's prompt",
     "text": "part of the question, completion, answer, reference or id",
 }

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from model.interface import Mode
 from model.json_values import JsonObject, read_json_config, read_json_object
+from model.processing import chat_template
 from rlhf.serve.config import ServeConfig
 
 _SERVER = "vllm.entrypoints.launchers.api_server.entry"
@@ -80,7 +81,8 @@ def server_arguments(config: ServeConfig, ours: bool, on_gpu: bool) -> list[str]
     if config.context:
         given["max-model-len"] = config.context
     if ours:
-        given["default-chat-template-kwargs"] = json.dumps({"thinking": config.mode is Mode.think})
+        require_template(config, folder)
+        given["default-chat-template-kwargs"] = json.dumps({"thinking": config.mode.template_value})
     temperature = config.temperature
     if temperature is None and "temperature" not in _generation_settings(folder):
         temperature = 0.0
@@ -92,6 +94,17 @@ def server_arguments(config: ServeConfig, ours: bool, on_gpu: bool) -> list[str]
     # On a CPU compiling takes long and gains little.
     options += ["--gpu-memory-utilization", str(config.gpu_memory_utilization)] if on_gpu else ["--enforce-eager"]
     return ["-m", _SERVER, *options, *config.arguments]
+
+
+def require_template(config: ServeConfig, folder: Path) -> None:
+    """`ValueError` where mode auto is asked for and the folder's chat template does not know it: vLLM would take it for
+    thinking mode."""
+    path = folder / chat_template.FILE
+    if config.mode is Mode.auto and not (path.is_file() and chat_template.KNOWS_AUTO in path.read_text("utf-8")):
+        raise ValueError(
+            f"mode: auto expects a chat template that knows it, found none at {path}; write the folder anew with "
+            "python -m rlhf.export, or take another mode"
+        )
 
 
 def _dtype(config: ServeConfig, folder: Path, ours: bool) -> str:

@@ -12,8 +12,8 @@ class ServeConfig:
     checkpoint: str = ""
     """folder of the model to serve: a SAIL-VL2 model, or any other that vLLM knows, such as a judge"""
     mode: Mode = Mode.think
-    """the mode of requests that name none: think adds the published instruction to the last question, direct does not;
-    a model that is no SAIL-VL2 has no modes"""
+    """the mode of requests that name none: think adds the published instruction to the last question, direct does not,
+    auto adds ours, by which the model judges first whether to think; a model that is no SAIL-VL2 has no modes"""
     host: str = "127.0.0.1"
     """address to listen at; 0.0.0.0 lets other hosts in"""
     port: int = 8000

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from model.interface import Mode
 from model.processing.tokenizer import Tokenizer
 from rewards.answers import parse_completion
 from rewards.config import RewardConfig
@@ -21,8 +22,8 @@ class TrlReward:
 
     __name__ = "sailvl2_reward"  # TRL logs a function under its name
 
-    def __init__(self, rubric: Rubric, tokenizer: Tokenizer) -> None:
-        self.rubric, self._tokenizer = rubric, tokenizer
+    def __init__(self, rubric: Rubric, tokenizer: Tokenizer, mode: Mode = Mode.think) -> None:
+        self.rubric, self._tokenizer, self._mode = rubric, tokenizer, mode
 
     def __call__(
         self,
@@ -60,6 +61,7 @@ class TrlReward:
                     token_ids=list(tokens),
                     finish_reason=finish_reason(tokens, self._tokenizer).value,
                     meta={name: values[i] for name, values in meta.items() if isinstance(values[i], _PLAIN)},
+                    mode=self._mode.value,
                 )
             )
         return [result.value for result in self.rubric.score(inputs)]
@@ -68,16 +70,18 @@ class TrlReward:
         self.rubric.close()
 
 
-def trl_reward(reward: RewardConfig | Rubric, processor: Any) -> TrlReward:
+def trl_reward(reward: RewardConfig | Rubric, processor: Any, mode: Mode | str = Mode.think) -> TrlReward:
     """A reward function for TRL's GRPOTrainer and RLOOTrainer.
 
-    `processor`: the AutoProcessor of a SAIL-VL2 folder, or a `Processor` of `model.processing.processor`. The data set
-    needs a column `reference` (or solution, answer, ground_truth, label, target); `id`, `images` as paths and whatever
-    verifiers and functions read are optional. Functions of the config are loaded now: `ValueError` if one cannot be.
+    `processor`: the AutoProcessor of a SAIL-VL2 folder, or a `Processor` of `model.processing.processor`. `mode` is how
+    prompts are asked, as the trainer's `chat_template_kwargs` say: {"thinking": True} for think, {"thinking": "auto"}
+    for auto. The data set needs a column `reference` (or solution, answer, ground_truth, label, target); `id`, `images`
+    as paths and whatever verifiers and functions read are optional. Functions of the config are loaded now:
+    `ValueError` if one cannot be.
     """
     rubric = reward if isinstance(reward, Rubric) else Rubric(reward)
     rubric.check_functions()
-    return TrlReward(rubric, getattr(processor, "processor", processor).tokenizer)
+    return TrlReward(rubric, getattr(processor, "processor", processor).tokenizer, Mode.of(mode))
 
 
 def finish_reason(completion_ids: Sequence[int], tokenizer: Tokenizer) -> FinishReason:

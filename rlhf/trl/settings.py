@@ -123,7 +123,7 @@ def trl_arguments(config: RlConfig, barred_ids: Sequence[int]) -> dict[str, Any]
         "max_completion_length": config.rollouts.max_completion_tokens,
         "temperature": config.rollouts.temperature,
         "generation_kwargs": {"suppress_tokens": list(barred_ids)},
-        "chat_template_kwargs": {"thinking": True},
+        "chat_template_kwargs": {"thinking": config.mode.template_value},
         "shuffle_dataset": False,  # the rows come in the order in which our own trainer draws them
         "max_grad_norm": optimizer.max_grad_norm,
         "epsilon": algorithm.clip_low,

@@ -70,6 +70,18 @@ def talk(server: FakeServer, *overrides: str) -> None:
     chat(*load_config("chat", [f"endpoint={server.address}", "question=What?", *overrides]))
 
 
+@pytest.mark.parametrize("mode", ["think", "direct", "auto"])
+def test_the_mode_is_sent_and_an_answer_without_a_judgement_is_remarked_on_in_mode_auto(server, mode, capsys):
+    talk(server, f"mode={mode}")
+    assert server.asked[0][0]["chat_template_kwargs"] == {
+        "thinking": {"think": True, "direct": False, "auto": "auto"}[mode]
+    }
+    assert ("expects an answer that begins with <judge>" in capsys.readouterr().err) is (mode == "auto")
+    server.answer = event('<judge>{"requires_reasoning": false}</judge>') + event("4") + b"data: [DONE]\n\n"
+    talk(server, f"mode={mode}")
+    assert capsys.readouterr().err == ""
+
+
 def test_question_images_mode_and_limits_are_sent_and_the_answer_is_harmless_text(server, tmp_path, capsys):
     Image.new("RGB", (3, 2), "red").save(tmp_path / "p.png")
     talk(server, f"image={tmp_path / 'p.png'}", "mode=think", "max_completion_tokens=7", "temperature=0.5", "seed=3")

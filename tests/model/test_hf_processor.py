@@ -196,7 +196,7 @@ def test_a_folder_as_released_needs_no_remote_code(folder, tmp_path):
 @pytest.mark.parametrize("mode", Mode)
 @pytest.mark.parametrize("on_new_line", [False, True])
 def test_the_rendered_template_gives_the_ids_that_are_built_by_parts(tiny, tmp_path, mode, on_new_line):
-    """Several turns, a system text and none, images among text, in both modes."""
+    """Several turns, a system text and none, images among text, in every mode."""
     processor = tiny[1].with_settings(instruction_on_new_line=on_new_line)
     for name, content in description_files(tiny[0].config, processor).items():
         (tmp_path / name).write_bytes(content)
@@ -205,6 +205,6 @@ def test_the_rendered_template_gives_the_ids_that_are_built_by_parts(tiny, tmp_p
     user = {"role": "user", "content": [{"type": "text", "text": "Before "}, image, {"type": "text", "text": "after"}]}
     turns = [user, {"role": "assistant", "content": "<think>a</think>b"}, {"role": "user", "content": QUESTION}]
     for messages in (turns, turns[:1], [{"role": "system", "content": "Be brief."}, *turns]):
-        options = {"add_generation_prompt": True, "thinking": mode is Mode.think, "return_dict": False}
+        options = {"add_generation_prompt": True, "thinking": mode.template_value, "return_dict": False}
         rendered = tokenizer.apply_chat_template(messages, tokenize=True, **options)
         assert rendered == processor.prompt(messages, mode).placeholder_ids

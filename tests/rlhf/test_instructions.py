@@ -6,7 +6,7 @@ import pytest
 
 from model.data.config import InstructionRule
 from model.data.sources import DataFolders
-from model.interface import THINKING_INSTRUCTION, Mode
+from model.interface import AUTO_INSTRUCTION, THINKING_INSTRUCTION, Mode
 from rlhf.config import DataConfig
 from rlhf.prompts import PromptSet
 from rollouts.config import RolloutConfig
@@ -22,12 +22,12 @@ def chat(*turns: tuple[str, object]) -> list[dict]:
 
 @pytest.fixture
 def opened(tiny, tmp_path):
-    def open_rows(prompts: list, **data) -> PromptSet:
+    def open_rows(prompts: list, mode: Mode = Mode.think, **data) -> PromptSet:
         (tmp_path / "a.png").write_bytes(png(0))
         rows = [{"prompt": prompt, "answer": "2", "data_source": "x"} for prompt in prompts]
         path = write_jsonl(tmp_path / "rows.jsonl", rows)
         config = RolloutConfig(max_prompt_tokens=400, max_completion_tokens=16)
-        return PromptSet(path, tiny[1], Mode.think, config, DataConfig(**data), DataFolders())
+        return PromptSet(path, tiny[1], mode, config, DataConfig(**data), DataFolders())
 
     return open_rows
 
@@ -52,6 +52,21 @@ def test_the_published_instruction_at_the_end_is_as_if_the_mode_gave_it(opened, 
         assert found.by_id(found.ids[0], mode).tokens.ids == plain.by_id(plain.ids[0], mode).tokens.ids
     assert prompt_text(found, tiny).count(THINKING_INSTRUCTION) == 1
     assert "1 prompts end with the thinking instruction" in "\n".join(found.described())
+
+
+def test_our_instruction_of_mode_auto_at_the_end_is_as_if_the_mode_gave_it(opened, tiny):
+    found, plain = opened([chat(("user", f"1+1? {AUTO_INSTRUCTION}"))]), opened([chat(("user", "1+1?"))])
+    for mode in Mode:
+        assert found.by_id(found.ids[0], mode).tokens.ids == plain.by_id(plain.ids[0], mode).tokens.ids
+    assert prompt_text(found, tiny, mode=Mode.auto).count(AUTO_INSTRUCTION) == 1
+
+
+def test_a_prompt_that_asks_for_a_thought_in_its_own_words_is_a_bad_row_in_mode_auto(opened):
+    own = "1+1? Think within <think> and </think>, then answer in \\boxed{}."
+    with pytest.raises(ValueError, match="expected a prompt that mode=auto can add its instruction to"):
+        opened([chat(("user", own))], mode=Mode.auto)
+    judged = opened([chat(("user", f"{own} Say first in <judge> whether you must think."))], mode=Mode.auto)
+    assert judged[0].mode is Mode.auto and not judged.items[0].adds_instruction
 
 
 def test_verls_layout_keeps_image_system_text_and_one_instruction(tiny, tmp_path):

@@ -57,6 +57,14 @@ class TestSampling:
             thought == sample(*loaded, QUESTION, temperature=0, max_completion_tokens=5)[0]
         )  # thinking is the default
 
+    def test_mode_auto_is_sampled_and_its_decision_is_read(self, loaded, monkeypatch):
+        said = '<judge>{"requires_reasoning": false}</judge>\\boxed{4}'
+        (free,) = sample(*loaded, QUESTION, "auto", max_completion_tokens=2)
+        assert free.requires_reasoning is None
+        monkeypatch.setattr(type(loaded[1].tokenizer), "decode", lambda *_: said)
+        (found,) = sample(*loaded, QUESTION, "auto", max_completion_tokens=2)
+        assert (found.requires_reasoning, found.thinking, found.answer) == (False, "", "4")
+
     def test_a_seed_gives_the_same_completions_alone_and_among_others(self, loaded):
         options = {"seed": 3, "max_completion_tokens": 8}
         alone = sample(*loaded, QUESTION, **options)
@@ -89,8 +97,8 @@ class TestSampling:
     @pytest.mark.parametrize(
         ("messages", "options", "said"),
         [
-            (QUESTION, {"mode": "thinking"}, "mode: expected think or direct, found 'thinking'"),
-            (QUESTION, {"mode": None}, "mode: expected think or direct, found None"),
+            (QUESTION, {"mode": "thinking"}, "mode: expected think or direct or auto, found 'thinking'"),
+            (QUESTION, {"mode": None}, "mode: expected think or direct or auto, found None"),
             (QUESTION, {"temperature": -1}, "expected at least 1, a number from 0 on"),
             (QUESTION, {"max_completion_tokens": 10_000}, "max_completion_tokens: expected 0 to 4"),
             ({"role": "user", "content": QUESTION}, {}, "found a single message; put it in a list"),
@@ -139,7 +147,7 @@ class TestModes:
     def test_another_name_is_refused(self, tiny, call):
         messages = [{"role": "user", "content": QUESTION}, {"role": "assistant", "content": "4"}]
         given = {"prompt": messages[:1], "conversation": messages, "batch": [messages]}[call]
-        with pytest.raises(ValueError, match="mode: expected think or direct, found 'Think'"):
+        with pytest.raises(ValueError, match="mode: expected think or direct or auto, found 'Think'"):
             getattr(tiny[1], call)(given, "Think")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from model.data.sources import DataFolders
-from model.interface import THINKING_INSTRUCTION, Mode
+from model.interface import AUTO_INSTRUCTION, THINKING_INSTRUCTION, Mode
 from sft.config import SftConfig, SftDataConfig
 from sft.data import open_samples
 from sft.rejection import rollout_files, select_rollouts
@@ -46,6 +46,9 @@ def test_only_correct_wellformed_complete_rollouts_once_each(tmp_path):
     chosen = select_rollouts(rollout_files(tmp_path, 1))
     assert [(row.prompt_id, row.completion_ids) for row in chosen] == [("p1", [1, 2]), ("p1", [1, 3])]
     assert len(select_rollouts(rollout_files(tmp_path, 5))) == 3
+    store(tmp_path / "auto", 1, [rollout("p", [1], prompt_mode="auto")])
+    with pytest.raises(ValueError, match="expected rollouts of a run with mode=think, found one of mode=auto"):
+        select_rollouts(rollout_files(tmp_path / "auto", 1))
     store(tmp_path / "none", 1, [rollout("p", [1], parts={})])
     with pytest.raises(ValueError, match="expected correct, well-formed rollouts"):
         select_rollouts(rollout_files(tmp_path / "none", 1))
@@ -127,12 +130,37 @@ def test_contradictory_sources(data, message):
         SftConfig(checkpoint="-", data=SftDataConfig(**data))
 
 
+@pytest.mark.parametrize("said", [{}, {"mode": "auto"}])
+def test_completions_with_a_judge_section_teach_mode_auto(tiny, tmp_path, said):
+    """The prompt has our instruction, so that a policy learns the form before it is rewarded for it."""
+    completions = [
+        '<judge>{"requires_reasoning": true}</judge><think>1 and 1</think>\\boxed{2}',
+        '<judge>{"requires_reasoning": false}</judge>\\boxed{2}',
+    ]
+    row = {"id": "d", "messages": [{"role": "user", "content": "1+1?"}], "completions": completions, **said}
+    path = tmp_path / "demonstrations.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    config = SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path)))
+    (built,) = open_samples(config, tiny[1], DataFolders())(0)
+    decode = tiny[1].tokenizer.decode
+    assert decode(built.prefix_ids).count(AUTO_INSTRUCTION) == 1
+    assert [decode(ids) for ids in built.completions] == completions
+
+
+def test_mode_auto_without_a_judge_section_is_refused(tiny, tmp_path):
+    row = {"messages": [{"role": "user", "content": "1+1?"}], "mode": "auto", "completions": ["<think>a</think>2"]}
+    path = tmp_path / "demonstrations.jsonl"
+    path.write_text(json.dumps(row) + "\n")
+    with pytest.raises(ValueError, match="expected a <judge> section at the beginning of each in mode auto"):
+        open_samples(SftConfig(checkpoint="-", data=SftDataConfig(demonstrations=str(path))), tiny[1], DataFolders())
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"completions": []}, r"demonstrations\.jsonl:1: completions: expected a list of at least one text"),
         ({"completions": [5]}, r"demonstrations\.jsonl:1: completions: expected a list of at least one text"),
-        ({"mode": "thinking"}, r"demonstrations\.jsonl:1: mode: expected think or direct"),
+        ({"mode": "thinking"}, r"demonstrations\.jsonl:1: mode: expected think, direct or auto"),
         ({"messages": []}, "ends with a user message"),
         ({"messages": [{"role": ["user"], "content": "x"}]}, r"messages: expected turns of .*found one of \['user'\]"),
         (

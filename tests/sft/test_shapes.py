@@ -187,7 +187,7 @@ def test_columns_may_be_named(opened, texts):
         ({"question": "x", "cot": "a<think>b", "answer": "2"}, "without think tags in it"),
         ({"question": "x", "cot": " ", "answer": "2"}, "cot: expected a text, found ' '"),
         ({"question": "x", "completions": ["a", "<think>b</think>c"]}, "where some completions have a thought"),
-        ({"question": "x", "completions": ["a"], "mode": "both"}, "mode: expected think or direct, found 'both'"),
+        ({"question": "x", "completions": ["a"], "mode": "both"}, "mode: expected think, direct or auto, found 'both'"),
         ({"completions": ["a"]}, "nor is there a column question"),
         ({"prompt": 3, "completion": [say("assistant", "a")]}, "prompt: expected text or messages, found 3"),
         (

@@ -115,7 +115,10 @@ def test_bad_rows_are_named_and_skipped_up_to_the_limit(tiny, pictures, capsys):
 
     assert len(steps(opened(2), 1)) == 6
     error = capsys.readouterr().err
-    assert f"{path}:3: mode: expected think or direct, found 'loud'" in error and "2 of 8 rows cannot be used" in error
+    assert (
+        f"{path}:3: mode: expected think, direct or auto, found 'loud'" in error
+        and "2 of 8 rows cannot be used" in error
+    )
     assert [json.loads(line)["row"] for line in report.read_text().splitlines()] == [3, 6]
     with pytest.raises(ValueError, match=r"2 of 8 rows cannot be used, data\.max_bad_rows=1 allows 1"):
         opened(1)

@@ -14,7 +14,7 @@ from examples.digits.task import Family
 from model.config import FLAVOUR_FOLDER, SailVL2Config
 from model.data.media_error import MediaError
 from model.data.tables import Table
-from model.interface import CONTROL_TOKENS, DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION, Mode
+from model.interface import AUTO_INSTRUCTION, CONTROL_TOKENS, DEFAULT_SYSTEM_TEXT, THINKING_INSTRUCTION, Mode
 from model.processing.processor import Processor
 from model.processing.settings import IMAGENET_MEAN, IMAGENET_STD
 from model.processing.tokenizer import Tokenizer
@@ -64,6 +64,11 @@ class TestTemplate:
             f"{SYSTEM}<|im_start|>user\na<|im_end|><|im_start|>assistant\nb<|im_end|>"
             f"<|im_start|>user\nc{THINKING_INSTRUCTION}<|im_end|><|im_start|>assistant\n"
         )
+
+    def test_mode_auto_appends_our_instruction_whose_think_tags_are_tokens(self):
+        prompt = PROCESSOR.prompt([user("c")], "auto")
+        assert show(prompt.ids).endswith(f"c{AUTO_INSTRUCTION}<|im_end|><|im_start|>assistant\n")
+        assert controls(prompt.ids)["<think>"] == 1 and "<judge>" in AUTO_INSTRUCTION
 
     def test_own_system_text_replaces_the_default(self):
         prompt = PROCESSOR.prompt([{"role": "system", "content": "Be brief."}, user("a")], Mode.direct)
@@ -144,7 +149,7 @@ def test_untrusted_text_never_adds_a_control_token(contents, system, mode):
     turns = 2 * len(contents) + 1
     expected = Counter({"<|im_start|>": turns, "<|im_end|>": turns - 1, "<img>": num_images, "</img>": num_images})
     expected["<IMG_CONTEXT>"] = 4 * num_images
-    expected.update({"<think>": 1, "</think>": 1} if mode is Mode.think else {})
+    expected.update({} if mode is Mode.direct else {"<think>": 1, "</think>": 1})
     assert controls(prompt.ids) == +expected
     assert len(prompt.images) == num_images
     texts = [content for content in contents if isinstance(content, str)]

@@ -8,7 +8,7 @@ from rlhf.evaluation.figures import figures, result_of, wilson
 from rlhf.evaluation.lines import evaluation_lines
 from rollouts.rollout import Prompt
 
-THINK, SAMPLED, DIRECT = EvaluationMode
+THINK, SAMPLED, DIRECT, AUTO = EvaluationMode
 
 
 def answer(

@@ -83,7 +83,7 @@ def test_the_code_on_the_card_answers_as_our_model_without_any_extra_argument(sp
     model, processor = load_model(speaking)
     for mode in Mode:
         text = code[1].replace('"DIR"', repr(str(out))).replace("photo.png", str(picture))
-        text = text.replace("thinking=True", f"thinking={mode is Mode.think}").replace("print(", "answers.append(")
+        text = text.replace("thinking=True", f"thinking={mode.template_value!r}").replace("print(", "answers.append(")
         given: dict[str, list[str]] = {"answers": []}
         exec(text, given)
         parts = [{"type": "image", "image": Image.open(picture)}, {"type": "text", "text": "How many birds are there?"}]

@@ -22,13 +22,27 @@ def options(*overrides: str, on_gpu: bool = False, ours: bool = True) -> dict[st
     return {name: value for name, value in zip(words, [*words[1:], ""], strict=True) if name.startswith("--")}
 
 
-@pytest.mark.parametrize(("mode", "thinks"), [("think", True), ("direct", False)])
+@pytest.mark.parametrize(("mode", "thinks"), [("think", True), ("direct", False), ("auto", "auto")])
 def test_the_mode_is_that_of_requests_that_name_none(tiny_folder, mode, thinks):
     found = options(f"checkpoint={tiny_folder}", f"mode={mode}")
     assert json.loads(found["--default-chat-template-kwargs"]) == {"thinking": thinks}
     assert json.loads(found["--override-generation-config"]) == {"temperature": 0.0}
     assert found["--model"] == str(tiny_folder) and found["--served-model-name"] == tiny_folder.name
     assert found["--host"] == "127.0.0.1"  # nothing listens beyond loopback without an explicit address
+
+
+def test_mode_auto_is_refused_where_the_template_would_take_it_for_thinking(tiny, tmp_path):
+    save_model(tmp_path / "m", *tiny)
+    template = tmp_path / "m" / "chat_template.jinja"
+    template.write_text(template.read_text().replace("thinking == 'auto'", "false"))
+    with pytest.raises(ValueError, match="mode: auto expects a chat template that knows it"):
+        options(f"checkpoint={tmp_path / 'm'}", "mode=auto")
+    template.unlink()
+    (tmp_path / "m" / "manifest.json").unlink()
+    with pytest.raises(ValueError, match="mode: auto expects a chat template that knows it"):
+        options(f"checkpoint={tmp_path / 'm'}", "mode=auto")
+    with pytest.raises(ValueError, match="think, direct, auto"):
+        options(f"checkpoint={tmp_path / 'm'}", "mode=sometimes")
 
 
 def test_numbers_are_computed_in_the_type_that_they_are_stored_in(tiny, tiny_folder, tmp_path):
