@@ -36,10 +36,12 @@ class WeightCheck(Enum):
 @dataclass
 class RewardConfig:
     verifier: str = "math"
-    """judges the answer part; `python -m rewards.score --help` lists them. none: no answer and no format part, and rows
-    need no reference; the reward is what `functions` and `parts` say"""
-    datasets: dict[str, str] = field(default_factory=dict)
-    """verifier of the answer part by a row's column `dataset` (or `data_source`); others take `verifier`"""
+    """judges the answer part; `python -m rewards.score --help` lists them. A function, named as in `functions`, may do
+    so too: rewards.judged_answer:agreement asks a language model. none: no answer and no format part, and rows need no
+    reference; the reward is what `functions` and `parts` say"""
+    datasets: dict[str, Any] = field(default_factory=dict)
+    """what differs for rows of a data set (column `dataset` or `data_source`): the verifier of the answer part, or
+    {verifier: NAME, weights: {PART: WEIGHT}}; a part of weight 0 there is not asked about its rows"""
     answer_rules: list[AnswerRule] = field(default_factory=lambda: [AnswerRule.boxed])
     """where the answer stands in a completion, tried in this order"""
     answer_weight: float = 0.9
@@ -87,6 +89,7 @@ class RewardConfig:
                     f"found {function!r}"
                 )
         _refuse_secrets("reward.options", self.options)
+        self._datasets = {name: _of_dataset(name, given) for name, given in self.datasets.items()}
         if not self.answer_rules:
             raise ValueError("reward.answer_rules: expected at least one rule, found none")
         if self.datasets and not self.has_answers:
@@ -95,6 +98,12 @@ class RewardConfig:
                 "verifier for the other rows"
             )
         names = [*self._own_parts, *self.parts, *self.function_names]
+        answering = {spec.rpartition(":")[2] for spec in self.answer_functions} - set(self.function_names)
+        if taken := sorted(answering & set(names)):
+            raise ValueError(f"reward.verifier: the part name {taken[0]!r} is taken; rename the function")
+        for dataset, own in self._datasets.items():
+            if unknown := [name for name in own.get("weights", {}) if name not in names]:
+                raise ValueError(f"reward.datasets.{dataset}.weights: expected some of {names}, found {unknown[0]!r}")
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"reward.functions: the part name {twice[0]!r} is taken; rename the function")
         if unknown := [gate for gate in self.gates if gate not in names]:
@@ -119,7 +128,8 @@ class RewardConfig:
     @property
     def paid_parts(self) -> set[str]:
         """Return the parts that the reward depends on, by weight or as a gate."""
-        return {name for name, weight in self.weights.items() if weight} | set(self.gates)
+        weighted = [self.weights, *(self.weights_of(dataset) for dataset in self.datasets)]
+        return {name for weights in weighted for name, weight in weights.items() if weight} | set(self.gates)
 
     @property
     def pays_answers(self) -> bool:
@@ -140,17 +150,34 @@ class RewardConfig:
             return {**own, **dict.fromkeys(self.function_names, share)}
         return {**own, **dict(zip(self.function_names, self.function_weights, strict=True))}
 
-    @property
-    def earning(self) -> dict[str, float]:
-        """Return the weights of the parts that can raise a reward; the others are penalties."""
-        return {name: weight for name, weight in self.weights.items() if _earns(name, weight)}
+    def verifier_of(self, dataset: str) -> str:
+        """Return the verifier, or the function, that judges answers of a data set."""
+        return self._datasets.get(dataset, {}).get("verifier", self.verifier)
+
+    def weights_of(self, dataset: str) -> dict[str, float]:
+        """Return the weight of every part for rows of a data set, without the parts that are not asked about them."""
+        own = self._datasets.get(dataset, {}).get("weights", {})
+        return {name: own.get(name, weight) for name, weight in self.weights.items() if own.get(name, 1.0)}
 
     @property
-    def multiplied(self) -> set[str]:
-        """Return the parts that a product is made of; empty for a sum."""
+    def verifiers(self) -> set[str]:
+        """Return the verifiers of answers by name, functions apart."""
+        named = (
+            {self.verifier, *(self.verifier_of(dataset) for dataset in self.datasets)} if self.has_answers else set()
+        )
+        return named - set(self.answer_functions)
+
+    @property
+    def answer_functions(self) -> list[str]:
+        """Return the functions that judge answers in place of a verifier."""
+        named = [self.verifier, *(self.verifier_of(dataset) for dataset in self.datasets)]
+        return sorted({name for name in named if ":" in name})
+
+    def multiplied(self, weights: Mapping[str, float]) -> set[str]:
+        """Return those of the weighted parts that a product is made of; empty for a sum."""
         if self.combine is Combine.weighted_sum:
             return set()
-        return set(self.earning) - ({"format"} if self.combine is Combine.product_plus_format else set())
+        return set(earning(weights)) - ({"format"} if self.combine is Combine.product_plus_format else set())
 
     @property
     def _own_parts(self) -> dict[str, float]:
@@ -162,24 +189,31 @@ class RewardConfig:
         for name, weight in self.weights.items():
             if not math.isfinite(weight):
                 raise ValueError(f"reward: weight of {name}: expected a finite number, found {weight}")
-        if not self.has_answers and not self.earning:
+        if not self.has_answers and not earning(self.weights):
             raise ValueError(
                 f"reward.verifier: {NO_VERIFIER} leaves answers and format out, so expected reward.functions or "
                 "reward.parts, found none with a positive weight"
             )
-        if not self.earning:
-            raise ValueError(f"reward: expected a part with a positive weight, penalties apart, found {self.weights}")
-        fits = self.has_answers and 0 <= self.format_weight <= 1 and bool(self.multiplied)
+        self._check_sum("reward", self.weights)
+        for dataset in self.datasets:
+            self._check_sum(f"reward.datasets.{dataset}.weights", self.weights_of(dataset))
+
+    def _check_sum(self, where: str, weights: Mapping[str, float]) -> None:
+        earned = earning(weights)
+        if not earned:
+            raise ValueError(f"{where}: expected a part with a positive weight, penalties apart, found {dict(weights)}")
+        fits = self.has_answers and 0 <= self.format_weight <= 1 and bool(self.multiplied(weights))
         if self.combine is Combine.product_plus_format and not fits:
             raise ValueError(
                 "reward.combine: product_plus_format expects a verifier, format_weight from 0 to 1, and another part "
-                f"with a positive weight, found {self.weights} with reward.verifier={self.verifier}"
+                f"with a positive weight, found {dict(weights)} with reward.verifier={self.verifier}"
             )
-        total = sum(self.earning.values())
+        total = sum(earned.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
             raise ValueError(
-                f"reward: expected weights that sum to 1, penalties apart, found {total:g} from {self.earning}; "
-                "change answer_weight, format_weight, parts or function_weights, or set weight_check=free"
+                f"{where}: expected weights that sum to 1, penalties apart, found {total:g} from {earned}; "
+                "change answer_weight, format_weight, parts, function_weights or weights of a data set, or set "
+                "weight_check=free"
             )
 
 
@@ -243,6 +277,39 @@ def named_function(function: object) -> str:
         )
     file = getattr(home, "__file__", None) or ""
     return f"{file}:{name}" if "." not in module and file.endswith(".py") else f"{module}:{name}"
+
+
+def earning(weights: Mapping[str, float]) -> dict[str, float]:
+    """Return the weights of the parts that can raise a reward; the others are penalties."""
+    return {name: weight for name, weight in weights.items() if _earns(name, weight)}
+
+
+def _of_dataset(dataset: str, given: object) -> dict[str, Any]:
+    """Return what differs for a data set, as {verifier, weights}. `ValueError` for anything else."""
+    if isinstance(given, str):
+        return {"verifier": given}
+    where = f"reward.datasets.{dataset}"
+    if not isinstance(given, Mapping) or not given or not set(given) <= {"verifier", "weights"}:
+        raise ValueError(
+            f"{where}: expected a verifier's name or {{verifier: NAME, weights: {{PART: WEIGHT}}}}, found {given!r:.80}"
+        )
+    found: dict[str, Any] = {}
+    if "verifier" in given:
+        if not isinstance(given["verifier"], str) or given["verifier"] == NO_VERIFIER:
+            raise ValueError(
+                f"{where}.verifier: expected the name of a verifier, found {given['verifier']!r:.80}; "
+                "weights={answer: 0} leaves its answers out"
+            )
+        found["verifier"] = given["verifier"]
+    if "weights" in given:
+        weights = given["weights"]
+        if not isinstance(weights, Mapping):
+            raise ValueError(f"{where}.weights: expected {{PART: WEIGHT}}, found {weights!r:.80}")
+        for name, weight in weights.items():
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise ValueError(f"{where}.weights.{name}: expected a finite number, found {weight!r:.80}")
+        found["weights"] = {str(name): float(weight) for name, weight in weights.items()}
+    return found
 
 
 def _earns(name: str, weight: float) -> bool:

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig
+from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig, earning
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load
@@ -47,10 +47,9 @@ class Rubric:
 
     def check_functions(self) -> None:
         """Load every user function in a scorer process now, so that a bad path or option fails before anything runs."""
-        named = zip(self.config.function_names, self.config.functions, strict=True)
-        tasks = [Load(spec, self._options(name)) for name, spec in named]
-        outcomes = self._pool.run(tasks)
-        for spec, outcome in zip(self.config.functions, outcomes, strict=True):
+        specs = [*self.config.functions, *self.config.answer_functions]
+        outcomes = self._pool.run([Load(spec, self._options(_name(spec))) for spec in specs])
+        for spec, outcome in zip(specs, outcomes, strict=True):
             if outcome.value is None:
                 reason = outcome.reason.removeprefix("load: ")
                 raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
@@ -70,19 +69,23 @@ class Rubric:
         """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
-        claims = [_claim(item) for item in inputs]
-        own, parts = self.config.has_answers, {}
-        if own:
-            parts["answer"] = self._answers(inputs, claims)
-        for name in (*(["format"] if own else []), *self.config.parts):
-            parts[name] = self._scorer.score(name, claims, self._options(name))
-        for name, spec in zip(self.config.function_names, self.config.functions, strict=True):
-            parts[name] = self._call(name, spec, inputs)
-            self._remark_large(name, [outcome.value for outcome in parts[name] if outcome.value is not None])
-        results = [
-            replace(self._combine({name: found[i] for name, found in parts.items()}), answer=item.answer)
-            for i, item in enumerate(inputs)
-        ]
+        weights = [self.config.weights_of(_dataset(item.meta)) for item in inputs]
+        functions = dict(zip(self.config.function_names, self.config.functions, strict=True))
+        outcomes: list[dict[str, Outcome[float]]] = [{} for _ in inputs]
+        for name in self.config.weights:
+            asked = [i for i, own in enumerate(weights) if name in own]
+            some = [inputs[i] for i in asked]
+            if name in functions:
+                found = self._call(name, functions[name], some)
+                self._remark_large(name, [outcome.value for outcome in found if outcome.value is not None])
+            elif name == "answer":
+                found = self._answers(some)
+            else:
+                found = self._scorer.score(name, [_claim(item) for item in some], self._options(name))
+            for i, outcome in zip(asked, found, strict=True):
+                outcomes[i][name] = outcome
+        combined = map(self._combine, outcomes, weights)
+        results = [replace(result, answer=item.answer) for result, item in zip(combined, inputs, strict=True)]
         self._watch(results)
         return results
 
@@ -95,7 +98,7 @@ class Rubric:
     def awaited(self) -> str:
         """Say who is waited for while scores are missing, and how many requests a judge takes."""
         limits = []
-        for name in self.config.function_names:
+        for name in (*self.config.function_names, *map(_name, self.config.answer_functions)):
             endpoint = self._options(name).get("base_url")
             if endpoint:
                 rate = self._options(name).get("requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE)
@@ -124,31 +127,32 @@ class Rubric:
     def _check_options(self) -> None:
         """Refuse unknown verifiers, options that belong to no part, and wrong options, before anything runs."""
         config = self.config
-        own = {config.verifier, "format"} if config.has_answers else set()
-        verifiers = {*own, *config.datasets.values(), *config.parts}
+        verifiers = {*config.verifiers, *(["format"] if config.has_answers else []), *config.parts}
         for name in sorted(verifiers):
             check_options(name, self._options(name))
-        unused = set(config.options) - verifiers - set(config.function_names)
+        functions = {*config.function_names, *map(_name, config.answer_functions)}
+        unused = set(config.options) - verifiers - functions
         if unused:
-            known = sorted(verifiers | set(config.function_names))
+            known = sorted(verifiers | functions)
             raise ValueError(f"reward.options: expected options of {known}, found some of {sorted(unused)[0]!r}")
 
     def _options(self, name: str) -> dict[str, object]:
         return self.config.options.get(name, {})
 
-    def _answers(self, inputs: Sequence[RewardInput], claims: Sequence[Claim]) -> list[Outcome[float]]:
-        """Return the answer part, judged by the verifier of each row's data set."""
-        routes = [self._route(item.meta) for item in inputs]
+    def _answers(self, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
+        """Return the answer part, judged by the verifier or the function of each row's data set."""
+        routes = [self.config.verifier_of(_dataset(item.meta)) for item in inputs]
         outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
             where = [i for i, route in enumerate(routes) if route == verifier]
-            found = self._scorer.score(verifier, [claims[i] for i in where], self._options(verifier))
+            some = [inputs[i] for i in where]
+            if verifier in self.config.answer_functions:
+                found = self._call(_name(verifier), verifier, some)
+            else:
+                found = self._scorer.score(verifier, [_claim(item) for item in some], self._options(verifier))
             for i, outcome in zip(where, found, strict=True):
                 outcomes[i] = outcome
         return outcomes
-
-    def _route(self, meta: Mapping[str, object]) -> str:
-        return self.config.datasets.get(_dataset(meta), self.config.verifier)
 
     def _call(self, name: str, spec: str, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
         """Make a task per completion, or per prompt where a function wants siblings; a failure costs its task alone."""
@@ -171,53 +175,41 @@ class Rubric:
             outcomes += map(_call_outcome, outcome.value.results)
         return outcomes
 
-    def _combine(self, outcomes: Mapping[str, Outcome[float]]) -> RewardResult:
+    def _combine(self, outcomes: Mapping[str, Outcome[float]], weights: Mapping[str, float]) -> RewardResult:
+        """Make the reward of one completion of the parts that it was asked about."""
         for name, outcome in outcomes.items():
             if outcome.status is Status.unscorable:
-                self._show_once(name, outcome)
-                if not self._matters(name):
+                matters = bool(weights[name]) or name in self.config.gates
+                self._show_once(name, outcome, matters)
+                if not matters:
                     continue
                 return RewardResult(None, {}, Status.unscorable, f"{name}: {outcome.reason}")
         parts = {name: outcome.value for name, outcome in outcomes.items()}
         for name, value in parts.items():
             self._metrics.setdefault(f"{_NOT_APPLICABLE}{name}", []).append(float(value is None))
         applicable = {name: value for name, value in parts.items() if value is not None}
-        if not self.config.earning.keys() & applicable.keys():
+        if not earning(weights).keys() & applicable.keys():
             return RewardResult(None, parts, Status.unscorable, "no part that earns applies")
         if any(applicable.get(gate, 1.0) < 1.0 for gate in self.config.gates):
             return RewardResult(0.0, parts)
         if self.config.combine is not Combine.weighted_sum:
-            if not self.config.multiplied & applicable.keys():
+            if not self.config.multiplied(weights) & applicable.keys():
                 return RewardResult(None, parts, Status.unscorable, "no part of the product applies")
-            return RewardResult(self._product(applicable), parts)
-        return RewardResult(self._weighted_sum(applicable), parts)
+            return RewardResult(self._product(applicable, weights), parts)
+        return RewardResult(_weighted_sum(applicable, weights), parts)
 
-    def _matters(self, name: str) -> bool:
-        """Tell whether the reward depends on the part; one of weight 0 is only logged."""
-        return bool(self._weights[name]) or name in self.config.gates
-
-    def _product(self, parts: Mapping[str, float]) -> float:
+    def _product(self, parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
         """Multiply the parts that earn, the format apart where it is added. Penalties are added with their weights,
         because their best value is 0."""
-        earning, multiplied = self.config.earning, self.config.multiplied
-        penalties = sum(self._weights[name] * part for name, part in parts.items() if name not in earning)
+        earned, multiplied = earning(weights), self.config.multiplied(weights)
+        penalties = sum(weights[name] * part for name, part in parts.items() if name not in earned)
         product = math.prod(part for name, part in parts.items() if name in multiplied)
         if self.config.combine is Combine.product_plus_format:
-            share = self.config.format_weight
+            share = weights.get("format", 0.0)
             product = (1.0 - share) * product + share * parts.get("format", 0.0)
         return product + penalties
 
-    def _weighted_sum(self, parts: Mapping[str, float]) -> float:
-        """Sum the parts. Weights of parts that do not apply go to those that do; penalties keep theirs."""
-        value = sum(self._weights[name] * part for name, part in parts.items())
-        if len(parts) == len(self._weights):
-            return value
-        earning = self.config.earning
-        gain = sum(weight * parts[name] for name, weight in earning.items() if name in parts)
-        present = sum(weight for name, weight in earning.items() if name in parts)
-        return gain * sum(earning.values()) / present + (value - gain)
-
-    def _show_once(self, name: str, outcome: Outcome[float]) -> None:
+    def _show_once(self, name: str, outcome: Outcome[float], matters: bool) -> None:
         # A line that raises again with other words is the same failure, so the last line of a traceback does not count.
         failure = outcome.traceback.rstrip().rpartition("\n")[0] or outcome.reason
         shown = self._reasons_shown.setdefault(name, set())
@@ -228,7 +220,7 @@ class Rubric:
             print(f"reward part {name!r}: further failures are counted, not shown", file=sys.stderr)
             return
         detail = "".join(f"\n{printable(line)}" for line in outcome.traceback.rstrip().split("\n") if line)
-        weight = "" if self._matters(name) else " (it is only logged, its weight is 0)"
+        weight = "" if matters else " (it is only logged, its weight is 0)"
         print(f"reward part {name!r} is unscorable: {printable(outcome.reason)}{weight}{detail}", file=sys.stderr)
 
     def _remark_large(self, name: str, values: Sequence[float]) -> None:
@@ -256,6 +248,22 @@ class Rubric:
                     f"reward.max_unscorable_share: expected at most {self.config.max_unscorable_share:.1%} of the last "
                     f"{len(self._recent)} completions unscorable, found {share:.1%}; latest reason: {reason}"
                 )
+
+
+def _weighted_sum(parts: Mapping[str, float], weights: Mapping[str, float]) -> float:
+    """Sum the parts. Weights of parts that do not apply go to those that do; penalties keep theirs."""
+    value = sum(weights[name] * part for name, part in parts.items())
+    if len(parts) == len(weights):
+        return value
+    earned = earning(weights)
+    gain = sum(weight * parts[name] for name, weight in earned.items() if name in parts)
+    present = sum(weight for name, weight in earned.items() if name in parts)
+    return gain * sum(earned.values()) / present + (value - gain)
+
+
+def _name(spec: str) -> str:
+    """The name of a function, by which options are given to it."""
+    return spec.rpartition(":")[2]
 
 
 def _dataset(columns: Mapping[str, object]) -> str:
