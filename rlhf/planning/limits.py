@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from model.config import MoeLanguageConfig
 from model.processing.processor import Processor
+from rewards.config import Combine, RewardConfig
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.algorithms.config import GroupFilter
 from rlhf.algorithms.registry import build_algorithm
@@ -47,13 +48,21 @@ def describe_replay(asked: RlConfig, used: RlConfig) -> list[str]:
     ]
 
 
+def _composed(reward: RewardConfig) -> str:
+    """The reward as a formula: its product, where there is one, and what is added by its weight."""
+    named = {name: f"{name} ({reward.verifier})" if name == "answer" else name for name in reward.weights}
+    multiplied = reward.multiplied
+    terms = [f"{named[name]} x {weight:g}" for name, weight in reward.weights.items() if name not in multiplied]
+    if multiplied:
+        product = " x ".join(text for name, text in named.items() if name in multiplied)
+        share = 1 - reward.format_weight if reward.combine is Combine.product_plus_format else 1.0
+        terms.insert(0, f"({product}) x {share:g}")
+    return " + ".join(terms)
+
+
 def describe(config: RlConfig, num_prompts: int) -> str:
     """The limits, steps and rewards of a run in three lines; more where answers are not rewarded, and of adapters."""
     trainer, rollouts, reward = config.trainer, config.rollouts, config.reward
-    parts = [
-        f"{name}{f' ({reward.verifier})' if name == 'answer' else ''} x {weight:g}"
-        for name, weight in reward.weights.items()
-    ]
     unpaid = (
         "\nanswers are not rewarded: group filter, curriculum and best policy go by the reward "
         f"(algorithm.group_filter={config.algorithm.group_filter.value}, trainer.curriculum="
@@ -65,7 +74,7 @@ def describe(config: RlConfig, num_prompts: int) -> str:
         f"{config.optimizer.of(config.adapter).learning_rate:g}, {config.algorithm.name}\n"
         f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
         f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts\n"
-        f"reward: {' + '.join(parts)} ({reward.combine.value})"
+        f"reward: {_composed(reward)} ({reward.combine.value})"
         f"{'' if config.reward.pays_answers else unpaid}"
         + "".join(f"\n{line}" for line in config.adapter.described(config.optimizer.learning_rate))
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from rlhf.config import EvaluationMode
-from rlhf.evaluation.answers import Answer, has_empty_thought
+from rlhf.evaluation.answers import Answer, has_empty_thought, judgement_of
 from rlhf.evaluation.figures import figures, result_of, wilson
 from rlhf.evaluation.lines import evaluation_lines
 from rollouts.rollout import Prompt
@@ -68,6 +68,33 @@ def test_a_thought_that_is_cut_off_is_not_an_empty_one(text, is_empty):
     assert has_empty_thought(text) is is_empty
     found = figures([answer("p", True, is_empty_thought=is_empty, has_tags=True)])
     assert found["empty_think_share"] == float(is_empty)
+
+
+def test_answers_of_mode_auto_say_who_thought_and_who_decided_rightly():
+    """Worked by hand: three of four think, two of them are right, as is the one that does not think; facts of two."""
+    yes, no = '<judge>{"requires_reasoning": true}</judge>', '<judge>{"requires_reasoning": false}</judge>'
+    said = [
+        (f"{yes}<think>a</think>\\boxed{{1}}", True, {"requires_reasoning": True}),
+        (f"{no}<think>a</think>\\boxed{{1}}", True, {}),  # thinks against its word
+        (f"{yes}<think>a", False, {"requires_reasoning": "true"}),  # cut off; a text is no fact here
+        (f"{no}\\boxed{{1}}", True, {"requires_reasoning": True}),
+    ]
+    answers = [
+        answer(str(n), right, AUTO, judgement=judgement_of(text, row)) for n, (text, right, row) in enumerate(said)
+    ]
+    found = figures(answers)
+    assert (found["thought_share"], found["accuracy_with_thought"], found["accuracy_without_thought"]) == (
+        0.75,
+        2 / 3,
+        1,
+    )
+    assert found["decision_accuracy"] == 0.5 and found["mode_obedience"] == 0.5
+    result = result_of([Prompt("0", [], "1", {})], {DIRECT: [answer("0", True, DIRECT)], AUTO: answers})
+    assert result["thought_share"] == 0.75 and result["mode_obedience_auto"] == 0.5 and "mean_length_auto" in result
+    lines = evaluation_lines("m", {**result, "max_completion_tokens": 4})
+    assert (
+        "auto: thinks in 75.0%; accuracy of those 66.7%, of the others 100.0%; decides as the rows say: 50.0%" in lines
+    )
 
 
 def test_data_sets_modes_and_groups_stand_apart():
