@@ -89,7 +89,6 @@ class RewardConfig:
                     f"found {function!r}"
                 )
         _refuse_secrets("reward.options", self.options)
-        self._datasets = {name: _of_dataset(name, given) for name, given in self.datasets.items()}
         if not self.answer_rules:
             raise ValueError("reward.answer_rules: expected at least one rule, found none")
         if self.datasets and not self.has_answers:
@@ -101,7 +100,7 @@ class RewardConfig:
         answering = {spec.rpartition(":")[2] for spec in self.answer_functions} - set(self.function_names)
         if taken := sorted(answering & set(names)):
             raise ValueError(f"reward.verifier: the part name {taken[0]!r} is taken; rename the function")
-        for dataset, own in self._datasets.items():
+        for dataset, own in self._of_datasets.items():
             if unknown := [name for name in own.get("weights", {}) if name not in names]:
                 raise ValueError(f"reward.datasets.{dataset}.weights: expected some of {names}, found {unknown[0]!r}")
         if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -150,13 +149,17 @@ class RewardConfig:
             return {**own, **dict.fromkeys(self.function_names, share)}
         return {**own, **dict(zip(self.function_names, self.function_weights, strict=True))}
 
+    @property
+    def _of_datasets(self) -> dict[str, dict[str, Any]]:
+        return {name: _of_dataset(name, given) for name, given in self.datasets.items()}
+
     def verifier_of(self, dataset: str) -> str:
         """Return the verifier, or the function, that judges answers of a data set."""
-        return self._datasets.get(dataset, {}).get("verifier", self.verifier)
+        return self._of_datasets.get(dataset, {}).get("verifier", self.verifier)
 
     def weights_of(self, dataset: str) -> dict[str, float]:
         """Return the weight of every part for rows of a data set, without the parts that are not asked about them."""
-        own = self._datasets.get(dataset, {}).get("weights", {})
+        own = self._of_datasets.get(dataset, {}).get("weights", {})
         return {name: own.get(name, weight) for name, weight in self.weights.items() if own.get(name, 1.0)}
 
     @property

@@ -3,8 +3,8 @@
 All but the last want a step beyond reading what an image shows:
 
 digits    the sum of two or three handwritten digits
-pictures  how many of three frames show a named thing
-charts    the difference between the highest and the lowest bar
+pictures  how many of three frames show a thing of a kind, such as an animal
+charts    how high all bars are together
 words     a word of three letters, backwards
 reading   what the base model was asked: digits, a word, a thing, the height of a bar, the highest bar
 
@@ -32,18 +32,28 @@ HIGHEST = "highest"
 """Stands in `asked` for the colour of the highest bar."""
 
 SUM = "What is the sum of the digits?"
-APART = "How far apart are the highest and the lowest bar?"
+TOGETHER = "How high are all bars together?"
 BACKWARDS = "What is the word backwards?"
 
 
-def how_many(thing: str) -> str:
-    return f"How many frames show {thing}?"
+KINDS = {
+    "animals": ("bird", "cat", "fish", "horse", "spider"),
+    "vehicles": ("bicycle", "bus", "car", "plane"),
+    "clothes": ("crown", "glasses", "shirt"),
+    "furniture": ("bed", "chair", "clock"),
+    "tools": ("hammer", "key", "scissors", "umbrella"),
+}
+"""Kinds of things that a picture may show, by the names of the base model's pictures; many are of none."""
+
+
+def how_many(kind: str) -> str:
+    return f"How many frames show {kind}?"
 
 
 @dataclass(frozen=True)
 class Question:
     """A question about what images show. `shown`: digits, things, heights with their colours, or letters. `asked`: the
-    thing that is counted; of reading, the colour of a bar, `HIGHEST`, or nothing where all is to be read."""
+    kind that is counted; of reading, the colour of a bar, `HIGHEST`, or nothing where all is to be read."""
 
     family: Family
     text: str
@@ -73,10 +83,9 @@ def answer_of(family: Family, shown: Sequence[str], asked: str) -> str:
         case Family.digits:
             return str(sum(map(int, shown)))
         case Family.pictures:
-            return str(list(shown).count(asked))
+            return str(sum(thing in KINDS[asked] for thing in shown))
         case Family.charts:
-            levels = [_level(bar) for bar in shown]
-            return str(max(levels) - min(levels))
+            return str(sum(map(_level, shown)))
         case Family.words:
             return "".join(reversed(shown))
         case Family.reading if asked == HIGHEST:
@@ -101,10 +110,9 @@ def steps_of(family: Family, shown: Sequence[str], asked: str) -> str:
         case Family.digits:
             return _sums([int(digit) for digit in shown], 2)
         case Family.pictures:
-            return _sums([int(thing == asked) for thing in shown], 1)
+            return _sums([int(thing in KINDS[asked]) for thing in shown], 1)
         case Family.charts:
-            levels = sorted(_level(bar) for bar in shown)
-            return f"{levels[-1]}-{levels[0]}={levels[-1] - levels[0]}"
+            return _sums([_level(bar) for bar in shown], 2)
         case Family.words:
             return "-".join(reversed(shown))
         case Family.reading:

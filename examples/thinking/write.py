@@ -23,11 +23,12 @@ from examples.base.task import COLOURS, DESCRIBE, question_of_height
 from examples.base.task import HIGHEST as HIGHEST_BAR
 from examples.base.task import Family as BaseFamily
 from examples.thinking.task import (
-    APART,
     BACKWARDS,
     HIGHEST,
+    KINDS,
     REASONING,
     SUM,
+    TOGETHER,
     Family,
     Question,
     how_many,
@@ -87,7 +88,7 @@ def _questions(rng: np.random.Generator, split: Split, seed: int, families: Sequ
     draw: dict[Family, Callable[[], Drawn]] = {
         Family.digits: lambda: _one(Family.digits, SUM, _sample(lambda: draw_digits(rng, split, seed), least=2), ""),
         Family.pictures: lambda: _counted(rng, split),
-        Family.charts: lambda: _one(Family.charts, APART, draw_chart(rng, split, seed), ", "),
+        Family.charts: lambda: _one(Family.charts, TOGETHER, draw_chart(rng, split, seed), ", "),
         Family.words: lambda: _one(Family.words, BACKWARDS, _sample(lambda: draw_word(rng, split, seed), least=3), ""),
         Family.reading: lambda: _read(rng, split, seed),
     }
@@ -125,11 +126,12 @@ def _one(family: Family, text: str, sample: Sample, comma: str) -> Drawn:
 
 
 def _counted(rng: np.random.Generator, split: Split) -> Drawn:
-    """Three frames, of which none to all show the thing that is asked for, each number as often."""
-    asked = str(rng.choice(list(ICONS)))
+    """Three frames, of which none to all show a thing of the kind that is asked for, each number as often."""
+    asked = str(rng.choice(list(KINDS)))
     is_asked = rng.permutation(np.arange(NUM_FRAMES) < rng.integers(0, NUM_FRAMES + 1))
-    others = [name for name in ICONS if name != asked]
-    samples = [draw_picture(rng, split, asked if wanted else str(rng.choice(others))) for wanted in is_asked]
+    others = [name for name in ICONS if name not in KINDS[asked]]
+    names = [str(rng.choice(KINDS[asked] if wanted else others)) for wanted in is_asked]
+    samples = [draw_picture(rng, split, name) for name in names]
     shown = tuple(sample.shown for sample in samples)
     return [sample.image for sample in samples], Question(Family.pictures, how_many(asked), shown, asked)
 

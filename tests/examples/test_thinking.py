@@ -29,8 +29,12 @@ def rows(folder: Path, name: str) -> list[dict]:
 QUESTIONS = [
     (Question(Family.digits, "", ("3", "8", "5")), "16", "385:3+8=11,11+5=16"),
     (Question(Family.digits, "", ("0", "4")), "4", "04:0+4=04"),
-    (Question(Family.pictures, how_many("car"), ("car", "fish", "car"), "car"), "2", "car, fish, car:1+0=1,1+1=2"),
-    (Question(Family.charts, "", ("red 3", "blue 5", "green 1")), "4", "red 3, blue 5, green 1:5-1=4"),
+    (
+        Question(Family.pictures, how_many("vehicles"), ("car", "fish", "bus"), "vehicles"),
+        "2",
+        "car, fish, bus:1+0=1,1+1=2",
+    ),
+    (Question(Family.charts, "", ("red 3", "blue 5", "green 1")), "9", "red 3, blue 5, green 1:3+5=08,08+1=09"),
     (Question(Family.words, "", ("O", "A", "R")), "RAO", "OAR:R-A-O"),
     (Question(Family.reading, "", ("red 3", "blue 5"), HIGHEST), "blue", "red 3, blue 5:blue"),
     (Question(Family.reading, "", ("red 3", "blue 5"), "red"), "3", "red 3, blue 5:3"),
