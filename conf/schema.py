@@ -1,7 +1,5 @@
 """The typed schema of every entry point, registered with Hydra. YAML may only set what stands here."""
 
-from functools import cache
-
 from hydra.core.config_store import ConfigStore
 
 from model.chat.config import ChatConfig
@@ -20,7 +18,7 @@ from rlhf.reporting.config import ReportPageConfig
 from rlhf.selection.config import PassAtKConfig
 from rlhf.serve.config import ServeConfig
 from rollouts.config import ROLLOUT_CONFIGS, GenerateConfig
-from sft.config import SftConfig, SoupConfig
+from sft.config import SFT_TRAINER_CONFIGS, SftConfig, SoupConfig
 from sft.prepare.config import FreeResponseConfig, FusionConfig, LongCotConfig
 
 ENTRIES: dict[str, type] = {
@@ -75,7 +73,11 @@ MODULES: dict[str, str] = {
 
 GROUPS: dict[str, dict[str, dict[str, type]]] = {
     "pretrain": {"adapter": {**ADAPTER_CONFIGS}, "engine": {**ENGINE_CONFIGS}},
-    "sft": {"adapter": {**ADAPTER_CONFIGS}, "engine": {**ENGINE_CONFIGS}},
+    "sft": {
+        "adapter": {**ADAPTER_CONFIGS},
+        "engine": {**ENGINE_CONFIGS},
+        "trainer": {**SFT_TRAINER_CONFIGS},
+    },
     "rlhf": {
         "adapter": {**ADAPTER_CONFIGS},
         "algorithm": {**ALGORITHM_CONFIGS, "custom": CustomConfig},
@@ -110,12 +112,19 @@ NAMED = (CustomConfig,)
 """The choices whose `name` is a setting; any other `GROUP.name` only says what the group chose."""
 
 
-@cache
+_known: dict[tuple[str, str], type] = {}
+"""(group, choice), or ("", entry point) -> the schema that Hydra's store holds under these names now."""
+
+
 def register(entry: str) -> None:
-    """Make the schemas of an entry point known; calling it again changes nothing. Those of all would take half a
-    second of every command."""
+    """Make the schemas of an entry point known, in place of those that another one has under the same group and choice.
+    Calling it again changes nothing. Those of all entry points would take half a second of every command."""
     store = ConfigStore.instance()
-    store.store(name=f"{entry}_schema", node=ENTRIES[entry])
+    if ("", entry) not in _known:
+        store.store(name=f"{entry}_schema", node=ENTRIES[entry])
+        _known["", entry] = ENTRIES[entry]
     for group, choices in GROUPS.get(entry, {}).items():
         for name, schema in choices.items():
-            store.store(group=group, name=name, node=schema)
+            if _known.get((group, name)) is not schema:
+                store.store(group=group, name=name, node=schema)
+                _known[group, name] = schema

@@ -198,15 +198,23 @@ class _ImagesAhead:
             self._engine.expect(batches, self._how)
 
 
+def split_rows(
+    content: StepContent, config: SupervisedConfig, processor: Processor, num_parts: int = 1
+) -> list[list[int]]:
+    """Numbers of the rows of each micro-batch of a step: as its rows are packed, or split by their tokens."""
+    if content.bins is not None:
+        return content.bins
+    costs = [Costs.of(processor.config).of_row(row) for row in content.rows] if num_parts > 1 else None
+    lengths = [row.num_tokens for row in content.rows]
+    return split_by_tokens(lengths, config.engine.micro_batch_tokens, num_parts, costs)
+
+
 def _batches_of(
     content: StepContent, config: SupervisedConfig, processor: Processor, num_parts: int
 ) -> list[TrainBatch]:
-    """The micro-batches of a step: as its rows are packed, or split by their tokens."""
-    rows, parts = content.rows, content.bins
-    if parts is None:
-        costs = [Costs.of(processor.config).of_row(row) for row in rows] if num_parts > 1 else None
-        lengths = [row.num_tokens for row in rows]
-        parts = split_by_tokens(lengths, config.engine.micro_batch_tokens, num_parts, costs)
+    """The micro-batches of a step."""
+    rows = content.rows
+    parts = split_rows(content, config, processor, num_parts)
     batches = [make_train_batch([rows[number] for number in part], processor) for part in parts]
     if not content.sources:
         return batches

@@ -39,6 +39,26 @@ def _report_optimizer() -> OptimizerConfig:
 
 
 @dataclass
+class SftTrainerConfig:
+    """The loop that trains an SFT stage: our own."""
+
+    name: str = field(default="sailvl2", metadata=OUTSIDE)
+    """the loop that trains, as `trainer=NAME` chose it: sailvl2, or TRL's SFTTrainer with trl; not a key to set"""
+
+
+@dataclass
+class TrlSftTrainerConfig(SftTrainerConfig):
+    """The same stage through TRL's `SFTTrainer`, as a baseline: docs/trl.md says what is off and what is not equal."""
+
+    name: str = "trl"
+    """the loop that trains, as `trainer=NAME` chose it: sailvl2, or TRL's SFTTrainer with trl; not a key to set"""
+
+
+SFT_TRAINER_CONFIGS: dict[str, type[SftTrainerConfig]] = {"sailvl2": SftTrainerConfig, "trl": TrlSftTrainerConfig}
+"""The choices of `trainer=NAME`."""
+
+
+@dataclass
 class SftConfig(SupervisedConfig):
     """Defaults are the report's (table 4): AdamW at 1e-6 with cosine decay, batches of 1,024, one epoch."""
 
@@ -47,6 +67,7 @@ class SftConfig(SupervisedConfig):
     batch_size: int = 1024
     """completions per update, at most; with data.sources the size of an update is data.micro_batches_per_step"""
     data: SftDataConfig = field(default_factory=SftDataConfig)
+    trainer: SftTrainerConfig = field(default_factory=SftTrainerConfig)
     optimizer: OptimizerConfig = field(default_factory=_report_optimizer)
     run: RunConfig = field(default_factory=lambda: RunConfig(dir="runs/sft"))
 

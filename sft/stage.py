@@ -1,6 +1,8 @@
 """Supervised fine-tuning as a stage: a checkpoint, its samples, the supervised loop."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from model.batch import Row
 from model.checkpoint import load_processor
@@ -9,14 +11,21 @@ from model.data.sources import DataFolders, RowSource, StepSource, input_of_tabl
 from model.engine.build import run_on_ranks
 from model.engine.source import FolderSource
 from model.processing.processor import Processor
-from model.run.identity import input_of
+from model.run.identity import Input, input_of
 from model.supervised import run_supervised
-from sft.config import SftConfig
+from sft.config import SftConfig, TrlSftTrainerConfig
 from sft.data import Demonstrations, open_samples
+
+if TYPE_CHECKING:
+    from model.engine.lead import Lead
 
 
 def run_stage(config: SftConfig, resolved: str) -> None:
     """Train and write `run.dir/final`; continues where an earlier call stopped."""
+    if isinstance(config.trainer, TrlSftTrainerConfig):
+        from sft.trl.settings import check
+
+        check(config)
     processor = load_processor(Path(config.checkpoint))
     start = {"checkpoint": input_of(Path(config.checkpoint))}
     tables = {"data.demonstrations": config.data.demonstrations, "data.prompts": config.data.prompts}
@@ -25,18 +34,35 @@ def run_stage(config: SftConfig, resolved: str) -> None:
         config.engine,
         resolved,
         lambda: {**start, **sources, **input_of_tables(tables)},
-        lambda lead: run_supervised(
-            config,
-            resolved,
-            "sft",
-            lead,
-            FolderSource(config.checkpoint),
-            processor,
-            lambda folders, own: _open_rows(config, own, folders),
-            lambda folders, own: _open_held_out(config, own, folders),
-            tables,
-            {**start, **sources},
-        ),
+        lambda lead: _run(config, resolved, lead, processor, tables, {**start, **sources}),
+    )
+
+
+def _run(
+    config: SftConfig,
+    resolved: str,
+    lead: "Lead | None",
+    processor: Processor,
+    tables: Mapping[str, str],
+    inputs: Mapping[str, Input],
+) -> None:
+    if isinstance(config.trainer, TrlSftTrainerConfig):
+        from sft.trl.trl_trainer import run_with_trl
+
+        return run_with_trl(
+            config, resolved, processor, lambda folders: _open_rows(config, processor, folders), tables, inputs
+        )
+    run_supervised(
+        config,
+        resolved,
+        "sft",
+        lead,
+        FolderSource(config.checkpoint),
+        processor,
+        lambda folders, own: _open_rows(config, own, folders),
+        lambda folders, own: _open_held_out(config, own, folders),
+        tables,
+        inputs,
     )
 
 

@@ -3,11 +3,15 @@
 import sys
 
 from conf.cli import launch
-from sft.config import SftConfig
+from sft.config import SftConfig, TrlSftTrainerConfig
 
 
 def run(config: SftConfig, resolved: str) -> None:
     """Train and write `run.dir/final`; continues where an earlier call stopped."""
+    if isinstance(config.trainer, TrlSftTrainerConfig):
+        from sft.trl.settings import check  # free of torch and of TRL, so that a refusal is quick
+
+        check(config)
     from sft.stage import run_stage
 
     run_stage(config, resolved)

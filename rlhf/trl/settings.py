@@ -3,13 +3,13 @@
 Of TRL 1.16: `GRPOTrainer` for algorithms that compare with the group's mean, `RLOOTrainer` for leave-one-out.
 """
 
-import importlib.util
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
 
 from model.engine.config import ComputeDtype, Device
 from model.lora.config import LoraConfig
+from model.trl.installed import require_trl
 from rlhf.algorithms.config import (
     AdvantageScale,
     AlgorithmConfig,
@@ -35,8 +35,7 @@ _SCALES = {AdvantageScale.group_std: "group", AdvantageScale.none: "none"}
 
 def check(config: RlConfig) -> None:
     """`ValueError` unless TRL is installed and its trainers can do what the config asks for."""
-    if importlib.util.find_spec("trl") is None:
-        raise ValueError("trainer=trl: expected the package trl, found none; pip install 'sailvl2-rl[trl]'")
+    require_trl()
     if isinstance(config.adapter, LoraConfig):
         raise ValueError(
             "adapter: trainer=trl trains whole models here, found lora; use trainer=sailvl2 or adapter=none"

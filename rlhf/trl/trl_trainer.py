@@ -8,19 +8,14 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import torch
 from datasets import Dataset
-from transformers import AutoModelForImageTextToText, AutoProcessor, TrainerCallback
+from transformers import AutoProcessor, TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import GRPOConfig, GRPOTrainer, RLOOConfig, RLOOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
-import model.hf  # noqa: F401  (registers the classes)
-from model.checkpoint import StoredTensors, load_model, load_processor, save_model
-from model.config import StoredDtype, Tower
+from model.checkpoint import load_processor
 from model.data.media import open_image
-from model.engine.config import EngineConfig, OptimizerConfig
 from model.engine.device import prepare_cpu
-from model.engine.schedule import learning_rate_at
 from model.processing.processor import Processor
 from model.processing.tokenizer import Tokenizer
 from model.run.folder import RunFolder
@@ -29,6 +24,7 @@ from model.run.identity import outside_keys
 from model.run.manifest import Digests
 from model.run.progress import StageProgress
 from model.run.saving import ThreadWriting, Writing
+from model.trl.policy import build_optimizer, load_policy, save_policy
 from rewards.rubric import Rubric
 from rlhf.algorithms.algorithm import Algorithm
 from rlhf.collect import Collected
@@ -103,47 +99,6 @@ def build_trainer(
     )
     trainer.remove_callback(PrinterCallback)  # our own reporter speaks
     return trainer
-
-
-def load_policy(checkpoint: Path, processor: Processor, engine: EngineConfig) -> Any:
-    """The checkpoint as a transformers model in fp32. The end of the turn, and nothing else, ends its completions."""
-    StoredTensors(checkpoint)  # refuses files that are not what the folder's manifest says
-    policy = AutoModelForImageTextToText.from_pretrained(checkpoint, dtype=torch.float32)
-    policy.generation_config.eos_token_id = processor.tokenizer.end_id
-    for tower in engine.freeze:
-        getattr(policy.model, tower.value).requires_grad_(False)
-        if tower is Tower.language:
-            policy.lm_head.requires_grad_(False)
-    return policy
-
-
-def save_policy(folder: Path, policy: Any, checkpoint: Path, dtype: StoredDtype = StoredDtype.keep) -> None:
-    """Write the trained weights as our own checkpoints are, beside the processor that they started with."""
-    trained, processor = load_model(checkpoint)
-    renamed = {}
-    for name, weight in policy.state_dict().items():
-        inner = name.removeprefix("model.")
-        inner = inner.replace("language_model.", "language_model.model.", 1)
-        renamed["language_model.lm_head.weight" if name == "lm_head.weight" else inner] = weight
-    trained.load_state_dict(renamed)
-    save_model(folder, trained, processor, dtype=dtype)
-
-
-def build_optimizer(policy: Any, config: OptimizerConfig, total_steps: int) -> tuple[Any, Any]:
-    """AdamW and the schedule of `LocalEngine`: matrices decay, vectors do not."""
-    trained = [parameter for parameter in policy.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() >= 2]
-    vectors = [parameter for parameter in trained if parameter.dim() < 2]
-    optimizer = torch.optim.AdamW(
-        [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}],
-        lr=config.learning_rate,
-        betas=(config.beta1, config.beta2),
-        eps=1e-8,
-        weight_decay=config.weight_decay,
-        fused=True,
-    )
-    shares = [learning_rate_at(step, total_steps, config) / config.learning_rate for step in range(total_steps + 1)]
-    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: shares[min(step, total_steps)])
 
 
 def drawn_prompts(prompts: PromptSet, seed: int, count: int) -> Dataset:

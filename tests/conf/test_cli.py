@@ -354,3 +354,15 @@ class TestRecipes:
         assert load_config("sft", [*given, f"recipe={path}"])[0].max_steps == 7
         assert load_config("sft", [*given, "recipe=quickstart_longcot", f"recipe={path}"])[0].max_steps == 7
         assert load_config("sft", [*given, f"recipe={path}", "recipe=quickstart_longcot"])[0].max_steps == 100
+
+
+def test_entry_points_with_groups_of_one_name_keep_to_their_own_choices(required):
+    """Hydra has one store for all; a pipeline composes the stages of several entry points in turn."""
+    given = {"rlhf": required["rlhf"], "sft": ["checkpoint=c", "data.demonstrations=d"]}
+    for entry, choice in (("rlhf", "trl"), ("sft", "trl"), ("rlhf", "sailvl2"), ("sft", "sailvl2")):
+        config, resolved = load_config(entry, [*given[entry], f"trainer={choice}"])
+        assert config.trainer.name == choice
+        assert hasattr(config.trainer, "passes") == (entry == "rlhf")
+        assert f"trainer:\n  name: {choice}\n" in resolved
+    with pytest.raises(ValueError, match=r"trainer: no choice 'trrl'.*'trl'"):
+        load_config("sft", [*given["sft"], "trainer=trrl"])
