@@ -43,6 +43,11 @@ def ask(endpoint: Endpoint, payload: Mapping[str, object], read: Callable[[str],
                 file=sys.stderr,
             )
             time.sleep(min(30.0, 0.5 * 2**attempt) * random.uniform(0.5, 1.0))
+        if not endpoint.limiter.take(endpoint.max_requests):
+            raise JudgeError(
+                f"judge {endpoint.model}: the budget of {endpoint.max_requests} requests of this scorer process is "
+                "spent; raise max_requests, or start again to spend as many more"
+            )
         endpoint.limiter.wait(endpoint.requests_per_minute)
         try:
             return read(_text_of(_post(endpoint, payload)))

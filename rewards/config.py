@@ -40,7 +40,7 @@ class RewardConfig:
     so too: rewards.judged_answer:agreement asks a language model. none: no answer and no format part, and rows need no
     reference; the reward is what `functions` and `parts` say"""
     datasets: dict[str, Any] = field(default_factory=dict)
-    """what differs for rows of a data set (column `dataset` or `data_source`): the verifier of the answer part, or
+    """differences for rows of a data set (column `dataset` or `data_source`): the verifier of the answer part, or
     {verifier: NAME, weights: {PART: WEIGHT}}; a part of weight 0 there is not asked about its rows"""
     answer_rules: list[AnswerRule] = field(default_factory=lambda: [AnswerRule.boxed])
     """where the answer stands in a completion, tried in this order"""

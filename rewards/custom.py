@@ -26,6 +26,7 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import cast
 
+from rewards.measured import Measured, measuring
 from rewards.result import CallResult, CallStyle, NotApplicable, Options, RewardInput, SiblingResults
 
 ENTRY_POINTS = "sailvl2_rl.rewards"
@@ -130,7 +131,9 @@ def call_siblings(
     style = style_of(function, spec)
     metrics: dict[str, list[float]] = {}
     if style in (Style.native, Style.verl):
-        return SiblingResults(_call_together(spec, function, style, inputs, options), metrics)
+        results, measured = _call_together(spec, function, style, inputs, options)
+        name = spec.rpartition(":")[2]
+        return SiblingResults(results, {f"judge/{name}/{what}": values for what, values in measured.items()})
     if style is Style.native_batch:
         values = _await(function(list(inputs), **options))
     elif style is Style.verl_batch:
@@ -149,15 +152,18 @@ def call_siblings(
 
 def _call_together(
     spec: str, function: Function, style: Style, inputs: Sequence[RewardInput], options: Options
-) -> list[CallResult]:
-    """Run one coroutine per completion. One that raises is its own completion's failure."""
+) -> tuple[list[CallResult], Measured]:
+    """Run one coroutine per completion. One that raises is its own completion's failure. Also returns what a judge
+    measured."""
     calls = [cast(Awaitable[object], _call(function, style, item, options)) for item in inputs]
-    return [
+    values, measured = _loop().run(_gather(calls))
+    results = [
         CallResult(None, _said(value), "".join(traceback.format_exception(value)))
         if isinstance(value, Exception)
         else _entry(spec, index, value, style)
-        for index, value in enumerate(_loop().run(_gather(calls)))
+        for index, value in enumerate(values)
     ]
+    return results, measured
 
 
 def _said(error: Exception) -> str:
@@ -174,8 +180,9 @@ def _is_async(function: Function) -> bool:
     return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(type(function).__call__)
 
 
-async def _gather(calls: Sequence[Awaitable[object]]) -> list[object]:
-    return await asyncio.gather(*calls, return_exceptions=True)
+async def _gather(calls: Sequence[Awaitable[object]]) -> tuple[list[object], Measured]:
+    with measuring() as measured:
+        return await asyncio.gather(*calls, return_exceptions=True), measured
 
 
 def _await(value: object) -> object:

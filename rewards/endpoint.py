@@ -22,6 +22,7 @@ class Endpoint:
     retries: int = 3
     requests_per_minute: float = DEFAULT_REQUESTS_PER_MINUTE
     cache: str = ""  # folder that keeps verdicts; empty: none are kept
+    max_requests: int = 0  # the budget of this process, repeated requests counted; 0: no limit
     limiter: "RateLimit" = field(default_factory=lambda: RateLimit(), compare=False)
 
     def __post_init__(self) -> None:
@@ -49,11 +50,20 @@ class Endpoint:
 
 
 class RateLimit:
-    """Spaces requests of this process evenly."""
+    """Spaces requests of this process evenly, and counts them."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._next = 0.0
+        self._count = 0
+
+    def take(self, budget: int) -> bool:
+        """Count a request; False where the budget (0: no limit) does not have it."""
+        with self._lock:
+            if budget and self._count >= budget:
+                return False
+            self._count += 1
+            return True
 
     def wait(self, per_minute: float) -> None:
         with self._lock:
@@ -99,6 +109,7 @@ def _read(settings: Options) -> Endpoint:
         retries=int(_number(settings, "retries", 3, whole=True)),
         requests_per_minute=_number(settings, "requests_per_minute", DEFAULT_REQUESTS_PER_MINUTE),
         cache=texts["cache"],
+        max_requests=int(_number(settings, "max_requests", 0, whole=True)),
     )
     if endpoint.cache and Path(endpoint.cache).exists() and not Path(endpoint.cache).is_dir():
         raise _wrong(f"expected cache to be a folder, found a file at {endpoint.cache}")

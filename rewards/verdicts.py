@@ -7,10 +7,12 @@ it, off the schema, or with anything but true and false is no verdict, and is as
 import hashlib
 import json
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 
 from rewards.chat_endpoint import JudgeError, ask, keep_reply, kept_reply
 from rewards.endpoint import Endpoint
+from rewards.measured import measure
 from rewards.verifiers.verifier import parse_json
 
 Content = list[dict[str, object]]
@@ -22,7 +24,8 @@ def verdicts(
     """Return what the endpoint, or the folder of its earlier replies, says to each name.
 
     `instructions` hold `{marker}` where the marker is to stand; `content` makes the user's message of a marker.
-    `JudgeError` when no verdict comes.
+    `JudgeError` when no verdict comes. Measures `cached`, 1 or 0 for every verdict, and of those that were asked for
+    `seconds` until they came or failed, the waits for `requests_per_minute` included, and `failed`, 1 or 0.
     """
     marker = secrets.token_hex(8)
     asked = content(marker)
@@ -30,7 +33,9 @@ def verdicts(
     key = hashlib.sha256(said.encode()).hexdigest()
     kept = kept_reply(endpoint.cache, key)
     if kept is not None and all(type(kept.get(name)) is bool for name in names):
+        measure("cached", 1.0)
         return {name: kept[name] for name in names}
+    measure("cached", 0.0)
     payload = {
         "model": endpoint.model,
         "temperature": 0,
@@ -43,7 +48,13 @@ def verdicts(
             "json_schema": {"name": "verdict", "strict": True, "schema": _schema(names)},
         },
     }
-    found = ask(endpoint, payload, lambda text: _read(text, marker, names))
+    began, failed = time.monotonic(), 1.0
+    try:
+        found = ask(endpoint, payload, lambda text: _read(text, marker, names))
+        failed = 0.0
+    finally:
+        measure("seconds", time.monotonic() - began)
+        measure("failed", failed)
     keep_reply(endpoint.cache, key, found)
     return found
 

@@ -162,7 +162,7 @@ SUB_ROOMS: dict[str, tuple[str, set[str]]] = {
     "rewards verifiers": ("rewards.verifiers.* rewards.sections", {"rewards base", "rewards mathematics"}),
     "rewards functions": (
         "rewards.custom rewards.judge rewards.chat_endpoint rewards.endpoint rewards.http_post rewards.reward_model "
-        "rewards.when_to_think",
+        "rewards.when_to_think rewards.verdicts rewards.judged_answer rewards.measured",
         {"rewards base", "rewards verifiers"},
     ),
     "rewards sandbox": (

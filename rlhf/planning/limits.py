@@ -1,5 +1,6 @@
 """The limits of an RL run: fitted to the model, checked together, and shown in its first lines."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from model.config import MoeLanguageConfig
@@ -48,16 +49,25 @@ def describe_replay(asked: RlConfig, used: RlConfig) -> list[str]:
     ]
 
 
-def _composed(reward: RewardConfig) -> str:
+def _composed(reward: RewardConfig, verifier: str, weights: Mapping[str, float]) -> str:
     """The reward as a formula: its product, where there is one, and what is added by its weight."""
-    named = {name: f"{name} ({reward.verifier})" if name == "answer" else name for name in reward.weights}
-    multiplied = reward.multiplied
-    terms = [f"{named[name]} x {weight:g}" for name, weight in reward.weights.items() if name not in multiplied]
+    named = {name: f"{name} ({verifier})" if name == "answer" else name for name in weights}
+    multiplied = reward.multiplied(weights)
+    terms = [f"{named[name]} x {weight:g}" for name, weight in weights.items() if name not in multiplied]
     if multiplied:
         product = " x ".join(text for name, text in named.items() if name in multiplied)
         share = 1 - reward.format_weight if reward.combine is Combine.product_plus_format else 1.0
         terms.insert(0, f"({product}) x {share:g}")
     return " + ".join(terms)
+
+
+def _rewards(reward: RewardConfig) -> str:
+    """The reward, and in a line each what it is for data sets that differ."""
+    lines = [f"reward: {_composed(reward, reward.verifier, reward.weights)} ({reward.combine.value})"]
+    for dataset in reward.datasets:
+        composed = _composed(reward, reward.verifier_of(dataset), reward.weights_of(dataset))
+        lines.append(f"reward of rows of {dataset}: {composed}")
+    return "\n".join(lines)
 
 
 def describe(config: RlConfig, num_prompts: int) -> str:
@@ -74,7 +84,7 @@ def describe(config: RlConfig, num_prompts: int) -> str:
         f"{config.optimizer.of(config.adapter).learning_rate:g}, {config.algorithm.name}\n"
         f"steps: {trainer.max_steps} of {trainer.groups_per_step} groups of {config.algorithm.group_size} completions, "
         f"at most {trainer.max_draws} draws each, {config.updates_per_step} updates each; {num_prompts} prompts\n"
-        f"reward: {_composed(reward)} ({reward.combine.value})"
+        f"{_rewards(reward)}"
         f"{'' if config.reward.pays_answers else unpaid}"
         + "".join(f"\n{line}" for line in config.adapter.described(config.optimizer.learning_rate))
     )

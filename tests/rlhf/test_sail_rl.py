@@ -79,7 +79,7 @@ def test_the_recipe_has_the_papers_values():
     assert (config.optimizer.learning_rate, algorithm.group_size, trainer.groups_per_step) == (1e-6, 5, 256)
     assert (limits.max_prompt_tokens, limits.max_completion_tokens) == (16384, 4096)
     assert config.reward.combine is Combine.product_plus_format and config.reward.format_weight == 0.1
-    assert config.reward.multiplied == {"answer", "reasoning", "judgement"}
+    assert config.reward.multiplied(config.reward.weights) == {"answer", "reasoning", "judgement"}
     assert algorithm.group_filter is GroupFilter.reward_spread  # equal answers still teach when to think
     assert config.evaluation.modes[0] is config.evaluation.metric is EvaluationMode.auto
 
