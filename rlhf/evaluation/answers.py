@@ -62,7 +62,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Judgement:
-    """What a completion of mode auto decided, and whether that was right."""
+    """The decision of a completion of mode auto, and whether it was right."""
 
     thought: bool  # it thinks, to the end or not
     is_kept: bool  # a decision can be read, and the completion does what it says
