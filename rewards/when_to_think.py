@@ -37,8 +37,8 @@ async def judgement(completion: RewardInput, column: str = REQUIRES_REASONING, *
     else 0, as for a section that is missing, stands twice or cannot be read.
 
     Settings: column, the name of the rows' column, and those of an endpoint: base_url, model, api_key_env,
-    request_seconds, retries, requests_per_minute, cache. Raises `Unscorable` where a row says neither true nor false,
-    or says nothing and there is no endpoint, and `JudgeError` when no verdict comes.
+    request_seconds, retries, requests_per_minute, cache; an empty base_url asks nobody. Raises `Unscorable` where a row
+    says neither true nor false, or says nothing and there is no endpoint, and `JudgeError` when no verdict comes.
     """
     requires_reasoning = _fact_of_row(completion, column)
     sections = parse_sections(completion.completion)
@@ -56,12 +56,17 @@ def check_options(options: dict[str, object]) -> None:
     column = settings.pop("column", REQUIRES_REASONING)
     if not isinstance(column, str) or not column:
         raise ValueError(f"reward.options.judgement: expected column to be the name of a column, found {column!r:.80}")
-    if settings:
+    if _names_endpoint(settings):
         read_endpoint(settings, "judgement")
 
 
 judgement.timeout_seconds = 600.0  # type: ignore[attr-defined]  (the deadline for all completions of one prompt)
 judgement.check_options = check_options  # type: ignore[attr-defined]  (called before a run)
+
+
+def _names_endpoint(settings: dict[str, object]) -> bool:
+    """Tell whether there is an endpoint to ask: an empty base_url takes away what a recipe names."""
+    return bool(settings) and settings.get("base_url") != ""
 
 
 def _fact_of_row(completion: RewardInput, column: str) -> bool | None:
@@ -76,7 +81,7 @@ def _fact_of_row(completion: RewardInput, column: str) -> bool | None:
 
 def _endpoint(completion: RewardInput, column: str, settings: dict[str, object]) -> Endpoint:
     """Return the endpoint that is asked. `Unscorable` where there is none."""
-    if not settings:
+    if not _names_endpoint(settings):
         raise Unscorable(
             f"expected the row's column {column} to say whether the question requires reasoning, found none, and "
             "reward.options.judgement names no endpoint (base_url, model) to ask"

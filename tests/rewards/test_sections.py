@@ -1,9 +1,12 @@
 """Completions of mode auto taken apart: well-formed ones, and every way to be malformed that we know."""
 
+import json
+
 import pytest
 
 from rewards.answers import AnswerRule, extract, parse_completion
 from rewards.result import Claim
+from rewards.score import main
 from rewards.sections import parse_sections
 from rewards.verifiers.registry import verify
 
@@ -101,6 +104,19 @@ def test_the_format_is_what_the_prompt_asked_for():
     ):
         assert verify("format", Claim(text, "7"), {}) == think
         assert verify("format", Claim(text, "7", mode="auto"), {}) == auto
+
+
+def test_lines_of_runs_evaluations_and_generations_say_the_mode_that_their_form_is_judged_by(tmp_path):
+    rows = [
+        {"completion": f"{NO}{BOX}", "reference": "7"},
+        {"completion": f"{NO}{BOX}", "reference": "7", "prompt_mode": "auto"},
+        {"completion": f"{NO}{BOX}", "reference": "7", "mode": "auto"},
+        {"completion": f"{THOUGHT}{BOX}", "reference": "7", "mode": "think_sampled"},
+    ]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    arguments = ["--verifier", "format", "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+    assert main([*arguments, "--workers", "1"]) == 0
+    assert [json.loads(line)["value"] for line in (tmp_path / "out.jsonl").open()] == [0.0, 1.0, 1.0, 1.0]
 
 
 def test_many_sections_are_read_in_one_pass():

@@ -89,6 +89,8 @@ def test_without_a_fact_and_without_a_judge_it_is_unscorable_and_never_zero(auto
     for text in (f"{YES}{THOUGHT}{BOX}", f"{NO}{BOX}", ""):
         with pytest.raises(Unscorable, match=r"column requires_reasoning.*names no endpoint"):
             judged(auto(text))
+    with pytest.raises(Unscorable, match="names no endpoint"):
+        judged(auto(f"{NO}{BOX}"), base_url="", model="judge")  # as a command line takes a recipe's endpoint away
     for fact in ("perhaps", 1, 0.0, [True]):
         with pytest.raises(Unscorable, match="column requires_reasoning: expected true or false"):
             judged(auto(f"{NO}{BOX}", {"requires_reasoning": fact}))
@@ -148,6 +150,7 @@ def test_options_are_checked_before_a_run(options, said):
     with pytest.raises(ValueError, match=said):
         check_options(options)
     check_options({})
+    check_options({"base_url": "", "model": "judge", "column": "hard"})
 
 
 @pytest.fixture(scope="module")
