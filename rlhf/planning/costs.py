@@ -1,6 +1,6 @@
-"""What a supervised stage of a pipeline would cost by the estimator, and the disk that a stage's checkpoints take.
+"""Estimate a supervised stage of a pipeline from its settings, and the disk that the checkpoints of a stage take.
 
-What its settings do not bound, because it depends on rows that nobody has read, is said to be unknown, with the reason.
+Amounts that depend on rows that nobody has read, and that no setting bounds, are said to be unknown, with the reason.
 """
 
 from collections.abc import Iterable

@@ -1,4 +1,4 @@
-"""What a plan says of the costs of supervised stages, against numbers by hand and files that were really written."""
+"""The costs of supervised stages that a plan shows, against numbers by hand and files that were really written."""
 
 import re
 from pathlib import Path
