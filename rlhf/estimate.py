@@ -11,6 +11,7 @@ from pathlib import Path
 
 from conf.cli import launch
 from model.config import Device, Flavour, SailVL2Config, flavour_config
+from model.engine.config import EngineConfig
 from model.engine.planning.machines import GIB, MACHINES, Gpu, Machine, cpu_machine
 from model.json_values import JsonObject
 from model.lora.config import AdapterConfig, LoraConfig
@@ -88,18 +89,27 @@ CHECKED_ON_CPU = (
 def never_measured(config: EstimateConfig, on_gpu: bool) -> list[str]:
     """Parts of this estimate that no measurement was held against."""
     found = ["scores, sync and save", "how many groups are sampled and dropped: a step samples as many as it trains"]
-    if config.engine.name != "local":
+    found += updates_never_measured(config, config.engine, config.adapter, on_gpu)
+    if config.rollouts.name == "vllm":
+        found.append("seconds of vLLM, which is taken to decode as our own sampler")
+    return found
+
+
+def updates_never_measured(
+    config: EstimateConfig, engine: EngineConfig, adapter: AdapterConfig, on_gpu: bool
+) -> list[str]:
+    """Parts of the estimate of an update that no measurement was held against; `config` names model and machine."""
+    found: list[str] = []
+    if engine.name != "local":
         found.append("seconds of an engine of several processes" + (", and its memory on GPUs" if on_gpu else ""))
-    if config.engine.gradient_checkpointing and on_gpu:
+    if engine.gradient_checkpointing and on_gpu:
         found.append("recomputed layers on GPUs")
-    if isinstance(config.adapter, LoraConfig):
+    if isinstance(adapter, LoraConfig):
         found.append("adapters on GPUs" if on_gpu else "seconds with adapters")
     if config.checkpoint or config.model is not Flavour.sailvl2_2b:
         found.append("models other than the 2B" if on_gpu else "models above 91 million parameters")
     if on_gpu and config.gpu.value != "h200_141":
         found.append("any GPU but an H200")
-    if config.rollouts.name == "vllm":
-        found.append("seconds of vLLM, which is taken to decode as our own sampler")
     return found
 
 

@@ -48,25 +48,26 @@ _NOT_ESTIMATED = ("checkpoint", "prompts", "evaluation.prompts", "engine.num_thr
 
 
 def cost_lines(config: PipelineConfig, stage: StagePlan) -> list[str]:
-    """Memory of a GPU, seconds and GPU hours of a stage of RL by the estimator, with what that rests on.
+    """Memory of a GPU, time, GPU hours and disk of a stage that trains by the estimator, with what that rests on.
 
     None where the plan names no kind of GPU or no model.
     """
     from rlhf.estimate import facts, shapes_of, verdict
+    from rlhf.planning.costs import disk_line
 
-    machine = config.machine
-    if machine.gpu is None or known_shapes(config) is None:
+    machine, shapes = config.machine, known_shapes(config)
+    if machine.gpu is None or shapes is None:
         return []
+    if isinstance(stage.config, SupervisedConfig):
+        return _supervised_costs(config, stage, stage.config)
     if not isinstance(stage.config, RlConfig):
-        is_trained = isinstance(stage.config, SupervisedConfig)
-        return ["not estimated: the estimator knows stages of rlhf.train alone"] if is_trained else []
+        return []
     kept = [
         override
         for override in stage.overrides
         if (key := override.partition("=")[0]) not in _NOT_ESTIMATED and not key.startswith(("run.", "report."))
     ]
-    model = f"model={config.model.value}" if config.model is not None else assign("checkpoint", Path(config.base))
-    where = [f"gpu={machine.gpu.value}", f"gpus={machine.gpus}", f"nodes={machine.nodes}", model]
+    where = [f"gpu={machine.gpu.value}", f"gpus={machine.gpus}", f"nodes={machine.nodes}", _model(config)]
     try:
         estimated, _ = load_config("estimate", [*kept, *where])
         found = facts(estimated, shapes_of(estimated))
@@ -82,7 +83,35 @@ def cost_lines(config: PipelineConfig, stage: StagePlan) -> list[str]:
         f"at its limit{total}",
         found["checked"],
         *(f"never measured: {one}" for one in found["never_measured"]),
+        disk_line(stage.config, shapes),
     ]
+
+
+def _supervised_costs(config: PipelineConfig, stage: StagePlan, settings: SupervisedConfig) -> list[str]:
+    """The same of a stage of supervised training."""
+    from rlhf.estimate import CHECKED, CHECKED_ON_CPU, machine_of, updates_never_measured
+    from rlhf.planning.costs import disk_line, makers_of, supervised_lines
+
+    machine, shapes = config.machine, known_shapes(config)
+    assert machine.gpu is not None and shapes is not None
+    where = [f"gpu={machine.gpu.value}", f"gpus={machine.gpus}", f"nodes={machine.nodes}", _model(config)]
+    makers = makers_of(path for path in stage.reads if not path.endswith("/final"))
+    try:
+        kind, _ = load_config("estimate", [*where, f"engine={settings.engine.name}"])
+        device = machine_of(kind)
+        found = supervised_lines(settings, shapes, device, machine.gpus, machine.nodes, makers)
+    except ValueError as error:
+        return [f"not estimated: {error}", disk_line(settings, shapes)]
+    if len(found) > 1:
+        unmeasured = updates_never_measured(kind, settings.engine, settings.adapter, device.is_gpu)
+        found.append(CHECKED if device.is_gpu else CHECKED_ON_CPU)
+        found.append(f"never measured: {'; '.join(['a supervised stage as a whole', *unmeasured])}")
+    return [*found, disk_line(settings, shapes)]
+
+
+def _model(config: PipelineConfig) -> str:
+    """The setting of the estimate that names the model of a pipeline."""
+    return f"model={config.model.value}" if config.model is not None else assign("checkpoint", Path(config.base))
 
 
 def _of_model(config: PipelineConfig, counts: dict[str, int], stages: Sequence[StagePlan]) -> str:
