@@ -3,7 +3,7 @@
 All but the last want a step beyond reading what an image shows:
 
 digits    the sum of two or three handwritten digits
-pictures  how many of three frames show a thing of a kind, such as an animal
+pictures  how many of two frames show a thing of a kind, such as an animal
 charts    how high all bars are together
 words     a word of three letters, backwards
 reading   what the base model was asked: digits, a word, a thing, the height of a bar, the highest bar
@@ -15,6 +15,7 @@ there and leaves the step to the answer. Both are taught; RL finds out which of 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from itertools import accumulate
 
 
 class Family(Enum):
@@ -110,7 +111,7 @@ def steps_of(family: Family, shown: Sequence[str], asked: str) -> str:
         case Family.digits:
             return _sums([int(digit) for digit in shown], 2)
         case Family.pictures:
-            return _sums([int(thing in KINDS[asked]) for thing in shown], 1)
+            return _counted(shown, asked)
         case Family.charts:
             return _sums([_level(bar) for bar in shown], 2)
         case Family.words:
@@ -127,6 +128,12 @@ def _sums(numbers: Sequence[int], width: int) -> str:
         steps.append(f"{before}+{number}={total:0{width}}")
         before = f"{total:0{width}}"
     return ",".join(steps)
+
+
+def _counted(shown: Sequence[str], kind: str) -> str:
+    """Each thing once more, with how many of the kind there are up to it."""
+    counts = accumulate(int(thing in KINDS[kind]) for thing in shown)
+    return ", ".join(f"{thing} {count}" for thing, count in zip(shown, counts, strict=True))
 
 
 def _level(bar: str) -> int:

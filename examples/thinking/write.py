@@ -40,7 +40,7 @@ from model.run.ends import run_command
 NUM_BASICS, NUM_WORKED, NUM_COT, NUM_DIRECT, NUM_TRAIN, NUM_GENERAL = 8192, 8192, 3072, 6144, 4096, 1024
 NUM_VALIDATION, NUM_TEST = 256, 512
 MAX_SHARE = 10.0
-NUM_FRAMES = 3
+NUM_FRAMES = 2
 _SYSTEM = "You are a helpful assistant. Never explain anything."
 """A system prompt that contradicts its rows, as some public sets of thoughts have; it is to be cleaned away."""
 
@@ -126,7 +126,7 @@ def _one(family: Family, text: str, sample: Sample, comma: str) -> Drawn:
 
 
 def _counted(rng: np.random.Generator, split: Split) -> Drawn:
-    """Three frames, of which none to all show a thing of the kind that is asked for, each number as often."""
+    """Two frames, of which none to both show a thing of the kind that is asked for, each number as often."""
     asked = str(rng.choice(list(KINDS)))
     is_asked = rng.permutation(np.arange(NUM_FRAMES) < rng.integers(0, NUM_FRAMES + 1))
     others = [name for name in ICONS if name not in KINDS[asked]]

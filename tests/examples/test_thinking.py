@@ -32,7 +32,7 @@ QUESTIONS = [
     (
         Question(Family.pictures, how_many("vehicles"), ("car", "fish", "bus"), "vehicles"),
         "2",
-        "car, fish, bus:1+0=1,1+1=2",
+        "car, fish, bus:car 1, fish 1, bus 2",
     ),
     (Question(Family.charts, "", ("red 3", "blue 5", "green 1")), "9", "red 3, blue 5, green 1:3+5=08,08+1=09"),
     (Question(Family.words, "", ("O", "A", "R")), "RAO", "OAR:R-A-O"),
