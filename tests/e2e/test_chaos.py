@@ -90,7 +90,12 @@ def completions(folder: Path) -> dict[tuple[int, int], list[int]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("sampler", "transfer"), [("embedded", "memory"), ("embedded", "broadcast"), ("vllm", "memory")]
+    ("sampler", "transfer"),
+    [
+        ("embedded", "memory"),
+        pytest.param("embedded", "broadcast", marks=pytest.mark.nightly),
+        ("vllm", "memory"),
+    ],
 )
 def test_twenty_events_leave_the_run_as_it_would_have_been(
     tiny_folder, digits_folder, tmp_path, request, capsys, sampler, transfer

@@ -183,7 +183,7 @@ def test_a_command_may_be_ended_in_every_phase(runner, commands, undisturbed, na
     check(runner, commands[name], undisturbed(name), f"every{act}", seeded(name, act, 7))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["generate", "evaluate", "score", "prepare", "assemble"])
 def test_a_disk_that_fills_up_within_a_file(runner, commands, undisturbed, name):
     """The files are torn where the disk ends, not where a failpoint is."""

@@ -93,7 +93,7 @@ class TestRefusals:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("rank", [pytest.param(0, marks=pytest.mark.nightly), 1])
 def test_sigterm_to_any_rank_saves_once(data, tmp_path, rank):
     straight, run = tmp_path / "straight", tmp_path / "run"
     assert on_ranks(2, pretrain(data, straight, *FSDP), tmp_path / "a")[0] == [0, 0]
@@ -202,7 +202,7 @@ def test_a_stream_keeps_its_rows_whatever_the_number_of_processes(data, tmp_path
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stage", [2, 3])
+@pytest.mark.parametrize("stage", [pytest.param(2, marks=pytest.mark.nightly), 3])
 def test_deepspeed_trains_as_one_process_does(data, tmp_path, stage):
     """Three steps of RL: the same draws, and losses that differ by the order of sums."""
     require_extra("deepspeed", "deepspeed")

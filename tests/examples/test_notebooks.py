@@ -53,7 +53,7 @@ def test_the_notebook_about_rewards_runs(tmp_path):
     assert (tmp_path / "runs" / "notebook" / "rl" / "final" / "config.json").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_notebook_of_a_whole_run_learns(tmp_path):
     """Half of the answers or more come right, of one in four by chance; other CPUs round in another way."""
     said = run(ROOT / "examples" / "notebooks" / "whole_run.ipynb", tmp_path)

@@ -67,7 +67,7 @@ SUBJECTS = [
     Subject("fsdp", 1, run_by="nightly"),
     Subject("fsdp", 2, run_by=""),
     Subject("fsdp", 4, {"replicas": 2, "offload_moments": True}),
-    Subject("fsdp", 3, {"reduce_each": False}),
+    Subject("fsdp", 3, {"reduce_each": False}, run_by="nightly"),
     Subject("deepspeed", 2, {"stage": 1}, ("precise", "narrow", *NO_ADAPTERS), "nightly"),
     Subject("deepspeed", 2, {"stage": 2}, ("precise", *NO_ADAPTERS), "nightly"),
     Subject("deepspeed", 2, {"stage": 3}, ("precise", "tiny_moe", *NO_ADAPTERS)),

