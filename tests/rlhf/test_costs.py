@@ -113,7 +113,9 @@ def test_a_plan_names_the_stage_whose_rows_are_missing():
     named = {stage.name: stage for stage in stages}
     lines = cost_lines(config, named["think_fusion"])
     assert lines[0].startswith("8 x H100 SXM 80 GB: ") and "stage fusion_data writes the rows" in lines[2]
-    assert lines[-2].startswith("never measured: a supervised stage as a whole; seconds of an engine of several processes")
+    assert lines[-2].startswith(
+        "never measured: a supervised stage as a whole; seconds of an engine of several processes"
+    )
     assert lines[-1].startswith("disk: at most ") and cost_lines(config, named["rl_mixed"])[-1].startswith("disk: ")
     assert not cost_lines(config, named["longcot_data"])
     assert makers_of(["b/x.jsonl", "a/y.jsonl", "b/z"]) == "a and b"
