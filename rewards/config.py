@@ -121,8 +121,14 @@ class RewardConfig:
 
     @property
     def has_answers(self) -> bool:
-        """Tell whether a verifier judges answers, so that rows need a reference."""
+        """Tell whether a verifier judges answers."""
         return self.verifier != NO_VERIFIER
+
+    def needs_reference(self, columns: Mapping[str, object]) -> bool:
+        """Tell whether a row with these columns needs a reference: somebody is asked about its answers."""
+        if not self.datasets:
+            return self.has_answers
+        return "answer" in self.weights_of(dataset_of(columns))
 
     @property
     def paid_parts(self) -> set[str]:
@@ -205,11 +211,11 @@ class RewardConfig:
         earned = earning(weights)
         if not earned:
             raise ValueError(f"{where}: expected a part with a positive weight, penalties apart, found {dict(weights)}")
-        fits = self.has_answers and 0 <= self.format_weight <= 1 and bool(self.multiplied(weights))
+        fits = self.has_answers and 0 <= weights.get("format", 0.0) <= 1 and bool(self.multiplied(weights))
         if self.combine is Combine.product_plus_format and not fits:
             raise ValueError(
-                "reward.combine: product_plus_format expects a verifier, format_weight from 0 to 1, and another part "
-                f"with a positive weight, found {dict(weights)} with reward.verifier={self.verifier}"
+                f"{where}: combine=product_plus_format expects a verifier, a weight of format from 0 to 1, and another "
+                f"part with a positive weight, found {dict(weights)} with reward.verifier={self.verifier}"
             )
         total = sum(earned.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
@@ -280,6 +286,11 @@ def named_function(function: object) -> str:
         )
     file = getattr(home, "__file__", None) or ""
     return f"{file}:{name}" if "." not in module and file.endswith(".py") else f"{module}:{name}"
+
+
+def dataset_of(columns: Mapping[str, object]) -> str:
+    """Return the data set that the columns of a row name, by which `reward.datasets` finds it."""
+    return str(columns.get("dataset", columns.get("data_source")))
 
 
 def earning(weights: Mapping[str, float]) -> dict[str, float]:

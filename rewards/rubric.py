@@ -9,7 +9,7 @@ from itertools import groupby
 
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig, earning
+from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig, dataset_of, earning
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load
@@ -59,7 +59,7 @@ class Rubric:
         """`ValueError` for a name in `reward.datasets` that is the data set of none of these rows' columns."""
         if not self.config.datasets:
             return
-        found = {_dataset(columns) for columns in rows}
+        found = {dataset_of(columns) for columns in rows}
         if unknown := sorted(set(self.config.datasets) - found):
             raise ValueError(
                 f"reward.datasets: expected names of data sets among {', '.join(sorted(found))}, found {unknown[0]!r}"
@@ -69,7 +69,7 @@ class Rubric:
         """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
-        weights = [self.config.weights_of(_dataset(item.meta)) for item in inputs]
+        weights = [self.config.weights_of(dataset_of(item.meta)) for item in inputs]
         functions = dict(zip(self.config.function_names, self.config.functions, strict=True))
         outcomes: list[dict[str, Outcome[float]]] = [{} for _ in inputs]
         for name in self.config.weights:
@@ -141,7 +141,7 @@ class Rubric:
 
     def _answers(self, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
         """Return the answer part, judged by the verifier or the function of each row's data set."""
-        routes = [self.config.verifier_of(_dataset(item.meta)) for item in inputs]
+        routes = [self.config.verifier_of(dataset_of(item.meta)) for item in inputs]
         outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
             where = [i for i, route in enumerate(routes) if route == verifier]
@@ -264,10 +264,6 @@ def _weighted_sum(parts: Mapping[str, float], weights: Mapping[str, float]) -> f
 def _name(spec: str) -> str:
     """The name of a function, by which options are given to it."""
     return spec.rpartition(":")[2]
-
-
-def _dataset(columns: Mapping[str, object]) -> str:
-    return str(columns.get("dataset", columns.get("data_source")))
 
 
 def _claim(item: RewardInput) -> Claim:

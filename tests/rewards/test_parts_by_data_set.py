@@ -92,6 +92,14 @@ def test_what_cannot_be_meant_is_refused(given, message):
         RewardConfig(datasets=given)
 
 
+@pytest.mark.parametrize("weights", [{"format": 1.5}, {"format": -0.5}, {"answer": 0}])
+def test_a_product_and_format_that_a_data_set_makes_impossible_is_refused(weights):
+    with pytest.raises(
+        ValueError, match=r"reward\.datasets\.a\.weights: combine=product_plus_format expects .* 0 to 1"
+    ):
+        RewardConfig(combine="product_plus_format", datasets={"a": {"weights": weights}})
+
+
 def test_a_part_that_only_a_data_set_pays_is_paid():
     config = RewardConfig(answer_weight=0.0, format_weight=1.0, datasets={"a": {"weights": {"answer": 1, "format": 0}}})
     assert config.pays_answers and config.paid_parts == {"answer", "format"}
