@@ -52,7 +52,8 @@ class Rubric:
         for spec, outcome in zip(specs, outcomes, strict=True):
             if outcome.value is None:
                 reason = outcome.reason.removeprefix("load: ")
-                raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
+                reason = reason if spec in reason else f"reward.functions: {spec!r}: {reason}"
+                raise ValueError(reason.replace("reward.functions:", f"{self.config.key_of(spec)}:", 1))
             self._functions[spec] = outcome.value
 
     def check_datasets(self, rows: Iterable[Mapping[str, object]]) -> None:
@@ -148,6 +149,7 @@ class Rubric:
             some = [inputs[i] for i in where]
             if verifier in self.config.answer_functions:
                 found = self._call(_name(verifier), verifier, some)
+                self._remark_large("answer", [outcome.value for outcome in found if outcome.value is not None])
             else:
                 found = self._scorer.score(verifier, [_claim(item) for item in some], self._options(verifier))
             for i, outcome in zip(where, found, strict=True):
@@ -230,8 +232,8 @@ class Rubric:
             self._large_shown.add(name)
             print(
                 f"reward part {name!r} gave {largest:g}, far beyond 1; with its weight of {self._weights[name]:g} it "
-                f"adds {self._weights[name] * largest:g} to a reward; let the function divide, or lower its weight in "
-                "reward.function_weights, unless that is meant",
+                f"adds {self._weights[name] * largest:g} to a reward; let the function divide, or lower its weight, "
+                "unless that is meant",
                 file=sys.stderr,
             )
 

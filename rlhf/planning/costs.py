@@ -44,7 +44,8 @@ def supervised_lines(
     size = settings.engine.micro_batch_tokens
     return [
         f"{job.spread.ranks} x {machine.name}: {found.total / GIB:.1f} of {machine.memory / GIB:.1f} GiB, {fits}; "
-        f"assumed: micro-batches of {size:,} text tokens in one row, half of them trained; images and longer rows need more",
+        f"assumed: micro-batches of {size:,} text tokens in one row, half of them trained; images and longer "
+        "rows need more",
         *_amounts(settings, shapes, machine, job, maker),
     ]
 
