@@ -39,9 +39,9 @@ async def judgement(
     which ask for no judge section.
 
     Settings: column, the name of the rows' column, and those of an endpoint: base_url, model, api_key_env,
-    request_seconds, retries, requests_per_minute, cache, max_requests; an empty base_url asks nobody. Raises `Unscorable`
-    where a row says neither true nor false, or says nothing and there is no endpoint, and `JudgeError` when no verdict
-    comes.
+    request_seconds, retries, requests_per_minute, cache, max_requests; an empty base_url asks nobody. Raises
+    `Unscorable` where a row says neither true nor false, or says nothing and there is no endpoint, and `JudgeError`
+    when no verdict comes.
     """
     if completion.mode != "auto":
         return NOT_APPLICABLE
