@@ -193,11 +193,14 @@ def compose_config(entry: str, overrides: Sequence[str]) -> Any:
 def _keys_of(entry: str, choices: tuple[str, ...]) -> Any:
     """The config of an entry point before overrides, to look keys up in; Hydra is initialised for it already.
 
-    It is kept, because a pipeline composes many stages of one kind. Nobody changes it.
+    It is kept, because a pipeline composes many stages of one kind, and cannot be changed.
     """
     from hydra import compose
+    from omegaconf import OmegaConf
 
-    return compose("config", [*choices])
+    known = compose("config", [*choices])
+    OmegaConf.set_readonly(known, True)
+    return known
 
 
 def _spelled_out(override: str, keys: Mapping[str, str]) -> str:

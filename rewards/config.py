@@ -41,7 +41,8 @@ class RewardConfig:
     reference; the reward is what `functions` and `parts` say"""
     datasets: dict[str, Any] = field(default_factory=dict)
     """differences for rows of a data set (column `dataset` or `data_source`): the verifier of the answer part, or
-    {verifier: NAME, weights: {PART: WEIGHT}}; a part of weight 0 there is not asked about its rows"""
+    {verifier: NAME, weights: {PART: WEIGHT}}; a part of weight 0 there is not asked about its rows,
+    not as a gate either"""
     answer_rules: list[AnswerRule] = field(default_factory=lambda: [AnswerRule.boxed])
     """where the answer stands in a completion, tried in this order"""
     answer_weight: float = 0.9
@@ -81,12 +82,12 @@ class RewardConfig:
                 f"reward.function_weights: expected {len(self.functions)} weights (one per function) or none, "
                 f"found {len(self.function_weights)}"
             )
-        for function in self.functions:
+        for function in [*self.functions, *self.answer_functions]:
             path, colon, name = function.rpartition(":")
             if not name.isidentifier() or bool(colon) != bool(path):
                 raise ValueError(
-                    "reward.functions: expected FILE.py:NAME, package.module:NAME or the name of an entry point, "
-                    f"found {function!r}"
+                    f"{self.key_of(function)}: expected FILE.py:NAME, package.module:NAME or the name of an entry "
+                    f"point, found {function!r}"
                 )
         _refuse_secrets("reward.options", self.options)
         if not self.answer_rules:
@@ -97,9 +98,14 @@ class RewardConfig:
                 "verifier for the other rows"
             )
         names = [*self._own_parts, *self.parts, *self.function_names]
-        answering = {spec.rpartition(":")[2] for spec in self.answer_functions} - set(self.function_names)
-        if taken := sorted(answering & set(names)):
-            raise ValueError(f"reward.verifier: the part name {taken[0]!r} is taken; rename the function")
+        for spec in self.answer_functions:
+            name = spec.rpartition(":")[2]
+            others = [one for one in [*self.functions, *self.answer_functions] if one.rpartition(":")[2] == name]
+            if name in {*self._own_parts, *self.parts, *self.verifiers} or set(others) != {spec}:
+                raise ValueError(
+                    f"{self.key_of(spec)}: the name {name!r} of {spec!r} is taken, so that reward.options.{name} would "
+                    "mean both; rename the function"
+                )
         for dataset, own in self._of_datasets.items():
             if unknown := [name for name in own.get("weights", {}) if name not in names]:
                 raise ValueError(f"reward.datasets.{dataset}.weights: expected some of {names}, found {unknown[0]!r}")
@@ -121,8 +127,14 @@ class RewardConfig:
 
     @property
     def has_answers(self) -> bool:
-        """Tell whether a verifier judges answers, so that rows need a reference."""
+        """Tell whether a verifier judges answers."""
         return self.verifier != NO_VERIFIER
+
+    def needs_reference(self, columns: Mapping[str, object]) -> bool:
+        """Tell whether a row with these columns needs a reference: somebody is asked about its answers."""
+        if not self.datasets:
+            return self.has_answers
+        return "answer" in self.weights_of(dataset_of(columns))
 
     @property
     def paid_parts(self) -> set[str]:
@@ -176,6 +188,13 @@ class RewardConfig:
         named = [self.verifier, *(self.verifier_of(dataset) for dataset in self.datasets)]
         return sorted({name for name in named if ":" in name})
 
+    def key_of(self, function: str) -> str:
+        """Return the setting that names a function."""
+        if function in self.functions or function not in self.answer_functions:
+            return "reward.functions"
+        named = [f"reward.datasets.{name}" for name in self.datasets if self.verifier_of(name) == function]
+        return "reward.verifier" if self.verifier == function else named[0]
+
     def multiplied(self, weights: Mapping[str, float]) -> set[str]:
         """Return those of the weighted parts that a product is made of; empty for a sum."""
         if self.combine is Combine.weighted_sum:
@@ -205,11 +224,12 @@ class RewardConfig:
         earned = earning(weights)
         if not earned:
             raise ValueError(f"{where}: expected a part with a positive weight, penalties apart, found {dict(weights)}")
-        fits = self.has_answers and 0 <= self.format_weight <= 1 and bool(self.multiplied(weights))
+        fits = self.has_answers and 0 <= weights.get("format", 0.0) <= 1 and bool(self.multiplied(weights))
         if self.combine is Combine.product_plus_format and not fits:
+            combine = "reward.combine: " if where == "reward" else f"{where}: combine="
             raise ValueError(
-                "reward.combine: product_plus_format expects a verifier, format_weight from 0 to 1, and another part "
-                f"with a positive weight, found {dict(weights)} with reward.verifier={self.verifier}"
+                f"{combine}product_plus_format expects a verifier, a weight of format from 0 to 1, and another "
+                f"part with a positive weight, found {dict(weights)} with reward.verifier={self.verifier}"
             )
         total = sum(earned.values())
         if self.weight_check is WeightCheck.one and self.combine is Combine.weighted_sum and abs(total - 1.0) > 1e-6:
@@ -280,6 +300,11 @@ def named_function(function: object) -> str:
         )
     file = getattr(home, "__file__", None) or ""
     return f"{file}:{name}" if "." not in module and file.endswith(".py") else f"{module}:{name}"
+
+
+def dataset_of(columns: Mapping[str, object]) -> str:
+    """Return the data set that the columns of a row name, by which `reward.datasets` finds it."""
+    return str(columns.get("dataset", columns.get("data_source")))
 
 
 def earning(weights: Mapping[str, float]) -> dict[str, float]:

@@ -42,9 +42,9 @@ _endpoints: dict[str, Endpoint] = {}
 async def reasoning(completion: RewardInput, **settings: object) -> float | NotApplicable:
     """Return the share of the three checks that the completion's reasoning passes: 0, 1/3, 2/3 or 1.
 
-    Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache. A completion without
-    thinking or answer fails without being asked about; `NOT_APPLICABLE` for one of mode auto that answers at once, as
-    its judge section says. Raises `JudgeError` when no verdict comes.
+    Settings: base_url, model, api_key_env, request_seconds, retries, requests_per_minute, cache, max_requests. A
+    completion without thinking or answer fails without being asked about; `NOT_APPLICABLE` for one of mode auto that
+    answers at once, as its judge section says. Raises `JudgeError` when no verdict comes.
     """
     name = json.dumps(settings, sort_keys=True)
     if name not in _endpoints:

@@ -33,8 +33,8 @@ async def agreement(completion: RewardInput, rule: str = DEFAULT_RULE, **setting
     """Return 1 where the answer agrees with the reference, by the rule or else by the judge, and 0 where it does not.
 
     Settings: rule, a verifier's name or none, and those of an endpoint: base_url, model, api_key_env, request_seconds,
-    retries, requests_per_minute, cache. A completion without an answer is wrong, and nobody is asked. Raises
-    `Unscorable` for a row without a reference, and `JudgeError` when no verdict comes.
+    retries, requests_per_minute, cache, max_requests. A completion without an answer is wrong, and nobody is asked.
+    Raises `Unscorable` for a row without a reference, and `JudgeError` when no verdict comes.
     """
     if not completion.reference.strip():
         raise Unscorable("expected a reference that the judge can compare with, found none")

@@ -9,7 +9,7 @@ from itertools import groupby
 
 from model.run.printable import printable
 from rewards.answers import AnswerRule, extract
-from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig, earning
+from rewards.config import DEFAULT_REQUESTS_PER_MINUTE, Combine, RewardConfig, dataset_of, earning
 from rewards.result import CallResult, CallStyle, Claim, Outcome, RewardInput, RewardResult, Status
 from rewards.sandbox.pool import ScoringPool
 from rewards.sandbox.tasks import CallOne, CallSiblings, Load
@@ -52,14 +52,15 @@ class Rubric:
         for spec, outcome in zip(specs, outcomes, strict=True):
             if outcome.value is None:
                 reason = outcome.reason.removeprefix("load: ")
-                raise ValueError(reason if spec in reason else f"reward.functions: {spec!r}: {reason}")
+                reason = reason if spec in reason else f"reward.functions: {spec!r}: {reason}"
+                raise ValueError(reason.replace("reward.functions:", f"{self.config.key_of(spec)}:", 1))
             self._functions[spec] = outcome.value
 
     def check_datasets(self, rows: Iterable[Mapping[str, object]]) -> None:
         """`ValueError` for a name in `reward.datasets` that is the data set of none of these rows' columns."""
         if not self.config.datasets:
             return
-        found = {_dataset(columns) for columns in rows}
+        found = {dataset_of(columns) for columns in rows}
         if unknown := sorted(set(self.config.datasets) - found):
             raise ValueError(
                 f"reward.datasets: expected names of data sets among {', '.join(sorted(found))}, found {unknown[0]!r}"
@@ -69,7 +70,7 @@ class Rubric:
         """Return one result per input, in order. `TooManyUnscorable` when failures pass the configured rate."""
         if self.config.answer_rules != [AnswerRule.boxed]:
             inputs = [replace(item, answer=extract(item.completion, self.config.answer_rules)) for item in inputs]
-        weights = [self.config.weights_of(_dataset(item.meta)) for item in inputs]
+        weights = [self.config.weights_of(dataset_of(item.meta)) for item in inputs]
         functions = dict(zip(self.config.function_names, self.config.functions, strict=True))
         outcomes: list[dict[str, Outcome[float]]] = [{} for _ in inputs]
         for name in self.config.weights:
@@ -141,13 +142,14 @@ class Rubric:
 
     def _answers(self, inputs: Sequence[RewardInput]) -> list[Outcome[float]]:
         """Return the answer part, judged by the verifier or the function of each row's data set."""
-        routes = [self.config.verifier_of(_dataset(item.meta)) for item in inputs]
+        routes = [self.config.verifier_of(dataset_of(item.meta)) for item in inputs]
         outcomes: list[Outcome[float]] = [Outcome()] * len(inputs)
         for verifier in sorted(set(routes)):
             where = [i for i, route in enumerate(routes) if route == verifier]
             some = [inputs[i] for i in where]
             if verifier in self.config.answer_functions:
                 found = self._call(_name(verifier), verifier, some)
+                self._remark_large("answer", [outcome.value for outcome in found if outcome.value is not None])
             else:
                 found = self._scorer.score(verifier, [_claim(item) for item in some], self._options(verifier))
             for i, outcome in zip(where, found, strict=True):
@@ -230,8 +232,8 @@ class Rubric:
             self._large_shown.add(name)
             print(
                 f"reward part {name!r} gave {largest:g}, far beyond 1; with its weight of {self._weights[name]:g} it "
-                f"adds {self._weights[name] * largest:g} to a reward; let the function divide, or lower its weight in "
-                "reward.function_weights, unless that is meant",
+                f"adds {self._weights[name] * largest:g} to a reward; let the function divide, or lower its weight, "
+                "unless that is meant",
                 file=sys.stderr,
             )
 
@@ -264,10 +266,6 @@ def _weighted_sum(parts: Mapping[str, float], weights: Mapping[str, float]) -> f
 def _name(spec: str) -> str:
     """The name of a function, by which options are given to it."""
     return spec.rpartition(":")[2]
-
-
-def _dataset(columns: Mapping[str, object]) -> str:
-    return str(columns.get("dataset", columns.get("data_source")))
 
 
 def _claim(item: RewardInput) -> Claim:

@@ -14,6 +14,8 @@ from rewards.verifiers.verifier import parse_json
 REQUIRES_REASONING = "requires_reasoning"
 """The key of a judge section, and the column of rows that say themselves whether they require reasoning."""
 
+_WORDS = {"true": True, "false": False}
+
 
 @dataclass(frozen=True)
 class Sections:
@@ -61,6 +63,16 @@ def parse_sections(text: str) -> Sections:
         has_think_tags=THINK_START in rest or THINK_END in rest,
         well_formed=decision is not None and is_formed,
     )
+
+
+def fact_of(value: object) -> bool | None:
+    """Return what the value of a row's column says: a truth value, or its word, as tables without booleans have them.
+
+    None where it says neither.
+    """
+    if isinstance(value, str):
+        return _WORDS.get(value.strip().lower())
+    return value if isinstance(value, bool) else None
 
 
 def _decision(section: str) -> bool | None:

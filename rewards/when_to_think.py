@@ -14,8 +14,8 @@ from pathlib import Path
 from rewards.chat_endpoint import JudgeError
 from rewards.endpoint import Endpoint, read_endpoint
 from rewards.judge import image_part, question_of
-from rewards.result import RewardInput, Unscorable
-from rewards.sections import REQUIRES_REASONING, parse_sections
+from rewards.result import NOT_APPLICABLE, NotApplicable, RewardInput, Unscorable
+from rewards.sections import REQUIRES_REASONING, fact_of, parse_sections
 from rewards.verdicts import Content, verdicts
 
 _INSTRUCTIONS = """You decide whether a question requires reasoning. The user message holds a question, and images where
@@ -25,21 +25,26 @@ deduction or a comparison of several things; it does not where the answer can be
 Reply with one JSON object and nothing else: {"marker": "{marker}", "requires_reasoning": true or false}."""
 _MAX_TEXT = 100_000  # characters; a longer question is not sent, and its completions are unscorable
 _MAX_FACTS = 100_000  # a fact takes some 200 bytes
-_WORDS = {"true": True, "false": False}  # as tables without booleans have them
 
 _endpoints: dict[str, Endpoint] = {}
 _facts: dict[str, bool] = {}  # by what was asked
 _asked: dict[str, "asyncio.Task[bool]"] = {}
 
 
-async def judgement(completion: RewardInput, column: str = REQUIRES_REASONING, **settings: object) -> float:
+async def judgement(
+    completion: RewardInput, column: str = REQUIRES_REASONING, **settings: object
+) -> float | NotApplicable:
     """Return 1 where the judge section says of the question what is true, and the completion thinks or not as it says;
-    else 0, as for a section that is missing, stands twice or cannot be read.
+    else 0, as for a section that is missing, stands twice or cannot be read. `NOT_APPLICABLE` in other modes than auto,
+    which ask for no judge section.
 
     Settings: column, the name of the rows' column, and those of an endpoint: base_url, model, api_key_env,
-    request_seconds, retries, requests_per_minute, cache; an empty base_url asks nobody. Raises `Unscorable` where a row
-    says neither true nor false, or says nothing and there is no endpoint, and `JudgeError` when no verdict comes.
+    request_seconds, retries, requests_per_minute, cache, max_requests; an empty base_url asks nobody. Raises
+    `Unscorable` where a row says neither true nor false, or says nothing and there is no endpoint, and `JudgeError`
+    when no verdict comes.
     """
+    if completion.mode != "auto":
+        return NOT_APPLICABLE
     requires_reasoning = _fact_of_row(completion, column)
     sections = parse_sections(completion.completion)
     if requires_reasoning is None:
@@ -71,12 +76,13 @@ def _names_endpoint(settings: dict[str, object]) -> bool:
 
 def _fact_of_row(completion: RewardInput, column: str) -> bool | None:
     """Return what the row says; None where it has no such column. `Unscorable` for a value that says nothing."""
-    fact = completion.meta.get(column)
-    if fact is None or isinstance(fact, bool):
-        return fact
-    if isinstance(fact, str) and fact.strip().lower() in _WORDS:
-        return _WORDS[fact.strip().lower()]
-    raise Unscorable(f"column {column}: expected true or false, found {fact!r:.80}")
+    said = completion.meta.get(column)
+    if said is None:
+        return None
+    fact = fact_of(said)
+    if fact is None:
+        raise Unscorable(f"column {column}: expected true or false, found {said!r:.80}")
+    return fact
 
 
 def _endpoint(completion: RewardInput, column: str, settings: dict[str, object]) -> Endpoint:

@@ -199,8 +199,9 @@ class Collector:
         return groups
 
     def _success(self, result: RewardResult) -> float:
-        """How well a completion did, from 0 to 1: by its answer, or by its reward where answers are not rewarded."""
-        if self._rubric.config.pays_answers:
+        """How well a completion did, from 0 to 1: by its answer, or by its reward where answers are not rewarded, or
+        where nobody judged this one."""
+        if self._rubric.config.pays_answers and result.is_judged:
             return float(result.correct)
         return min(1.0, max(0.0, result.value or 0.0))
 

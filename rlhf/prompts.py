@@ -1,7 +1,7 @@
 """The RL data set: prompts of one or several files, checked when it is opened, ready as ids and pixels when drawn."""
 
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,13 +83,13 @@ class PromptSet(TableSource[PromptRow]):
         data: DataConfig | None = None,
         folders: DataFolders | None = None,
         key: str = "prompts",
-        needs_reference: bool = True,
+        needs_reference: Callable[[Mapping[str, object]], bool] = lambda columns: True,
         max_tiles: Callable[[int], int] | None = None,
     ) -> None:
         """`max_tiles`: the cap of tiles of each image of a prompt that has so many; None: the processor's own.
 
         A prompt that is longer than `rollouts` allows, or has more images, is a bad row, and so is one without a
-        reference where rewards need it.
+        reference where `needs_reference` says that a row with its columns needs one.
 
         `ValueError` for files that are missing or not what their names say, and past `data.max_bad_rows`.
         """
@@ -111,7 +111,7 @@ class PromptSet(TableSource[PromptRow]):
     def admit(self, raw: RawRow, table: Table, ordinal: int) -> tuple[str, PromptRow, int]:
         row = self.reader.read(raw, table, ordinal)
         self.refuse_known(row.id)
-        reference = require_reference(row) if self._needs_reference else row.reference or ""
+        reference = require_reference(row) if self._needs_reference(row.meta) else row.reference or ""
         prompt = Prompt(row.id, row.messages, reference, row.meta)
         most = self._rollouts.max_prompt_tokens
         self._processor.refuse_long(texts_of(prompt.messages), most, "rollouts.max_prompt_tokens")
@@ -208,7 +208,7 @@ def open_prompts(config: RlConfig, processor: Processor, run: Path) -> tuple[Pro
     Images and reports of bad rows go to `run`."""
     folders = DataFolders(run / "media", run / "bad_rows.jsonl")
     path, held_out = Path(config.prompts), config.evaluation.prompts
-    needs_reference = config.reward.has_answers
+    needs_reference = config.reward.needs_reference
     prompts = PromptSet(
         path, processor, config.mode, config.rollouts, config.data, folders, needs_reference=needs_reference
     )

@@ -11,13 +11,16 @@ def drop_reason(group: Group, group_filter: GroupFilter, masks_overlong: bool = 
 
     A group needs two scored trajectories and one that trains. `correctness_spread` judges the answer part alone: spread
     in format only teaches a policy to shorten its thinking. A verifier that grades gives spread by any two values, as
-    verl's filter has it; a group of one value between right and wrong is `equal_answers`.
+    verl's filter has it; a group of one value between right and wrong is `equal_answers`. A group whose answers nobody
+    judged, as those of a data set that leaves them out of its reward, goes by its rewards.
     """
     scored = group.scored
     if len(scored) < min(2, len(group.trajectories)):
         return "unscorable"
     if masks_overlong and all(t.is_overlong for t in scored):
         return "overlong"
+    if group_filter is GroupFilter.correctness_spread and not any(t.reward.is_judged for t in scored):
+        group_filter = GroupFilter.reward_spread
     match group_filter:
         case GroupFilter.none:
             return ""

@@ -9,7 +9,7 @@ from model.processing.tokenizer import Tokenizer
 from model.run.failpoints import reach
 from rewards.answers import THINK_END, THINK_START, parse_completion
 from rewards.result import RewardResult
-from rewards.sections import REQUIRES_REASONING, parse_sections
+from rewards.sections import REQUIRES_REASONING, fact_of, parse_sections
 from rlhf.config import EvaluationMode
 from rlhf.evaluation.responses import Responses
 from rlhf.prompts import Task
@@ -71,8 +71,8 @@ class Judgement:
 
 def judgement_of(text: str, columns: Mapping[str, object]) -> Judgement:
     """The judgement of a completion of mode auto. `columns` are the row's."""
-    sections, fact = parse_sections(text), columns.get(REQUIRES_REASONING)
-    is_right = sections.requires_reasoning == fact if isinstance(fact, bool) else None
+    sections, fact = parse_sections(text), fact_of(columns.get(REQUIRES_REASONING))
+    is_right = None if fact is None else sections.requires_reasoning == fact
     return Judgement(sections.thought, sections.obeys, is_right)
 
 

@@ -106,7 +106,7 @@ def _prompts(config: EvaluateConfig, output: Path | None, keys: Keys, keep: Keep
     asking = Asking(config, output, load_processor(Path(config.checkpoint)), keys)
     # A line of the answers names its images, and those that came as bytes have to be there afterwards.
     folders = DataFolders(media=output.with_name(f"{output.stem}.media") if output else None)
-    needs_reference = config.reward.has_answers
+    needs_reference = config.reward.needs_reference
     prompts = PromptSet(
         Path(config.prompts),
         asking.processor,

@@ -13,7 +13,7 @@ from model.config import Device, SailVL2Config
 from model.data.config import StreamConfig
 from model.engine.config import SupervisedConfig
 from model.engine.parts import Costs
-from model.engine.planning.estimate import Job, Sizes, memory, update_seconds
+from model.engine.planning.estimate import Job, MicroBatch, Sizes, memory, update_seconds
 from model.engine.planning.fitting import job_of
 from model.engine.planning.machines import GIB, Machine
 from model.lora.config import LoraConfig
@@ -44,7 +44,8 @@ def supervised_lines(
     size = settings.engine.micro_batch_tokens
     return [
         f"{job.spread.ranks} x {machine.name}: {found.total / GIB:.1f} of {machine.memory / GIB:.1f} GiB, {fits}; "
-        f"assumed: micro-batches of {size:,} text tokens in one row, half of them trained; images need more",
+        f"assumed: micro-batches of {size:,} text tokens in one row, half of them trained; images and longer "
+        "rows need more",
         *_amounts(settings, shapes, machine, job, maker),
     ]
 
@@ -58,14 +59,12 @@ def _job(settings: SupervisedConfig, shapes: SailVL2Config, machine: Machine, gp
 def _amounts(settings: SupervisedConfig, shapes: SailVL2Config, machine: Machine, job: Job, maker: str) -> list[str]:
     """Tokens, operations and GPU hours: of a billion tokens, and of the stage where its settings bound them."""
     size, ranks, steps = settings.engine.micro_batch_tokens, job.spread.ranks, settings.max_steps
-    passes = 3.0 if job.sizes.trained == job.sizes.total else 2.0 + job.sizes.trained / job.sizes.total
-    per_token = passes * job.batch.operations(Costs.of(shapes), shapes.num_image_tokens) / job.batch.tokens
-    one = update_seconds(replace(job, num_batches=1), machine)
-    hours_per_token = (one.compute + one.traffic) / size / 3600
+    per_token, hours_per_token = _of_a_token(job, shapes, machine)
+    step = update_seconds(replace(job, num_batches=1), machine).step
     lines = [
         f"a billion packed tokens: {per_token * _BILLION:.2e} FLOPs and {hours_per_token * _BILLION:,.1f} GPU hours, "
-        f"and {one.step:.3f} s of every update for clipping and AdamW; assumed: rows of that length, so attention "
-        "costs the most it can; no images; FLOPs count no layer twice, hours do where layers are recomputed"
+        f"and {step:.3f} s of every update for clipping and AdamW; assumed: rows of that length, so attention "
+        "costs more than with shorter ones; no images; FLOPs count no layer twice, hours do where layers are recomputed"
     ]
     if num_batches := _streamed(settings):
         tokens = num_batches * size
@@ -85,15 +84,26 @@ def _amounts(settings: SupervisedConfig, shapes: SailVL2Config, machine: Machine
     completions, longest = getattr(settings, "batch_size", 0), shapes.language.max_position_embeddings
     if steps and completions:
         tokens = steps * completions * longest
-        hours = tokens * hours_per_token + steps * ranks * one.step / 3600
+        alone = longest // 2  # tokens that train of a row that takes all positions; a row longer than `size` is alone
+        batch = MicroBatch(longest - alone, 1, alone)
+        per_token, hours_per_token = _of_a_token(replace(job, batch=batch) if longest > size else job, shapes, machine)
+        hours = tokens * hours_per_token + steps * ranks * step / 3600
         lines.append(
-            f"in all: at most {tokens:,} tokens, {per_token * tokens:.2e} FLOPs and {hours:,.1f} GPU hours: {steps:,} "
-            f"updates of {completions:,} completions of which each takes all {longest:,} positions; how long they are "
-            f"is not known: {_unread(maker)}"
+            f"in all: at most {tokens:,} tokens, {per_token * tokens:.2e} FLOPs and {hours:,.1f} GPU hours, the vision "
+            f"tower apart: {steps:,} updates of {completions:,} completions of which each takes all {longest:,} "
+            f"positions; how long they are is not known: {_unread(maker)}"
         )
     else:
         lines.append(f"in all: tokens, FLOPs and GPU hours are not known: {_unread(maker)}; max_steps would bound them")
     return lines
+
+
+def _of_a_token(job: Job, shapes: SailVL2Config, machine: Machine) -> tuple[float, float]:
+    """Return the FLOPs and the GPU hours of a token of the job's micro-batches, clipping and AdamW apart."""
+    passes = 3.0 if job.sizes.trained == job.sizes.total else 2.0 + job.sizes.trained / job.sizes.total
+    operations = passes * job.batch.operations(Costs.of(shapes), shapes.num_image_tokens)
+    one = update_seconds(replace(job, num_batches=1), machine)
+    return operations / job.batch.tokens, (one.compute + one.traffic) / job.batch.tokens / 3600
 
 
 def _streamed(settings: SupervisedConfig) -> int:

@@ -20,15 +20,16 @@ def inputs_of(config: RlConfig) -> dict[str, Input]:
     from model.lora.start import inputs_of as adapter_inputs
 
     found = {"checkpoint": input_of(Path(config.checkpoint)), **adapter_inputs(config.adapter)}
-    for key, specs in (("reward.functions", config.reward.functions), ("algorithm.name", [config.algorithm.name])):
+    functions = [*config.reward.functions, *config.reward.answer_functions]
+    for key, specs in (("reward.functions", functions), ("algorithm.name", [config.algorithm.name])):
         if sources := [(spec, _source_of(spec)) for spec in specs if key == "reward.functions" or ":" in spec]:
             found[key] = _code_of(sources)
     return found
 
 
 def digest_of_functions(config: RewardConfig) -> str:
-    """A checksum over the user's reward functions; empty without any."""
-    sources = [(spec, _source_of(spec)) for spec in config.functions]
+    """A checksum over the user's reward functions, those that judge answers too; empty without any."""
+    sources = [(spec, _source_of(spec)) for spec in [*config.functions, *config.answer_functions]]
     return _code_of(sources).sha256 if sources else ""
 
 

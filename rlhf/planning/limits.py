@@ -56,7 +56,7 @@ def _composed(reward: RewardConfig, verifier: str, weights: Mapping[str, float])
     terms = [f"{named[name]} x {weight:g}" for name, weight in weights.items() if name not in multiplied]
     if multiplied:
         product = " x ".join(text for name, text in named.items() if name in multiplied)
-        share = 1 - reward.format_weight if reward.combine is Combine.product_plus_format else 1.0
+        share = 1 - weights.get("format", 0.0) if reward.combine is Combine.product_plus_format else 1.0
         terms.insert(0, f"({product}) x {share:g}")
     return " + ".join(terms)
 

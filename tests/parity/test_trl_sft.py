@@ -20,6 +20,7 @@ from model.interface import Mode
 from sft.data import Demonstrations
 from sft.stage import run_stage
 from tests.conftest import require_extra
+from tests.model.data.test_video import write_video
 
 STEPS = 3
 
@@ -124,6 +125,27 @@ def test_packed_sources_with_frozen_towers(start, tiny_folder, data, tmp_path):
         }
     before, after = (dict(load_model(one)[0].named_parameters()) for one in (tiny_folder, tmp_path / "trl" / "final"))
     assert {name.partition(".")[0] for name in before if not torch.equal(before[name], after[name])} == {"mlp1"}
+
+
+def test_rows_with_videos(start, tmp_path):
+    """A video is a prompt's frames, each an image with one tile; a row with an image of several tiles is beside it."""
+    require_extra("trl", "trl")
+    require_extra("video", "av")
+    write_video(tmp_path / "a.mp4", num_frames=6)
+    Image.new("RGB", (96, 32)).save(tmp_path / "wide.png")
+    rows = [
+        {"question": "<video>How bright?", "videos": ["a.mp4"], "completions": ["Dark.", "Quite dark."]},
+        {"question": "What is it?", "image": "wide.png", "answer": "Nothing."},
+    ]
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"id": f"r{n}", **row}) + "\n" for n, row in enumerate(rows)))
+    own = [f"data.demonstrations='{path}'", "batch_size=4", "max_steps=2", "engine.micro_batch_tokens=2000"]
+    for name in ("sailvl2", "trl"):
+        run_stage(*start(tmp_path / name, f"trainer={name}", *own))
+        assert not (tmp_path / name / "bad_rows.jsonl").exists()
+    for ours, theirs in zip(lines(tmp_path / "sailvl2"), lines(tmp_path / "trl"), strict=True):
+        for name in ("loss", "grad_norm", "tokens"):
+            assert theirs[name] == pytest.approx(ours[name], rel=1e-6 if ours["step"] == 1 else 1e-5), name
 
 
 def test_trls_own_collator_makes_the_same_ids_labels_and_pixels(start, tiny, tiny_folder, tmp_path, data):

@@ -92,6 +92,54 @@ def test_what_cannot_be_meant_is_refused(given, message):
         RewardConfig(datasets=given)
 
 
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"verifier": "no.py:"}, r"^reward\.verifier: expected FILE\.py:NAME.*found 'no\.py:'"),
+        ({"datasets": {"a": "no.py:b c"}}, r"^reward\.datasets\.a: expected FILE\.py:NAME"),
+        ({"verifier": "a.py:format"}, r"^reward\.verifier: the name 'format' of 'a\.py:format' is taken"),
+        ({"datasets": {"a": "a.py:math"}}, r"^reward\.datasets\.a: the name 'math' of 'a\.py:math' is taken"),
+        (
+            {"verifier": "a.py:f", "datasets": {"a": "b.py:f"}},
+            r"the name 'f' of 'a\.py:f' is taken, so that reward\.opt",
+        ),
+        ({"verifier": "a.py:f", "functions": ["b.py:f"]}, r"^reward\.verifier: the name 'f' of 'a\.py:f' is taken"),
+    ],
+)
+def test_functions_that_judge_answers_have_names_of_their_own(settings, message):
+    with pytest.raises(ValueError, match=message):
+        RewardConfig(**settings)
+
+
+def test_a_function_may_judge_answers_and_be_a_part(make_input, shown):
+    (result,), _ = scored([make_input(RIGHT)], verifier=f"{shown}:thought", functions=[f"{shown}:thought"])
+    assert result.parts["answer"] == result.parts["thought"] == 0.5
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"verifier": "none_such.py:f"}, r"reward\.verifier"),
+        ({"datasets": {"a": {"verifier": "none_such.py:f"}}}, r"reward\.datasets\.a"),
+        ({"functions": ["none_such.py:f"]}, r"reward\.functions"),
+    ],
+)
+def test_a_function_that_is_not_there_is_named_with_its_setting(settings, key):
+    with (
+        Rubric(RewardConfig(**settings)) as rubric,
+        pytest.raises(ValueError, match=f"^{key}: .*expected a Python file"),
+    ):
+        rubric.check_functions()
+
+
+@pytest.mark.parametrize("weights", [{"format": 1.5}, {"format": -0.5}, {"answer": 0}])
+def test_a_product_and_format_that_a_data_set_makes_impossible_is_refused(weights):
+    with pytest.raises(
+        ValueError, match=r"reward\.datasets\.a\.weights: combine=product_plus_format expects .* 0 to 1"
+    ):
+        RewardConfig(combine="product_plus_format", datasets={"a": {"weights": weights}})
+
+
 def test_a_part_that_only_a_data_set_pays_is_paid():
     config = RewardConfig(answer_weight=0.0, format_weight=1.0, datasets={"a": {"weights": {"answer": 1, "format": 0}}})
     assert config.pays_answers and config.paid_parts == {"answer", "format"}

@@ -85,6 +85,12 @@ def test_the_rows_own_fact_decides_without_a_judge(auto, text, hard, easy):
     assert judged(auto(text, {"difficult": False}), column="difficult") == easy
 
 
+@pytest.mark.parametrize("mode", ["think", "direct"])
+def test_it_does_not_apply_to_modes_that_ask_for_no_judge_section(make_input, mode):
+    for text in (f"{THOUGHT}{BOX}", BOX, f"{YES}{THOUGHT}{BOX}"):
+        assert judged(make_input(text, mode=mode, meta=HARD)) is NOT_APPLICABLE
+
+
 def test_without_a_fact_and_without_a_judge_it_is_unscorable_and_never_zero(auto):
     for text in (f"{YES}{THOUGHT}{BOX}", f"{NO}{BOX}", ""):
         with pytest.raises(Unscorable, match=r"column requires_reasoning.*names no endpoint"):

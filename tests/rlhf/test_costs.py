@@ -49,7 +49,12 @@ def test_a_stream_with_a_number_of_updates_is_bounded():
 
 def test_updates_of_completions_are_bounded_by_the_models_positions():
     *_, whole = supervised_lines(sft(ROWS, "batch_size=64", "max_steps=10"), DENSE, H200, 1, 1, "maker")
-    assert numbers(whole)[0] == 10 * 64 * 40_960
+    tokens, flops, hours = numbers(whole)[:3]
+    assert tokens == 10 * 64 * 40_960
+    packed = sft(ROWS, "batch_size=64", "max_steps=10", "engine.micro_batch_tokens=40960")
+    _, billion, as_long = supervised_lines(packed, DENSE, H200, 1, 1, "maker")
+    assert flops == numbers(as_long)[1] == pytest.approx(numbers(billion)[0] * tokens / 1e9, rel=0.01)
+    assert hours == pytest.approx(numbers(as_long)[2], rel=0.01), "a row of all positions stands alone"
     assert "each takes all 40,960 positions" in whole and whole.endswith("not known: stage maker writes the rows")
 
 

@@ -162,6 +162,6 @@ def test_references_of_mixed_forms_are_counted_and_said(tiny, tmp_path):
 def test_a_reference_that_cannot_be_read_is_no_fault_where_none_is_needed(tiny, tmp_path):
     path = write_jsonl(tmp_path / "rows.jsonl", [{"problem": "1+1?", "answer": True}])
     limits = RolloutConfig(max_prompt_tokens=90, max_completion_tokens=16)
-    assert len(PromptSet(path, tiny[1], Mode.think, limits, needs_reference=False)) == 1
+    assert len(PromptSet(path, tiny[1], Mode.think, limits, needs_reference=lambda columns: False)) == 1
     with pytest.raises(ValueError, match="reference: expected str, found True"):
         PromptSet(path, tiny[1], Mode.think, limits)

@@ -71,12 +71,12 @@ def test_a_thought_that_is_cut_off_is_not_an_empty_one(text, is_empty):
 
 
 def test_answers_of_mode_auto_say_who_thought_and_who_decided_rightly():
-    """Worked by hand: three of four think, two of them are right, as is the one that does not think; facts of two."""
+    """Worked by hand: three of four think, two of them are right, as is the one that does not think; facts of three."""
     yes, no = '<judge>{"requires_reasoning": true}</judge>', '<judge>{"requires_reasoning": false}</judge>'
     said = [
         (f"{yes}<think>a</think>\\boxed{{1}}", True, {"requires_reasoning": True}),
         (f"{no}<think>a</think>\\boxed{{1}}", True, {}),  # thinks against its word
-        (f"{yes}<think>a", False, {"requires_reasoning": "true"}),  # cut off; a text is no fact here
+        (f"{yes}<think>a", False, {"requires_reasoning": "true"}),  # cut off; the row is of a table of texts
         (f"{no}\\boxed{{1}}", True, {"requires_reasoning": True}),
     ]
     answers = [
@@ -88,12 +88,12 @@ def test_answers_of_mode_auto_say_who_thought_and_who_decided_rightly():
         2 / 3,
         1,
     )
-    assert found["decision_accuracy"] == 0.5 and found["mode_obedience"] == 0.5
+    assert found["decision_accuracy"] == 2 / 3 and found["mode_obedience"] == 0.5
     result = result_of([Prompt("0", [], "1", {})], {DIRECT: [answer("0", True, DIRECT)], AUTO: answers})
     assert result["thought_share"] == 0.75 and result["mode_obedience_auto"] == 0.5 and "mean_length_auto" in result
     lines = evaluation_lines("m", {**result, "max_completion_tokens": 4})
     assert (
-        "auto: thinks in 75.0%; accuracy of those 66.7%, of the others 100.0%; decides as the rows say: 50.0%" in lines
+        "auto: thinks in 75.0%; accuracy of those 66.7%, of the others 100.0%; decides as the rows say: 66.7%" in lines
     )
 
 
