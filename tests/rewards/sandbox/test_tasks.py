@@ -111,7 +111,7 @@ def test_an_object_that_is_no_reply_is_told_apart(fields):
     [
         *((0, value) for value in ("1.0", True, [1.0], {"value": 1.0}, float("inf"))),
         *((1, value) for value in (1.0, {}, {"one_by_one": 1, "timeout_seconds": None, "memory_mb": None})),
-        *((2, value) for value in ("1.0", None, False)),
+        *((2, value) for value in ("1.0", [1.0], False)),
         *((3, value) for value in (1.0, {"results": [], "metrics": {}}, {"results": [1.0, 1.0], "metrics": {}})),
     ],
 )

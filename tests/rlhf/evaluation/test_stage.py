@@ -93,7 +93,7 @@ def test_an_own_reward_alone_is_reported_as_reward_and_the_result_may_go_to_stdo
     assert (result["accuracy_direct"], result["reward_direct"]) == (None, 0.5)
     assert "at most 6 tokens a completion" in printed.err
     with pytest.raises(
-        ValueError, match=r"modes: expected some of think, think_sampled, direct, each once, found none"
+        ValueError, match=r"modes: expected some of think, think_sampled, direct, auto, each once, found none"
     ):
         evaluate("modes=[]")
 
