@@ -116,8 +116,8 @@ class SAILVLProcessor(ProcessorMixin):
     def apply_chat_template(self, conversation: Any, chat_template: str | None = None, **kwargs: Any) -> Any:
         """Messages -> text, or ids and pixels with `tokenize=True`.
 
-        `thinking=True` appends the published instruction, `thinking="auto"` that of `Mode.auto`. Other options that
-        would change the result are refused.
+        `thinking=True` appends the published instruction, `thinking="if_needed"` that of `Mode.auto`. Other options
+        that would change the result are refused.
         """
         kwargs |= kwargs.pop("processor_kwargs", None) or {}  # where transformers' pipelines put options
         remedy = "the published template has no such part, and nothing is cut"
@@ -203,9 +203,9 @@ class SAILVLProcessor(ProcessorMixin):
 
 def _mode_of(thinking: object) -> Mode:
     """The mode that the option `thinking` asks for. `ValueError` for a value that is none of the three."""
-    if not isinstance(thinking, bool | None) and thinking != "auto":
-        raise ValueError(f"thinking: expected True, False or 'auto', found {shown(thinking)}")
-    return Mode.auto if thinking == "auto" else Mode.think if thinking else Mode.direct
+    if not isinstance(thinking, bool | None) and thinking != Mode.auto.template_value:
+        raise ValueError(f"thinking: expected True, False or 'if_needed', found {shown(thinking)}")
+    return Mode.auto if thinking == Mode.auto.template_value else Mode.think if thinking else Mode.direct
 
 
 def _by_prompt(images: Any, num_prompts: int = 1) -> list[list[Image.Image]]:

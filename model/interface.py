@@ -73,8 +73,11 @@ class Mode(Enum):
 
     @property
     def template_value(self) -> bool | str:
-        """The value of the chat template's variable `thinking` that asks for this mode."""
-        return "auto" if self is Mode.auto else self is Mode.think
+        """The value of the chat template's variable `thinking` that asks for this mode.
+
+        It is not "auto": vLLM's server takes that word in a request for a value that was not given.
+        """
+        return "if_needed" if self is Mode.auto else self is Mode.think
 
     @classmethod
     def of(cls, given: "Mode | str") -> "Mode":

@@ -17,8 +17,8 @@ from model.interface import (
 )
 
 FILE = "chat_template.jinja"
-KNOWS_AUTO = "thinking == 'auto'"
-"""Stands in a template that knows `Mode.auto`. One that was written before takes "auto" for thinking mode."""
+KNOWS_AUTO = f"thinking == '{Mode.auto.template_value}'"
+"""Stands in a template that knows `Mode.auto`. One that was written before takes the value for thinking mode."""
 
 _TEMPLATE = """\
 {%- set last = namespace(user=-1) -%}
@@ -36,7 +36,7 @@ _TEMPLATE = """\
 {%- endfor -%}
 {%- endif -%}
 {%- if loop.index0 == last.user -%}
-{%- if thinking == 'auto' -%}{{- AUTO_INSTRUCTION -}}{%- elif thinking -%}{{- INSTRUCTION -}}{%- endif -%}
+{%- if thinking == 'if_needed' -%}{{- AUTO_INSTRUCTION -}}{%- elif thinking -%}{{- INSTRUCTION -}}{%- endif -%}
 {%- endif -%}
 {{- END -}}
 {%- endfor -%}
@@ -46,7 +46,7 @@ _TEMPLATE = """\
 
 def chat_template(instruction_on_new_line: bool) -> str:
     """Jinja source. Variables: `messages`, `add_generation_prompt`, and `thinking`: true asks for thinking mode,
-    "auto" for `Mode.auto`."""
+    "if_needed" for `Mode.auto`."""
     line = "\n" if instruction_on_new_line else ""
     values = {
         "INSTRUCTION": line + Mode.think.instruction,

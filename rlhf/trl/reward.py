@@ -74,10 +74,10 @@ def trl_reward(reward: RewardConfig | Rubric, processor: Any, mode: Mode | str =
     """A reward function for TRL's GRPOTrainer and RLOOTrainer.
 
     `processor`: the AutoProcessor of a SAIL-VL2 folder, or a `Processor` of `model.processing.processor`. `mode` is how
-    prompts are asked, as the trainer's `chat_template_kwargs` say: {"thinking": True} for think, {"thinking": "auto"}
-    for auto. The data set needs a column `reference` (or solution, answer, ground_truth, label, target); `id`, `images`
-    as paths and whatever verifiers and functions read are optional. Functions of the config are loaded now:
-    `ValueError` if one cannot be.
+    prompts are asked, as the trainer's `chat_template_kwargs` say: {"thinking": True} for think, and
+    {"thinking": "if_needed"} for auto. The data set needs a column `reference` (or solution, answer, ground_truth,
+    label, target); `id`, `images` as paths and whatever verifiers and functions read are optional. Functions of the
+    config are loaded now: `ValueError` if one cannot be.
     """
     rubric = reward if isinstance(reward, Rubric) else Rubric(reward)
     rubric.check_functions()

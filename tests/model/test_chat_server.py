@@ -74,7 +74,7 @@ def talk(server: FakeServer, *overrides: str) -> None:
 def test_the_mode_is_sent_and_an_answer_without_a_judgement_is_remarked_on_in_mode_auto(server, mode, capsys):
     talk(server, f"mode={mode}")
     assert server.asked[0][0]["chat_template_kwargs"] == {
-        "thinking": {"think": True, "direct": False, "auto": "auto"}[mode]
+        "thinking": {"think": True, "direct": False, "auto": "if_needed"}[mode]
     }
     assert ("expects an answer that begins with <judge>" in capsys.readouterr().err) is (mode == "auto")
     server.answer = event('<judge>{"requires_reasoning": false}</judge>') + event("4") + b"data: [DONE]\n\n"

@@ -80,7 +80,7 @@ def test_the_served_folder_answers_with_our_models_greedy_text(served, mode):
         messages=[{"role": "user", "content": content}],
         temperature=0.0,
         max_tokens=LIMIT,
-        extra_body={"chat_template_kwargs": {"thinking": mode is Mode.think}, "skip_special_tokens": False},
+        extra_body={"chat_template_kwargs": {"thinking": mode.template_value}, "skip_special_tokens": False},
     )
     messages = [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]}]
     tokens = processor.prompt(messages, mode)
@@ -90,10 +90,14 @@ def test_the_served_folder_answers_with_our_models_greedy_text(served, mode):
     )
     asked = RolloutRequest(0, "p", tokens.ids, tokens.placeholder_ids, images, 1, greedy=True)
     ((rollout,),) = generate(worker, [asked])
-    assert answer.choices[0].message.content.removesuffix("<|im_end|>") == processor.tokenizer.decode(
-        rollout.completion_ids
-    )
+    expected = processor.tokenizer.decode(rollout.completion_ids)
+    assert whole(answer.choices[0].message.content.removesuffix("<|im_end|>")) == whole(expected)
     assert answer.usage.prompt_tokens == len(tokens.ids)
+
+
+def whole(text: str) -> str:
+    """The text without a character that the limit of tokens cut: vLLM leaves its bytes out."""
+    return text.rstrip("\ufffd")
 
 
 def theirs(folder, messages, mode) -> str:
@@ -105,7 +109,7 @@ def theirs(folder, messages, mode) -> str:
     processor = AutoProcessor.from_pretrained(folder)
     policy = AutoModelForImageTextToText.from_pretrained(folder)
     options = {"tokenize": True, "add_generation_prompt": True, "return_tensors": "pt"}
-    inputs = processor.apply_chat_template(messages, thinking=mode is Mode.think, **options)
+    inputs = processor.apply_chat_template(messages, thinking=mode.template_value, **options)
     written = policy.generate(**inputs, max_new_tokens=LIMIT)[0, inputs["input_ids"].shape[1] :]
     return processor.decode(written, skip_special_tokens=True)
 
@@ -130,7 +134,8 @@ def test_chat_through_the_server_prints_the_greedy_text_of_transformers(served, 
         said.append(capsys.readouterr().out.strip())
     parts = [{"type": "image", "image": picture(3, 48, 48)}, {"type": "text", "text": QUESTION}]
     text = theirs(folder, [{"role": "user", "content": parts}], mode)
-    assert said[0] == said[1] == printable_text(text).strip() and text.strip()
+    said, text = [whole(one) for one in said], whole(printable_text(text).strip())
+    assert said[0] == said[1] == text and text
 
 
 def test_a_client_that_knows_no_modes_gets_the_servers_and_its_greedy_text(served):

@@ -22,7 +22,7 @@ def options(*overrides: str, on_gpu: bool = False, ours: bool = True) -> dict[st
     return {name: value for name, value in zip(words, [*words[1:], ""], strict=True) if name.startswith("--")}
 
 
-@pytest.mark.parametrize(("mode", "thinks"), [("think", True), ("direct", False), ("auto", "auto")])
+@pytest.mark.parametrize(("mode", "thinks"), [("think", True), ("direct", False), ("auto", "if_needed")])
 def test_the_mode_is_that_of_requests_that_name_none(tiny_folder, mode, thinks):
     found = options(f"checkpoint={tiny_folder}", f"mode={mode}")
     assert json.loads(found["--default-chat-template-kwargs"]) == {"thinking": thinks}
@@ -34,7 +34,7 @@ def test_the_mode_is_that_of_requests_that_name_none(tiny_folder, mode, thinks):
 def test_mode_auto_is_refused_where_the_template_would_take_it_for_thinking(tiny, tmp_path):
     save_model(tmp_path / "m", *tiny)
     template = tmp_path / "m" / "chat_template.jinja"
-    template.write_text(template.read_text().replace("thinking == 'auto'", "false"))
+    template.write_text(template.read_text().replace("thinking == 'if_needed'", "false"))
     with pytest.raises(ValueError, match="mode: auto expects a chat template that knows it"):
         options(f"checkpoint={tmp_path / 'm'}", "mode=auto")
     template.unlink()
