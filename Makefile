@@ -20,7 +20,7 @@ help:
 	@echo "make thinking [ARGS='KEY=VALUE ...']    the four Thinking stages in miniature, on the model of make base"
 	@echo "make install                            core packages and what tests and checks need"
 	@echo "make test | test-slow | check           tests, long tests, linters and types"
-	@echo "make test-nightly                       more seeds of what those tests show (an hour and more)"
+	@echo "make test-nightly                       more seeds of what those tests show"
 	@echo "make docs                               the pages as a site in build/site, offline, warnings are errors"
 	@echo "make clean                              remove .venv and caches (runs/ and data/ stay)"
 

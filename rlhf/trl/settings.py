@@ -4,12 +4,10 @@ Of TRL 1.16: `GRPOTrainer` for algorithms that compare with the group's mean, `R
 """
 
 from collections.abc import Sequence
-from enum import Enum
 from typing import Any
 
 from model.engine.config import ComputeDtype, Device
-from model.lora.config import LoraConfig
-from model.trl.installed import require_trl
+from model.trl.limits import expect, refuse_adapters, require_trl
 from rlhf.algorithms.config import (
     AdvantageScale,
     AlgorithmConfig,
@@ -36,23 +34,20 @@ _SCALES = {AdvantageScale.group_std: "group", AdvantageScale.none: "none"}
 def check(config: RlConfig) -> None:
     """`ValueError` unless TRL is installed and its trainers can do what the config asks for."""
     require_trl()
-    if isinstance(config.adapter, LoraConfig):
-        raise ValueError(
-            "adapter: trainer=trl trains whole models here, found lora; use trainer=sailvl2 or adapter=none"
-        )
+    refuse_adapters(config.adapter)
     algorithm = config.algorithm
     if isinstance(algorithm, CustomConfig):
         raise ValueError(f"algorithm: trainer=trl knows TRL's own losses, not {algorithm.name}; use trainer=sailvl2")
-    _expect("algorithm.baseline", algorithm.baseline, Baseline.group_mean, Baseline.leave_one_out)
+    expect("algorithm.baseline", algorithm.baseline, Baseline.group_mean, Baseline.leave_one_out)
     (_check_rloo if uses_rloo(config) else _check_grpo)(algorithm)
     if algorithm.group_size < 2:
         raise ValueError(f"algorithm.group_size: trainer=trl expects at least 2, found {algorithm.group_size}")
-    _expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
-    _expect("algorithm.entropy.target", algorithm.entropy.target, 0.0)
-    _expect("algorithm.kl.refresh_every", algorithm.kl.refresh_every, 0)
-    _expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
-    _expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
-    _expect("algorithm.correction.routing_replay", algorithm.correction.routing_replay, False)
+    expect("algorithm.correction.rule", algorithm.correction.rule, Correction.none)
+    expect("algorithm.entropy.target", algorithm.entropy.target, 0.0)
+    expect("algorithm.kl.refresh_every", algorithm.kl.refresh_every, 0)
+    expect("trainer.curriculum", config.trainer.curriculum, Curriculum.none)
+    expect("trainer.balance_coefficient", config.trainer.balance_coefficient, 0.0)
+    expect("algorithm.correction.routing_replay", algorithm.correction.routing_replay, False)
     if config.evaluation.prompts:
         raise ValueError(
             "evaluation.prompts: trainer=trl does not evaluate while it trains; leave it empty and run "
@@ -61,8 +56,8 @@ def check(config: RlConfig) -> None:
     if config.engine.name != "local":
         raise ValueError(f"engine: trainer=trl expects local, found {config.engine.name}; use trainer=sailvl2 for it")
     _check_batches(config)
-    _expect("engine.device", config.engine.device, Device.auto, Device.cpu)
-    _expect("engine.compute_dtype", config.engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)
+    expect("engine.device", config.engine.device, Device.auto, Device.cpu)
+    expect("engine.compute_dtype", config.engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)
 
 
 def uses_rloo(config: RlConfig) -> bool:
@@ -158,29 +153,29 @@ def _check_grpo(algorithm: AlgorithmConfig) -> None:
             f"algorithm: trainer=trl runs grpo, dr_grpo, dapo, gspo, cispo and rloo, found {algorithm.name}; set "
             "trainer=sailvl2"
         )
-    _expect("algorithm.advantage_scale", algorithm.advantage_scale, *_SCALES)
-    _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token, RatioLevel.sequence)
+    expect("algorithm.advantage_scale", algorithm.advantage_scale, *_SCALES)
+    expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token, RatioLevel.sequence)
     if algorithm.kl.coefficient:
-        _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.loss)
-        _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k3)
+        expect("algorithm.kl.place", algorithm.kl.place, KlPlace.loss)
+        expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k3)
     if algorithm.entropy.coefficient:  # theirs is a mean per token, whatever the loss is
-        _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
+        expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
     if algorithm.name == "cispo":
-        _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
-        _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token)
-        _expect("algorithm.clip_low", algorithm.clip_low, 1.0)
-        _expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
+        expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.tokens)
+        expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.token)
+        expect("algorithm.clip_low", algorithm.clip_low, 1.0)
+        expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
 
 
 def _check_rloo(algorithm: AlgorithmConfig) -> None:
-    _expect("algorithm.advantage_scale", algorithm.advantage_scale, AdvantageScale.none)
-    _expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.whole_sequence)
-    _expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.sequences)
-    _expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
-    _expect("algorithm.entropy.coefficient", algorithm.entropy.coefficient, 0.0)
+    expect("algorithm.advantage_scale", algorithm.advantage_scale, AdvantageScale.none)
+    expect("algorithm.ratio_level", algorithm.ratio_level, RatioLevel.whole_sequence)
+    expect("algorithm.normalisation", algorithm.normalisation, LossNormalisation.sequences)
+    expect("algorithm.dual_clip", algorithm.dual_clip, 0.0)
+    expect("algorithm.entropy.coefficient", algorithm.entropy.coefficient, 0.0)
     if algorithm.kl.coefficient:
-        _expect("algorithm.kl.place", algorithm.kl.place, KlPlace.reward)
-        _expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k1)
+        expect("algorithm.kl.place", algorithm.kl.place, KlPlace.reward)
+        expect("algorithm.kl.estimator", algorithm.kl.estimator, KlEstimator.k1)
 
 
 def _check_batches(config: RlConfig) -> None:
@@ -194,13 +189,3 @@ def _check_batches(config: RlConfig) -> None:
         raise ValueError(
             f"trainer.micro_batch_size: expected a divisor of the mini-batch's {mini} completions, found {micro}"
         )
-
-
-def _expect(field: str, found: Any, *allowed: Any) -> None:
-    if found in allowed:
-        return
-    names = [str(value.value if isinstance(value, Enum) else value) for value in (*allowed, found)]
-    raise ValueError(
-        f"{field}: trainer=trl has {' or '.join(names[:-1])} with this algorithm, found {names[-1]}; set that, or "
-        "trainer=sailvl2"
-    )

@@ -4,29 +4,24 @@ said. Free of TRL and of torch.
 Written for TRL 1.16.
 """
 
-from enum import Enum
 from typing import Any
 
 from model.config import AttentionKernel, MoeLanguageConfig, SailVL2Config
 from model.engine.config import ComputeDtype, Device
-from model.lora.config import LoraConfig
-from model.trl.installed import require_trl
+from model.trl.limits import expect, refuse_adapters, require_trl
 from sft.config import SftConfig
 
 
 def check(config: SftConfig) -> None:
     """`ValueError` unless TRL is installed and its trainer can do what the config asks for."""
     require_trl()
-    if isinstance(config.adapter, LoraConfig):
-        raise ValueError(
-            "adapter: trainer=trl trains whole models here, found lora; set adapter=none, or trainer=sailvl2"
-        )
+    refuse_adapters(config.adapter)
     engine = config.engine
-    _expect("engine", engine.name, "local")
-    _expect("engine.device", engine.device, Device.auto, Device.cpu)
-    _expect("engine.compute_dtype", engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)
-    _expect("engine.attention_kernel", engine.attention_kernel, AttentionKernel.auto)
-    _expect("adalrs.window", config.adalrs.window, 0)
+    expect("engine", engine.name, "local")
+    expect("engine.device", engine.device, Device.auto, Device.cpu)
+    expect("engine.compute_dtype", engine.compute_dtype, ComputeDtype.auto, ComputeDtype.float32)
+    expect("engine.attention_kernel", engine.attention_kernel, AttentionKernel.auto)
+    expect("adalrs.window", config.adalrs.window, 0)
     if config.evaluation.data:
         raise ValueError(
             "evaluation.data: trainer=trl does not evaluate while it trains, so it expects none, found "
@@ -79,12 +74,3 @@ def trl_arguments(config: SftConfig, num_updates: int) -> dict[str, Any]:
         "report_to": [],
         "disable_tqdm": True,
     }
-
-
-def _expect(field: str, found: Any, *allowed: Any) -> None:
-    if found in allowed:
-        return
-    names = [str(value.value if isinstance(value, Enum) else value) for value in (*allowed, found)]
-    raise ValueError(
-        f"{field}: trainer=trl has {' or '.join(names[:-1])}, found {names[-1]}; set that, or trainer=sailvl2"
-    )
